@@ -1,0 +1,46 @@
+"""
+The study as a graph of files: text -> teachers -> students -> law -> final student -> report.
+
+`capgap run` (or `make`) runs it for config.yaml; `--configfile other.yaml` replaces the study.
+"""
+
+
+include: "rules/common.smk"
+include: "rules/text.smk"
+include: "rules/teachers.smk"
+include: "rules/students.smk"
+include: "rules/law.smk"
+include: "rules/final.smk"
+
+
+# Every small result is asked for by name: Snakemake counts a job whose input failed as done, and
+# would find a stale result behind it up to date.
+rule all:
+    """The whole study."""
+    default_target: True
+    input:
+        teachers_of_study(paths.TEACHER_METRICS),
+        runs_of_grid(paths.RUN_METRICS),
+        of_study(paths.RUNS_TABLE),
+        of_study(paths.LAW),
+        of_study(paths.CHOICE),
+        of_study(paths.FINAL),
+        of_study(paths.REPORT),
+
+
+rule teachers:
+    """All teachers, trained or fetched, and measured."""
+    input:
+        teachers_of_study(paths.TEACHER_METRICS),
+
+
+rule students:
+    """All students of the grid, trained and measured."""
+    input:
+        runs_of_grid(paths.RUN_METRICS),
+
+
+rule law:
+    """The table of runs and the law fitted on it."""
+    input:
+        of_study(paths.LAW),

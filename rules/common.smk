@@ -1,0 +1,134 @@
+"""
+The study's settings and the helpers that the rules share; no rules.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from capgap import design, paths
+from capgap.config import (
+    CollectStage,
+    PretrainedTeacher,
+    TeacherTokenizer,
+    format_count,
+    load_study,
+    parse_count,
+)
+from capgap.errors import CapgapError
+from capgap.records import Choice
+from capgap.workflow import planning
+
+# Rules call `python`; it is the one that runs this workflow, whatever the caller's PATH says.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
+
+try:
+    # Without --configfile the study is config.yaml; values of --config replace top-level keys.
+    STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
+except CapgapError as error:
+    raise WorkflowError(str(error))
+
+SIZES = design.teacher_sizes(STUDY)
+RUNS = design.grid_runs(STUDY.grid, SIZES)
+PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
+FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
+
+
+wildcard_constraints:
+    study=STUDY.study,
+    teacher=r"[a-z0-9][a-z0-9.-]*",
+    student=r"[0-9.]+[kMBT]?",
+    tokens=r"[0-9.]+[kMBT]?",
+    init=r"random|pruned-[a-z0-9][a-z0-9.-]*",
+    seed=r"\d+",
+
+
+def one_of(names):
+    """A wildcard constraint that admits the given names and nothing else."""
+    return "|".join(n.replace(".", r"\.") for n in names) or "(?!)"
+
+
+def of_study(path):
+    """A path of this study."""
+    return path.format(study=STUDY.study)
+
+
+def teachers_of_study(path):
+    """One path for every teacher."""
+    return [path.format(study=STUDY.study, teacher=name) for name in STUDY.teachers]
+
+
+def runs_of_grid(path):
+    """One path for every run of the grid."""
+    return [path.format(study=STUDY.study, **run._asdict()) for run in RUNS]
+
+
+def spec(stage, settings=None):
+    """A rule's one parameter: its settings and the digest of the source it runs."""
+    text = planning.spec(stage, settings)
+
+    def given(wildcards):
+        return text
+
+    return given
+
+
+def pretrain_spec(wildcards):
+    """The parameter of one teacher's training."""
+    return planning.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher))
+
+
+def fetch_spec(wildcards):
+    """The parameter of one teacher's arrival."""
+    return planning.spec("fetch", STUDY.teachers[wildcards.teacher])
+
+
+def tokenizer_source(wildcards):
+    """The corpus to train a tokenizer on, or the teacher to take it from."""
+    if isinstance(STUDY.tokenizer, TeacherTokenizer):
+        return paths.TEACHER_MODEL.format(
+            study=wildcards.study, teacher=STUDY.tokenizer.teacher
+        )
+    return paths.CORPUS.format(study=wildcards.study)
+
+
+def run_teacher(wildcards):
+    """The teacher of a run; nothing for the arm without one."""
+    if wildcards.teacher == design.NONE:
+        return []
+    return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
+
+
+def shape_model(wildcards):
+    """The teacher whose layout a random start shares: the smallest that is large enough."""
+    size = parse_count(wildcards.student)
+    teacher = design.teachers_for(size, SIZES)[0]
+    return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=teacher)
+
+
+def student_params(wildcards):
+    """A student's size in parameters without embeddings."""
+    return parse_count(wildcards.student)
+
+
+def final_paths(path):
+    """An input function: one path for every final run that the law's choice asks for."""
+
+    def chosen(wildcards):
+        choice = Choice.read(checkpoints.choose_teacher.get(study=wildcards.study).output[0])
+        runs = design.final_runs(STUDY.final, choice.teachers())
+        return [path.format(study=wildcards.study, **run._asdict()) for run in runs]
+
+    return chosen
+
+
+def final_teachers(wildcards):
+    """Metrics of the teachers of the final runs."""
+    choice = Choice.read(checkpoints.choose_teacher.get(study=wildcards.study).output[0])
+    return [
+        paths.TEACHER_METRICS.format(study=wildcards.study, teacher=name)
+        for name in choice.teachers()
+    ]

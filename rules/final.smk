@@ -1,0 +1,58 @@
+"""
+The law-guided final student, its alternatives, and the report. The runs themselves are ordinary
+runs of `distill_student`, at the final student's size and budget.
+
+IN   results/{study}/law/  results/{study}/students/{final student}/**
+OUT  results/{study}/final/{final.json,model/}  results/{study}/report/
+"""
+
+
+rule compare_final:
+    """Hold the law's choice against its alternatives and publish the final student."""
+    input:
+        choice=paths.CHOICE,
+        trained=final_paths(paths.RUN_TRAIN),
+        metrics=final_paths(paths.RUN_METRICS),
+        models=final_paths(paths.RUN_MODEL),
+        teachers=final_teachers,
+    output:
+        final=paths.FINAL,
+        model=paths.FINAL_MODEL,
+    log:
+        paths.log("compare_final", paths.ROOT),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        spec=spec("compare"),
+    shell:
+        r"""
+        exec python -m capgap.compare \
+            --choice {input.choice:q} --trained {input.trained:q} --teachers {input.teachers:q} \
+            --spec {params.spec:q} --out {output.final:q} --model-out {output.model:q} \
+            >{log:q} 2>&1
+        """
+
+
+rule write_report:
+    """Write the report and its figures."""
+    input:
+        runs=paths.RUNS_TABLE,
+        law=paths.LAW,
+        final=paths.FINAL,
+        teachers=teachers_of_study(paths.TEACHER_METRICS),
+    output:
+        paths.REPORT,
+    log:
+        paths.log("write_report", paths.ROOT),
+    benchmark:
+        paths.timing("write_report", paths.ROOT)
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        spec=spec("report", STUDY),
+    shell:
+        r"""
+        exec python -m capgap.report \
+            --runs {input.runs:q} --law {input.law:q} --final {input.final:q} \
+            --teachers {input.teachers:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """

@@ -1,0 +1,74 @@
+"""
+Gather the runs, fit the law, and let it choose a teacher for a size it has not seen.
+
+IN   results/{study}/students/**/{train,metrics}.json  results/{study}/teachers/*/metrics.json
+OUT  results/{study}/law/{runs.csv,law.json,choice.json}
+"""
+
+
+rule collect_runs:
+    """Gather all runs of the grid into one table."""
+    input:
+        runs_of_grid(paths.RUN_TRAIN),
+        runs_of_grid(paths.RUN_METRICS),
+        teachers_of_study(paths.TEACHER_METRICS),
+    output:
+        paths.RUNS_TABLE,
+    log:
+        paths.log("collect_runs", paths.ROOT),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        spec=spec(
+            "collect",
+            CollectStage(root=of_study(paths.ROOT), grid=STUDY.grid, teacher_sizes=SIZES),
+        ),
+    shell:
+        r"""
+        exec python -m capgap.collect --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+rule fit_law:
+    """Find the optimum of every student size and fit T* = a + b S."""
+    input:
+        paths.RUNS_TABLE,
+    output:
+        paths.LAW,
+    log:
+        paths.log("fit_law", paths.ROOT),
+    benchmark:
+        paths.timing("fit_law", paths.ROOT)
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        spec=spec("fit", STUDY.law),
+    shell:
+        r"""
+        exec python -m capgap.fit \
+            --runs {input:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+checkpoint choose_teacher:
+    """Choose the final student's teacher by the law."""
+    input:
+        law=paths.LAW,
+        runs=paths.RUNS_TABLE,
+    output:
+        paths.CHOICE,
+    log:
+        paths.log("choose_teacher", paths.ROOT),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        spec=spec("choose"),
+        student=STUDY.final.student,
+        tokens=STUDY.final.tokens,
+    shell:
+        r"""
+        exec python -m capgap.choose \
+            --law {input.law:q} --runs {input.runs:q} \
+            --student {params.student} --tokens {params.tokens} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """

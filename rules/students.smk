@@ -1,0 +1,112 @@
+"""
+Make the starts of the students, train each from its teacher, and measure it.
+
+IN   results/{study}/teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
+OUT  results/{study}/inits/{student}/{init}/model/
+     results/{study}/students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
+"""
+
+
+rule prune_student:
+    """Cut one teacher down to one student size."""
+    input:
+        model=paths.TEACHER_MODEL,
+        importance=paths.TEACHER_IMPORTANCE,
+    output:
+        paths.INIT_MODEL.replace("{init}", "pruned-{teacher}"),
+    log:
+        paths.log("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}")),
+    benchmark:
+        paths.timing("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}"))
+    conda:
+        "../envs/train.yaml"
+    params:
+        spec=spec("prune"),
+        size=student_params,
+    shell:
+        r"""
+        exec python -m capgap.prune \
+            --model {input.model:q} --importance {input.importance:q} \
+            --params {params.size} --name {wildcards.student:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+rule randomise_student:
+    """Make a random start of one student size."""
+    input:
+        like=shape_model,
+    output:
+        paths.INIT_MODEL.replace("{init}", design.RANDOM),
+    log:
+        paths.log("randomise_student", paths.INIT_DIR.replace("{init}", design.RANDOM)),
+    benchmark:
+        paths.timing("randomise_student", paths.INIT_DIR.replace("{init}", design.RANDOM))
+    conda:
+        "../envs/train.yaml"
+    params:
+        spec=spec("randomise"),
+        size=student_params,
+    shell:
+        r"""
+        exec python -m capgap.randomise \
+            --like {input.like:q} --params {params.size} --name {wildcards.student:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+rule distill_student:
+    """Train one student from its start, with its teacher and one seed."""
+    input:
+        init=paths.INIT_MODEL,
+        teacher=run_teacher,
+        tokens=paths.TOKENS,
+    output:
+        model=paths.RUN_MODEL,
+        curve=paths.RUN_CURVE,
+        train=paths.RUN_TRAIN,
+    log:
+        paths.log("distill_student", paths.RUN_DIR),
+    benchmark:
+        paths.timing("distill_student", paths.RUN_DIR)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=spec("distill", STUDY.distill),
+        out=paths.RUN_DIR,
+        scratch=paths.scratch(paths.RUN_DIR),
+    shell:
+        r"""
+        exec python -m capgap.distill \
+            --init {input.init:q} --teacher {input.teacher:q} \
+            --token-streams {input.tokens:q} \
+            --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
+            --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
+        """
+
+
+rule evaluate_student:
+    """Measure one student on held-out text."""
+    input:
+        model=paths.RUN_MODEL,
+        tokens=paths.TOKENS,
+    output:
+        paths.RUN_METRICS,
+    log:
+        paths.log("evaluate_student", paths.RUN_DIR),
+    benchmark:
+        paths.timing("evaluate_student", paths.RUN_DIR)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=spec("evaluate", STUDY.evaluate),
+    shell:
+        r"""
+        exec python -m capgap.evaluate \
+            --model {input.model:q} --token-streams {input.tokens:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """

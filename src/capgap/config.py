@@ -1,0 +1,523 @@
+"""
+Settings of a study: every key, its unit and its limits are defined here and nowhere else.
+
+A study is one YAML file. `load_study` reads it into `Study` and reports all problems of the file
+in one message. The workflow hands each stage the one section it needs; a stage run by hand takes
+the same fields as command-line options. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from capgap.errors import CapgapError
+from capgap.shapes import LlamaShape
+
+SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(value: Any) -> Any:
+    """Turn '60k', '2.5M', '3B' into an integer; leave numbers to the validator that follows."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMBT]?)\s*", value)
+        if not match:
+            raise ValueError("a count is an integer, or a number with k, M, B or T, like 60k")
+        count = Decimal(match[1]) * SUFFIXES.get(match[2], 1)
+        if count != int(count):
+            raise ValueError("a count is a whole number")
+        return int(count)
+    return value
+
+
+def format_count(count: int) -> str:
+    """Write a count as a name, without loss: 60000 -> '60k', 2500000 -> '2.5M', 61437 -> '61437'."""
+    for suffix, factor in reversed(SUFFIXES.items()):
+        if count >= factor:
+            short = (Decimal(count) / factor).normalize()
+            if abs(short.as_tuple().exponent) <= 3:
+                return f"{short:f}{suffix}"
+    return str(count)
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+class CorpusSplit(Section):
+    """How documents are shared out; a document is never cut."""
+
+    validation_share: float = Field(
+        0.03, gt=0, lt=0.5, description="share of the corpus bytes held out for validation"
+    )
+    test_share: float = Field(
+        0.03, gt=0, lt=0.5, description="share of the corpus bytes held out for the final test"
+    )
+
+
+class PackageCorpus(CorpusSplit):
+    """Text files that an installed Python package ships; one file is one document."""
+
+    source: Literal["package"]
+    package: str = Field(description="name of the installed package, found but never imported")
+    pattern: str = Field(description="glob inside the package, for example data/speeches/*.txt")
+
+
+class FilesCorpus(CorpusSplit):
+    """Local files: .txt (one document a file), .jsonl or .parquet (one document a row)."""
+
+    source: Literal["files"]
+    pattern: str = Field(description="glob of local files ending in .txt, .jsonl or .parquet")
+    text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
+
+
+class HubCorpus(CorpusSplit):
+    """A data set of the Hugging Face hub at a pinned commit; one row is one document."""
+
+    source: Literal["hub"]
+    dataset: str = Field(description="data set id on the hub, owner/name")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
+    name: str | None = Field(
+        None, description="configuration of the data set, where it has several"
+    )
+    split: str = Field("train", description="split of the data set to read")
+    text_column: str = Field("text", description="column that holds the text")
+
+
+Corpus = Annotated[PackageCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
+
+
+class TrainedTokenizer(Section):
+    """A byte-level BPE tokenizer trained on the training split."""
+
+    source: Literal["train"]
+    vocab_size: int = Field(ge=257, le=1_000_000, description="entries of the vocabulary")
+
+
+class TeacherTokenizer(Section):
+    """The tokenizer that comes with one of the teachers."""
+
+    source: Literal["teacher"]
+    teacher: str = Field(description="name of the teacher whose tokenizer is used")
+
+
+Tokenizer = Annotated[TrainedTokenizer | TeacherTokenizer, Field(discriminator="source")]
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+
+class TeacherShape(Section):
+    """Shape and seed of a Llama-shaped model; embeddings are tied."""
+
+    layers: int = Field(gt=0, description="transformer layers")
+    hidden: int = Field(gt=0, description="hidden channels, a multiple of heads")
+    heads: int = Field(gt=0, description="query heads per layer")
+    kv_heads: int | None = Field(None, gt=0, description="key-value heads, a divisor of heads")
+    intermediate: int = Field(gt=0, description="MLP neurons per layer")
+    seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order")
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"hidden must be a multiple of heads, got hidden {self.hidden} and heads {self.heads}"
+            )
+        if self.hidden // self.heads % 2:
+            raise ValueError(
+                f"hidden / heads must be even (rotary positions), got {self.hidden // self.heads}"
+            )
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(
+                f"heads must be a multiple of kv_heads, got heads {self.heads} "
+                f"and kv_heads {self.kv_heads}"
+            )
+        return self
+
+    def shape(self, vocab: int) -> LlamaShape:
+        """Shape of the model for a vocabulary of `vocab` entries; embeddings are tied."""
+        return LlamaShape(
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            kv_heads=self.kv_heads or self.heads,
+            head_dim=self.hidden // self.heads,
+            intermediate=self.intermediate,
+            vocab=vocab,
+            tied=True,
+        )
+
+
+class PretrainedTeacher(TeacherShape):
+    """A model trained here from a random start."""
+
+    source: Literal["pretrain"]
+    tokens: Count | None = Field(None, gt=0, description="training tokens, if not pretrain.tokens")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate, if not pretrain.learning_rate"
+    )
+
+
+class FetchedTeacher(Section):
+    """What every teacher that is not trained here must say."""
+
+    params_non_embedding: Count = Field(
+        gt=0, description="parameters without embeddings and output head; checked on arrival"
+    )
+
+
+class HubTeacher(FetchedTeacher):
+    """A model of the Hugging Face hub at a pinned commit; safetensors only."""
+
+    source: Literal["hub"]
+    model: str = Field(description="model id on the hub, owner/name")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
+
+
+class PackageTeacher(FetchedTeacher):
+    """A model file (GGUF) or folder inside an installed Python package."""
+
+    source: Literal["package"]
+    package: str = Field(description="name of the installed package, found but never imported")
+    file: str = Field(description="path of the .gguf file or model folder inside the package")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="expected SHA-256 of the file"
+    )
+
+
+class PathTeacher(FetchedTeacher):
+    """A local Hugging Face folder."""
+
+    source: Literal["path"]
+    path: str = Field(description="folder with config.json, safetensors weights and tokenizer")
+
+
+Teacher = Annotated[
+    PretrainedTeacher | HubTeacher | PackageTeacher | PathTeacher, Field(discriminator="source")
+]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class Training(Section):
+    """How a model is optimised; shared by pretraining and distillation."""
+
+    sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
+    batch_tokens: Count = Field(
+        4096, gt=0, description="tokens per optimizer step, a multiple of sequence_length"
+    )
+    micro_batch_tokens: Count | None = Field(
+        None, gt=0, description="tokens per forward pass (gradients accumulate); all if not set"
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="shape of the learning rate after warm-up"
+    )
+    warmup_share: Share = Field(0.01, description="share of the steps spent warming up")
+    final_lr_share: Share = Field(
+        0.0, description="learning rate at the end, as a share of the peak"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay, not on norms")
+    clip_norm: float = Field(1.0, gt=0, description="limit on the global gradient norm")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam decay of the second moment")
+    validations: int = Field(
+        8, ge=1, description="points of the learning curve at which validation loss is measured"
+    )
+    validation_tokens: Count = Field(
+        65536, gt=0, description="tokens of the validation split used for the learning curve"
+    )
+
+    @model_validator(mode="after")
+    def _batches(self):
+        for key in ("batch_tokens", "micro_batch_tokens"):
+            value = getattr(self, key)
+            if value is not None and value % self.sequence_length:
+                raise ValueError(
+                    f"{key} must be a multiple of sequence_length, "
+                    f"got {value} and {self.sequence_length}"
+                )
+        if self.micro_batch_tokens and self.batch_tokens % self.micro_batch_tokens:
+            raise ValueError(
+                "batch_tokens must be a multiple of micro_batch_tokens, "
+                f"got {self.batch_tokens} and {self.micro_batch_tokens}"
+            )
+        return self
+
+
+class Pretrain(Training):
+    """How teachers with `source: pretrain` are trained."""
+
+    tokens: Count = Field(gt=0, description="training tokens per teacher")
+
+
+class PretrainStage(Pretrain, TeacherShape):
+    """Everything that decides one teacher trained here."""
+
+
+class Distill(Training):
+    """How a student is trained; the tokens, seeds and teachers stand in `grid` and `final`."""
+
+    teacher_weight: Share = Field(
+        0.5,
+        description="weight of the teacher-weighted cross-entropy; the data's cross-entropy gets "
+        "the rest",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of both distributions in the teacher's term"
+    )
+
+
+class Prune(Section):
+    """How a teacher is cut down to a student's start."""
+
+    calibration_sequences: int = Field(
+        64, gt=0, description="training sequences over which importance is averaged"
+    )
+    sequence_length: int = Field(512, ge=2, description="tokens per calibration sequence")
+    seed: int = Field(0, ge=0, description="seed of the choice of calibration sequences")
+
+
+# --- the study ------------------------------------------------------------------------------------
+
+
+class Grid(Section):
+    """The runs the law is fitted on: every student from every larger teacher, at every budget."""
+
+    students: list[Annotated[Count, Field(gt=0)]] = Field(
+        min_length=1, description="student sizes, parameters without embeddings"
+    )
+    tokens: list[Annotated[Count, Field(gt=0)]] = Field(
+        min_length=1, description="distillation budgets, tokens"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="seeds of the data order, one run each"
+    )
+    arms: list[Literal["no_teacher", "random_init", "cross_teacher"]] = Field(
+        default_factory=list, description="control arms beside the main one"
+    )
+    arm_seeds: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="seeds of the control arms, if not all"
+    )
+
+
+class CollectStage(Section):
+    """Which runs a study's grid consists of, and where they lie."""
+
+    root: str = Field(description="results folder of the study, for example results/sotu")
+    grid: Grid = Field(description="the runs")
+    teacher_sizes: dict[str, int] = Field(
+        description="parameters without embeddings of every teacher, by name"
+    )
+
+
+class Evaluate(Section):
+    """How a finished model is measured on held-out text."""
+
+    sequence_length: int = Field(128, ge=2, description="tokens of context at most")
+    batch_tokens: Count = Field(16384, gt=0, description="tokens per forward pass")
+
+
+class Law(Section):
+    """How the law is fitted."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of every interval")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples")
+    tie_nats: float = Field(
+        0.005, ge=0, description="teachers this close to the best count as equally good, nats"
+    )
+    published_slope: float = Field(2.5, gt=0, description="slope the fit is compared with")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+
+
+class Final(Section):
+    """The law-guided distillation of a student size that is not in the grid."""
+
+    student: Count = Field(gt=0, description="student size, parameters without embeddings")
+    tokens: Count = Field(gt=0, description="distillation tokens")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[0], min_length=1, description="seeds of the data order, one run each"
+    )
+
+
+class Study(Section):
+    """A whole study."""
+
+    study: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name; results go to results/<study>/"
+    )
+    corpus: Corpus = Field(description="the text")
+    tokenizer: Tokenizer = Field(description="text to tokens")
+    teachers: dict[str, Teacher] = Field(min_length=1, description="teachers by name")
+    pretrain: Pretrain | None = Field(None, description="needed by teachers with source: pretrain")
+    prune: Prune = Field(default_factory=Prune, description="pruning")
+    distill: Distill = Field(default_factory=Distill, description="distillation recipe")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="evaluation")
+    grid: Grid = Field(description="the runs the law is fitted on")
+    law: Law = Field(default_factory=Law, description="regression")
+    final: Final = Field(description="the law-guided distillation")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        problems = list(_inconsistencies(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def pretrain_stage(self, teacher: str) -> PretrainStage:
+        """Settings of one teacher's training: its own, over those of `pretrain`."""
+        own = self.teachers[teacher].model_dump(exclude_none=True, exclude={"source"})
+        return PretrainStage.model_validate({**self.pretrain.model_dump(), **own})
+
+    def teacher_size(self, teacher: str) -> int:
+        """Parameters of a teacher without embeddings and output head."""
+        entry = self.teachers[teacher]
+        if isinstance(entry, PretrainedTeacher):
+            return entry.shape(vocab=1).params()["non_embedding"]
+        return entry.params_non_embedding
+
+
+TEACHER_NAME = r"[a-z0-9][a-z0-9.-]*"
+
+
+def _inconsistencies(study: Study):
+    """Problems that only show when sections are read together, one sentence each."""
+    for name, teacher in study.teachers.items():
+        if name == "none" or not re.fullmatch(TEACHER_NAME, name):
+            yield (
+                f"teachers.{name}: a name has lower-case letters, digits, dots and hyphens, "
+                "and is not 'none' (that is the arm without a teacher)"
+            )
+        if isinstance(teacher, PretrainedTeacher) and study.pretrain is None:
+            yield f"teachers.{name}: source is pretrain, so the section 'pretrain' is needed"
+    if isinstance(study.tokenizer, TeacherTokenizer):
+        teacher = study.teachers.get(study.tokenizer.teacher)
+        if teacher is None or isinstance(teacher, PretrainedTeacher):
+            yield (
+                f"tokenizer.teacher: '{study.tokenizer.teacher}' is not a teacher that brings a "
+                "tokenizer; name one with source hub, package or path"
+            )
+    sizes = {name: study.teacher_size(name) for name in study.teachers}
+    largest = max(sizes, key=sizes.get)
+    for key, students in (
+        ("grid.students", study.grid.students),
+        ("final.student", [study.final.student]),
+    ):
+        for student in students:
+            if student >= sizes[largest]:
+                yield (
+                    f"{key}: {format_count(student)} is not smaller than any teacher; the largest, "
+                    f"{largest}, has {sizes[largest]:,} parameters without embeddings"
+                )
+    for key in ("students", "tokens", "seeds"):
+        values = getattr(study.grid, key)
+        if len(set(values)) < len(values):
+            yield f"grid.{key}: the same value stands twice in {values}"
+    if study.final.student in study.grid.students:
+        yield (
+            f"final.student: {format_count(study.final.student)} is in grid.students; the law is "
+            "tested on a size it has not seen"
+        )
+    for seed in study.grid.arm_seeds or []:
+        if seed not in study.grid.seeds:
+            yield f"grid.arm_seeds: {seed} is not in grid.seeds, so the arm would have no partner"
+    for key, tokens in [
+        ("grid.tokens", min(study.grid.tokens)),
+        ("final.tokens", study.final.tokens),
+    ]:
+        if tokens < study.distill.batch_tokens:
+            yield f"{key}: {tokens} is less than one step, distill.batch_tokens is {study.distill.batch_tokens}"
+
+
+def load_study(source: str | Path | dict) -> Study:
+    """Read a study from a YAML file or from a dictionary.
+
+    Raises CapgapError with every problem found, one a line, each with key, value and mend.
+    """
+    name = "the study" if isinstance(source, dict) else str(source)
+    data = source if isinstance(source, dict) else _read_yaml(Path(source))
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {line}" for problem in error.errors() for line in _explain(problem, Study)]
+        raise CapgapError(f"{name} has {len(lines)} problem(s):\n" + "\n".join(lines)) from None
+
+
+def check_section(section: Any, data: dict, where: str) -> Any:
+    """Validate one section (a Section class or a union of them); errors as in `load_study`."""
+    try:
+        return TypeAdapter(section).validate_python(data)
+    except ValidationError as error:
+        lines = [f"  {line}" for problem in error.errors() for line in _explain(problem, section)]
+        raise CapgapError(f"{where}:\n" + "\n".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CapgapError(f"{path}: no such file; name a study, for example config.yaml") from None
+    except UnicodeDecodeError as error:
+        raise CapgapError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise CapgapError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise CapgapError(f"{path}: a study is a mapping of keys, got {type(data).__name__}")
+    return data
+
+
+def _explain(problem: dict, root: Any) -> list[str]:
+    """Turn one pydantic problem into sentences with key, value and hint."""
+    key = ".".join(_without_tag([str(part) for part in problem["loc"]], root))
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(root), n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        return [f"{key}: unknown key{hint}"]
+    if problem["type"] == "missing":
+        return [f"{key}: missing"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return message.split("\n")
+    value = problem["input"]
+    got = f", got {value!r}" if not isinstance(value, dict | list | BaseModel) else ""
+    return [f"{key}: {message[0].lower()}{message[1:]}{got}"]
+
+
+def _without_tag(loc: list[str], root: Any) -> list[str]:
+    """Drop the name of the union member that pydantic puts into a location."""
+    if root is Study:
+        at = {"corpus": 1, "tokenizer": 1, "teachers": 2}.get(loc[0]) if loc else None
+    else:
+        at = None if isinstance(root, type) else 0
+    return loc if at is None else loc[:at] + loc[at + 1 :]
+
+
+def _known_keys(root: Any) -> list[str]:
+    """Every key that a schema mentions anywhere: the pool for 'did you mean'."""
+    schema = TypeAdapter(root).json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return sorted({key for part in parts for key in part.get("properties", {})})

@@ -1,0 +1,128 @@
+"""
+Train one student from its init, with a teacher or without.
+
+IN   init folder, teacher folder (none for the arm without a teacher), token streams
+OUT  model/, curve.csv, train.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capgap.artifacts import open_folder
+from capgap.config import Distill
+from capgap.design import NONE
+from capgap.engine.jobs import Place, train_and_publish
+from capgap.engine.models import load_model, read_lineage, same_tokenizer
+from capgap.engine.streams import Streams
+from capgap.engine.training import Teaching
+from capgap.errors import CapgapError
+from capgap.records import Lineage, TrainRecord
+from capgap.stage import StageParser, add_job_arguments, count_argument, run_stage
+
+
+def run(
+    settings: Distill,
+    init: Path,
+    teacher: Path | None,
+    tokens_folder: Path,
+    *,
+    tokens: int,
+    seed: int,
+    place: Place,
+) -> TrainRecord:
+    """Train and publish one student. tokens: budget. seed: of the data order."""
+    streams, init = Streams(tokens_folder), open_folder(init)
+    student = load_model(init)
+    start = read_lineage(init, student)
+    teaching, teacher_name = None, NONE
+    if teacher is not None:
+        teacher = open_folder(teacher)
+        teacher_model = load_model(teacher)
+        teacher_name = read_lineage(teacher, teacher_model).name
+        _check_pair(settings, init, student, teacher, teacher_model, streams)
+        teaching = Teaching(teacher_model, settings.teacher_weight, settings.temperature)
+    _check_model(settings, init, student, streams)
+    lineage = Lineage(
+        kind="student",
+        name=start.name,
+        init=start.init or start.name,
+        teacher=teacher_name,
+        tokens=tokens,
+        seed=seed,
+        params=start.params,
+    )
+    inputs = [init, tokens_folder, *([teacher] if teacher else [])]
+    return train_and_publish(
+        student,
+        streams,
+        settings,
+        place,
+        lineage=lineage,
+        tokenizer=init,
+        inputs=inputs,
+        teaching=teaching,
+    )
+
+
+def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> None:
+    """Refuse a model that cannot read the streams."""
+    if model.config.vocab_size < streams.meta.vocab_size:
+        raise CapgapError(
+            f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
+            f"{streams.meta.vocab_size}; pack the corpus with this model's tokenizer"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and settings.sequence_length > longest:
+        raise CapgapError(
+            f"distill.sequence_length: {settings.sequence_length} is longer than the "
+            f"{longest} positions of {folder}"
+        )
+
+
+def _check_pair(settings, init: Path, student, teacher: Path, teacher_model, streams) -> None:
+    """Refuse a teacher that speaks another vocabulary than the student."""
+    _check_model(settings, teacher, teacher_model, streams)
+    if student.config.vocab_size != teacher_model.config.vocab_size or not same_tokenizer(
+        init, teacher
+    ):
+        raise CapgapError(
+            f"{teacher} and {init} have different tokenizers (vocabularies of "
+            f"{teacher_model.config.vocab_size} and {student.config.vocab_size}); soft targets need "
+            "one vocabulary: train the tokenizer once for all, or take the teachers from one family"
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.distill", __doc__, Distill)
+    parser.add_argument(
+        "--init", "--student", dest="init", required=True, type=Path, help="folder of the start"
+    )
+    parser.add_argument(
+        "--teacher",
+        nargs="?",
+        type=Path,
+        help="teacher's folder; without it the student learns from the data alone",
+    )
+    parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
+    parser.add_argument(
+        "--tokens", required=True, type=count_argument, help="distillation budget, like 2.5M"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data order (default 0)")
+    add_job_arguments(parser)
+    args, settings = parser.parse(argv)
+    record = run(
+        settings,
+        args.init,
+        args.teacher,
+        args.token_streams,
+        tokens=args.tokens,
+        seed=args.seed,
+        place=Place(args.out, args.scratch, args.checkpoint_seconds),
+    )
+    print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
+
+
+if __name__ == "__main__":
+    run_stage(main)

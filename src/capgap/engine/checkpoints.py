@@ -1,0 +1,62 @@
+"""
+The state of an unfinished training run: saved whole, checked when read, bounded in number.
+
+A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors. A torn
+one does not match its manifest and is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from capgap.artifacts import differences, publish_folder
+from capgap.paths import MANIFEST
+
+KEEP = 2
+
+
+def save(
+    scratch: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
+) -> None:
+    """Save the state after `step` steps; `notes` is what the loop must remember, as JSON."""
+    with publish_folder(scratch / f"step-{step:09d}") as folder:
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        save_file(weights, folder / "model.safetensors")
+        state = optimizer.state_dict()["state"]
+        flat = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+        save_file(flat, folder / "optimizer.safetensors")
+        (folder / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
+    for old in _steps(scratch)[KEEP:]:
+        shutil.rmtree(old)
+
+
+def load_latest(
+    scratch: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict] | None:
+    """Restore the newest intact state in place; (steps done, notes), or None to start afresh."""
+    for folder in _steps(scratch):
+        if not (folder / MANIFEST).is_file() or differences(folder):
+            print(f"checkpoint {folder} is damaged and passed over", flush=True)
+            continue
+        weights = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
+        return int(folder.name.removeprefix("step-")), notes
+    return None
+
+
+def _steps(scratch: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    return sorted(scratch.glob("step-*"), reverse=True) if scratch.is_dir() else []

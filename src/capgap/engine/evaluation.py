@@ -1,0 +1,38 @@
+"""Loss of a model on held-out text: every token but the first is predicted exactly once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from capgap.engine.losses import data_ce_sum
+from capgap.engine.models import hidden_states, output_head
+from capgap.engine.streams import check_long_enough, evaluation_windows
+
+
+@torch.no_grad()
+def mean_loss(
+    model, stream: np.ndarray, *, sequence_length: int, batch_tokens: int, split: str
+) -> float:
+    """Mean cross-entropy of the next token, nats per token.
+
+    Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
+    none and `sequence_length` - 1 tokens before it.
+    """
+    check_long_enough(stream, sequence_length, split)
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    batch_size = max(1, batch_tokens // sequence_length)
+    for inputs_BT, labels_BT in evaluation_windows(stream, sequence_length, batch_size):
+        hidden_ND = hidden_states(model, inputs_BT.to(model.device))
+        total += data_ce_sum(hidden_ND, output_head(model), labels_BT.reshape(-1).to(model.device))
+    model.train(was_training)
+    return total / (len(stream) - 1)
+
+
+def bits_per_byte(loss_nats_per_token: float, tokens: int, text_bytes: int) -> float:
+    """Loss per UTF-8 byte of text, comparable across tokenizers."""
+    return loss_nats_per_token * tokens / (math.log(2) * text_bytes)

@@ -1,0 +1,97 @@
+"""
+A training job from start to published artifact, the same for teachers and students.
+
+The result folder gets model/, curve.csv and, last, train.json. State of an unfinished job lies in
+a scratch folder whose name depends on everything that decides the result, so a resumed job can
+never continue from a state that belongs to another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from capgap.artifacts import folder_of, publish_folder, write_text
+from capgap.config import Training
+from capgap.engine import training
+from capgap.engine.models import count_params, forward_flops, save_model
+from capgap.engine.streams import Streams
+from capgap.paths import CURVE, MANIFEST, TRAIN
+from capgap.records import Lineage, TrainRecord
+from capgap.shapes import training_flops
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job writes and keeps its state; none of it changes the result."""
+
+    out: Path
+    scratch: Path
+    checkpoint_seconds: float
+
+
+def state_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
+    """Name of the scratch folder: a digest of settings, identity and the inputs' manifests."""
+    manifests = [folder_of(path) / MANIFEST for path in inputs]
+    contents = [m.read_text(encoding="utf-8") if m.is_file() else str(m) for m in manifests]
+    text = json.dumps([settings.model_dump(mode="json"), facts, contents], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train_and_publish(
+    model: torch.nn.Module,
+    streams: Streams,
+    settings: Training,
+    place: Place,
+    *,
+    lineage: Lineage,
+    tokenizer: Path,
+    inputs: list[Path],
+    teaching: training.Teaching | None = None,
+) -> TrainRecord:
+    """Train `model`, publish it with its curve and record, and return the record.
+
+    lineage: identity of the result; its tokens and seed decide the run.
+    """
+    facts = lineage.model_dump(mode="json")
+    scratch = place.scratch / state_key(settings, facts, inputs)
+    outcome = training.train(
+        model,
+        streams,
+        settings,
+        tokens=lineage.tokens,
+        seed=lineage.seed,
+        scratch=scratch,
+        teaching=teaching,
+        checkpoint_seconds=place.checkpoint_seconds,
+    )
+    context = settings.sequence_length
+    flops = training_flops(
+        outcome.tokens,
+        forward_flops(model, context),
+        forward_flops(teaching.model, context) if teaching else 0,
+    )
+    losses, params = outcome.losses, count_params(model)
+    best = min(range(len(losses)), key=losses.__getitem__)
+    record = TrainRecord(
+        lineage=lineage,
+        steps=outcome.steps,
+        batch_tokens=settings.batch_tokens,
+        tokens=outcome.tokens,
+        tokens_per_param_non_embedding=outcome.tokens / params.non_embedding,
+        train_flops=flops,
+        start_val_loss_nats_per_token=losses[0],
+        best_val_loss_nats_per_token=losses[best],
+        best_step=int(outcome.curve[best][0]),
+        last_val_loss_nats_per_token=losses[-1],
+    )
+    with publish_folder(place.out / "model") as folder:
+        save_model(model, folder, lineage, tokenizer)
+    write_text(place.out / CURVE, outcome.curve_csv())
+    write_text(place.out / TRAIN, record.to_json())
+    training.discard(scratch)
+    return record

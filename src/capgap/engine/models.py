@@ -1,0 +1,165 @@
+"""
+Hugging Face causal language models: build, load, save, run and count them.
+
+Any architecture goes through the same four functions. Weights are safetensors, never pickle, and
+no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers.utils
+
+from capgap.artifacts import open_folder
+from capgap.errors import CapgapError
+from capgap.records import Lineage, ParamGroups
+from capgap.shapes import LlamaShape, forward_flops_per_token
+
+# Importing a model class makes hundreds of thousands of objects; the collector would walk them all
+# again and again (0.6 CPU seconds of a job's start). SciPy is only used by detection losses there.
+gc.disable()
+transformers.utils.is_scipy_available = lambda: False
+from transformers import (  # noqa: E402
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+gc.enable()
+gc.freeze()
+transformers.utils.logging.disable_progress_bar()  # a log file is no place for redrawn bars
+
+LINEAGE = "lineage.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def llama_config(
+    shape: LlamaShape, *, max_positions: int, bos_id: int | None, eos_id: int | None
+) -> LlamaConfig:
+    """Configuration of a Llama model of the given shape."""
+    return LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=bos_id,
+        eos_token_id=eos_id,
+        pad_token_id=None,
+    )
+
+
+def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
+    """A randomly initialised model; the same seed gives the same bits."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config)
+
+
+def load_model(path: str | Path) -> PreTrainedModel:
+    """Load a folder (checked against its manifest if it has one) in float32, ready to evaluate."""
+    folder = open_folder(path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder") from None
+    if not list(folder.glob("*.safetensors")):
+        raise CapgapError(
+            f"{folder}: no .safetensors weights; pickled weights are not loaded, convert them first"
+        )
+    names = config.get("architectures") or ["?"]
+    architecture = getattr(transformers, names[0], None)
+    if architecture is None:
+        raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
+    model = architecture.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer: Path) -> None:
+    """Fill an empty folder with a model, its lineage and a tokenizer's files."""
+    model.save_pretrained(folder)
+    (folder / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+
+
+def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
+    """The lineage of a model folder; a folder from elsewhere counts as a teacher by its name."""
+    folder = Path(path)
+    if (folder / LINEAGE).is_file():
+        return Lineage.read(folder / LINEAGE)
+    return Lineage(kind="teacher", name=folder.resolve().name, params=count_params(model))
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer of a folder."""
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def same_tokenizer(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same tokenizer: equal vocabulary, merges and special tokens."""
+
+    def essence(folder: Path) -> tuple:
+        data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return data["model"], data.get("added_tokens"), data.get("pre_tokenizer")
+
+    return essence(first) == essence(second)
+
+
+def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Last hidden states before the output head, (B T) x D."""
+    hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+
+
+def output_head(model: PreTrainedModel) -> torch.Tensor:
+    """Weights of the output head, V x D."""
+    return model.get_output_embeddings().weight
+
+
+def count_params(model: PreTrainedModel) -> ParamGroups:
+    """Parameters by group; a tensor that belongs to no group is refused by name."""
+    groups = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0}
+    for name, parameter in model.named_parameters():  # shared tensors come once
+        groups[_group(name)] += parameter.numel()
+    total = sum(p.numel() for p in model.parameters())
+    rest = total - groups["embedding"]
+    return ParamGroups(**groups, non_embedding=rest, total=total)
+
+
+def _group(name: str) -> str:
+    patterns = {
+        "norm": ("norm", "ln_"),
+        "embedding": ("embed", "wte", "wpe", "lm_head"),
+        "attention": ("attn", "attention"),
+        "mlp": ("mlp", "fc1", "fc2"),
+    }
+    for group, parts in patterns.items():
+        if any(part in name for part in parts):
+            return group
+    raise CapgapError(f"parameter {name} belongs to no known group of parameters")
+
+
+def forward_flops(model: PreTrainedModel, context: int) -> int:
+    """FLOPs of one token's forward pass in sequences of `context` tokens."""
+    config, params = model.config, count_params(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return forward_flops_per_token(
+        params.attention + params.mlp + output_head(model).numel(),
+        layers=config.num_hidden_layers,
+        attention_width=config.num_attention_heads * head_dim,
+        context=context,
+    )

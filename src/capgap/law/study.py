@@ -1,0 +1,108 @@
+"""The whole regression: from a table of runs to the record of the law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+
+from capgap.config import Law
+from capgap.law.cells import Noise, between_seeds, cells_of, pool
+from capgap.law.line import FittedLine, describe_line, fit_line
+from capgap.law.optimum import Located, describe, locate
+from capgap.law.table import family_monotone, main_arm
+from capgap.law.unevenness import Unevenness, unevenness_of
+from capgap.law.words import about, budget, span
+from capgap.records import LawRecord, Line
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Everything the regression computed, with the resamples that the record does not keep."""
+
+    noise: Noise | None
+    between: tuple[float, int] | None
+    unevenness: Unevenness | None
+    located: dict[int, list[Located]]  # by token budget, students by size
+    lines: dict[int, FittedLine | None]  # by token budget
+
+
+def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
+    """Locate every optimum and fit every line; `runs` as `read_runs` returns it.
+
+    The same runs and settings give the same numbers: resamples come from settings.seed, and cells
+    are visited by budget and student size whatever the order of the rows.
+    """
+    cells = cells_of(main_arm(runs))
+    noise = pool(cells)
+    unevenness = unevenness_of(cells, noise)
+    rng = np.random.default_rng(settings.seed)
+    located = {
+        tokens: [locate(c, noise, unevenness, settings.resamples, rng) for c in group]
+        for tokens, group in groupby(cells, key=lambda c: c.tokens)
+    }
+    lines = {tokens: fit_line(places, settings.confidence) for tokens, places in located.items()}
+    return Fit(noise, between_seeds(cells), unevenness, located, lines)
+
+
+def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
+    """The content of `law.json`."""
+    fit = fit_law(runs, settings)
+    optima = [
+        describe(place, settings, fit.between)
+        for places in fit.located.values()
+        for place in places
+    ]
+    lines = [
+        describe_line(places, fit.lines[tokens], settings) for tokens, places in fit.located.items()
+    ]
+    return LawRecord(
+        n_runs=len(main_arm(runs)),
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        tie_nats=settings.tie_nats,
+        seed=settings.seed,
+        seed_sd_nats=None if fit.between is None else fit.between[0],
+        paired_sd_nats=None if fit.noise is None else fit.noise.sd,
+        unevenness_sd_nats=None if fit.unevenness is None else fit.unevenness.sd,
+        optima=optima,
+        lines=lines,
+        family_monotone=family_monotone(runs),
+        verdict=_verdict(lines, settings.confidence, fit.unevenness),
+    )
+
+
+def _verdict(lines: list[Line], level: float, unevenness: Unevenness | None) -> str:
+    """One sentence: what the data say about the law at each budget, and no more."""
+    text = "; ".join(f"at {budget(line.tokens)} {_line_verdict(line, level)}" for line in lines)
+    if unevenness is not None and unevenness.sd > 0:
+        text += (
+            f"; cells leave a smooth curve by {unevenness.sd:.2g} nats, more than seeds explain, "
+            "and the intervals allow for it"
+        )
+    return text[0].upper() + text[1:] + "."
+
+
+def _line_verdict(line: Line, level: float) -> str:
+    if line.status == "not_identifiable":
+        return f"the law is not identifiable: {line.reason}"
+    slope, intercept = line.slope, line.intercept.value
+    text = (
+        f"T* = {slope.value:.3g} S {'-' if intercept < 0 else '+'} {about(abs(intercept))} over "
+        f"{line.n_students} students, with a slope of {span(slope, _short)} ({level:.0%} interval"
+    )
+    if line.slope_resampled is not None:
+        text += f"; {span(line.slope_resampled, _short)} if the law is exactly linear"
+    text += (
+        f"): the published {line.published_slope:g} is "
+        f"{'inside' if line.published_slope_inside else 'outside'}"
+    )
+    if (slope.low is None or slope.low <= 0) and (slope.high is None or slope.high >= 0):
+        text += ", and 0 is inside, so no growth of T* with S is shown"
+    return text
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}"

@@ -1,0 +1,60 @@
+"""
+Turn the splits of a corpus into flat token streams, one memory-mapped array a split.
+
+IN   corpus folder, tokenizer folder
+OUT  a folder with train.npy, validation.npy, test.npy and meta.json
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+
+from capgap.artifacts import open_folder, publish_folder
+from capgap.engine.models import load_tokenizer
+from capgap.engine.streams import META, SPLITS
+from capgap.records import TokenStreams
+from capgap.stage import StageParser, run_stage
+
+
+def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
+    """Write the streams: documents in order, each closed by the end-of-text token."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    corpus, tokenizer_folder = open_folder(corpus), open_folder(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
+    with publish_folder(out) as folder:
+        for split in SPLITS:
+            texts = pyarrow.parquet.read_table(corpus / f"{split}.parquet")["text"].to_pylist()
+            pieces = [
+                np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
+                for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            ]
+            stream = np.concatenate(pieces)
+            np.save(folder / f"{split}.npy", stream, allow_pickle=False)
+            counts["documents"][split] = len(texts)
+            counts["tokens"][split] = len(stream)
+            counts["bytes"][split] = sum(len(text.encode()) for text in texts)
+        meta = TokenStreams(vocab_size=len(tokenizer), **counts)
+        (folder / META).write_text(meta.to_json(), encoding="utf-8")
+    return meta
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.pack", __doc__)
+    parser.add_argument("--corpus", required=True, type=Path, help="corpus folder")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    args, _ = parser.parse(argv)
+    meta = run(args.corpus, args.tokenizer, args.out)
+    for split in SPLITS:
+        print(f"{split}: {meta.documents[split]} documents, {meta.tokens[split]:,} tokens")
+
+
+if __name__ == "__main__":
+    run_stage(main)

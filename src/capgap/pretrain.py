@@ -1,0 +1,68 @@
+"""
+Train one Llama-shaped teacher from a random start.
+
+IN   token streams, tokenizer folder
+OUT  model/, curve.csv, train.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capgap.artifacts import open_folder
+from capgap.config import PretrainStage
+from capgap.engine.jobs import Place, train_and_publish
+from capgap.engine.models import count_params, llama_config, load_tokenizer, new_model
+from capgap.engine.streams import Streams
+from capgap.records import Lineage, TrainRecord
+from capgap.stage import StageParser, add_job_arguments, run_stage
+
+MAX_POSITIONS = 2048  # rotary positions cost nothing; pruning calibrates on longer sequences
+
+
+def run(
+    settings: PretrainStage, name: str, tokens_folder: Path, tokenizer: Path, place: Place
+) -> TrainRecord:
+    """Train and publish the teacher called `name`."""
+    streams, tokenizer = Streams(tokens_folder), open_folder(tokenizer)
+    end = load_tokenizer(tokenizer).eos_token_id
+    config = llama_config(
+        settings.shape(streams.meta.vocab_size),
+        max_positions=max(MAX_POSITIONS, settings.sequence_length),
+        bos_id=end,
+        eos_id=end,
+    )
+    model = new_model(config, settings.seed)
+    lineage = Lineage(
+        kind="teacher",
+        name=name,
+        tokens=settings.tokens,
+        seed=settings.seed,
+        params=count_params(model),
+    )
+    return train_and_publish(
+        model,
+        streams,
+        settings,
+        place,
+        lineage=lineage,
+        tokenizer=tokenizer,
+        inputs=[tokens_folder],
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.pretrain", __doc__, PretrainStage)
+    parser.add_argument("--name", required=True, help="name of the teacher")
+    parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
+    add_job_arguments(parser)
+    args, settings = parser.parse(argv)
+    place = Place(args.out, args.scratch, args.checkpoint_seconds)
+    record = run(settings, args.name, args.token_streams, args.tokenizer, place)
+    print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,215 @@
+"""
+What pruning must know about an architecture: one declaration each, and nothing else.
+
+Three kinds of unit can be cut: `groups` (key-value heads with their query heads, per layer),
+`neurons` (of the MLP, per layer) and `hidden` (channels of the residual stream, shared by all
+layers). A tensor is declared by the kind each of its dimensions carries, in the order of the
+dimensions: "groups hidden" is a matrix whose rows belong to groups and whose columns belong to
+hidden channels, "-" is a dimension that stays. A dimension lists its units one after another, each
+as a block of equal width; "3*groups" lists them three times over (query, key and value side by
+side). Declared tensors that a model does not have do no harm; tensors that are not declared are
+refused by name.
+
+To add an architecture, add a `Family` and its class name to `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from capgap.errors import CapgapError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the units of an architecture lie. Paths are dotted, those of a layer relative to it."""
+
+    layers: str  # the list of layers
+    embeddings: tuple[str, ...]  # modules whose outputs add up to the first residual stream
+    attention_out: str  # of a layer: reads the groups side by side, writes to the residual stream
+    mlp_out: str  # of a layer: reads the neurons, writes to the residual stream
+    outer_embedding: dict[str, str]  # tensors outside the layers: embeddings and output head
+    outer: dict[str, str]  # the other tensors outside the layers
+    inner: dict[str, str]  # tensors of a layer
+    config: dict[str, str]  # key of the configuration -> hidden, heads, groups, neurons, head_dim
+    hidden_is_heads: bool = False  # the code insists on hidden = heads x head dimension
+
+    def kinds(self, parameter: str) -> tuple[list[tuple[int, str]], int | None]:
+        """What each dimension of a parameter carries, as (repeats, kind), and its layer if any.
+
+        Raises CapgapError for a tensor that is not declared.
+        """
+        inside = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", parameter)
+        if inside:
+            layer, text = int(inside[1]), self.inner.get(inside[2])
+        else:
+            layer, text = None, (self.outer | self.outer_embedding).get(parameter)
+        if text is None:
+            raise CapgapError(
+                f"{parameter}: pruning does not know this tensor of the architecture; "
+                "declare it in capgap/pruning/families.py"
+            )
+        parts = [part.rpartition("*") for part in text.split()]
+        return [(int(repeats or 1), kind) for repeats, _, kind in parts], layer
+
+
+# Llama and the architectures that differ from it by biases, windows or norms inside a head.
+LLAMA = Family(
+    layers="model.layers",
+    embeddings=("model.embed_tokens",),
+    attention_out="self_attn.o_proj",
+    mlp_out="mlp.down_proj",
+    outer_embedding={"model.embed_tokens.weight": "- hidden", "lm_head.weight": "- hidden"},
+    outer={"model.norm.weight": "hidden"},
+    inner={
+        "input_layernorm.weight": "hidden",
+        "self_attn.q_proj.weight": "groups hidden",
+        "self_attn.q_proj.bias": "groups",
+        "self_attn.q_norm.weight": "-",
+        "self_attn.k_proj.weight": "groups hidden",
+        "self_attn.k_proj.bias": "groups",
+        "self_attn.k_norm.weight": "-",
+        "self_attn.v_proj.weight": "groups hidden",
+        "self_attn.v_proj.bias": "groups",
+        "self_attn.o_proj.weight": "hidden groups",
+        "self_attn.o_proj.bias": "hidden",
+        "post_attention_layernorm.weight": "hidden",
+        "mlp.gate_proj.weight": "neurons hidden",
+        "mlp.gate_proj.bias": "neurons",
+        "mlp.up_proj.weight": "neurons hidden",
+        "mlp.up_proj.bias": "neurons",
+        "mlp.down_proj.weight": "hidden neurons",
+        "mlp.down_proj.bias": "hidden",
+    },
+    config={
+        "hidden_size": "hidden",
+        "num_attention_heads": "heads",
+        "num_key_value_heads": "groups",
+        "head_dim": "head_dim",
+        "intermediate_size": "neurons",
+    },
+)
+
+GPT2 = Family(
+    layers="transformer.h",
+    embeddings=("transformer.wte", "transformer.wpe"),
+    attention_out="attn.c_proj",
+    mlp_out="mlp.c_proj",
+    outer_embedding={
+        "transformer.wte.weight": "- hidden",
+        "transformer.wpe.weight": "- hidden",
+        "lm_head.weight": "- hidden",
+    },
+    outer={"transformer.ln_f.weight": "hidden", "transformer.ln_f.bias": "hidden"},
+    inner={
+        "ln_1.weight": "hidden",
+        "ln_1.bias": "hidden",
+        "attn.c_attn.weight": "hidden 3*groups",
+        "attn.c_attn.bias": "3*groups",
+        "attn.c_proj.weight": "groups hidden",
+        "attn.c_proj.bias": "hidden",
+        "ln_2.weight": "hidden",
+        "ln_2.bias": "hidden",
+        "mlp.c_fc.weight": "hidden neurons",
+        "mlp.c_fc.bias": "neurons",
+        "mlp.c_proj.weight": "neurons hidden",
+        "mlp.c_proj.bias": "hidden",
+    },
+    config={"n_embd": "hidden", "n_head": "heads", "n_inner": "neurons"},
+    hidden_is_heads=True,
+)
+
+GPT_NEOX = Family(  # Pythia
+    layers="gpt_neox.layers",
+    embeddings=("gpt_neox.embed_in",),
+    attention_out="attention.dense",
+    mlp_out="mlp.dense_4h_to_h",
+    outer_embedding={"gpt_neox.embed_in.weight": "- hidden", "lm_head.weight": "- hidden"},
+    outer={
+        "gpt_neox.final_layer_norm.weight": "hidden",
+        "gpt_neox.final_layer_norm.bias": "hidden",
+    },
+    inner={
+        "input_layernorm.weight": "hidden",
+        "input_layernorm.bias": "hidden",
+        "attention.query_key_value.weight": "groups hidden",  # query, key, value of one head adjoin
+        "attention.query_key_value.bias": "groups",
+        "attention.dense.weight": "hidden groups",
+        "attention.dense.bias": "hidden",
+        "post_attention_layernorm.weight": "hidden",
+        "post_attention_layernorm.bias": "hidden",
+        "mlp.dense_h_to_4h.weight": "neurons hidden",
+        "mlp.dense_h_to_4h.bias": "neurons",
+        "mlp.dense_4h_to_h.weight": "hidden neurons",
+        "mlp.dense_4h_to_h.bias": "hidden",
+    },
+    config={
+        "hidden_size": "hidden",
+        "num_attention_heads": "heads",
+        "intermediate_size": "neurons",
+    },
+    hidden_is_heads=True,
+)
+
+OPT = Family(
+    layers="model.decoder.layers",
+    embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
+    attention_out="self_attn.out_proj",
+    mlp_out="fc2",
+    outer_embedding={
+        "model.decoder.embed_tokens.weight": "- hidden",
+        "model.decoder.embed_positions.weight": "- hidden",
+        "lm_head.weight": "- hidden",
+    },
+    outer={
+        "model.decoder.final_layer_norm.weight": "hidden",
+        "model.decoder.final_layer_norm.bias": "hidden",
+    },
+    inner={
+        "self_attn_layer_norm.weight": "hidden",
+        "self_attn_layer_norm.bias": "hidden",
+        "self_attn.q_proj.weight": "groups hidden",
+        "self_attn.q_proj.bias": "groups",
+        "self_attn.k_proj.weight": "groups hidden",
+        "self_attn.k_proj.bias": "groups",
+        "self_attn.v_proj.weight": "groups hidden",
+        "self_attn.v_proj.bias": "groups",
+        "self_attn.out_proj.weight": "hidden groups",
+        "self_attn.out_proj.bias": "hidden",
+        "final_layer_norm.weight": "hidden",
+        "final_layer_norm.bias": "hidden",
+        "fc1.weight": "neurons hidden",
+        "fc1.bias": "neurons",
+        "fc2.weight": "hidden neurons",
+        "fc2.bias": "hidden",
+    },
+    config={
+        "hidden_size": "hidden",
+        "word_embed_proj_dim": "hidden",
+        "num_attention_heads": "heads",
+        "ffn_dim": "neurons",
+    },
+    hidden_is_heads=True,
+)
+
+FAMILIES = {
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": LLAMA,
+    "Qwen3ForCausalLM": LLAMA,
+    "GPT2LMHeadModel": GPT2,
+    "GPTNeoXForCausalLM": GPT_NEOX,
+    "OPTForCausalLM": OPT,
+}
+
+
+def family_of(architecture: str) -> Family:
+    """The declaration of an architecture, by its class name; CapgapError for an unknown one."""
+    if architecture not in FAMILIES:
+        raise CapgapError(
+            f"{architecture}: pruning does not know this architecture; it knows "
+            + ", ".join(sorted(FAMILIES))
+            + ". Declare it in capgap/pruning/families.py"
+        )
+    return FAMILIES[architecture]

@@ -1,0 +1,43 @@
+"""The importance of a model on disk, tied to the weights it was measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from capgap.artifacts import open_folder, sha256
+from capgap.errors import CapgapError
+from capgap.pruning.importance import Importance
+
+FILE = "importance.safetensors"
+WEIGHTS_KEY = "weights_sha256"  # the only metadata: safetensors writes several in no fixed order
+
+
+def weights_digest(model_folder: Path) -> str:
+    """SHA-256 over names and contents of a model's weight files, 64 hexadecimal digits."""
+    files = sorted(model_folder.glob("*.safetensors"))
+    text = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_importance(folder: Path, importance: Importance, digest: str) -> None:
+    """Write scores into a folder. digest: `weights_digest` of the model they belong to."""
+    save_file(importance._asdict(), folder / FILE, metadata={WEIGHTS_KEY: digest})
+
+
+def read_importance(path: Path, model_folder: Path) -> Importance:
+    """Scores of a folder; CapgapError where they were measured on other weights than the model's."""
+    folder = open_folder(path)
+    if not (folder / FILE).is_file():
+        raise CapgapError(f"{folder}: no {FILE}; make the folder with capgap score")
+    with safe_open(folder / FILE, framework="numpy") as file:
+        digest = (file.metadata() or {}).get(WEIGHTS_KEY)
+        if digest != weights_digest(model_folder):
+            raise CapgapError(
+                f"{folder}: the scores were measured on other weights than those of "
+                f"{model_folder}; score this model, or name the model the scores belong to"
+            )
+        return Importance(*(file.get_tensor(name) for name in Importance._fields))

@@ -1,0 +1,88 @@
+"""
+Make a random start of a student size: the shape pruning gives, with new weights.
+
+The control arm without inherited weights. It differs from a pruned start in nothing but the
+weights.
+
+IN   a teacher's model folder (for the shape), tokenizer folder
+OUT  model folder that AutoModelForCausalLM loads
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from capgap.artifacts import open_folder, publish_folder
+from capgap.config import format_count
+from capgap.design import RANDOM
+from capgap.engine.models import count_params, load_model, load_tokenizer, save_model
+from capgap.errors import CapgapError
+from capgap.pruning.solver import Sizes, Solution, solve
+from capgap.pruning.surgery import pruned_config, sizes_of
+from capgap.records import Lineage
+from capgap.stage import StageParser, count_argument, run_stage
+
+
+def run(
+    tokenizer: Path, like: Path, params: int, seed: int, out: Path, *, name: str | None = None
+) -> tuple[Sizes, Solution]:
+    """Publish a randomly initialised model with the shape of `like` pruned to `params`.
+
+    params: without embeddings. The same seed gives the same bits. Returns the sizes of `like` and
+    what the shape keeps of them.
+    """
+    torch.set_num_threads(1)
+    tokenizer = open_folder(tokenizer)
+    model = load_model(like)
+    entries = len(load_tokenizer(tokenizer))
+    if entries > model.config.vocab_size:
+        raise CapgapError(
+            f"{tokenizer}: has {entries} entries, {like} has a vocabulary of "
+            f"{model.config.vocab_size}; name the tokenizer of that model"
+        )
+    sizes = sizes_of(model)
+    solution = solve(sizes, params)
+    config = pruned_config(model, solution.widths)
+    torch.manual_seed(seed)
+    student = type(model)(config)
+    student.generation_config = model.generation_config
+    lineage = Lineage(
+        kind="init",
+        name=name or format_count(params),
+        init=RANDOM,
+        seed=seed,
+        params=count_params(student),
+    )
+    assert lineage.params.non_embedding == solution.params_non_embedding, (lineage, solution)
+    with publish_folder(out) as temporary:
+        save_model(student, temporary, lineage, tokenizer)
+    return sizes, solution
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.randomise", __doc__)
+    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
+    parser.add_argument(
+        "--params",
+        required=True,
+        type=count_argument,
+        help="parameters without embeddings and output head, like 60k",
+    )
+    parser.add_argument(
+        "--like", required=True, type=Path, help="model folder of the teacher that lends the shape"
+    )
+    parser.add_argument("--name", help="name of the student size (default: --params)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    args, _ = parser.parse(argv)
+    sizes, solution = run(
+        args.tokenizer, args.like, args.params, args.seed, args.out, name=args.name
+    )
+    print(solution.describe(sizes))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,1 @@
+"""The report's parts: wording, figures, page template, style and script."""

@@ -1,0 +1,427 @@
+"""
+The report's figures: records -> an Altair specification and the table behind it.
+
+Each figure has one table; its column `kind` says which layer of the figure a row belongs to.
+Sizes are parameters without embeddings, losses nats per token, compute FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import fmean
+
+import altair as alt
+import numpy as np
+
+from capgap.design import NONE, RANDOM
+from capgap.records import FinalRecord, LawRecord, Metrics, Optimum, RunRow
+from capgap.reporting.law_chart import law_chart
+from capgap.reporting.theme import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE_BLUE,
+    RED,
+    SAND,
+    WIDE,
+    Figure,
+    arm_scales,
+    case,
+    facet,
+    loss_y,
+    of_kind,
+    size_x,
+    table,
+    tips,
+    titled,
+)
+from capgap.reporting.wording import (
+    arm_name,
+    nats,
+    optimum,
+    ordered,
+    pruned_sizes,
+    several_budgets,
+    size,
+)
+
+
+def curves(runs: list[RunRow], law: LawRecord) -> Figure:
+    """Loss against teacher size, a panel for each student size and budget."""
+    several = several_budgets(law)
+    pruned = pruned_sizes(runs)
+    rows, panels = [], []
+    for found in ordered(law.optima):
+        panels.append(
+            case(found.student, found.tokens, several) + f"|best teacher: {optimum(found)}"
+        )
+        known = {"student": found.student, "tokens": found.tokens, "panel": panels[-1]}
+        rows += [known | row for row in _curve_rows(found, runs, pruned, law.tie_nats)]
+    data = table(
+        rows,
+        "panel student tokens kind teacher teacher_params seed loss_nats_per_token loss_high "
+        "params_low params_high",
+    )
+    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
+    x_low = size_x("params_low", "Teacher size, parameters", data.teacher_params)
+    y = loss_y()
+    hover = tips("kind teacher seed", loss="loss_nats_per_token")
+    layers = [
+        of_kind(data, "tie").mark_rect(color=SAND).encode(y=y, y2="loss_high:Q"),
+        of_kind(data, "optimum")
+        .mark_rect(color=PALE_BLUE, opacity=0.6, clip=True)
+        .encode(x=x_low, x2="params_high:Q"),
+        of_kind(data, "optimum").mark_rule(color=BLUE, strokeWidth=1.5, clip=True).encode(x=x),
+        of_kind(data, "bound").mark_rule(color=BLUE, strokeDash=[2, 3]).encode(x=x),
+        of_kind(data, "no_teacher_mean")
+        .mark_line(color=ORANGE, strokeWidth=1, strokeDash=[4, 3])
+        .encode(x=x, y=y),
+        of_kind(data, "no_teacher")
+        .mark_point(color=ORANGE, shape="diamond", size=42, fill="white", strokeWidth=1.3)
+        .encode(x=x, y=y, tooltip=hover),
+        of_kind(data, "mean").mark_line(color=BLUE, strokeWidth=2).encode(x=x, y=y),
+        of_kind(data, "seed").mark_circle(color=BLUE, size=40).encode(x=x, y=y, tooltip=hover),
+    ]
+    columns = len({found.tokens for found in law.optima}) if several else 3
+    chart = facet(layers, data, panels, columns).resolve_scale(y="independent")
+    return Figure("curves", titled(chart, "Validation loss, nats per token"), data)
+
+
+def _curve_rows(
+    found: Optimum, runs: list[RunRow], pruned: dict[str, int], tie_nats: float
+) -> list[dict]:
+    """Rows of one panel of `curves`; limits that the data did not set end at the grid's edge."""
+    sizes = [cell.teacher_params_non_embedding for cell in found.cells]
+    losses = [cell.mean_loss_nats_per_token for cell in found.cells]
+    best = min(losses)
+    rows = [{"kind": "tie", "loss_nats_per_token": best, "loss_high": best + tie_nats}]
+    if found.teacher_params is not None:
+        low, high = found.teacher_params.low, found.teacher_params.high
+        rows.append(
+            {
+                "kind": "optimum",
+                "teacher_params": found.teacher_params.value,
+                "params_low": min(sizes) if low is None else low,
+                "params_high": max(sizes) if high is None else high,
+            }
+        )
+    elif found.status != "not_identifiable":
+        edge = sorted(set(sizes))[-2 if found.status == "lower_bound" else 1]
+        rows.append({"kind": "bound", "teacher_params": edge})
+    rows += [
+        {
+            "kind": "mean",
+            "teacher": cell.teacher,
+            "teacher_params": cell.teacher_params_non_embedding,
+            "loss_nats_per_token": cell.mean_loss_nats_per_token,
+        }
+        for cell in found.cells
+    ]
+    alone = defaultdict(list)
+    for run in runs:
+        if (run.student, run.tokens) != (found.student, found.tokens):
+            continue
+        row = {"seed": run.seed, "loss_nats_per_token": run.val_loss_nats_per_token}
+        if run.arm == "main":
+            at = {"teacher": run.teacher, "teacher_params": run.teacher_params_non_embedding}
+            rows.append({"kind": "seed"} | at | row)
+        elif run.arm == "no_teacher" and run.init in pruned:
+            alone[pruned[run.init]].append(run.val_loss_nats_per_token)
+            at = {"teacher": run.init, "teacher_params": pruned[run.init]}
+            rows.append({"kind": "no_teacher"} | at | row)
+    return rows + [
+        {"kind": "no_teacher_mean", "teacher_params": at, "loss_nats_per_token": fmean(values)}
+        for at, values in alone.items()
+    ]
+
+
+def controls(runs: list[RunRow]) -> Figure | None:
+    """All arms against teacher size, a panel for each student size and budget.
+
+    None where there is no arm that `curves` does not show already.
+    A run without a teacher stands at the size of the teacher its start was pruned from; the
+    random start without a teacher has no size and is a rule across the panel.
+    """
+    if {run.arm for run in runs} <= {"main", "no_teacher"}:
+        return None
+    pruned = pruned_sizes(runs)
+    budgets = {run.tokens for run in runs}
+    cases = sorted({(r.student_params_non_embedding, r.student, r.tokens) for r in runs})
+    names = {
+        (student, tokens): case(student, tokens, len(budgets) > 1) for _, student, tokens in cases
+    }
+    rows = [
+        {
+            "panel": names[run.student, run.tokens],
+            "student": run.student,
+            "tokens": run.tokens,
+            "kind": "run" if (run.init, run.teacher) != (RANDOM, NONE) else "baseline",
+            "arm": arm_name(run.arm),
+            "init": run.init,
+            "teacher": run.teacher,
+            "teacher_params": run.teacher_params_non_embedding or pruned.get(run.init),
+            "seed": run.seed,
+            "loss_nats_per_token": run.val_loss_nats_per_token,
+        }
+        for run in sorted(runs, key=lambda run: run.arm == "main")  # drawn last, on top
+    ]
+    data = table(
+        rows, "panel student tokens kind arm init teacher teacher_params seed loss_nats_per_token"
+    )
+    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
+    colour, shape = arm_scales(run.arm for run in runs)
+    hover = tips("arm init teacher seed", loss="loss_nats_per_token")
+    base = of_kind(data, "run").encode(x=x, y=loss_y(), color=colour)
+    layers = [
+        of_kind(data, "baseline")
+        .mark_rule(strokeDash=[6, 3])
+        .encode(y=loss_y("mean(loss_nats_per_token):Q"), color=colour),
+        base.transform_filter(f"datum.arm != '{arm_name('cross_teacher')}'")
+        .mark_line(strokeWidth=1.5)
+        .encode(y=loss_y("mean(loss_nats_per_token):Q")),
+        base.mark_point(size=40, filled=True, opacity=0.85).encode(shape=shape, tooltip=hover),
+    ]
+    columns = len(budgets) if len(budgets) > 1 else 3
+    chart = facet(layers, data, list(dict.fromkeys(names.values())), columns)
+    chart = chart.resolve_scale(y="independent")
+    return Figure("controls", titled(chart, "Validation loss, nats per token"), data)
+
+
+def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
+    """Training compute against loss, with the runs that no other beats; None without compute.
+
+    Compute: forward and backward of the student, forward of the teacher; the teacher's own
+    training is not counted (the accounting of arXiv 2311.07052).
+    """
+    rows = [
+        {
+            "kind": "run",
+            "teacher": run.teacher,
+            "arm": arm_name(run.arm),
+            "student": run.student,
+            "student_params": run.student_params_non_embedding,
+            "tokens": run.tokens,
+            "seed": run.seed,
+            "train_flops": run.train_flops,
+            "loss_nats_per_token": run.val_loss_nats_per_token,
+        }
+        for run in runs
+        if run.train_flops
+    ]
+    rows += [
+        {
+            "kind": "final",
+            "teacher": row.teacher,
+            "arm": arm_name("main"),
+            "student": size(row.student_params_non_embedding),
+            "student_params": row.student_params_non_embedding,
+            "tokens": final.choice.tokens,
+            "train_flops": row.train_flops,
+            "loss_nats_per_token": row.val_loss_nats_per_token,
+        }
+        for row in (final.rows if final else [])
+    ]
+    if not rows:
+        return None
+    best = float("inf")
+    for row in sorted(rows, key=lambda r: (r["train_flops"], r["loss_nats_per_token"])):
+        if row["loss_nats_per_token"] < best:
+            best = row["loss_nats_per_token"]
+            rows.append(row | {"kind": "frontier"})
+    data = table(
+        rows, "kind teacher arm student student_params tokens seed train_flops loss_nats_per_token"
+    )
+    compute = [row["train_flops"] for row in rows]
+    x = alt.X(
+        "train_flops:Q",
+        title="Training compute, FLOPs",
+        scale=alt.Scale(type="log", domain=[min(compute) / 1.3, max(compute) * 1.3], nice=False),
+        axis=alt.Axis(labelExpr="format(datum.value, '.0e')", values=_flop_ticks(compute)),
+    )
+    _, shape = arm_scales(run.arm for run in runs)
+    ordered = data.sort_values("student_params").student.unique().tolist()
+    colour = alt.Color(
+        "student:N",
+        sort=ordered,
+        scale=alt.Scale(domain=ordered, range=_ramp(len(ordered))),
+        legend=alt.Legend(title="student", titleOrient="left"),
+    )
+    base = alt.Chart(data).encode(x=x, y=loss_y())
+    hover = tips("student teacher arm tokens seed", loss="loss_nats_per_token", FLOPs="train_flops")
+    chart = alt.layer(
+        base.transform_filter("datum.kind == 'frontier'").mark_line(
+            color=INK, strokeWidth=1.2, strokeDash=[4, 3], interpolate="step-after"
+        ),
+        base.transform_filter("datum.kind == 'run'")
+        .mark_point(filled=True, size=45, opacity=0.75)
+        .encode(shape=shape, color=colour, tooltip=hover),
+        base.transform_filter("datum.kind == 'final'")
+        .mark_point(shape="circle", size=130, color=RED, strokeWidth=2, opacity=1)
+        .encode(tooltip=hover),
+        base.transform_filter("datum.kind == 'final'")
+        .mark_text(dy=-16, fontSize=12, color=RED)
+        .encode(text="teacher:N"),
+    ).properties(**WIDE)
+    return Figure("pareto", titled(chart, "Validation loss, nats per token"), data)
+
+
+def _flop_ticks(values: list[float]) -> list[float]:
+    low, high = min(values) / 1.3, max(values) * 1.3
+    return [d * 10.0**e for e in range(31) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
+
+
+def _ramp(n: int) -> list[str]:
+    """n colours from light to dark blue, for an ordered quantity."""
+    light, dark = np.array([138, 185, 220]), np.array([13, 51, 92])
+    shares = np.linspace(0, 1, n) if n > 1 else np.array([1.0])
+    return [
+        "#" + bytes(np.rint(light + (dark - light) * s).astype(int).tolist()).hex() for s in shares
+    ]
+
+
+def final_student(final: FinalRecord) -> Figure:
+    """Test loss of the final student by teacher, seeds as points and their mean as a tick."""
+    rows, order = [], []
+    for row in sorted(final.rows, key=lambda r: (r.teacher_params_non_embedding, r.teacher)):
+        label = f"{row.teacher}|{row.role}"
+        order.append(label)
+        at = {
+            "label": label,
+            "teacher": row.teacher,
+            "role": row.role,
+            "teacher_params": row.teacher_params_non_embedding,
+            "pick": row.teacher == final.choice.chosen,
+        }
+        rows.append(at | {"kind": "mean", "test_loss_nats_per_token": row.test_loss_nats_per_token})
+        rows += [
+            at | {"kind": "seed", "seed": seed, "test_loss_nats_per_token": loss}
+            for seed, loss in sorted(row.test_loss_by_seed.items())
+        ]
+    data = table(rows, "label kind teacher role teacher_params pick seed test_loss_nats_per_token")
+    colour = alt.condition(alt.datum.pick, alt.value(RED), alt.value(GREY))
+    losses = data.test_loss_nats_per_token
+    room = max(losses.max() - losses.min(), 0.002)
+    x = alt.X(
+        "test_loss_nats_per_token:Q",
+        title="Test loss, nats per token (left is better)",
+        scale=alt.Scale(
+            domain=[losses.min() - 0.15 * room, losses.max() + 0.35 * room], nice=False
+        ),
+        axis=alt.Axis(tickCount=5, grid=True),
+    )
+    y = alt.Y(
+        "label:N",
+        sort=order,
+        title=None,
+        axis=alt.Axis(labelExpr="split(datum.label, '|')", labelColor=INK, labelLineHeight=14),
+    )
+    mean = of_kind(data, "mean").encode(x=x, y=y, color=colour)
+    chart = alt.layer(
+        mean.mark_tick(thickness=3, size=26, opacity=1),
+        of_kind(data, "seed")
+        .mark_circle(size=60, opacity=0.6)
+        .encode(
+            x=x, y=y, color=colour, tooltip=tips("teacher seed", loss="test_loss_nats_per_token")
+        ),
+        of_kind(data, "mean")
+        .mark_text(dy=-22, fontSize=12, color=INK)
+        .encode(x=x, y=y, text=alt.Text("test_loss_nats_per_token:Q", format=".4f")),
+    ).properties(width=WIDE["width"], height=64 * len(order))
+    return Figure("final", titled(chart, "Teacher of the final student"), data)
+
+
+def teacher_family(teachers: list[Metrics]) -> Figure | None:
+    """Validation loss of the teachers themselves against their size; None without teachers."""
+    if not teachers:
+        return None
+    rows = [
+        {
+            "kind": "teacher",
+            "teacher": found.lineage.name,
+            "teacher_params": found.lineage.params.non_embedding,
+            "tokens": found.lineage.tokens,
+            "loss_nats_per_token": found.validation.loss_nats_per_token,
+        }
+        for found in sorted(
+            teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name)
+        )
+    ]
+    data = table(rows, "kind teacher teacher_params tokens loss_nats_per_token")
+    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
+    base = alt.Chart(data).encode(x=x, y=loss_y())
+    chart = alt.layer(
+        base.mark_line(color=BLUE, strokeWidth=2),
+        base.mark_circle(color=BLUE, size=70, opacity=1).encode(
+            tooltip=tips("teacher tokens", size="teacher_params", loss="loss_nats_per_token")
+        ),
+        base.mark_text(align="left", dx=5, dy=-9, fontSize=12, color=INK).encode(text="teacher:N"),
+    ).properties(width=WIDE["width"], height=300)
+    title = "Validation loss of the teacher itself, nats per token"
+    return Figure("teachers", titled(chart, title), data)
+
+
+def regret(law: LawRecord) -> Figure:
+    """Loss of every teacher above the best one of the same student and budget."""
+    several = several_budgets(law)
+    sizes = {c.teacher: c.teacher_params_non_embedding for o in law.optima for c in o.cells}
+    order = sorted(sizes, key=lambda name: (sizes[name], name))
+    rows = [
+        {
+            "kind": "tie" if cell.teacher in found.within_tie else "behind",
+            "label": case(found.student, found.tokens, several).replace(" student", ""),
+            "student": found.student,
+            "tokens": found.tokens,
+            "teacher": cell.teacher,
+            "teacher_params": cell.teacher_params_non_embedding,
+            "regret_nats": cell.regret_nats,
+            "text": "best" if cell.teacher == found.best_teacher else nats(cell.regret_nats),
+        }
+        for found in ordered(law.optima)
+        for cell in sorted(found.cells, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
+    ]
+    data = table(rows, "label kind student tokens teacher teacher_params regret_nats text")
+    labels = list(dict.fromkeys(data.label))
+    worst = max(float(data.regret_nats.max()), law.tie_nats, 1e-9)
+    angle = 0 if len(order) * max(map(len, order)) < 40 else -40  # names that fit on a phone
+    x = alt.X(
+        "teacher:N",
+        sort=order,
+        title=None,
+        axis=alt.Axis(
+            orient="top", labelAngle=angle, domain=False, ticks=False, labelOverlap=False
+        ),
+    )
+    y = alt.Y("label:N", sort=labels, title=None, axis=alt.Axis(labelColor=INK))
+    base = alt.Chart(data).encode(x=x, y=y)
+    shade = alt.Scale(type="sqrt", domain=[0, worst], range=["#fffaf2", "#e9a15b", "#a8481a"])
+    dark = alt.datum.regret_nats > 0.55 * worst
+    chart = alt.layer(
+        base.mark_rect(stroke="#ffffff", strokeWidth=3).encode(
+            color=alt.Color("regret_nats:Q", scale=shade, legend=None),
+            tooltip=tips("label teacher", regret="regret_nats"),
+        ),
+        base.transform_filter("datum.kind == 'tie'").mark_rect(
+            fill=None, stroke=INK, strokeWidth=1.5
+        ),
+        base.mark_text(fontSize=12).encode(
+            text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value(INK))
+        ),
+    ).properties(width=WIDE["width"], height=44 * len(labels))
+    return Figure("regret", titled(chart, "Loss above the best teacher, nats per token"), data)
+
+
+def all_figures(
+    runs: list[RunRow], law: LawRecord, final: FinalRecord | None, teachers: list[Metrics]
+) -> list[Figure]:
+    """Every figure that the records allow, in the report's order."""
+    figures = [
+        curves(runs, law),
+        controls(runs),
+        law_chart(law, final),
+        pareto(runs, final),
+        final_student(final) if final else None,
+        teacher_family(teachers),
+        regret(law),
+    ]
+    return [figure for figure in figures if figure is not None]

@@ -1,0 +1,279 @@
+"""
+Numbers as text, and the report's sentences that depend on what was found.
+
+Pure functions of the records; units are said in the text: sizes in parameters without embeddings,
+losses in nats per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from itertools import pairwise
+from statistics import fmean
+
+from capgap.design import NONE, pruned_from
+from capgap.law.words import about, listed
+from capgap.records import FinalRecord, Interval, LawRecord, Line, Metrics, Optimum, RunRow
+
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+ARMS = {
+    "main": "own teacher (main arm)",
+    "no_teacher": "no teacher",
+    "cross_teacher": "another teacher’s start",
+    "random_init": "random start",
+}
+
+
+def arm_name(arm: str) -> str:
+    """Name of an arm for a reader; unknown arms keep theirs."""
+    return ARMS.get(arm, arm.replace("_", " "))
+
+
+def size(count: float) -> str:
+    """A count to three digits, with a true minus sign: 442880 -> '443k'."""
+    return about(count).replace("-", "−")
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with a true minus sign and without '-0.0'."""
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
+
+
+def nats(loss: float) -> str:
+    """A loss in nats per token: three decimals, about the noise between seeds."""
+    return number(loss, 3)
+
+
+def flops(value: float) -> str:
+    """A FLOP count: 2.13e12 -> '2.1 × 10¹²'."""
+    if value <= 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def interval(estimate: Interval, as_size: bool = False) -> str:
+    """'3.1 [2.2, 4.4]', with the decimals its width deserves; '443k [310k, no limit]' as sizes."""
+    low, high = estimate.low, estimate.high
+    if low is None or high is None or high <= low:
+        decimals = max(0, 1 - math.floor(math.log10(abs(estimate.value) or 1)))
+    else:
+        decimals = max(0, 1 - math.floor(math.log10(high - low)))
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return "no limit"
+        return size(value) if as_size else number(value, decimals)
+
+    if low is None and high is None:
+        return f"{text(estimate.value)} [no interval]"
+    return f"{text(estimate.value)} [{text(low)}, {text(high)}]"
+
+
+def optimum(found: Optimum) -> str:
+    """T* of one student in a few words."""
+    sizes = sorted({cell.teacher_params_non_embedding for cell in found.cells})
+    match found.status:
+        case "interior":
+            assert found.teacher_params is not None, found
+            return interval(found.teacher_params, as_size=True)
+        case "lower_bound":
+            return f"above {size(sizes[-2])}"
+        case "upper_bound":
+            return f"below {size(sizes[1])}"
+    return "not identifiable"
+
+
+# --- what was found -----------------------------------------------------------------------------
+
+
+def headline(law: LawRecord) -> str:
+    """The finding in one short sentence; the record's verdict holds the numbers."""
+    if all(found.slope is None for found in law.lines):
+        return "These runs do not pin down a law of capacity gap"
+    grows = [found for found in law.lines if found.slope and (found.slope.low or 0) > 0]
+    if not grows:
+        return "These runs do not show that the best teacher grows with the student"
+    if len(grows) > 1:
+        each = [f"{found.slope.value:.2g} at {size(found.tokens)} tokens" for found in grows]
+        return f"The best teacher grows with the student, with a slope of {listed(each)}"
+    slope, published = grows[0].slope.value, f"{grows[0].published_slope:g}"
+    fits = f"the published {published} fits too"
+    misses = f"not {published} times, as published"
+    at = f" at {size(grows[0].tokens)} tokens" if len(law.lines) > 1 else ""
+    return (
+        f"The best teacher grows {slope:.2g} times as fast as the student{at}; "
+        f"{fits if grows[0].published_slope_inside else misses}"
+    )
+
+
+def ordered(optima: list[Optimum]) -> list[Optimum]:
+    """Optima by student size, then by budget."""
+    return sorted(optima, key=lambda o: (o.student_params_non_embedding, o.student, o.tokens))
+
+
+def several_budgets(law: LawRecord) -> bool:
+    """Whether optima of more than one token budget have to be told apart."""
+    return len({found.tokens for found in law.optima}) > 1
+
+
+def curves(law: LawRecord) -> str:
+    """How many of the optima lie inside the grid, and how flat they are."""
+    inside = [found for found in law.optima if found.status == "interior"]
+    cases = "student sizes and budgets" if several_budgets(law) else "student sizes"
+    ties = [len(found.within_tie) for found in law.optima]
+    flat = sum(n > 1 for n in ties)
+    flatness = (
+        f"In {flat} of {len(ties)}, more than one teacher lies within {law.tie_nats:g} nats of the best."
+        if flat
+        else f"In none of them does a second teacher come within {law.tie_nats:g} nats of the best."
+    )
+    if not inside:
+        return (
+            f"None of the {len(law.optima)} {cases} has its best teacher inside the range tried: "
+            f"where the curve ends at its lowest point, the optimum is only bounded. {flatness}"
+        )
+    return (
+        f"{len(inside)} of {len(law.optima)} {cases} have their best teacher inside the range "
+        f"tried. {flatness}"
+    )
+
+
+def line(found: Line) -> str:
+    """One budget's line against the published slope."""
+    if found.status != "fitted":
+        return f"At {size(found.tokens)} tokens no line can be fitted: {found.reason}."
+    assert found.slope is not None, found
+    assert found.intercept is not None, found
+    verdict = {
+        True: f"the published {found.published_slope:g} lies inside the interval",
+        False: f"the published {found.published_slope:g} lies outside the interval",
+        None: f"whether it differs from the published {found.published_slope:g} is open",
+    }[found.published_slope_inside]
+    fit = "" if found.r_squared is None else f", R² {found.r_squared:.3f}"
+    return (
+        f"At {size(found.tokens)} tokens: slope {interval(found.slope)}, intercept "
+        f"{interval(found.intercept, as_size=True)} parameters, over {found.n_students} students"
+        f"{fit}; {verdict}."
+    )
+
+
+def family(law: LawRecord, teachers: list[Metrics]) -> str:
+    """Whether teacher loss falls with teacher size over the whole family."""
+    losses = [
+        (found.lineage.name, found.validation.loss_nats_per_token)
+        for found in sorted(teachers, key=lambda m: m.lineage.params.non_embedding)
+    ]
+    rises = [
+        f"{small} ({nats(at_small)}) to {large} ({nats(at_large)})"
+        for (small, at_small), (large, at_large) in pairwise(losses)
+        if at_large >= at_small
+    ]
+    if rises or law.family_monotone is False:
+        where = f": it rises from {listed(rises)}" if rises else ""
+        return (
+            f"Teacher loss does not fall over the whole family{where}. A student that does worse "
+            "with a larger teacher may there only have met a worse model."
+        )
+    if len(losses) < 2 and law.family_monotone is None:
+        return "Too few teachers were measured to tell whether loss falls with size."
+    return (
+        "Teacher loss falls with size over the whole family: every larger teacher is also the "
+        "better model, so a student that does worse with it does not do so for want of a good one."
+    )
+
+
+def spans(runs: list[RunRow]) -> list[dict[str, str]]:
+    """What moves the loss of each student at each budget: spans of mean losses, nats per token.
+
+    main: over teachers. starts: over pruned starts without a teacher. choice: over teachers at one
+    pruned start, the largest of all starts. random: over teachers at the random start. gain: what
+    the own teacher takes off the loss of the same start without one, least to most.
+    '' where the arm was not run. Seeds are averaged.
+    """
+    found: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        where = (run.student_params_non_embedding, run.student, run.tokens)
+        found[where][run.arm, run.init, run.teacher].append(run.val_loss_nats_per_token)
+    rows = []
+    for (_, student, tokens), losses in sorted(found.items()):
+        mean = {key: fmean(values) for key, values in losses.items()}
+        arms, at_start, own = defaultdict(list), defaultdict(list), {}
+        for (arm, init, teacher), loss in mean.items():
+            if (arm, teacher) != ("random_init", NONE):
+                arms[arm].append(loss)
+            if arm in ("main", "cross_teacher"):
+                at_start[init].append(loss)
+            if arm == "main":
+                own[init] = loss
+        gains = sorted(
+            loss - own[init]
+            for (arm, init, _), loss in mean.items()
+            if arm == "no_teacher" and init in own
+        )
+        choice = [_span(values) for values in at_start.values()] if "cross_teacher" in arms else []
+        rows.append(
+            {
+                "student": student,
+                "tokens": size(tokens),
+                "main": _span(arms["main"]),
+                "starts": _span(arms["no_teacher"]),
+                "choice": max(choice, default=""),
+                "random": _span(arms["random_init"]),
+                "gain": f"{nats(gains[0])} to {nats(gains[-1])}" if gains else "",
+            }
+        )
+    return rows
+
+
+def _span(losses: list[float]) -> str:
+    return nats(max(losses) - min(losses)) if len(losses) > 1 else ""
+
+
+def recommendation(final: FinalRecord) -> tuple[str, str]:
+    """Whether the chosen teacher was the best of those tried: (a word or two, the sentence)."""
+    others = [row.teacher for row in final.rows if row.teacher != final.choice.chosen]
+    if not others:
+        return "Untested", "No other teacher was tried for the final student."
+    noise = {
+        True: "more than the noise between seeds",
+        False: "within the noise between seeds",
+        None: "with one seed, whether that is noise is unknown",
+    }[final.resolved]
+    gap = nats(abs(final.regret_nats))
+    if final.resolved is False:
+        side = "ahead of" if final.chosen_is_best else "behind"
+        return "A tie", f"{gap} nats {side} the best alternative, {noise}."
+    if final.chosen_is_best:
+        return "Yes", f"{gap} nats ahead of the best alternative, {noise}."
+    return "No", f"{gap} nats behind {final.rows[0].teacher}, {noise}."
+
+
+def settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted key, value) in their order."""
+    rows = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            rows += settings_rows(value, f"{name}.")
+        elif value is not None:
+            is_list = isinstance(value, list)
+            rows.append((name, ", ".join(map(str, value)) if is_list else str(value)))
+    return rows
+
+
+def token_budgets(runs: list[RunRow]) -> str:
+    """'a budget of 1.5M tokens', 'budgets of 500k and 5M tokens'."""
+    budgets = sorted({run.tokens for run in runs})
+    return f"{'a budget' if len(budgets) == 1 else 'budgets'} of {listed(map(size, budgets))} tokens"
+
+
+def pruned_sizes(runs: list[RunRow]) -> dict[str, int]:
+    """Size of the teacher that each pruned start comes from, by the start's name."""
+    return {
+        pruned_from(run.teacher): run.teacher_params_non_embedding
+        for run in runs
+        if run.teacher != NONE and run.teacher_params_non_embedding is not None
+    }

@@ -1,0 +1,64 @@
+"""
+Shapes of transformer models and what follows from them: parameters by group and FLOPs.
+
+Pure arithmetic, no torch: the plan of a study needs these numbers before any model exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """Shape of a Llama model; all layers alike."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+
+    def params(self) -> dict[str, int]:
+        """Parameters by group: embedding (with the output head), attention, mlp, norm.
+
+        `non_embedding` is attention + mlp + norm, `total` adds the embedding.
+        """
+        groups = {
+            "embedding": self.vocab * self.hidden * (1 if self.tied else 2),
+            "attention": self.layers
+            * 2
+            * self.hidden
+            * self.head_dim
+            * (self.heads + self.kv_heads),
+            "mlp": self.layers * 3 * self.hidden * self.intermediate,
+            "norm": (2 * self.layers + 1) * self.hidden,
+        }
+        groups["non_embedding"] = groups["attention"] + groups["mlp"] + groups["norm"]
+        groups["total"] = groups["non_embedding"] + groups["embedding"]
+        return groups
+
+
+def forward_flops_per_token(
+    params_matmul: int, layers: int, attention_width: int, context: int
+) -> int:
+    """FLOPs of one token's forward pass: 2 per weight used in a matrix product, plus attention.
+
+    params_matmul: weights of the layers and of the output head (the input embedding is a look-up).
+    attention_width: heads x head dimension. context: tokens of the sequence; with a causal mask a
+    token sees half of them on average, and scores and weighted sum cost 2 FLOPs each a channel.
+    Source: Kaplan et al. 2020 (arXiv 2001.08361), table 1, with the causal half.
+    """
+    return 2 * params_matmul + 2 * layers * attention_width * context
+
+
+def training_flops(tokens: int, student_forward: int, teacher_forward: int = 0) -> int:
+    """FLOPs of a training run: forward and backward of the student, forward of the teacher.
+
+    The backward pass costs two forward passes: 6 N_S D + 2 N_T D (Kaplan et al. 2020; the
+    accounting behind the Pareto plot of arXiv 2311.07052).
+    """
+    return tokens * (3 * student_forward + teacher_forward)

@@ -1,0 +1,146 @@
+"""
+What every stage's command line has in common.
+
+A stage is a module with a docstring, `main(argv)` and `run(...)`. Its options come from its
+settings class, so `--help` says what each means and in which unit. The workflow passes the same
+settings as one JSON text with `--spec`, together with the digest of the source it planned with;
+the stage refuses to run when the source has changed since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from capgap.config import check_section, parse_count
+from capgap.errors import CapgapError
+from capgap.workflow.digest import source_digest
+
+
+class StageParser(argparse.ArgumentParser):
+    """Argument parser of one stage: paths are added by the stage, settings by their class."""
+
+    def __init__(self, module: str, summary: str, settings: Any = None):
+        stage = module.rsplit(".", 1)[-1]
+        super().__init__(
+            prog=f"capgap {stage}",
+            description=summary.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.module, self.settings = module, settings
+        self.add_argument("--spec", metavar="JSON", help="settings as the workflow passes them")
+        group = self.add_argument_group("settings")
+        for name, field in _fields(settings).items():
+            required = field.is_required()
+            default = (
+                "required"
+                if required
+                else f"default {field.get_default(call_default_factory=True)}"
+            )
+            choices = " | ".join(_choices(field.annotation))
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=f"setting_{name}",
+                metavar=choices or "X",
+                help=f"{field.description or choices} ({default})".replace("%", "%%"),
+            )
+
+    def parse(
+        self, argv: list[str] | None, spec_only: Any = None
+    ) -> tuple[argparse.Namespace, Any]:
+        """Parse the command line into (paths and identity, validated settings).
+
+        spec_only: settings that only the workflow passes, None without `--spec`.
+        """
+        args = self.parse_args(argv)
+        spec = json.loads(args.spec) if args.spec else {}
+        if spec and spec["source"] != source_digest(self.module):
+            raise CapgapError(
+                f"the source of {self.module} changed after the run was planned; run again"
+            )
+        if self.settings is None:
+            given = spec.get("settings") if spec_only else None
+            return args, given and check_section(spec_only, given, f"settings of {self.prog}")
+        data = dict(spec.get("settings", {}))
+        for name in _fields(self.settings):
+            value = getattr(args, f"setting_{name}")
+            if value is not None:
+                data[name] = value
+        return args, check_section(self.settings, data, f"settings of {self.prog}")
+
+
+def _fields(settings: Any) -> dict[str, Any]:
+    """Fields of a Section class, or of all members of a union of them."""
+    if settings is None:
+        return {}
+    if isinstance(settings, type):
+        return dict(settings.model_fields)
+    union = typing.get_args(settings)[0]
+    fields: dict[str, Any] = {}
+    for member in typing.get_args(union):
+        fields = {**member.model_fields, **fields}
+    return fields
+
+
+def _choices(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    if isinstance(annotation, types.UnionType):
+        return [c for member in typing.get_args(annotation) for c in _choices(member)]
+    return []
+
+
+def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
+    """Run a stage's `main` as a program: a user's mistake ends in one message and status 1."""
+    _die_with_parent()
+    try:
+        main(argv)
+    except CapgapError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def count_argument(text: str) -> int:
+    """An argparse type for counts like 60k or 2.5M."""
+    try:
+        return int(parse_count(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_job_arguments(parser: StageParser) -> None:
+    """Options of a training job that say where it writes and keeps its state."""
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder to fill: model/, curve.csv, train.json"
+    )
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path("scratch"),
+        help="folder for the state of an unfinished run, which is resumed (default scratch)",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds between saved states (default 60)",
+    )
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this job when the workflow that started it is killed."""
+    if sys.platform == "linux" and os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit("the workflow that started this job is gone")

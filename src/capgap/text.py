@@ -1,0 +1,106 @@
+"""
+Documents: read from a package, local files or the hub, and share them out over the splits.
+
+A document is a name and its text. It belongs to exactly one split, decided by a hash of its name,
+so that held-out text never shares a document with training text.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from pathlib import Path
+
+from datasets import Dataset, disable_progress_bars, load_dataset
+
+from capgap.config import FilesCorpus, HubCorpus, PackageCorpus
+from capgap.errors import CapgapError
+from capgap.packages import package_folder
+
+disable_progress_bars()  # a log file is no place for redrawn bars
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
+    """All documents of a corpus: columns `name` and `text`, sorted by name, none empty."""
+    match corpus:
+        case PackageCorpus():
+            root = package_folder(corpus.package)
+            documents = _read_files(sorted(root.glob(corpus.pattern)), root, "text")
+            origin = f"package {corpus.package}, pattern {corpus.pattern}"
+        case FilesCorpus():
+            paths = [Path(p) for p in sorted(glob.glob(corpus.pattern, recursive=True))]
+            documents = _read_files(paths, Path("."), corpus.text_column)
+            origin = f"files {corpus.pattern}"
+        case HubCorpus():
+            data = load_dataset(
+                corpus.dataset, corpus.name, revision=corpus.revision, split=corpus.split
+            )
+            texts = _column(data, corpus.text_column, f"data set {corpus.dataset}")
+            documents = [(f"{i:012d}", text) for i, text in enumerate(texts)]
+            origin = f"data set {corpus.dataset}, split {corpus.split}"
+    documents = sorted((name, text) for name, text in documents if text.strip())
+    if len(documents) < 3:
+        raise CapgapError(
+            f"corpus: {origin} has {len(documents)} document(s) with text; at least 3 are needed, "
+            "one each for training, validation and test"
+        )
+    names, texts = zip(*documents, strict=True)
+    return Dataset.from_dict({"name": names, "text": texts})
+
+
+def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[str, str]]:
+    documents = []
+    for path in paths:
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        if path.suffix == ".txt":
+            documents.append((name, _read_text(path)))
+            continue
+        if path.suffix not in SUFFIXES:
+            raise CapgapError(f"corpus: {path} is none of {', '.join(SUFFIXES)}")
+        kind = "json" if path.suffix == ".jsonl" else "parquet"
+        if kind == "json":
+            _read_text(path)
+        data = load_dataset(kind, data_files=str(path), split="train")
+        texts = _column(data, text_column, f"file {path}")
+        documents += [(f"{name}:{i:09d}", text) for i, text in enumerate(texts)]
+    return documents
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CapgapError(
+            f"corpus: {path} is not UTF-8 text (byte {error.start}); "
+            "convert it, for example with iconv, or leave it out of the pattern"
+        ) from None
+
+
+def _column(data: Dataset, column: str, where: str) -> list[str]:
+    if column not in data.column_names:
+        raise CapgapError(
+            f"corpus.text_column: {where} has no column {column!r}, "
+            f"only {', '.join(data.column_names)}"
+        )
+    return data[column][:]
+
+
+def assign_splits(names: list[str], sizes: list[int], shares: dict[str, float]) -> list[str]:
+    """Split of every document: held-out splits get whole documents until their share is reached.
+
+    sizes: bytes of each document. shares: share of all bytes by held-out split, filled in order.
+    Documents come in the order of a hash of their names, so the choice looks random and adding a
+    document moves few others. Every split gets at least one document; the rest is `train`.
+    """
+    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+    splits = ["train"] * len(names)
+    at, total = 0, sum(sizes)
+    for split, share in shares.items():
+        taken = 0
+        while at < len(order) - len(shares) and (taken == 0 or taken < share * total):
+            splits[order[at]] = split
+            taken += sizes[order[at]]
+            at += 1
+    return splits

@@ -1,0 +1,49 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+
+from capgap.artifacts import publish_folder
+from capgap.engine.streams import META, SPLITS
+from capgap.records import TokenStreams
+
+
+@pytest.fixture
+def token_streams(tmp_path):
+    """Function that writes token streams of a small repeating language and returns their folder."""
+
+    def write(vocab=64, tokens=6000, seed=0):
+        random = np.random.default_rng(seed)
+        folder_out = tmp_path / "tokens"
+        lengths = {"train": tokens, "validation": 700, "test": 701}
+        with publish_folder(folder_out) as folder:
+            for split in SPLITS:
+                steps = random.integers(1, 4, lengths[split])
+                np.save(folder / f"{split}.npy", (np.cumsum(steps) % vocab).astype(np.uint16))
+            meta = TokenStreams(
+                vocab_size=vocab,
+                documents=dict.fromkeys(SPLITS, 1),
+                tokens=lengths,
+                bytes={split: 3 * n for split, n in lengths.items()},
+            )
+            (folder / META).write_text(meta.to_json())
+        return folder_out
+
+    return write
+
+
+@pytest.fixture
+def tiny_model():
+    """Function that makes a small random Llama."""
+    from capgap.engine.models import llama_config, new_model
+    from capgap.shapes import LlamaShape
+
+    def make(seed=0, vocab=64, hidden=24, heads=3, layers=2, tied=True):
+        shape = LlamaShape(layers, hidden, heads, heads, hidden // heads, 40, vocab, tied)
+        config = llama_config(shape, max_positions=128, bos_id=0, eos_id=0)
+        return new_model(config, seed)
+
+    return make

@@ -1,0 +1,225 @@
+"""Plausible records of a small study, made from a loss surface that is known in closed form."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from capgap.config import Law
+from capgap.law.study import law_record
+from capgap.records import (
+    Choice,
+    FinalRecord,
+    FinalRow,
+    Interval,
+    LawRecord,
+    Lineage,
+    Metrics,
+    ParamGroups,
+    RunRow,
+    SplitLoss,
+)
+
+STUDENTS = {"60k": 61_440, "100k": 102_400, "160k": 158_720}
+TEACHERS = {"t80k": 83_000, "t180k": 179_000, "t340k": 343_000, "t600k": 598_000, "t1m": 1_012_000}
+TOKENS = 1_500_000
+RATIO = 2.9  # of the surface's optimum to the student size
+
+
+def teacher_loss(params: int) -> float:
+    return 2.6 + 3.5 * (params / 1e4) ** -0.35
+
+
+def surface(student: int, teacher: int, tokens: int, ratio: float) -> float:
+    """Loss with its minimum over teachers at `ratio` x student, moving up with the budget."""
+    best = ratio * student * (tokens / TOKENS) ** 0.4
+    base = 2.9 + 3.1 * (student / 1e4) ** -0.4 - 0.14 * math.log(tokens / TOKENS)
+    return base + 0.035 * math.log(teacher / best) ** 2
+
+
+def _noise(*key: int) -> float:
+    """Between -0.003 and 0.003 nat, a function of the run's identity."""
+    return 0.003 * math.sin(sum((i + 1.7) * k for i, k in enumerate(key, 1)))
+
+
+def make_runs(tokens=(TOKENS,), seeds=(0, 1), arms=("no_teacher",), ratio=RATIO) -> list[RunRow]:
+    """Runs on the surface; a small `ratio` puts every optimum at the smallest teacher."""
+    rows = []
+
+    def add(arm, student, init, teacher, budget, seed, loss, start):
+        size = TEACHERS.get(teacher)
+        s = STUDENTS[student]
+        rows.append(
+            RunRow(
+                student=student,
+                init=init,
+                teacher=teacher,
+                seed=seed,
+                student_params_non_embedding=s,
+                teacher_params_non_embedding=size,
+                tokens=budget,
+                val_loss_nats_per_token=round(loss + _noise(seed, s % 97, (size or 7) % 89), 5),
+                arm=arm,
+                teacher_val_loss_nats_per_token=teacher_loss(size) if size else None,
+                start_val_loss_nats_per_token=round(start, 4),
+                test_loss_nats_per_token=round(loss + 0.02, 5),
+                test_bits_per_byte=round((loss + 0.02) / math.log(2) / 2.9, 5),
+                train_flops=float(budget * (6 * s + 2 * (size or 0))),
+            )
+        )
+
+    for student, s in STUDENTS.items():
+        larger = [t for t, size in TEACHERS.items() if size > s]
+        for budget in tokens:
+            for seed in seeds:
+                for t in larger:
+                    loss = surface(s, TEACHERS[t], budget, ratio)
+                    start = loss + 1.1 + 0.3 * math.log(TEACHERS[t] / s)
+                    pruned = f"pruned-{t}"
+                    add("main", student, pruned, t, budget, seed, loss, start)
+                    if "no_teacher" in arms:
+                        add("no_teacher", student, pruned, "none", budget, seed, loss + 0.03, start)
+                    if "cross_teacher" in arms:
+                        for other in larger:
+                            if other != t:
+                                delta = 0.01 * math.log(TEACHERS[other] / TEACHERS[t])
+                                add(
+                                    "cross_teacher",
+                                    student,
+                                    pruned,
+                                    other,
+                                    budget,
+                                    seed,
+                                    loss - delta,
+                                    start,
+                                )
+                    if "random_init" in arms:
+                        add("random_init", student, "random", t, budget, seed, loss + 0.6, 6.95)
+                if "random_init" in arms:
+                    add("random_init", student, "random", "none", budget, seed, loss + 0.7, 6.95)
+    return rows
+
+
+def make_law(runs: list[RunRow]) -> LawRecord:
+    """What the regression says about those runs."""
+    table = pd.DataFrame([run.model_dump() for run in runs])
+    return law_record(table, Law(resamples=200))
+
+
+def make_final(seeds=(0, 1), basis="line") -> FinalRecord:
+    size, tokens = 131_072, 3_000_000
+    star = RATIO * size
+    rows = []
+    for teacher, role in [("t340k", "chosen"), ("t600k", "neighbour"), ("t1m", "largest")]:
+        loss = surface(size, TEACHERS[teacher], tokens, 2.2)
+        by_seed = {str(s): round(loss + _noise(s, 5, TEACHERS[teacher] % 83), 5) for s in seeds}
+        test = sum(by_seed.values()) / len(by_seed)
+        rows.append(
+            FinalRow(
+                teacher=teacher,
+                role=role,
+                teacher_params_non_embedding=TEACHERS[teacher],
+                student_params_non_embedding=size,
+                n_seeds=len(seeds),
+                val_loss_nats_per_token=test - 0.02,
+                test_loss_nats_per_token=test,
+                test_bits_per_byte=test / math.log(2) / 2.9,
+                test_perplexity=math.exp(test),
+                test_loss_by_seed=by_seed,
+                train_flops=float(tokens * (6 * size + 2 * TEACHERS[teacher])),
+            )
+        )
+    rows.sort(key=lambda row: row.test_loss_nats_per_token)
+    by_name = {row.teacher: row.test_loss_nats_per_token for row in rows}
+    rivals = min(loss for teacher, loss in by_name.items() if teacher != "t340k")
+    regret = by_name["t340k"] - rivals
+    return FinalRecord(
+        choice=Choice(
+            student_params_non_embedding=size,
+            tokens=tokens,
+            law_tokens=TOKENS,
+            basis=basis,
+            basis_note="the line was fitted at 1.5M tokens and is used at 3M"
+            if basis == "line"
+            else "no line could be fitted; the nearest student size, 160k, lends its ratio",
+            teacher_params_star=Interval(value=star, low=star * 0.7, high=star * 1.5)
+            if basis == "line"
+            else None,
+            chosen="t340k",
+            neighbour="t600k",
+            largest="t1m",
+        ),
+        rows=rows,
+        chosen_is_best=regret <= 0,
+        regret_nats=regret,
+        resolved=abs(regret) > 0.006 if len(seeds) > 1 else None,
+        published_seed=seeds[0],
+        sentence=f"The student from t340k ends {abs(regret):.3f} nats per token "
+        f"{'above' if regret > 0 else 'below'} its best rival.",
+    )
+
+
+def make_teachers() -> list[Metrics]:
+    found = []
+    for name, size in TEACHERS.items():
+        loss = teacher_loss(size)
+        split = SplitLoss(
+            loss_nats_per_token=loss,
+            perplexity=math.exp(loss),
+            bits_per_byte=loss / math.log(2) / 2.9,
+            tokens=50_000,
+            bytes=145_000,
+        )
+        groups = ParamGroups(
+            embedding=64_000,
+            attention=size // 3,
+            mlp=size - size // 3 - 500,
+            norm=500,
+            non_embedding=size,
+            total=size + 64_000,
+        )
+        lineage = Lineage(kind="teacher", name=name, tokens=8_000_000, seed=0, params=groups)
+        found.append(
+            Metrics(
+                lineage=lineage,
+                validation=split,
+                test=split,
+                forward_flops_per_token=2 * size,
+            )
+        )
+    return found
+
+
+SETTINGS = {
+    "study": "pocket",
+    "corpus": {"source": "package", "package": "speeches", "pattern": "data/*.txt"},
+    "distill": {"teacher_weight": 0.5, "temperature": 1.0, "learning_rate": 0.003},
+    "grid": {"students": [61_440, 102_400, 158_720], "tokens": [TOKENS], "seeds": [0, 1]},
+}
+
+
+def write_runs(path: Path, runs: list[RunRow]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(RunRow.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.model_dump() for row in runs)
+
+
+def write_study(folder: Path, runs=None, law=None, final=None, teachers=None) -> list[str]:
+    """Write all records into a folder; returns the report's command line without --out."""
+    runs = make_runs() if runs is None else runs
+    write_runs(folder / "runs.csv", runs)
+    (folder / "law.json").write_text((law or make_law(runs)).to_json())
+    (folder / "final.json").write_text((final or make_final()).to_json())
+    teachers = make_teachers() if teachers is None else teachers
+    files = []
+    for metrics in teachers:
+        files.append(folder / f"{metrics.lineage.name}.json")
+        files[-1].write_text(metrics.to_json())
+    return [
+        *("--runs", str(folder / "runs.csv"), "--law", str(folder / "law.json")),
+        *("--final", str(folder / "final.json"), "--teachers", *map(str, files)),
+        *("--study-name", "pocket", "--study-spec", json.dumps(SETTINGS)),
+    ]

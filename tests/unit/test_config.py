@@ -1,0 +1,103 @@
+"""Settings: everything wrong is reported at once, by key, with a hint; names are lossless."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from capgap.config import format_count, load_study, parse_count
+from capgap.errors import CapgapError
+
+ROOT = Path(__file__).parents[2]
+STUDIES = [
+    ROOT / "config.yaml",
+    ROOT / "tests/tiny/config.yaml",
+    *sorted(ROOT.glob("configs/*.yaml")),
+]
+
+
+@pytest.fixture
+def tiny():
+    return yaml.safe_load((ROOT / "tests/tiny/config.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.name)
+def test_every_shipped_study_loads(path):
+    load_study(path)
+
+
+def test_importing_settings_imports_no_torch():
+    code = "import sys, capgap.config, capgap.design, capgap.records; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+def message(data):
+    with pytest.raises(CapgapError) as error:
+        load_study(data)
+    return str(error.value)
+
+
+def test_all_problems_at_once_with_key_value_and_hint(tiny):
+    tiny["distill"]["learning_rte"] = 0.1
+    tiny["pretrain"]["batch_tokens"] = -4
+    tiny["teachers"]["t9k"]["heads"] = "three"
+    del tiny["final"]["tokens"]
+    text = message(tiny)
+    assert "distill.learning_rte: unknown key (did you mean 'learning_rate'?)" in text
+    assert "pretrain.batch_tokens: input should be greater than 0, got -4" in text
+    assert "teachers.t9k.heads:" in text
+    assert "got 'three'" in text
+    assert "final.tokens: missing" in text
+    assert "4 problem(s)" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda d: d["grid"].update(students=["2M"]), "grid.students: 2M is not smaller than any"),
+        (lambda d: d["final"].update(student="2k"), "final.student: 2k is in grid.students"),
+        (lambda d: d["grid"].update(seeds=[1, 1]), "grid.seeds: the same value stands twice"),
+        (lambda d: d["grid"].update(arm_seeds=[7]), "grid.arm_seeds: 7 is not in grid.seeds"),
+        (lambda d: d.pop("pretrain"), "the section 'pretrain' is needed"),
+        (lambda d: d["teachers"]["t4k"].update(hidden=15), "hidden must be a multiple of heads"),
+        (lambda d: d["distill"].update(batch_tokens=33), "must be a multiple of sequence_length"),
+        (lambda d: d["grid"].update(tokens=["ten"]), "grid.tokens.0: a count is an integer"),
+        (lambda d: d["corpus"].update(source="web"), "corpus:"),
+        (lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t4k"}), "tokenizer.teacher"),
+        (lambda d: d["teachers"].update(none=d["teachers"]["t4k"]), "teachers.none"),
+    ],
+)
+def test_each_mistake_is_named(tiny, change, expected):
+    change(tiny)
+    assert expected in message(tiny)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(CapgapError, match="no such file"):
+        load_study(tmp_path / "no.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_bytes("study: é".encode("latin-1"))
+    with pytest.raises(CapgapError, match="not UTF-8"):
+        load_study(path)
+    path.write_text("a: [1")
+    with pytest.raises(CapgapError, match="not valid YAML"):
+        load_study(path)
+    path.write_text("- a")
+    with pytest.raises(CapgapError, match="mapping"):
+        load_study(path)
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 61437, 60000, 2_500_000, 3 * 10**9, 123_456_789])
+def test_names_of_counts_are_lossless(count):
+    assert parse_count(format_count(count)) == count
+
+
+def test_counts_as_people_write_them():
+    assert parse_count("60k") == 60_000
+    assert parse_count("2.5M") == 2_500_000
+    assert format_count(60_000) == "60k"
+    with pytest.raises(ValueError, match="whole number"):
+        parse_count("1.2345k")
