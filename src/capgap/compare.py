@@ -98,7 +98,9 @@ def _resolved(chosen: FinalRow, rival: FinalRow) -> bool | None:
 def _sentence(choice: Choice, chosen: FinalRow, rows: list[FinalRow], rival) -> str:
     loss = f"test loss {chosen.test_loss_nats_per_token:.4f} nats per token"
     if rival is None:
-        return f"The student from {choice.chosen} reaches {loss}; there was no other teacher to try."
+        return (
+            f"The student from {choice.chosen} reaches {loss}; there was no other teacher to try."
+        )
     gap = chosen.test_loss_nats_per_token - rival.test_loss_nats_per_token
     side = "better" if gap < 0 else "worse"
     noise = {

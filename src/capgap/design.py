@@ -82,4 +82,3 @@ def final_runs(final: Final, teachers: list[str]) -> list[Run]:
         for t in teachers
         for seed in final.seeds
     ]
-

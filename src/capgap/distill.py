@@ -14,8 +14,8 @@ from capgap.config import Distill
 from capgap.design import NONE
 from capgap.engine.jobs import Place, train_and_publish
 from capgap.engine.models import load_model, read_lineage, same_tokenizer
+from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import Streams
-from capgap.engine.training import Teaching
 from capgap.errors import CapgapError
 from capgap.records import Lineage, TrainRecord
 from capgap.stage import StageParser, add_job_arguments, count_argument, run_stage
@@ -35,13 +35,13 @@ def run(
     streams, init = Streams(tokens_folder), open_folder(init)
     student = load_model(init)
     start = read_lineage(init, student)
-    teaching, teacher_name = None, NONE
+    objective, teacher_model, teacher_name = data_objective, None, NONE
     if teacher is not None:
         teacher = open_folder(teacher)
         teacher_model = load_model(teacher)
         teacher_name = read_lineage(teacher, teacher_model).name
         _check_pair(settings, init, student, teacher, teacher_model, streams)
-        teaching = Teaching(teacher_model, settings.teacher_weight, settings.temperature)
+        objective = Distillation(teacher_model, settings.teacher_weight, settings.temperature)
     _check_model(settings, init, student, streams)
     lineage = Lineage(
         kind="student",
@@ -57,11 +57,12 @@ def run(
         student,
         streams,
         settings,
+        objective,
         place,
         lineage=lineage,
         tokenizer=init,
         inputs=inputs,
-        teaching=teaching,
+        teacher=teacher_model,
     )
 
 

@@ -77,9 +77,7 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
 def _download(teacher: HubTeacher) -> Path:
     where = f"{teacher.model} at commit {teacher.revision[:12]}"
     try:
-        folder = snapshot_download(
-            teacher.model, revision=teacher.revision, allow_patterns=WANTED
-        )
+        folder = snapshot_download(teacher.model, revision=teacher.revision, allow_patterns=WANTED)
     except GatedRepoError:
         raise CapgapError(
             f"{where} is gated: accept its licence on its page on the hub, then give a read token "

@@ -13,6 +13,7 @@ from capgap.artifacts import open_folder
 from capgap.config import PretrainStage
 from capgap.engine.jobs import Place, train_and_publish
 from capgap.engine.models import count_params, llama_config, load_tokenizer, new_model
+from capgap.engine.objectives import data_objective
 from capgap.engine.streams import Streams
 from capgap.records import Lineage, TrainRecord
 from capgap.stage import StageParser, add_job_arguments, run_stage
@@ -44,6 +45,7 @@ def run(
         model,
         streams,
         settings,
+        data_objective,
         place,
         lineage=lineage,
         tokenizer=tokenizer,

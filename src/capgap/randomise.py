@@ -4,7 +4,7 @@ Make a random start of a student size: the shape pruning gives, with new weights
 The control arm without inherited weights. It differs from a pruned start in nothing but the
 weights.
 
-IN   a teacher's model folder (for the shape), tokenizer folder
+IN   a teacher's model folder (for the shape), tokenizer folder (the teacher's, if not given)
 OUT  model folder that AutoModelForCausalLM loads
 """
 
@@ -26,7 +26,13 @@ from capgap.stage import StageParser, count_argument, run_stage
 
 
 def run(
-    tokenizer: Path, like: Path, params: int, seed: int, out: Path, *, name: str | None = None
+    like: Path,
+    params: int,
+    seed: int,
+    out: Path,
+    *,
+    name: str | None = None,
+    tokenizer: Path | None = None,
 ) -> tuple[Sizes, Solution]:
     """Publish a randomly initialised model with the shape of `like` pruned to `params`.
 
@@ -34,7 +40,9 @@ def run(
     what the shape keeps of them.
     """
     torch.set_num_threads(1)
-    tokenizer = open_folder(tokenizer)
+    tokenizer = open_folder(tokenizer or like)
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise CapgapError(f"{tokenizer}: no tokenizer.json; name a tokenizer folder (--tokenizer)")
     model = load_model(like)
     entries = len(load_tokenizer(tokenizer))
     if entries > model.config.vocab_size:
@@ -64,7 +72,9 @@ def run(
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.randomise", __doc__)
-    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="tokenizer folder (default: the one of --like)"
+    )
     parser.add_argument(
         "--params",
         required=True,
@@ -79,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, _ = parser.parse(argv)
     sizes, solution = run(
-        args.tokenizer, args.like, args.params, args.seed, args.out, name=args.name
+        args.like, args.params, args.seed, args.out, name=args.name, tokenizer=args.tokenizer
     )
     print(solution.describe(sizes))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,10 @@ def run(
     """Draw all figures and write the report's folder.
 
     settings: the study's settings as they shall be shown; may be empty.
-    Raises CapgapError when the law was not fitted on these runs.
+    Raises CapgapError when the records do not belong together.
     """
     counts = Counter(row.arm for row in runs)
-    if counts["main"] != law.n_runs:
-        raise CapgapError(
-            f"the law was fitted on {law.n_runs} runs of the main arm, but the table of runs has "
-            f"{counts['main']}; fit the law again on this table (capgap fit)"
-        )
+    _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
     figures = all_figures(runs, law, final, teachers)
@@ -66,22 +63,47 @@ def run(
             (folder / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
             (folder / f"{figure.name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=PNG_SCALE))
             figure.data.to_csv(folder / f"{figure.name}.csv", index=False, lineterminator="\n")
-        page = _environment().get_template("page.html.j2").render(
-            study_name=study_name,
-            runs=runs,
-            counts=counts,
-            law=law,
-            final=final,
-            teachers=teachers,
-            settings=wording.settings_rows(settings),
-            pictures=pictures,
-            specs=specs,
-            style=_part("style.css"),
-            script=_part("page.js"),
-            vega=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE)),
-            w=wording,
+        page = (
+            _environment()
+            .get_template("page.html.j2")
+            .render(
+                study_name=study_name,
+                runs=runs,
+                counts=counts,
+                law=law,
+                final=final,
+                teachers=teachers,
+                settings=wording.settings_rows(settings),
+                pictures=pictures,
+                specs=specs,
+                style=_part("style.css"),
+                script=_part("page.js"),
+                vega=Markup(vega_bundle()),
+                w=wording,
+            )
         )
         (folder / "report.html").write_text(page + "\n", encoding="utf-8")
+
+
+def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
+    """Refuse records of different studies or of different states of one study."""
+    if n_main != law.n_runs:
+        raise CapgapError(
+            f"the law was fitted on {law.n_runs} runs of the main arm, but the table of runs has "
+            f"{n_main}; fit the law again on this table (capgap fit)"
+        )
+    budgets = sorted(found.tokens for found in law.lines)
+    if final and final.choice.law_tokens not in budgets:
+        raise CapgapError(
+            f"the final student's teacher was chosen by a law at {final.choice.law_tokens} tokens, "
+            f"but this law has {', '.join(map(str, budgets))}; choose the teacher again by this law"
+        )
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one JavaScript module, once for all figures of a page."""
+    return vl_convert.javascript_bundle(vl_version=VEGA_LITE)
 
 
 def specification(figure: Figure) -> dict[str, Any]:
@@ -142,7 +164,9 @@ def _settings(text: str | None) -> dict[str, Any]:
     try:
         settings = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise CapgapError(f"--study-spec: not JSON ({error}); pass the settings as one object") from None
+        raise CapgapError(
+            f"--study-spec: not JSON ({error}); pass the settings as one object"
+        ) from None
     if not isinstance(settings, dict):
         raise CapgapError(f"--study-spec: must be a JSON object, got {type(settings).__name__}")
     return settings
@@ -153,7 +177,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser(__spec__.name, __doc__)
     parser.add_argument("--runs", required=True, help="table of runs, CSV")
     parser.add_argument("--law", required=True, help="law record, JSON")
-    parser.add_argument("--final", help="record of the final student, JSON; without it that part is left out")
+    parser.add_argument(
+        "--final", help="record of the final student, JSON; without it that part is left out"
+    )
     parser.add_argument(
         "--teachers", nargs="*", default=[], metavar="METRICS", help="metrics.json of every teacher"
     )

@@ -66,7 +66,10 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
         (lambda d: d["distill"].update(batch_tokens=33), "must be a multiple of sequence_length"),
         (lambda d: d["grid"].update(tokens=["ten"]), "grid.tokens.0: a count is an integer"),
         (lambda d: d["corpus"].update(source="web"), "corpus:"),
-        (lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t4k"}), "tokenizer.teacher"),
+        (
+            lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t4k"}),
+            "tokenizer.teacher",
+        ),
         (lambda d: d["teachers"].update(none=d["teachers"]["t4k"]), "teachers.none"),
     ],
 )

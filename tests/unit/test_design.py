@@ -38,8 +38,10 @@ def test_arms_add_exactly_their_runs():
 
 def test_no_run_stands_twice_and_budgets_multiply():
     every = runs(tokens=[1000, 2000], arms=["no_teacher", "random_init", "cross_teacher"])
-    assert len(every) == len(set(every)) == 2 * len(
-        runs(arms=["no_teacher", "random_init", "cross_teacher"])
+    assert (
+        len(every)
+        == len(set(every))
+        == 2 * len(runs(arms=["no_teacher", "random_init", "cross_teacher"]))
     )
 
 

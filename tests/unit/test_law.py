@@ -505,7 +505,9 @@ def test_a_given_arm_is_kept_and_checked(table):
 
 
 def test_a_table_without_main_arm_is_refused(table):
-    with pytest.raises(CapgapError, match="no run of the main arm in the table .30 random_init"):
+    with pytest.raises(
+        CapgapError, match=r"no run of the main arm in the table \(30 random_init\)"
+    ):
         run(table(simulate().assign(arm="random_init")), QUICK)
 
 

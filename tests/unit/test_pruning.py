@@ -1,8 +1,7 @@
-"""Pruning: scores against finite differences, cuts against silenced models, the solver's rule."""
+"""Pruning: scores against finite differences, cuts against silenced models, the stages."""
 
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +30,13 @@ from transformers import (
 
 from capgap import prune, randomise, score
 from capgap.artifacts import publish_folder
-from capgap.engine.models import count_params, llama_config, load_model, read_lineage, save_model
+from capgap.engine.models import count_params, load_model, read_lineage, save_model
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.importance import Importance, measure, most_important
-from capgap.pruning.solver import Widths, solve
-from capgap.pruning.surgery import Kept, cut, pruned_config, sizes_of
+from capgap.pruning.solver import Widths
+from capgap.pruning.surgery import Kept, cut, sizes_of
 from capgap.records import Lineage, TokenStreams
-from capgap.shapes import LlamaShape
 
 torch.set_num_threads(1)
 
@@ -403,110 +401,6 @@ def test_most_important_units_in_ascending_order_first_on_ties():
     assert kept.widths == Widths(2, 3, 2)
 
 
-# --- solver ---------------------------------------------------------------------------------------
-
-
-def shape(layers=4, hidden=96, heads=6, kv_heads=None, neurons=256, head_dim=16):
-    kv_heads = kv_heads or heads
-    return LlamaShape(layers, hidden, heads, kv_heads, head_dim, neurons, vocab=VOCAB, tied=True)
-
-
-def meta(shape):
-    """A model of a shape, without memory for its weights."""
-    with torch.device("meta"):
-        return LlamaForCausalLM(llama_config(shape, max_positions=64, bos_id=0, eos_id=0))
-
-
-def with_widths(shape, widths):
-    per_group = shape.heads // shape.kv_heads
-    return replace(
-        shape,
-        hidden=widths.hidden,
-        heads=widths.groups * per_group,
-        kv_heads=widths.groups,
-        intermediate=widths.neurons,
-    )
-
-
-SHAPES = [
-    shape(hidden=48, heads=3, neurons=128),
-    shape(hidden=64, heads=4, neurons=176),
-    shape(hidden=96, heads=6, neurons=256),
-    shape(hidden=96, heads=6, kv_heads=2, neurons=256),
-    shape(hidden=144, heads=9, kv_heads=3, neurons=384),
-    shape(hidden=144, heads=9, neurons=384),
-]
-
-
-@pytest.mark.parametrize("full", SHAPES, ids=str)
-def test_solver_hits_targets_within_one_percent_near_the_papers_fractions(full):
-    model = meta(full)
-    sizes, count = sizes_of(model), full.params()["non_embedding"]
-    assert sizes.params(sizes.full) == count
-    for share in np.linspace(0.15, 0.95, 17):
-        target = round(share * count)
-        solution = solve(sizes, target)
-        student = with_widths(full, solution.widths)
-        assert solution.params_non_embedding == student.params()["non_embedding"]
-        assert abs(solution.params_non_embedding - target) <= 0.01 * target
-        ratio = solution.params_non_embedding / target
-        assert solution.relative_error == pytest.approx(ratio - 1, abs=1e-12)
-        # Hugging Face accepts it, with the head dimension unchanged.
-        config = pruned_config(model, solution.widths)
-        assert (config.head_dim, config.num_hidden_layers) == (16, 4)
-        assert config.hidden_size % config.num_attention_heads == 0
-        # Widths come as near to sqrt(share) as half a head allows, and neurons make up for it.
-        fraction = math.sqrt(share)
-        assert abs(solution.widths.hidden / full.hidden - fraction) < 0.2
-        assert abs(solution.widths.groups / full.kv_heads - fraction) < 0.6 / full.kv_heads + 0.05
-
-
-def test_solver_minimises_what_it_says():
-    full = shape(layers=2, hidden=32, heads=4, neurons=40, head_dim=8)
-    sizes, count = sizes_of(meta(full)), full.params()["non_embedding"]
-    for share in (0.3, 0.55, 0.8):
-        target, cost = round(share * count), {}
-
-        def error(widths, target=target):
-            return abs(with_widths(full, widths).params()["non_embedding"] / target - 1)
-
-        for groups in range(1, 5):
-            for hidden in range(groups, 33, groups):
-                choices = [Widths(groups, neurons, hidden) for neurons in range(1, 41)]
-                best = min(choices, key=error)
-                if error(best) <= 0.01:
-                    logs = np.log(np.array(best) / (4, 40, 32)) - 0.5 * np.log(share)
-                    cost[best] = (logs**2).sum() + (50 * error(best)) ** 2
-        assert len(cost) > 2
-        assert cost[solve(sizes, target).widths] == pytest.approx(min(cost.values()), rel=1e-3)
-
-
-def test_solver_keeps_large_models_on_round_widths():
-    llama2_7b = LlamaShape(32, 4096, 32, 32, 128, 11008, vocab=32000, tied=False)
-    sizes = sizes_of(meta(replace(llama2_7b, vocab=8)))
-    full = sizes.params(sizes.full)
-    assert full == 6_476_271_616  # 6,738,415,616 parameters less 2 x 32000 x 4096
-    solution = solve(sizes, 2_600_000_000)
-    assert abs(solution.relative_error) < 0.0025
-    assert solution.widths.hidden % 32 == solution.widths.neurons % 64 == 0
-    fractions = np.array(solution.widths) / np.array(sizes.full)
-    np.testing.assert_allclose(fractions, math.sqrt(2.6e9 / full), atol=0.02)
-
-
-def test_solver_at_and_beyond_the_limits():
-    full = shape()
-    sizes, count = sizes_of(meta(full)), full.params()["non_embedding"]
-    assert solve(sizes, count) == (sizes.full, count, 0.0)
-    with pytest.raises(CapgapError, match=rf"the model has only {count:,}, .* nearest possible"):
-        solve(sizes, count + 1)
-    fewest = with_widths(full, Widths(1, 2, 1)).params()["non_embedding"]  # neurons step by two
-    assert solve(sizes, fewest).widths == Widths(1, 2, 1)
-    # Just above the smallest, where the nearest number of neurons would round up.
-    assert solve(sizes, fewest + 1).params_non_embedding >= fewest
-    with pytest.raises(CapgapError, match=rf"they have {fewest:,}, which is the nearest possible"):
-        solve(sizes, fewest - 1)
-
-
 # --- stages ---------------------------------------------------------------------------------------
 
 
@@ -543,7 +437,8 @@ def run_score(root, name, *options):
 
 
 def run_prune(root, out, params="8k", name="big", importance="importance-big"):
-    args = ["--model", root / name, "--importance", root / importance, "--params", params]
+    scores = root / importance / "manifest.json"  # a folder may be named by its manifest
+    args = ["--model", root / name, "--importance", scores, "--params", params]
     prune.main([*map(str, args), "--out", str(out)])
 
 
@@ -608,8 +503,8 @@ def test_score_refuses_what_the_model_cannot_read(study):
         run_score(study, "big", "--sequence-length", "65")
 
 
-def run_random(root, out, seed, tokenizer="tokenizer"):
-    args = ["--tokenizer", root / tokenizer, "--like", root / "big", "--seed", seed, "--out", out]
+def run_random(root, out, seed, *options):
+    args = ["--like", root / "big" / "manifest.json", "--seed", seed, "--out", out, *options]
     randomise.main([*map(str, args), "--params", "8k"])
 
 
@@ -623,6 +518,10 @@ def test_random_start_has_the_pruned_shape_and_is_a_function_of_the_seed(study, 
         n: p.shape for n, p in pruned.named_parameters()
     }
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    run_random(study, tmp_path / "d", 3, "--tokenizer", study / "tokenizer")
+    assert contents(tmp_path / "a") == contents(tmp_path / "d")
+    with pytest.raises(CapgapError, match=r"no tokenizer\.json"):
+        run_random(study, tmp_path / "x", 3, "--tokenizer", study / "tokens")
     c = load_model(tmp_path / "c")
     assert not torch.equal(a.model.embed_tokens.weight, c.model.embed_tokens.weight)
     lineage = read_lineage(tmp_path / "a", a)

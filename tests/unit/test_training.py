@@ -7,8 +7,9 @@ import torch
 
 from capgap.config import Training
 from capgap.engine import checkpoints, training
+from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import Streams
-from capgap.engine.training import Teaching, learning_rate_at, train
+from capgap.engine.training import learning_rate_at, train
 from capgap.errors import CapgapError
 
 BASE = {"sequence_length": 16, "batch_tokens": 64, "learning_rate": 0.01, "validations": 2}
@@ -19,15 +20,15 @@ def settings(**changes):
 
 
 def run(model, streams, scratch, *, tokens=64 * 12, seed=0, teacher=None, seconds=1e9, **changes):
-    teaching = Teaching(teacher.eval(), 0.5, 1.0) if teacher else None
+    objective = Distillation(teacher.eval(), 0.5, 1.0) if teacher else data_objective
     return train(
         model,
         streams,
         settings(**changes),
+        objective,
         tokens=tokens,
         seed=seed,
         scratch=scratch,
-        teaching=teaching,
         checkpoint_seconds=seconds,
         say=lambda line: None,
     )
@@ -56,9 +57,7 @@ def test_other_seeds_give_other_students(token_streams, tiny_model, tmp_path):
     assert not torch.equal(weights(first), weights(second))
 
 
-def test_killed_and_resumed_equals_uninterrupted(
-    token_streams, tiny_model, tmp_path, monkeypatch
-):
+def test_killed_and_resumed_equals_uninterrupted(token_streams, tiny_model, tmp_path, monkeypatch):
     streams, teacher = Streams(token_streams()), tiny_model(seed=9, hidden=32, heads=4)
     whole = tiny_model()
     expected = run(whole, streams, tmp_path / "whole", teacher=teacher)
@@ -85,10 +84,10 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_a_torn_checkpoint_is_passed_over(token_streams, tiny_model, tmp_path, capsys):
     streams, model = Streams(token_streams()), tiny_model()
     optimizer = training.make_optimizer(model, settings())
-    training._step(model, optimizer, streams["train"], settings(), 0.01, 0, 0, None)
+    training._step(model, optimizer, streams["train"], settings(), data_objective, 0.01, 0, 0)
     checkpoints.save(tmp_path, 1, model, optimizer, {"curve": []})
     kept = weights(model)
-    training._step(model, optimizer, streams["train"], settings(), 0.01, 1, 0, None)
+    training._step(model, optimizer, streams["train"], settings(), data_objective, 0.01, 1, 0)
     checkpoints.save(tmp_path, 2, model, optimizer, {"curve": []})
     path = tmp_path / "step-000000002" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])

@@ -46,16 +46,18 @@ def train_and_publish(
     model: torch.nn.Module,
     streams: Streams,
     settings: Training,
+    objective: training.Objective,
     place: Place,
     *,
     lineage: Lineage,
     tokenizer: Path,
     inputs: list[Path],
-    teaching: training.Teaching | None = None,
+    teacher: torch.nn.Module | None = None,
 ) -> TrainRecord:
     """Train `model`, publish it with its curve and record, and return the record.
 
-    lineage: identity of the result; its tokens and seed decide the run.
+    lineage: identity of the result; its tokens and seed decide the run. teacher: counts into the
+    FLOPs only; what it teaches is part of the objective.
     """
     facts = lineage.model_dump(mode="json")
     scratch = place.scratch / state_key(settings, facts, inputs)
@@ -63,17 +65,17 @@ def train_and_publish(
         model,
         streams,
         settings,
+        objective,
         tokens=lineage.tokens,
         seed=lineage.seed,
         scratch=scratch,
-        teaching=teaching,
         checkpoint_seconds=place.checkpoint_seconds,
     )
     context = settings.sequence_length
     flops = training_flops(
         outcome.tokens,
         forward_flops(model, context),
-        forward_flops(teaching.model, context) if teaching else 0,
+        forward_flops(teacher, context) if teacher is not None else 0,
     )
     losses, params = outcome.losses, count_params(model)
     best = min(range(len(losses)), key=losses.__getitem__)

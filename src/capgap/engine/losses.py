@@ -35,6 +35,38 @@ class Signal(NamedTuple):
     head: torch.Tensor
 
 
+class _Data(torch.autograd.Function):
+    """Cross-entropy against the data; separate from `_Mixture`, for pretraining needs no teacher
+    and must not change when the distillation loss does."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, head_VD, labels_N, scale):
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_head_VD = torch.zeros_like(head_VD)
+        data_ce = hidden_ND.new_zeros((), dtype=torch.float32)
+        for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            labels_C1 = labels_N[part].unsqueeze(1)
+            logits_CV = hidden_ND[part] @ head_VD.T
+            logits_CV -= logits_CV.amax(1, keepdim=True)  # the loss does not see a shift
+            data_ce -= logits_CV.gather(1, labels_C1).sum()
+            grad_CV = logits_CV.exp_()
+            sum_C1 = grad_CV.sum(1, keepdim=True)
+            data_ce += sum_C1.log().sum()
+            grad_CV /= sum_C1
+            grad_CV.scatter_add_(1, labels_C1, torch.full_like(sum_C1, -1.0)).mul_(scale)
+            torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
+            grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
+        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
+        ctx.mark_non_differentiable(data_ce)
+        return scale * data_ce, data_ce
+
+    @staticmethod
+    def backward(ctx, grad_loss, _data):
+        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        return grad_hidden_ND * grad_loss, grad_head_VD * grad_loss, None, None
+
+
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, head_VD, labels_N, signal, weight, temperature, scale):
@@ -44,16 +76,14 @@ class _Mixture(torch.autograd.Function):
         teacher_ce = hidden_ND.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            hidden_CD, labels_C1 = hidden_ND[part], labels_N[part].unsqueeze(1)
-            logits_CV = hidden_CD @ head_VD.T
+            labels_C1 = labels_N[part].unsqueeze(1)
+            logits_CV = hidden_ND[part] @ head_VD.T
             logits_CV -= logits_CV.amax(1, keepdim=True)  # the loss does not see a shift
-            target_CV = None if signal is None else signal.hidden[part] @ signal.head.T
-            teacher_part = 0.0
-            if target_CV is not None and temperature == 1:
-                target_CV = torch.softmax(target_CV, 1)
-                teacher_part = -torch.dot(target_CV.view(-1), logits_CV.view(-1))
-            elif target_CV is not None:
-                target_CV = torch.softmax(target_CV / temperature, 1)
+            teacher_CV = signal.hidden[part] @ signal.head.T
+            target_CV = torch.softmax(teacher_CV / temperature, 1)
+            if temperature == 1:
+                teacher_ce -= torch.dot(target_CV.view(-1), logits_CV.view(-1))
+            else:
                 log_soft_CV = torch.log_softmax(logits_CV / temperature, 1)
                 teacher_ce -= temperature**2 * torch.dot(target_CV.view(-1), log_soft_CV.view(-1))
             data_ce -= logits_CV.gather(1, labels_C1).sum()
@@ -63,10 +93,8 @@ class _Mixture(torch.autograd.Function):
             data_ce += log_sum
             grad_CV /= sum_C1
             minus_one_C1 = torch.full_like(sum_C1, -1.0)
-            if target_CV is None:
-                grad_CV.scatter_add_(1, labels_C1, minus_one_C1)
-            elif temperature == 1:
-                teacher_ce += log_sum + teacher_part
+            if temperature == 1:
+                teacher_ce += log_sum
                 grad_CV.sub_(target_CV, alpha=weight)
                 grad_CV.scatter_add_(1, labels_C1, minus_one_C1 * (1 - weight))
             else:
@@ -74,12 +102,10 @@ class _Mixture(torch.autograd.Function):
                 grad_CV.add_(log_soft_CV.exp_().sub_(target_CV), alpha=weight * temperature)
             grad_CV.mul_(scale)
             torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
-            grad_head_VD.addmm_(grad_CV.T, hidden_CD)
+            grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
-        active = 0.0 if signal is None else weight
-        loss = scale * ((1 - active) * data_ce + active * teacher_ce)
         ctx.mark_non_differentiable(data_ce, teacher_ce)
-        return loss, data_ce, teacher_ce
+        return scale * ((1 - weight) * data_ce + weight * teacher_ce), data_ce, teacher_ce
 
     @staticmethod
     def backward(ctx, grad_loss, _data, _teacher):
@@ -87,11 +113,18 @@ class _Mixture(torch.autograd.Function):
         return grad_hidden_ND * grad_loss, grad_head_VD * grad_loss, None, None, None, None, None
 
 
+def data_loss(
+    hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor, *, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy against the data, summed over tokens: (times `scale`, plain and detached)."""
+    return _Data.apply(hidden_ND, head_VD, labels_N, scale)
+
+
 def mixture_loss(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor,
     labels_N: torch.Tensor,
-    signal: Signal | None = None,
+    signal: Signal,
     *,
     weight: float = 0.5,
     temperature: float = 1.0,
@@ -99,9 +132,9 @@ def mixture_loss(
 ) -> tuple[torch.Tensor, LossParts]:
     """Distillation loss summed over tokens and multiplied by `scale`, with its parts.
 
-    `scale` is one over the tokens of the optimizer step for a mean loss. Without a signal the loss
-    is the data's cross-entropy, whatever the weight. With temperature tau both distributions of
-    the teacher's term are softened and the term is multiplied by tau^2 (Hinton et al. 2015).
+    `scale` is one over the tokens of the optimizer step for a mean loss. With temperature tau both
+    distributions of the teacher's term are softened and the term is multiplied by tau^2 (Hinton et
+    al. 2015).
     """
     loss, data_ce, teacher_ce = _Mixture.apply(
         hidden_ND, head_VD, labels_N, signal, weight, temperature, scale

@@ -20,8 +20,7 @@ import torch
 from capgap.config import Training
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.losses import Signal, mixture_loss
-from capgap.engine.models import hidden_states, output_head
+from capgap.engine.losses import LossParts
 from capgap.engine.streams import check_long_enough, training_batch
 from capgap.errors import CapgapError
 
@@ -31,18 +30,8 @@ CURVE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Teaching:
-    """A teacher in the loop: its model, the weight of its term and the temperature."""
-
-    model: torch.nn.Module
-    weight: float
-    temperature: float
-
-    @torch.no_grad()
-    def signal(self, inputs_BT: torch.Tensor) -> Signal:
-        """What the teacher says about a batch."""
-        return Signal(hidden_states(self.model, inputs_BT), output_head(self.model))
+# (model, inputs B x T, labels (B T), scale) -> (loss, sums of its parts in nats)
+Objective = Callable[..., tuple[torch.Tensor, LossParts]]
 
 
 @dataclass(frozen=True)
@@ -101,11 +90,11 @@ def train(
     model: torch.nn.Module,
     streams,
     settings: Training,
+    objective: Objective,
     *,
     tokens: int,
     seed: int,
     scratch: Path,
-    teaching: Teaching | None = None,
     checkpoint_seconds: float = 60.0,
     say: Callable[[str], None] = print,
 ) -> Outcome:
@@ -144,7 +133,7 @@ def train(
     clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
     for step in range(done, steps):
         rate = learning_rate_at(step, steps, settings)
-        data_ce, teacher_ce = _step(model, optimizer, stream, settings, rate, step, seed, teaching)
+        data_ce, teacher_ce = _step(model, optimizer, stream, settings, objective, rate, step, seed)
         if not math.isfinite(data_ce + teacher_ce):
             saved = restored[0] if restored else 0
             saved = max([saved, *(int(p.name[5:]) for p in scratch.glob("step-*"))])
@@ -170,7 +159,7 @@ def discard(scratch: Path) -> None:
 
 
 def _step(
-    model, optimizer, stream: np.ndarray, settings: Training, rate, step, seed, teaching
+    model, optimizer, stream: np.ndarray, settings: Training, objective: Objective, rate, step, seed
 ) -> tuple[float, float]:
     """One optimizer step; mean cross-entropies against data and teacher, nats per token.
 
@@ -188,16 +177,7 @@ def _step(
     sums = torch.zeros(2, dtype=torch.float64)
     for inputs, labels in zip(inputs_BT.split(micro), labels_BT.split(micro), strict=True):
         inputs, labels = inputs.to(model.device), labels.reshape(-1).to(model.device)
-        signal = teaching.signal(inputs) if teaching else None
-        loss, parts = mixture_loss(
-            hidden_states(model, inputs),
-            output_head(model),
-            labels,
-            signal,
-            weight=teaching.weight if teaching else 0.0,
-            temperature=teaching.temperature if teaching else 1.0,
-            scale=1 / settings.batch_tokens,
-        )
+        loss, parts = objective(model, inputs, labels, 1 / settings.batch_tokens)
         loss.backward()
         sums += torch.stack(parts).cpu()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

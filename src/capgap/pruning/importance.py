@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from capgap.engine.losses import mixture_loss
+from capgap.engine.losses import data_loss
 from capgap.engine.models import hidden_states, output_head
 from capgap.pruning.families import Family, family_of
 from capgap.pruning.solver import Widths
@@ -69,7 +69,7 @@ def measure(
         ]
         with _applied(model, family, masks):
             hidden_ND = hidden_states(model, inputs.to(model.device))
-        loss, _ = mixture_loss(
+        loss, _ = data_loss(
             hidden_ND, output_head(model), labels.reshape(-1).to(model.device), scale=1 / tokens
         )
         for total, gradient in zip(totals, torch.autograd.grad(loss, masks), strict=True):

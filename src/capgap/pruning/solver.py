@@ -83,8 +83,9 @@ def solve(sizes: Sizes, target: int) -> Solution:
         sum over groups, neurons, hidden of (ln(kept / full) - ln f)^2 + (50 e)^2
 
     wins, e the relative error of the count: 0.2 % of the parameters weighs as much as a tenth of a
-    width, for students of one size are compared by thousandths of a nat. Without such candidates the one with the nearest count wins. Widths of large
-    models stay multiples of a power of two, see `_step`.
+    width, for students of one size are compared by thousandths of a nat. Without such candidates
+    the one with the nearest count wins. Widths of large models stay multiples of a power of two,
+    see `_step`.
 
     Raises CapgapError for a target above the full count or below the smallest possible one; the
     message names the nearest possible count.

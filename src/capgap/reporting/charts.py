@@ -28,7 +28,9 @@ from capgap.reporting.theme import (
     Figure,
     arm_scales,
     case,
+    close_ends,
     facet,
+    limits,
     loss_y,
     of_kind,
     size_x,
@@ -97,15 +99,8 @@ def _curve_rows(
     best = min(losses)
     rows = [{"kind": "tie", "loss_nats_per_token": best, "loss_high": best + tie_nats}]
     if found.teacher_params is not None:
-        low, high = found.teacher_params.low, found.teacher_params.high
-        rows.append(
-            {
-                "kind": "optimum",
-                "teacher_params": found.teacher_params.value,
-                "params_low": min(sizes) if low is None else low,
-                "params_high": max(sizes) if high is None else high,
-            }
-        )
+        ends = close_ends(limits(found.teacher_params), min(sizes), max(sizes))
+        rows.append({"kind": "optimum"} | ends)
     elif found.status != "not_identifiable":
         edge = sorted(set(sizes))[-2 if found.status == "lower_bound" else 1]
         rows.append({"kind": "bound", "teacher_params": edge})
@@ -239,7 +234,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
         scale=alt.Scale(type="log", domain=[min(compute) / 1.3, max(compute) * 1.3], nice=False),
         axis=alt.Axis(labelExpr="format(datum.value, '.0e')", values=_flop_ticks(compute)),
     )
-    _, shape = arm_scales(run.arm for run in runs)
+    _, shape = arm_scales(run.arm for run in runs if run.train_flops)
     ordered = data.sort_values("student_params").student.unique().tolist()
     colour = alt.Color(
         "student:N",

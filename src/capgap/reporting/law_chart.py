@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import numpy as np
 
-from capgap.records import FinalRecord, Interval, LawRecord, Line, Optimum
+from capgap.records import FinalRecord, LawRecord, Line, Optimum
 from capgap.reporting.theme import (
     BLUE,
     GREY,
@@ -14,7 +14,9 @@ from capgap.reporting.theme import (
     WIDE,
     Figure,
     case,
+    close_ends,
     facet,
+    limits,
     of_kind,
     size_axis,
     table,
@@ -38,7 +40,7 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
             "kind": "predicted",
             "student": f"final {size(student)}",
         }
-        points.append(at | {"student_params": student} | _limits(star))
+        points.append(at | {"student_params": student} | limits(star))
     students = [row["student_params"] for row in points]
     slopes = [found.published_slope for found in law.lines]
     log = max(students) > 12 * min(students)
@@ -46,19 +48,17 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     right, top = 1.12 * max(students), 1.12 * max([*shown, *(s * max(students) for s in slopes)])
     left, bottom = (min(students) / 1.3, min(shown) / 1.3) if log else (0.0, 0.0)
     xs = np.geomspace(left, right, 61) if log else np.array([left, right])
+    points = [close_ends(row, bottom, top) for row in points]
     rows = points + [row for found in law.lines for row in _line_rows(found, xs, bottom, log)]
     data = table(
         rows, "panel tokens kind student student_params teacher_params params_low params_high"
     )
     headers = {found.tokens: _header(found, law) for found in law.lines}
     data["panel"] = [headers[tokens] for tokens in data.tokens]
-    estimated = data.kind.isin(["interior", "predicted"])
-    data.loc[estimated & data.params_low.isna(), "params_low"] = bottom
-    data.loc[estimated & data.params_high.isna(), "params_high"] = top
 
     def axis(channel: type, field: str, title: str | None, domain: list[float]):
         scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
-        return channel(f"{field}:Q", title=title, scale=scale, axis=size_axis())
+        return channel(f"{field}:Q", title=title, scale=scale, axis=size_axis(domain if log else None))
 
     x = axis(alt.X, "student_params", "Student size S, parameters", [left, right])
     y = axis(alt.Y, "teacher_params", None, [bottom, top])
@@ -122,14 +122,6 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     return Figure("law", titled(chart, title, next(iter(headers.values())).split("|")), data)
 
 
-def _limits(estimate: Interval) -> dict:
-    return {
-        "teacher_params": estimate.value,
-        "params_low": estimate.low,
-        "params_high": estimate.high,
-    }
-
-
 def _optimum_rows(found: Optimum) -> list[dict]:
     """The teachers tried, and the optimum: T* with its interval, its bound, or the whole range."""
     sizes = sorted({cell.teacher_params_non_embedding for cell in found.cells})
@@ -141,7 +133,7 @@ def _optimum_rows(found: Optimum) -> list[dict]:
     rows = [at | {"kind": "tried", "teacher_params": teacher} for teacher in sizes]
     low, high = sizes[0], sizes[-1]
     if found.teacher_params is not None:
-        where = _limits(found.teacher_params)
+        where = limits(found.teacher_params)
     elif found.status == "lower_bound":
         where = {"teacher_params": sizes[-2], "params_low": sizes[-2], "params_high": 1.1 * high}
     elif found.status == "upper_bound":

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import altair as alt
 import pandas as pd
 
+from capgap.records import Interval
 from capgap.reporting.wording import arm_name, size
 
 INK, MUTED, GRID = "#1c2430", "#5f6975", "#e4e8ec"
@@ -99,6 +100,26 @@ def case(student: str | None, tokens: int, several: bool) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def limits(estimate: Interval) -> dict:
+    """An estimate of a teacher size as columns of a figure's table."""
+    return {
+        "teacher_params": estimate.value,
+        "params_low": estimate.low,
+        "params_high": estimate.high,
+    }
+
+
+def close_ends(row: dict, least: float, most: float) -> dict:
+    """End an interval that is open on one side where the figure ends; leave none where none is."""
+    low, high = row.get("params_low"), row.get("params_high")
+    if (low is None) == (high is None):
+        return row
+    return row | {
+        "params_low": least if low is None else low,
+        "params_high": most if high is None else high,
+    }
+
+
 def of_kind(data: pd.DataFrame, kind: str) -> alt.Chart:
     """The layer that draws the rows of one kind."""
     return alt.Chart(data).transform_filter(alt.datum.kind == kind)
@@ -145,7 +166,7 @@ def arm_scales(arms: Iterable[str]) -> tuple[alt.Color, alt.Shape]:
     known = [arm for arm in ARM_MARKS if arm in present] + sorted(present - set(ARM_MARKS))
     colours, shapes = zip(*[ARM_MARKS.get(arm, (INK, "triangle-up")) for arm in known], strict=True)
     names = [arm_name(arm) for arm in known]
-    legend = alt.Legend(title=None)
+    legend = alt.Legend(title=None) if len(known) > 1 else None
     return (
         alt.Color("arm:N", scale=alt.Scale(domain=names, range=list(colours)), legend=legend),
         alt.Shape("arm:N", scale=alt.Scale(domain=names, range=list(shapes)), legend=legend),

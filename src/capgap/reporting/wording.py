@@ -267,7 +267,9 @@ def settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
 def token_budgets(runs: list[RunRow]) -> str:
     """'a budget of 1.5M tokens', 'budgets of 500k and 5M tokens'."""
     budgets = sorted({run.tokens for run in runs})
-    return f"{'a budget' if len(budgets) == 1 else 'budgets'} of {listed(map(size, budgets))} tokens"
+    return (
+        f"{'a budget' if len(budgets) == 1 else 'budgets'} of {listed(map(size, budgets))} tokens"
+    )
 
 
 def pruned_sizes(runs: list[RunRow]) -> dict[str, int]:

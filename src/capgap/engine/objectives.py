@@ -1,0 +1,46 @@
+"""
+What a training step minimises: the data alone, or a mixture of data and teacher.
+
+An objective maps (model, inputs B x T, labels (B T), scale) to a loss to differentiate and the sums
+of its parts in nats. The loop knows no more of it than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from capgap.engine.losses import LossParts, Signal, data_loss, mixture_loss
+from capgap.engine.models import hidden_states, output_head
+
+
+def data_objective(model, inputs_BT, labels_N, scale: float) -> tuple[torch.Tensor, LossParts]:
+    """Cross-entropy against the data."""
+    loss, data_ce = data_loss(
+        hidden_states(model, inputs_BT), output_head(model), labels_N, scale=scale
+    )
+    return loss, LossParts(data_ce, torch.zeros_like(data_ce))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Data and teacher: the teacher's model, the weight of its term and the temperature."""
+
+    teacher: torch.nn.Module
+    weight: float
+    temperature: float
+
+    def __call__(self, model, inputs_BT, labels_N, scale: float) -> tuple[torch.Tensor, LossParts]:
+        """Mixture of the cross-entropies against data and teacher."""
+        with torch.no_grad():
+            signal = Signal(hidden_states(self.teacher, inputs_BT), output_head(self.teacher))
+        return mixture_loss(
+            hidden_states(model, inputs_BT),
+            output_head(model),
+            labels_N,
+            signal,
+            weight=self.weight,
+            temperature=self.temperature,
+            scale=scale,
+        )

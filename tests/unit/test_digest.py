@@ -1,0 +1,130 @@
+"""The digest sees what a stage runs, and nothing else."""
+
+import pytest
+
+from capgap.errors import CapgapError
+from capgap.workflow import digest
+
+STAGE = '''
+"""A stage."""
+import json
+from capgap.library import loss, Settings
+from capgap.other import unused
+
+def run(x):
+    """Doc."""
+    # comment
+    return loss(x)
+
+def main(argv):
+    return unused()
+'''
+LIBRARY = """
+SCALE = 2
+OTHER = 3
+
+class Settings:
+    rate: float = Field(0.1, description="a rate")
+
+def loss(x):
+    return helper(x) * SCALE
+
+def helper(x):
+    return x + 1
+
+def elsewhere(x):
+    return OTHER
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Function that writes modules and returns the digest of capgap.stage_a."""
+    monkeypatch.setattr(digest, "SOURCE_ROOT", tmp_path)
+    (tmp_path / "__init__.py").write_text("")
+
+    def of(stage=STAGE, library=LIBRARY, other="def unused(): return 1\n"):
+        for name, text in [("stage_a", stage), ("library", library), ("other", other)]:
+            (tmp_path / f"{name}.py").write_text(text)
+        for function in vars(digest).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+        return digest.source_digest("capgap.stage_a")
+
+    yield of
+    for function in vars(digest).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": STAGE.replace("# comment", "# another")},
+        {"stage": STAGE.replace('"""Doc."""', '"""Other words."""')},
+        {"stage": STAGE.replace("return loss(x)", "return loss( x )")},
+        {"stage": STAGE.replace("return unused()", "return 5")},  # main is only the command line
+        {"library": LIBRARY.replace("OTHER = 3", "OTHER = 4")},
+        {"library": LIBRARY.replace("0.1, description", "0.9, description")},  # not used by run
+        {"library": LIBRARY + "\ndef added():\n    return 1\n"},
+        {"other": "def unused(): return 2\n"},
+    ],
+)
+def test_what_does_not_matter_is_not_seen(package, change):
+    assert package(**change) == package()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": STAGE.replace("loss(x)", "loss(x + 1)")},
+        {"library": LIBRARY.replace("x + 1", "x + 2")},  # reached through another function
+        {"library": LIBRARY.replace("SCALE = 2", "SCALE = 3")},
+        {"library": LIBRARY + "\nSCALE = 5\n"},
+        {"library": LIBRARY + "\nprint('on import')\n"},
+    ],
+)
+def test_what_matters_is_seen(package, change):
+    assert package(**change) != package()
+
+
+def test_help_texts_do_not_count_but_defaults_do(package):
+    used = STAGE.replace("return loss(x)", "return Settings()")
+    base = package(stage=used)
+    assert package(stage=used, library=LIBRARY.replace("a rate", "the rate")) == base
+    assert package(stage=used, library=LIBRARY.replace("0.1", "0.2")) != base
+
+
+@pytest.mark.parametrize("line", ["from capgap.library import *", "exec('1')", "eval('1')"])
+def test_what_hides_use_is_refused_by_line(package, line):
+    with pytest.raises(CapgapError, match=r"stage_a\.py:"):
+        package(stage=STAGE + f"\n{line}\n")
+
+
+def test_a_whole_module_counts_where_it_is_used_by_name(package):
+    used = STAGE.replace("from capgap.other import unused", "from capgap import other").replace(
+        "return loss(x)", "return other.unused()"
+    )
+    assert package(stage=used, other="def unused(): return 2\n") != package(stage=used)
+
+
+def test_editing_the_loss_touches_training_only(monkeypatch):
+    """On the real source: which stages reach the distillation loss."""
+    for function in vars(digest).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    stages = "corpus tokenizer pack pretrain score prune distill evaluate collect fit choose report"
+    before = {s: digest.source_digest(f"capgap.{s}") for s in stages.split()}
+    real = digest._definitions
+
+    def edited(module):
+        found = dict(real(module))
+        if module == "capgap.engine.losses":
+            found["_Mixture"] += "\npass"
+        return found
+
+    digest.source_digest.cache_clear()
+    monkeypatch.setattr(digest, "_definitions", edited)
+    after = {s: digest.source_digest(f"capgap.{s}") for s in before}
+    digest.source_digest.cache_clear()
+    assert {s for s in before if before[s] != after[s]} == {"distill"}
