@@ -76,6 +76,11 @@ def spec(stage, settings=None):
     return given
 
 
+def study_settings(wildcards):
+    """All settings of the study as JSON, for the report to show."""
+    return STUDY.model_dump_json(exclude_none=True)
+
+
 def pretrain_spec(wildcards):
     """The parameter of one teacher's training."""
     return planning.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher))

@@ -49,10 +49,13 @@ rule write_report:
     conda:
         "../envs/analysis.yaml"
     params:
-        spec=spec("report", STUDY),
+        spec=spec("report"),
+        settings=study_settings,
     shell:
         r"""
         exec python -m capgap.report \
             --runs {input.runs:q} --law {input.law:q} --final {input.final:q} \
-            --teachers {input.teachers:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+            --teachers {input.teachers:q} --study-name {wildcards.study:q} \
+            --study-spec {params.settings:q} --spec {params.spec:q} --out {output:q} \
+            >{log:q} 2>&1
         """

@@ -133,8 +133,8 @@ def make_final(seeds=(0, 1), basis="line") -> FinalRecord:
         )
     rows.sort(key=lambda row: row.test_loss_nats_per_token)
     by_name = {row.teacher: row.test_loss_nats_per_token for row in rows}
-    rivals = min(loss for teacher, loss in by_name.items() if teacher != "t340k")
-    regret = by_name["t340k"] - rivals
+    rival = min((loss, teacher) for teacher, loss in by_name.items() if teacher != "t340k")
+    gap = by_name["t340k"] - rival[0]
     return FinalRecord(
         choice=Choice(
             student_params_non_embedding=size,
@@ -152,12 +152,12 @@ def make_final(seeds=(0, 1), basis="line") -> FinalRecord:
             largest="t1m",
         ),
         rows=rows,
-        chosen_is_best=regret <= 0,
-        regret_nats=regret,
-        resolved=abs(regret) > 0.006 if len(seeds) > 1 else None,
+        chosen_is_best=gap <= 0,
+        regret_nats=max(gap, 0.0),
+        resolved=abs(gap) > 0.006 if len(seeds) > 1 else None,
         published_seed=seeds[0],
-        sentence=f"The student from t340k ends {abs(regret):.3f} nats per token "
-        f"{'above' if regret > 0 else 'below'} its best rival.",
+        sentence=f"The student from t340k ends {abs(gap):.4f} nats per token "
+        f"{'above' if gap > 0 else 'below'} the one from {rival[1]}.",
     )
 
 

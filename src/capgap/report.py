@@ -174,7 +174,7 @@ def _settings(text: str | None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
-    parser = StageParser(__spec__.name, __doc__)
+    parser = StageParser("capgap.report", __doc__)
     parser.add_argument("--runs", required=True, help="table of runs, CSV")
     parser.add_argument("--law", required=True, help="law record, JSON")
     parser.add_argument(

@@ -58,7 +58,9 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
 
     def axis(channel: type, field: str, title: str | None, domain: list[float]):
         scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
-        return channel(f"{field}:Q", title=title, scale=scale, axis=size_axis(domain if log else None))
+        return channel(
+            f"{field}:Q", title=title, scale=scale, axis=size_axis(domain if log else None)
+        )
 
     x = axis(alt.X, "student_params", "Student size S, parameters", [left, right])
     y = axis(alt.Y, "teacher_params", None, [bottom, top])

@@ -48,11 +48,13 @@ addEventListener("resize", () => {
   }, 150);
 });
 
-// The table of runs: sort by a column, show the rows that contain every word of the filter.
+// The table of runs: sort by a column; show the rows in which every word of the filter begins a
+// name or a number, so that 60k does not find 160k.
 const table = document.getElementById("runs");
 const body = table.tBodies[0];
 const rows = [...body.rows];
 const heads = [...table.tHead.rows[0].cells];
+const texts = new Map(rows.map((row) => [row, [...row.cells].map((c) => c.textContent).join(" ")]));
 
 function sortBy(column, descending) {
   const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
@@ -78,11 +80,14 @@ heads.forEach((head, column) => {
 
 const filter = document.getElementById("filter");
 filter.addEventListener("input", () => {
-  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = filter.value.split(/\s+/).filter(Boolean);
+  const begins = words.map((word) => {
+    const literal = word.replace(/[^\w]/g, "\\$&");
+    return new RegExp(`(?<![a-z0-9])${literal}`, "i");
+  });
   let shown = 0;
   for (const row of rows) {
-    const text = row.textContent.toLowerCase();
-    row.hidden = !words.every((word) => text.includes(word));
+    row.hidden = !begins.every((start) => start.test(texts.get(row)));
     shown += !row.hidden;
   }
   document.getElementById("shown").textContent = `${shown} of ${rows.length} runs`;

@@ -234,21 +234,22 @@ def _span(losses: list[float]) -> str:
 
 def recommendation(final: FinalRecord) -> tuple[str, str]:
     """Whether the chosen teacher was the best of those tried: (a word or two, the sentence)."""
-    others = [row.teacher for row in final.rows if row.teacher != final.choice.chosen]
-    if not others:
+    loss = {row.teacher: row.test_loss_nats_per_token for row in final.rows}
+    chosen = loss.pop(final.choice.chosen)
+    if not loss:
         return "Untested", "No other teacher was tried for the final student."
+    rival = min(loss, key=lambda teacher: (loss[teacher], teacher))
+    side = "ahead of" if final.chosen_is_best else "behind"
     noise = {
         True: "more than the noise between seeds",
         False: "within the noise between seeds",
         None: "with one seed, whether that is noise is unknown",
     }[final.resolved]
-    gap = nats(abs(final.regret_nats))
-    if final.resolved is False:
-        side = "ahead of" if final.chosen_is_best else "behind"
-        return "A tie", f"{gap} nats {side} the best alternative, {noise}."
-    if final.chosen_is_best:
-        return "Yes", f"{gap} nats ahead of the best alternative, {noise}."
-    return "No", f"{gap} nats behind {final.rows[0].teacher}, {noise}."
+    answer = {True: "Yes", False: "No"}[final.chosen_is_best]
+    return (
+        "A tie" if final.resolved is False else answer,
+        f"{nats(abs(chosen - loss[rival]))} nats {side} {rival}, the best alternative; {noise}.",
+    )
 
 
 def settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,0 +1,487 @@
+import json
+import random
+import re
+import struct
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+from report_records import (
+    SETTINGS,
+    STUDENTS,
+    TOKENS,
+    make_final,
+    make_law,
+    make_runs,
+    make_teachers,
+    write_study,
+)
+
+from capgap.artifacts import differences
+from capgap.errors import CapgapError
+from capgap.records import Interval
+from capgap.report import main, render_svg, run, specification
+from capgap.reporting import charts, wording
+from capgap.reporting.law_chart import law_chart
+from capgap.reporting.theme import size_axis
+
+FIGURES = ["curves", "law", "pareto", "final", "teachers", "regret"]
+ALL_ARMS = ("no_teacher", "random_init", "cross_teacher")
+
+
+def two_teachers_only(runs, student):
+    """Leave one student with too few teachers for an optimum."""
+    return [r for r in runs if r.student != student or r.teacher in ("t600k", "t1m")]
+
+
+def make_case(name):
+    """(runs, final, teachers) of a study that lacks something."""
+    runs, final, teachers = make_runs(), make_final(), make_teachers()
+    match name:
+        case "three budgets, all arms":
+            runs = make_runs(tokens=(500_000, TOKENS, 5_000_000), arms=ALL_ARMS)
+        case "no interior optimum":
+            runs = make_runs(ratio=0.3, arms=())
+        case "largest teacher best":
+            runs = make_runs(ratio=40)
+        case "one seed":
+            runs, final = make_runs(seeds=(0,), arms=()), make_final(seeds=(3,))
+        case "too few teachers":
+            runs = two_teachers_only(make_runs(arms=()), "100k")
+        case "bare table":
+            keep = {"train_flops": None, "start_val_loss_nats_per_token": None}
+            runs = [r.model_copy(update=keep) for r in make_runs(arms=())]
+            final, teachers = None, []
+        case "no line":
+            runs = make_runs(ratio=0.3)
+            final = make_final(basis="nearest_student")
+    return runs, final, teachers
+
+
+CASES = [
+    "three budgets, all arms",
+    "no interior optimum",
+    "largest teacher best",
+    "one seed",
+    "too few teachers",
+    "bare table",
+    "no line",
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The folder of a plain report."""
+    runs = make_runs()
+    out = tmp_path_factory.mktemp("report") / "out"
+    run(runs, make_law(runs), make_final(), make_teachers(), "pocket", SETTINGS, out)
+    return out
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.skipping = [], [], None
+        self.feed(text)
+        self.text = " ".join(" ".join(self.text).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style", "noscript"):
+            self.skipping = tag
+
+    def handle_endtag(self, tag):
+        if tag == self.skipping:
+            self.skipping = None
+
+    def handle_data(self, data):
+        if self.skipping is None:
+            self.text.append(data)
+
+
+# --- wording ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ((3.1234, 2.2, 4.4), "3.1 [2.2, 4.4]"),
+        ((2.4981, 2.48, 2.52), "2.498 [2.480, 2.520]"),
+        ((3.1, -12.04, 18.4), "3 [−12, 18]"),
+        ((3.14159, 2.2, None), "3.1 [2.2, no limit]"),
+        ((3.14159, None, None), "3.1 [no interval]"),
+        ((0.0, -0.01, 0.01), "0.000 [−0.010, 0.010]"),
+    ],
+)
+def test_intervals_get_the_decimals_their_width_deserves(limits, text):
+    assert (
+        wording.interval(Interval(**dict(zip(("value", "low", "high"), limits, strict=True))))
+        == text
+    )
+
+
+def test_numbers_as_text():
+    assert wording.interval(Interval(value=312_345, low=201_000, high=455_400), as_size=True) == (
+        "312k [201k, 455k]"
+    )
+    assert [wording.size(n) for n in (999, 999_960, 442_880, 2_500_000, -11_498_000)] == [
+        "999",
+        "1M",
+        "443k",
+        "2.5M",
+        "−11.5M",
+    ]
+    assert wording.flops(2.13e12) == "2.1 × 10¹²"
+    assert wording.number(-0.0004, 3) == "0.000"
+
+
+def test_optima_at_an_edge_are_bounds_by_the_neighbour_of_the_best():
+    law = make_law(make_runs(ratio=0.3))
+    assert [wording.optimum(found) for found in law.optima] == [
+        "below 179k",
+        "below 343k",
+        "below 343k",
+    ]
+    law = make_law(make_runs(ratio=40))
+    assert [wording.optimum(found) for found in law.optima] == ["above 598k"] * 3
+    assert wording.headline(law) == "These runs do not pin down a law of capacity gap"
+
+
+def test_headline_depends_on_what_the_interval_holds():
+    law = make_law(make_runs())
+
+    def headline(low, high, inside, value=3.0):
+        slope = Interval(value=value, low=low, high=high)
+        line = law.lines[0].model_copy(update={"slope": slope, "published_slope_inside": inside})
+        return wording.headline(law.model_copy(update={"lines": [line]}))
+
+    assert headline(2.2, 4.4, True).endswith("the published 2.5 fits too")
+    assert headline(2.7, 3.3, False).endswith("not 2.5 times, as published")
+    assert headline(-0.1, 7.0, True) == headline(None, 7.0, True)
+    assert "do not show" in headline(-0.1, 7.0, True)
+
+
+def test_family_says_where_teacher_loss_rises():
+    teachers = make_teachers()
+    law = make_law(make_runs())
+    assert wording.family(law, teachers).startswith("Teacher loss falls")
+    worse = teachers[3].validation.model_copy(update={"loss_nats_per_token": 3.9})
+    teachers[3] = teachers[3].model_copy(update={"validation": worse})
+    assert "rises from t340k (3.6" in wording.family(law, teachers)
+    assert "t600k (3.900)." in wording.family(law, teachers)
+    unknown = law.model_copy(update={"family_monotone": None})
+    assert wording.family(unknown, []).startswith("Too few")
+    assert wording.family(law.model_copy(update={"family_monotone": False}), []).startswith(
+        "Teacher loss does not fall over the whole family. "
+    )
+
+
+def test_recommendation_tells_a_win_from_a_tie():
+    final = make_final()
+    assert final.chosen_is_best
+    say = {
+        (best, resolved): wording.recommendation(
+            final.model_copy(update={"chosen_is_best": best, "resolved": resolved})
+        )[0]
+        for best in (True, False)
+        for resolved in (True, False, None)
+    }
+    assert say[True, True] == say[True, None] == "Yes"
+    assert say[False, True] == say[False, None] == "No"
+    assert say[True, False] == say[False, False] == "A tie"
+    gap = final.rows[1].test_loss_nats_per_token - final.rows[0].test_loss_nats_per_token
+    assert wording.recommendation(final)[1].startswith(f"{gap:.3f} nats ahead of t600k")
+    alone = final.model_copy(update={"rows": final.rows[:1]})
+    assert wording.recommendation(alone)[0] == "Untested"
+
+
+def test_spans_of_the_arms_by_hand():
+    base = next(r for r in make_runs() if r.arm == "main" and r.student == "60k")
+
+    def row(arm, init, teacher, loss, seed=0):
+        return base.model_copy(
+            update={
+                "arm": arm,
+                "init": init,
+                "teacher": teacher,
+                "seed": seed,
+                "val_loss_nats_per_token": loss,
+            }
+        )
+
+    rows = [
+        row("main", "pruned-a", "a", 4.0),
+        row("main", "pruned-a", "a", 4.2, seed=1),  # mean 4.1
+        row("main", "pruned-b", "b", 4.5),
+        row("no_teacher", "pruned-a", "none", 4.15),
+        row("no_teacher", "pruned-b", "none", 4.45),
+        row("cross_teacher", "pruned-a", "b", 4.08),
+        row("cross_teacher", "pruned-b", "a", 4.57),
+        row("random_init", "random", "a", 5.0),
+        row("random_init", "random", "b", 5.01),
+        row("random_init", "random", "none", 5.3),
+    ]
+    assert wording.spans(rows) == [
+        {
+            "student": "60k",
+            "tokens": "1.5M",
+            "main": "0.400",
+            "starts": "0.300",
+            "choice": "0.070",
+            "random": "0.010",
+            "gain": "−0.050 to 0.050",
+        }
+    ]
+    assert wording.spans(rows[:3])[0] | {"main": ""} == {
+        "student": "60k",
+        "tokens": "1.5M",
+        **dict.fromkeys(("main", "starts", "choice", "random", "gain"), ""),
+    }
+
+
+def test_settings_become_rows():
+    assert wording.settings_rows({"a": {"b": [1, 2], "c": None, "d": {"e": 0}}, "f": "x"}) == [
+        ("a.b", "1, 2"),
+        ("a.d.e", "0"),
+        ("f", "x"),
+    ]
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_curves_hold_every_run_and_the_record_of_the_law():
+    runs = make_runs(arms=ALL_ARMS)
+    law = make_law(runs)
+    data = charts.curves(runs, law).data
+    arms = Counter(r.arm for r in runs)
+    assert (data.kind == "seed").sum() == arms["main"]
+    assert (data.kind == "no_teacher").sum() == arms["no_teacher"]
+    stars = data[data.kind == "optimum"].set_index("student")
+    for found in law.optima:
+        assert stars.teacher_params[found.student] == found.teacher_params.value
+        assert stars.params_low[found.student] == found.teacher_params.low
+        tie = data[(data.student == found.student) & (data.kind == "tie")].iloc[0]
+        assert tie.loss_nats_per_token == min(c.mean_loss_nats_per_token for c in found.cells)
+        assert tie.loss_high - tie.loss_nats_per_token == pytest.approx(law.tie_nats)
+
+
+def test_a_run_without_teacher_stands_at_the_size_it_was_pruned_from():
+    runs = make_runs(seeds=(0,), arms=ALL_ARMS)
+    data = charts.controls(runs).data
+    alone = data[(data.arm == wording.arm_name("no_teacher")) & (data.init == "pruned-t340k")]
+    assert set(alone.teacher_params) == {343_000}
+    assert (data.kind == "baseline").sum() == len(STUDENTS)
+    assert charts.controls(make_runs()) is None
+
+
+def test_law_chart_draws_no_line_it_does_not_have_and_bounds_as_bounds():
+    law = make_law(make_runs(ratio=0.3))
+    figure = law_chart(law, None)
+    kinds = set(figure.data.kind)
+    assert kinds == {"tried", "upper_bound", "published: 2.5 × S"}
+    bound = figure.data[figure.data.kind == "upper_bound"].set_index("student")
+    assert bound.teacher_params["60k"] == bound.params_high["60k"] == 179_000
+    assert "no line: 0 of 3 optima" in figure.chart.to_json()
+    law = make_law(make_runs())
+    data = law_chart(law, make_final()).data
+    fitted = data[data.kind == "fitted line"]
+    slope, intercept = law.lines[0].slope.value, law.lines[0].intercept.value
+    assert list(fitted.teacher_params) == pytest.approx(
+        list(slope * fitted.student_params + intercept)
+    )
+    assert set(data.student[data.kind == "predicted"]) == {"final 131k"}
+
+
+def test_an_interval_open_on_one_side_ends_at_the_edge_and_none_is_none():
+    runs = make_runs()
+    law = make_law(runs)
+
+    def band(low, high):
+        found = law.optima[0]
+        star = Interval(value=found.teacher_params.value, low=low, high=high)
+        changed = found.model_copy(update={"teacher_params": star})
+        data = charts.curves(runs, law.model_copy(update={"optima": [changed]})).data
+        return data[data.kind == "optimum"].iloc[0][["params_low", "params_high"]]
+
+    assert list(band(90_000.0, None)) == [90_000, 1_012_000]
+    assert list(band(None, 300_000.0)) == [83_000, 300_000]
+    assert band(None, None).isna().all()
+
+
+def test_pareto_frontier_is_what_nothing_beats():
+    runs = make_runs(arms=ALL_ARMS)
+    data = charts.pareto(runs, make_final()).data
+    points = set(
+        data[data.kind != "frontier"][["train_flops", "loss_nats_per_token"]].itertuples(
+            index=False, name=None
+        )
+    )
+    frontier = data[data.kind == "frontier"]
+    unbeaten = [
+        (flops, loss)
+        for flops, loss in points
+        if not any(x <= flops and y <= loss for x, y in points - {(flops, loss)})
+    ]
+    assert sorted(unbeaten) == list(
+        zip(frontier.train_flops, frontier.loss_nats_per_token, strict=True)
+    )
+    assert "final" in set(data.kind)
+    assert charts.pareto([r.model_copy(update={"train_flops": None}) for r in runs], None) is None
+
+
+def test_regret_table_marks_the_best_and_the_tie():
+    law = make_law(make_runs())
+    data = charts.regret(law).data
+    for found in law.optima:
+        rows = data[data.student == found.student].set_index("teacher")
+        assert rows.text[found.best_teacher] == "best"
+        assert set(rows.index[rows.kind == "tie"]) == set(found.within_tie)
+        for cell in found.cells:
+            assert rows.regret_nats[cell.teacher] == cell.regret_nats
+
+
+def test_ticks_are_round_sizes_inside_the_range():
+    assert size_axis([83_000, 1_012_000]).values == [1e5, 2e5, 5e5, 1e6]
+
+
+def test_drawing_twice_gives_the_same_bytes():
+    runs = make_runs()
+    spec = specification(charts.curves(runs, make_law(runs)))
+    first = render_svg("curves", spec)
+    assert first == render_svg("curves", spec)
+    ids = re.findall(r'\bid="([^"]+)"', first)
+    assert ids
+    assert ids == [f"curves-{i}" for i in range(len(ids))]
+    assert set(re.findall(r"url\(#([^)]+)\)", first)) <= set(ids)
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_folder_holds_page_and_every_figure_in_three_forms(report):
+    names = {p.name for p in report.iterdir()}
+    assert names == {"report.html", "manifest.json"} | {
+        f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png", "csv")
+    }
+    assert differences(report) == []
+    for figure in FIGURES:
+        png = (report / f"{figure}.png").read_bytes()
+        svg = (report / f"{figure}.svg").read_text()
+        width, height = struct.unpack(">II", png[16:24])
+        size = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
+        assert (width, height) == pytest.approx((2 * float(size[1]), 2 * float(size[2])), abs=2)
+
+
+def test_page_refers_to_nothing_outside_its_folder(report):
+    page = Page((report / "report.html").read_text())
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    outside = {link for link in links if not link.startswith("#")}
+    assert outside - {"https://arxiv.org/abs/2311.07052"} == {
+        f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png", "csv")
+    }
+    assert {link[1:] for link in links if link.startswith("#")} <= {
+        a.get("id") for _, a in page.tags
+    }
+    assert not [tag for tag, attrs in page.tags if "src" in attrs or tag in ("link", "iframe")]
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_says_the_verdict_first_with_its_numbers(report):
+    text = Page((report / "report.html").read_text()).text
+    law, final = make_law(make_runs()), make_final()
+    at = [
+        text.index(part)
+        for part in (
+            wording.headline(law),
+            law.verdict,
+            "Slope of T* against S",
+            wording.interval(law.lines[0].slope),
+            final.choice.chosen,
+            "Which teacher makes the best student?",
+        )
+    ]
+    assert at == sorted(at)
+    assert final.sentence in text
+    assert "2,000" not in text
+    assert "200 resamples" in text
+    assert "distill.teacher_weight 0.5" in text
+
+
+def test_table_holds_every_run(report):
+    page = (report / "report.html").read_text()
+    body = re.search(r'<table id="runs">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    runs = make_runs()
+    assert body.count("<tr>") == len(runs)
+    values = set(re.findall(r'data-value="([^"]*)"', body))
+    assert {str(r.val_loss_nats_per_token) for r in runs} <= values
+
+
+def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
+    runs, teachers = make_runs(), make_teachers()
+    law = make_law(runs)
+    random.Random(1).shuffle(runs)
+    run(runs, law, make_final(), teachers[::-1], "pocket", SETTINGS, tmp_path / "again")
+    assert (tmp_path / "again/manifest.json").read_text() == (report / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_page_is_whole_whatever_is_missing(case, tmp_path):
+    runs, final, teachers = make_case(case)
+    law = make_law(runs)
+    run(runs, law, final, teachers, "pocket", {}, tmp_path / "out")
+    page = Page((tmp_path / "out/report.html").read_text())
+    assert law.verdict in page.text
+    for word in ("None", "nan", "Undefined", "inf]", "[]"):
+        assert not re.search(rf"(?<![\w’]){re.escape(word)}(?!\s+of)\b", page.text), word
+    drawn = {attrs["data-chart"] for _, attrs in page.tags if "data-chart" in attrs}
+    assert drawn == {p.stem for p in (tmp_path / "out").glob("*.svg")}
+    assert ("final" in drawn) == (final is not None)
+    assert ("teachers" in drawn) == bool(teachers)
+    assert ("controls" in drawn) == (case == "three budgets, all arms")
+    assert ("not identifiable" in page.text) or all(line.slope for line in law.lines)
+
+
+def test_names_are_text_not_markup(tmp_path):
+    runs = make_runs(arms=())
+    run(runs, make_law(runs), None, [], "<b>&'</b>", {"k": "</script><i>"}, tmp_path / "out")
+    html = (tmp_path / "out/report.html").read_text()
+    assert "<b>&'" not in html
+    assert "</script><i>" not in html
+    assert "<b>&'</b>" in Page(html).text
+
+
+# --- the stage ----------------------------------------------------------------------------------
+
+
+def test_stage_reads_the_records_and_writes_the_same_report(report, tmp_path):
+    main([*write_study(tmp_path), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/manifest.json").read_text() == (report / "manifest.json").read_text()
+
+
+def test_stage_refuses_records_that_do_not_belong_together(tmp_path):
+    runs = make_runs()
+    law = make_law(runs)
+    short = [r for r in runs if r.seed == 0]
+    with pytest.raises(
+        CapgapError, match="fitted on 26 runs of the main arm, but the table of runs has 13"
+    ):
+        run(short, law, None, [], "pocket", {}, tmp_path / "out")
+    final = make_final()
+    other = final.model_copy(
+        update={"choice": final.choice.model_copy(update={"law_tokens": 7_000_000})}
+    )
+    with pytest.raises(CapgapError, match="law at 7000000 tokens, but this law has 1500000"):
+        run(runs, law, other, [], "pocket", {}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_stage_refuses_settings_that_are_not_an_object(tmp_path):
+    arguments = write_study(tmp_path)
+    for text, message in (("{", "not JSON"), (json.dumps([1]), "must be a JSON object, got list")):
+        arguments[-1] = text
+        with pytest.raises(CapgapError, match=message):
+            main([*arguments, "--out", str(tmp_path / "out")])
