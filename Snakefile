@@ -13,19 +13,17 @@ include: "rules/law.smk"
 include: "rules/final.smk"
 
 
-# Every small result is asked for by name: Snakemake counts a job whose input failed as done, and
-# would find a stale result behind it up to date.
+# Every result is asked for by name: Snakemake counts a job whose input failed as done, and would
+# find a stale result behind it up to date.
 rule all:
     """The whole study."""
     default_target: True
     input:
-        teachers_of_study(paths.TEACHER_METRICS),
-        runs_of_grid(paths.RUN_METRICS),
-        of_study(paths.RUNS_TABLE),
-        of_study(paths.LAW),
-        of_study(paths.CHOICE),
-        of_study(paths.FINAL),
-        of_study(paths.REPORT),
+        results_of_study(),
+        final_paths(paths.TEACHER_IMPORTANCE),
+        final_paths(paths.INIT_MODEL),
+        final_paths(paths.RUN_MODEL),
+        final_paths(paths.RUN_METRICS),
 
 
 rule teachers:

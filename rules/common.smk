@@ -33,6 +33,7 @@ except CapgapError as error:
 
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
+SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {design.RANDOM})
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
@@ -63,7 +64,22 @@ def teachers_of_study(path):
 
 def runs_of_grid(path):
     """One path for every run of the grid."""
-    return [path.format(study=STUDY.study, **run._asdict()) for run in RUNS]
+    every = [path.format(study=STUDY.study, **run._asdict()) for run in RUNS]
+    return list(dict.fromkeys(every))
+
+
+def results_of_study():
+    """Every result that is known before the law has chosen."""
+    return [
+        *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
+        *teachers_of_study(paths.TEACHER_MODEL),
+        *teachers_of_study(paths.TEACHER_METRICS),
+        *[of_study(paths.TEACHER_IMPORTANCE.replace("{teacher}", t)) for t in SCORED],
+        *[path for kind in (paths.INIT_MODEL, paths.RUN_MODEL) for path in runs_of_grid(kind)],
+        *runs_of_grid(paths.RUN_METRICS),
+        *map(of_study, [paths.RUNS_TABLE, paths.LAW, paths.CHOICE]),
+        *map(of_study, [paths.FINAL, paths.HEADLINE, paths.REPORT]),
+    ]
 
 
 def spec(stage, settings=None):
@@ -89,6 +105,13 @@ def pretrain_spec(wildcards):
 def fetch_spec(wildcards):
     """The parameter of one teacher's arrival."""
     return planning.spec("fetch", STUDY.teachers[wildcards.teacher])
+
+
+def trim_text(wildcards):
+    """The corpus, for a fetched teacher whose vocabulary is trimmed to it; nothing for others."""
+    if STUDY.teachers[wildcards.teacher].trim_vocabulary:
+        return paths.CORPUS.format(study=wildcards.study)
+    return []
 
 
 def tokenizer_source(wildcards):
@@ -123,17 +146,29 @@ def final_paths(path):
     """An input function: one path for every final run that the law's choice asks for."""
 
     def chosen(wildcards):
-        choice = Choice.read(checkpoints.choose_teacher.get(study=wildcards.study).output[0])
+        choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
         runs = design.final_runs(STUDY.final, choice.teachers())
-        return [path.format(study=wildcards.study, **run._asdict()) for run in runs]
+        return [path.format(study=STUDY.study, **run._asdict()) for run in runs]
 
     return chosen
 
 
 def final_teachers(wildcards):
     """Metrics of the teachers of the final runs."""
-    choice = Choice.read(checkpoints.choose_teacher.get(study=wildcards.study).output[0])
+    choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
     return [
-        paths.TEACHER_METRICS.format(study=wildcards.study, teacher=name)
+        paths.TEACHER_METRICS.format(study=STUDY.study, teacher=name)
         for name in choice.teachers()
     ]
+
+
+def choice_options(wildcards):
+    """What the law is asked, as options; numbers alone would have no name in the records."""
+    return f"--student {STUDY.final.student} --tokens {STUDY.final.tokens}"
+
+
+try:
+    if workflow.is_main_process:  # not in a job that parses this file again
+        planning.reconcile(of_study(paths.ROOT), results_of_study())
+except CapgapError as error:
+    raise WorkflowError(str(error))

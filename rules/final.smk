@@ -3,7 +3,8 @@ The law-guided final student, its alternatives, and the report. The runs themsel
 runs of `distill_student`, at the final student's size and budget.
 
 IN   results/{study}/law/  results/{study}/students/{final student}/**
-OUT  results/{study}/final/{final.json,model/}  results/{study}/report/
+OUT  results/{study}/final/{final.json,model/}  results/{study}/headline.json
+     results/{study}/report/
 """
 
 
@@ -30,6 +31,27 @@ rule compare_final:
             --choice {input.choice:q} --trained {input.trained:q} --teachers {input.teachers:q} \
             --spec {params.spec:q} --out {output.final:q} --model-out {output.model:q} \
             >{log:q} 2>&1
+        """
+
+
+rule write_headline:
+    """Put the few numbers that revisions are compared by into one flat file."""
+    input:
+        law=paths.LAW,
+        final=paths.FINAL,
+    output:
+        paths.HEADLINE,
+    log:
+        paths.log("write_headline", paths.ROOT),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        spec=spec("headline"),
+    shell:
+        r"""
+        exec python -m capgap.headline \
+            --law {input.law:q} --final {input.final:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 

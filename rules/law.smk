@@ -63,12 +63,10 @@ checkpoint choose_teacher:
         "../envs/analysis.yaml"
     params:
         spec=spec("choose"),
-        student=STUDY.final.student,
-        tokens=STUDY.final.tokens,
+        asked=choice_options,
     shell:
         r"""
         exec python -m capgap.choose \
-            --law {input.law:q} --runs {input.runs:q} \
-            --student {params.student} --tokens {params.tokens} \
+            --law {input.law:q} --runs {input.runs:q} {params.asked} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

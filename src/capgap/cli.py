@@ -11,12 +11,16 @@ from capgap import __version__
 
 COMMANDS = {
     "run": ("capgap.workflow.execute", "run a study: everything that is not up to date"),
+    "verify": ("capgap.workflow.verify", "check every result against its manifest and record"),
+    "save": ("capgap.workflow.save", "hand a finished study to DVC, for colleagues to pull"),
+    "accept": ("capgap.workflow.accept", "keep results under source that gives the same ones"),
     "summary": ("capgap.summary", "print what a study found"),
     "corpus": ("capgap.corpus", "read a corpus and split it by document"),
     "tokenizer": ("capgap.tokenizer", "train a tokenizer, or take a teacher's"),
     "pack": ("capgap.pack", "turn a corpus into token streams"),
     "pretrain": ("capgap.pretrain", "train a teacher from a random start"),
     "fetch": ("capgap.fetch", "bring in a teacher that exists already"),
+    "trim": ("capgap.trim", "trim a model's vocabulary to what a text uses"),
     "score": ("capgap.score", "measure the importance of a teacher's units"),
     "prune": ("capgap.prune", "cut a teacher down to a student's start"),
     "randomise": ("capgap.randomise", "make a random start of a student's size"),
@@ -26,6 +30,7 @@ COMMANDS = {
     "fit": ("capgap.fit", "fit the law on a table of runs"),
     "choose": ("capgap.choose", "choose a teacher for a student size by the law"),
     "compare": ("capgap.compare", "hold the choice against its alternatives"),
+    "headline": ("capgap.headline", "write the few numbers revisions are compared by"),
     "report": ("capgap.report", "write the report"),
 }
 

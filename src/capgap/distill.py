@@ -13,7 +13,7 @@ from capgap.artifacts import open_folder
 from capgap.config import Distill
 from capgap.design import NONE
 from capgap.engine.jobs import Place, train_and_publish
-from capgap.engine.models import load_model, read_lineage, same_tokenizer
+from capgap.engine.models import check_reads, load_model, read_lineage, same_tokenizer
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
@@ -68,17 +68,13 @@ def run(
 
 def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> None:
     """Refuse a model that cannot read the streams."""
-    if model.config.vocab_size < streams.meta.vocab_size:
-        raise CapgapError(
-            f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
-            f"{streams.meta.vocab_size}; pack the corpus with this model's tokenizer"
-        )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and settings.sequence_length > longest:
-        raise CapgapError(
-            f"distill.sequence_length: {settings.sequence_length} is longer than the "
-            f"{longest} positions of {folder}"
-        )
+    check_reads(
+        model,
+        folder,
+        vocab_size=streams.meta.vocab_size,
+        sequence_length=settings.sequence_length,
+        setting="distill.sequence_length",
+    )
 
 
 def _check_pair(settings, init: Path, student, teacher: Path, teacher_model, streams) -> None:

@@ -13,7 +13,13 @@ from pathlib import Path
 from capgap.artifacts import open_folder, write_text
 from capgap.config import Evaluate
 from capgap.engine.evaluation import bits_per_byte, mean_loss
-from capgap.engine.models import count_params, forward_flops, load_model, read_lineage
+from capgap.engine.models import (
+    check_reads,
+    count_params,
+    forward_flops,
+    load_model,
+    read_lineage,
+)
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
 from capgap.records import Metrics, SplitLoss
@@ -24,11 +30,13 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
     """Loss on the validation and the test split, with the model's size and cost."""
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
     model = load_model(folder)
-    if model.config.vocab_size < streams.meta.vocab_size:
-        raise CapgapError(
-            f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
-            f"{streams.meta.vocab_size}; pack the corpus with this model's tokenizer"
-        )
+    check_reads(
+        model,
+        folder,
+        vocab_size=streams.meta.vocab_size,
+        sequence_length=settings.sequence_length,
+        setting="evaluate.sequence_length",
+    )
 
     def measure(split: str) -> SplitLoss:
         stream = streams[split]

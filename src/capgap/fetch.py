@@ -1,44 +1,47 @@
 """
 Bring in a teacher that exists already: from the hub, an installed package or a local folder.
 
-IN   a model id with a pinned commit, a file in a package, or a folder
+IN   a model id with a pinned commit, a file in a package, or a folder; the corpus folder, where the
+     vocabulary is trimmed to the text
 OUT  a model folder like every other: safetensors, tokenizer, lineage, manifest
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # a log file is no place for redrawn bars
+
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 from capgap.artifacts import publish_folder, sha256
-from capgap.config import HubTeacher, PackageTeacher, PathTeacher, Teacher
+from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
 from capgap.engine.models import count_params, load_model, save_model
 from capgap.errors import CapgapError
+from capgap.hub import download
 from capgap.packages import package_folder
+from capgap.pruning.vocabulary import trim
 from capgap.records import Lineage
 from capgap.stage import StageParser, run_stage
+from capgap.text import training_texts
 
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 
-
-def run(teacher: HubTeacher | PackageTeacher | PathTeacher, name: str, out: Path) -> Lineage:
-    """Fetch, check and publish the teacher called `name`."""
-    folder, gguf = _locate(teacher)
-    if gguf:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=gguf,
-            dtype="float32",
-            quantization_config=transformers.GgufConfig(dequantize=True),
+def run(
+    teacher: HubTeacher | PackageTeacher | PathTeacher,
+    name: str,
+    out: Path,
+    corpus: Path | None = None,
+) -> Lineage:
+    """Fetch, check and publish the teacher called `name`; `corpus` if its vocabulary is trimmed."""
+    if teacher.trim_vocabulary and corpus is None:
+        raise CapgapError(
+            "trim_vocabulary: give the corpus whose text decides what stays (--corpus)"
         )
-    else:
-        model = load_model(folder)
-    kind = {"gguf_file": gguf} if gguf else {}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **kind)
+    folder, gguf = _locate(teacher)
+    model = _load_gguf(folder, gguf) if gguf else load_model(folder)
+    tokenizer = _load_tokenizer(folder, gguf)
     params = count_params(model)
     if params.non_embedding != teacher.params_non_embedding:
         raise CapgapError(
@@ -46,11 +49,48 @@ def run(teacher: HubTeacher | PackageTeacher | PathTeacher, name: str, out: Path
             f"{teacher.params_non_embedding:,}, the model has {params.non_embedding:,}; "
             "write the second number"
         )
-    lineage = Lineage(kind="teacher", name=name, params=params)
     with publish_folder(out) as target, tempfile.TemporaryDirectory() as words:
         tokenizer.save_pretrained(words)
+        if teacher.trim_vocabulary:
+            entries = None if teacher.trim_vocabulary is True else teacher.trim_vocabulary
+            model = trim(model, Path(words), training_texts(corpus), entries)
+        lineage = Lineage(kind="teacher", name=name, params=count_params(model))
         save_model(model, target, lineage, Path(words))
     return lineage
+
+
+def _load_gguf(folder: Path, name: str):
+    """The model of a GGUF file in float32, its quantised weights expanded."""
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype="float32",
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise CapgapError(
+            f"{folder / name}: transformers cannot read this GGUF file ({error}); "
+            "convert it to a folder with safetensors and use source: path"
+        ) from None
+
+
+def _load_tokenizer(folder: Path, gguf: str | None):
+    """The tokenizer beside a model, or inside its GGUF file."""
+    kind = {"gguf_file": gguf} if gguf else {}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **kind
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({error})") from None
+    if not tokenizer.is_fast:
+        raise CapgapError(
+            f"{folder}: its tokenizer has no tokenizer.json form, which all stages read; "
+            "convert it with the tokenizers library first"
+        )
+    return tokenizer
 
 
 def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, str | None]:
@@ -69,43 +109,27 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
                     f"{teacher.file} of package {teacher.package} has another SHA-256 than the "
                     "study says; install the version the study was written for"
                 )
+            if path.is_file() and path.suffix != ".gguf":
+                raise CapgapError(
+                    f"{teacher.file} of package {teacher.package} is not a .gguf file or a model "
+                    "folder; name one of these"
+                )
             return (path, None) if path.is_dir() else (path.parent, path.name)
         case HubTeacher():
-            return _download(teacher), None
-
-
-def _download(teacher: HubTeacher) -> Path:
-    where = f"{teacher.model} at commit {teacher.revision[:12]}"
-    try:
-        folder = snapshot_download(teacher.model, revision=teacher.revision, allow_patterns=WANTED)
-    except GatedRepoError:
-        raise CapgapError(
-            f"{where} is gated: accept its licence on its page on the hub, then give a read token "
-            "with 'hf auth login' or in HF_TOKEN"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise CapgapError(
-            f"{where} is neither in the cache nor reachable; connect once, or fetch it on a "
-            "machine with a network and use source: path"
-        ) from None
-    except HfHubHTTPError as error:
-        raise CapgapError(f"{where} cannot be had: {error}") from None
-    if not list(Path(folder).glob("*.safetensors")):
-        raise CapgapError(
-            f"{where} has no safetensors weights, and pickled ones are not loaded; "
-            "choose a commit that has them"
-        )
-    return Path(folder)
+            return download(teacher.model, teacher.revision), None
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
-    parser = StageParser("capgap.fetch", __doc__, Teacher)
+    parser = StageParser("capgap.fetch", __doc__, FetchedSource)
     parser.add_argument("--name", required=True, help="name of the teacher")
+    parser.add_argument(
+        "--corpus", nargs="?", type=Path, help="corpus folder, needed with --trim-vocabulary"
+    )
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, teacher = parser.parse(argv)
-    lineage = run(teacher, args.name, args.out)
-    print(f"{lineage.params.non_embedding:,} parameters without embeddings")
+    params = run(teacher, args.name, args.out, args.corpus).params
+    print(f"{params.non_embedding:,} parameters without embeddings, {params.total:,} with them")
 
 
 if __name__ == "__main__":

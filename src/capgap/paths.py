@@ -11,6 +11,7 @@ results/<study>/
                                                   {model/,train.json,curve.csv,metrics.json}
   law/{runs.csv,law.json,choice.json}
   final/{model/,final.json}
+  headline.json                                   the few numbers to compare between revisions
   report/                                         report.html and its figures
 
 A folder artifact holds a `manifest.json` with the size and SHA-256 of its other files, written
@@ -52,6 +53,9 @@ CHOICE = f"{ROOT}/law/choice.json"
 
 FINAL_MODEL = f"{ROOT}/final/{MODEL}"
 FINAL = f"{ROOT}/final/final.json"
+
+HEADLINE = f"{ROOT}/headline.json"
+ACCEPTED = f"{ROOT}/accepted.json"  # by hand, `capgap accept`
 
 REPORT = f"{ROOT}/report/{MANIFEST}"
 

@@ -1,82 +1,178 @@
 """
-Cut a teacher down to a student's start.
+Cut a model down to a size: the least important groups, neurons, hidden channels and layers go.
 
-The least important groups, neurons and hidden channels go, the same number in every layer; depth
-and head dimension stay. The size is the number of parameters without embeddings and output head.
+All layers lose the same number of units; the head dimension stays. Scores come from capgap score;
+without them they are measured on the fly, on token streams (--tokens) or on a text (--text).
 
-IN   model folder, its importance folder (capgap score)
-OUT  model folder that AutoModelForCausalLM loads, with the teacher's tokenizer
+IN   model folder or model id of the hub, its importance folder or something to score it on
+OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
 """
 
 from __future__ import annotations
 
+import argparse
+import tempfile
 from pathlib import Path
 
-from capgap.artifacts import open_folder, publish_folder
-from capgap.config import format_count
+import numpy as np
+
+from capgap import score
+from capgap.artifacts import folder_of, open_folder, publish_folder
+from capgap.config import Depth, Prune, format_count
 from capgap.design import pruned_from
-from capgap.engine.models import count_params, load_model, read_lineage, save_model
-from capgap.pruning.importance import most_important
-from capgap.pruning.solver import Sizes, Solution, solve
+from capgap.engine.models import count_params, load_model, load_tokenizer, read_lineage, save_model
+from capgap.engine.streams import META
+from capgap.errors import CapgapError
+from capgap.hub import download
+from capgap.pruning.selection import Target, meet, select
+from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
-from capgap.records import Lineage
+from capgap.records import Lineage, TokenStreams
 from capgap.stage import StageParser, count_argument, run_stage
 
 
 def run(
+    settings: Depth,
     model_folder: Path,
     importance_folder: Path,
-    params: int,
+    target: Target,
     out: Path,
     *,
     name: str | None = None,
     init: str | None = None,
 ) -> tuple[Sizes, Solution]:
-    """Prune a model to `params` parameters without embeddings and publish it.
+    """Prune a model to the target and publish it.
 
-    name: of the student size, by default written from `params`. init: name of the start, by default
-    pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
+    name: of the student size, by default written from its parameters. init: name of the start, by
+    default pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
     """
     folder = open_folder(model_folder)
     model = load_model(folder)
     importance = read_importance(importance_folder, folder)
     teacher = read_lineage(folder, model).name
     sizes = sizes_of(model)
-    solution = solve(sizes, params)
-    student = cut(model, most_important(importance, solution.widths))
+    solution = meet(sizes, target, settings)
+    student = cut(model, select(importance, solution, settings))
+    size = target.value if target.kind == "params" else solution.params_non_embedding
     lineage = Lineage(
         kind="init",
-        name=name or format_count(params),
+        name=name or format_count(size),
         init=init or pruned_from(teacher),
         params=count_params(student),
     )
     assert lineage.params.non_embedding == solution.params_non_embedding, (lineage, solution)
+    assert lineage.params.total == solution.params_total, (lineage, solution)
     with publish_folder(out) as temporary:
         save_model(student, temporary, lineage, tokenizer=folder)
     return sizes, solution
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of the stage."""
-    parser = StageParser("capgap.prune", __doc__)
-    parser.add_argument("--model", required=True, type=Path, help="the teacher's model folder")
-    parser.add_argument(
-        "--importance", required=True, type=Path, help="folder that capgap score wrote for it"
-    )
-    parser.add_argument(
+def find_model(name: str, revision: str | None) -> Path:
+    """The folder of a model: the one of that path, or a model of the hub in the local cache."""
+    if folder_of(name).is_dir():
+        return folder_of(name)
+    if Path(name).is_absolute() or name.count("/") != 1 or name.startswith("."):
+        raise CapgapError(f"{name}: no such folder, and not a model id of the hub (owner/name)")
+    return download(name, revision or "main")
+
+
+def text_streams(text_file: Path, model_folder: Path, out: Path) -> None:
+    """Publish the train split that scoring reads: one text in the model's own tokens."""
+    from capgap.text import read_text  # imports the datasets library, which scores do without
+
+    text = read_text(text_file)
+    if not (model_folder / "tokenizer.json").is_file():
+        raise CapgapError(
+            f"{model_folder}: no tokenizer.json, so --text cannot be read; give token streams "
+            "(--tokens) or scores (--importance)"
+        )
+    tokenizer = load_tokenizer(model_folder)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with publish_folder(out) as folder:
+        np.save(folder / "train.npy", np.array(ids, dtype=np.uint32), allow_pickle=False)
+        meta = TokenStreams(
+            vocab_size=max(ids, default=0) + 1,
+            documents={"train": 1},
+            tokens={"train": len(ids)},
+            bytes={"train": len(text.encode())},
+        )
+        (folder / META).write_text(meta.to_json(), encoding="utf-8")
+
+
+def shape_argument(text: str) -> dict[str, int]:
+    """An argparse type for shapes like layers=20,hidden=384."""
+    try:
+        pairs = [part.split("=") for part in text.replace("-", "_").split(",")]
+        return {key.strip(): int(value) for key, value in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"a shape is key=number, with commas between; keys are {', '.join(SHAPE_KEYS)}"
+        ) from None
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Options that say how large the pruned model shall be; exactly one must be given."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument(
         "--params",
-        required=True,
         type=count_argument,
         help="parameters without embeddings and output head to keep, like 60k",
     )
-    parser.add_argument("--name", help="name of the student size (default: --params)")
-    parser.add_argument("--init", help="name of the start (default: pruned-<teacher>)")
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
-    args, _ = parser.parse(argv)
-    sizes, solution = run(
-        args.model, args.importance, args.params, args.out, name=args.name, init=args.init
+    group.add_argument(
+        "--total-params", type=count_argument, help="parameters to keep, embeddings included"
     )
+    group.add_argument(
+        "--sparsity",
+        type=float,
+        help="share of the parameters without embeddings to remove, the same fraction of all widths",
+    )
+    group.add_argument(
+        "--shape",
+        type=shape_argument,
+        help=f"shape to cut to, like hidden=384,heads=6; keys are {', '.join(SHAPE_KEYS)}",
+    )
+
+
+def target_of(args: argparse.Namespace) -> Target:
+    """The target that `add_target`'s options name."""
+    given = {
+        "params": args.params,
+        "total": args.total_params,
+        "sparsity": args.sparsity,
+        "shape": args.shape,
+    }
+    return next(Target(kind, value) for kind, value in given.items() if value is not None)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.prune", __doc__, Prune)
+    parser.add_argument("model", help="model folder, or model id of the hub")
+    parser.add_argument("--revision", help="commit, where the model is one of the hub")
+    add_target(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")
+    source.add_argument("--tokens", type=Path, help="packed tokens folder to score it on")
+    source.add_argument("--text", type=Path, help="UTF-8 text file to score it on")
+    parser.add_argument("--name", help="name of the student size (default: its parameters)")
+    parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
+    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    args, settings = parser.parse(argv)
+    folder = find_model(args.model, args.revision)
+    on_hub = folder != folder_of(args.model)
+    init = args.init or (pruned_from(args.model.rpartition("/")[2]) if on_hub else None)
+    with tempfile.TemporaryDirectory() as temporary:
+        importance, tokens = args.importance, args.tokens
+        if args.text:
+            tokens = Path(temporary) / "tokens"
+            text_streams(args.text, folder, tokens)
+        if importance is None:
+            importance = Path(temporary) / "importance"
+            score.run(settings, folder, tokens, importance)
+        sizes, solution = run(
+            settings, folder, importance, target_of(args), args.out, name=args.name, init=init
+        )
     print(solution.describe(sizes))
 
 

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from capgap.artifacts import open_folder, publish_folder
-from capgap.config import format_count
+from capgap.config import Depth, format_count
 from capgap.design import RANDOM
 from capgap.engine.models import count_params, load_model, load_tokenizer, save_model
 from capgap.errors import CapgapError
-from capgap.pruning.solver import Sizes, Solution, solve
-from capgap.pruning.surgery import pruned_config, sizes_of
+from capgap.pruning.selection import Target, meet
+from capgap.pruning.solver import Sizes, Solution
+from capgap.pruning.surgery import check_layers_alike, pruned_config, sizes_of
 from capgap.records import Lineage
 from capgap.stage import StageParser, count_argument, run_stage
 
 
 def run(
+    settings: Depth,
     like: Path,
     params: int,
     seed: int,
@@ -51,8 +54,10 @@ def run(
             f"{model.config.vocab_size}; name the tokenizer of that model"
         )
     sizes = sizes_of(model)
-    solution = solve(sizes, params)
-    config = pruned_config(model, solution.widths)
+    solution = meet(sizes, Target("params", params), settings)
+    if solution.layers < sizes.layers:
+        check_layers_alike(model)
+    config = pruned_config(model, solution.widths, np.arange(solution.layers))
     torch.manual_seed(seed)
     student = type(model)(config)
     student.generation_config = model.generation_config
@@ -71,7 +76,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
-    parser = StageParser("capgap.randomise", __doc__)
+    parser = StageParser("capgap.randomise", __doc__, Depth)
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder (default: the one of --like)"
     )
@@ -87,9 +92,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", help="name of the student size (default: --params)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
-    args, _ = parser.parse(argv)
+    args, settings = parser.parse(argv)
     sizes, solution = run(
-        args.like, args.params, args.seed, args.out, name=args.name, tokenizer=args.tokenizer
+        settings,
+        args.like,
+        args.params,
+        args.seed,
+        args.out,
+        name=args.name,
+        tokenizer=args.tokenizer,
     )
     print(solution.describe(sizes))
 

@@ -1,11 +1,11 @@
 """
-Score how much each attention group, MLP neuron and hidden channel of a teacher matters.
+Score how much each attention group, MLP neuron, hidden channel and layer of a teacher matters.
 
 Done once a teacher; every student size is then cut by the same scores.
 
 IN   model folder, token streams (the training split)
 OUT  folder with importance.safetensors: groups (layers x key-value heads), neurons (layers x
-     neurons), hidden (channels)
+     neurons), hidden (channels), layers
 """
 
 from __future__ import annotations
@@ -15,52 +15,42 @@ from pathlib import Path
 import torch
 
 from capgap.artifacts import open_folder, publish_folder
-from capgap.config import Prune
-from capgap.engine.models import load_model
+from capgap.config import Score
+from capgap.engine.models import check_reads, load_model
 from capgap.engine.streams import Streams, calibration_batch, check_long_enough
-from capgap.errors import CapgapError
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.stage import StageParser, run_stage
 
 
-def run(settings: Prune, model_folder: Path, tokens_folder: Path, out: Path) -> Importance:
+def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> Importance:
     """Measure the importance of all units of a model and publish it."""
     torch.set_num_threads(1)
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
     model = load_model(folder)
-    _check(settings, folder, model, streams)
+    check_reads(
+        model,
+        folder,
+        vocab_size=streams.meta.vocab_size,
+        sequence_length=settings.sequence_length,
+        setting="prune.sequence_length",
+    )
+    check_long_enough(streams["train"], settings.sequence_length, "train")
     inputs_BT, labels_BT = calibration_batch(
         streams["train"],
         sequence_length=settings.sequence_length,
         count=settings.calibration_sequences,
         seed=settings.seed,
     )
-    importance = measure(model, inputs_BT, labels_BT)
+    importance = measure(model, inputs_BT, labels_BT, settings.criterion, seed=settings.seed)
     with publish_folder(out) as temporary:
         write_importance(temporary, importance, weights_digest(folder))
     return importance
 
 
-def _check(settings: Prune, folder: Path, model, streams: Streams) -> None:
-    """Refuse streams that the model cannot read."""
-    if model.config.vocab_size < streams.meta.vocab_size:
-        raise CapgapError(
-            f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
-            f"{streams.meta.vocab_size}; pack the corpus with this model's tokenizer"
-        )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and settings.sequence_length > longest:
-        raise CapgapError(
-            f"prune.sequence_length: {settings.sequence_length} is longer than the {longest} "
-            f"positions of {folder}; lower it"
-        )
-    check_long_enough(streams["train"], settings.sequence_length, "train")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
-    parser = StageParser("capgap.score", __doc__, Prune)
+    parser = StageParser("capgap.score", __doc__, Score)
     parser.add_argument("--model", required=True, type=Path, help="the teacher's model folder")
     parser.add_argument(
         "--token-streams",
@@ -77,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"scored {layers} layers x {groups} groups and {neurons} neurons, "
         f"{len(importance.hidden)} hidden channels, "
-        f"on {settings.calibration_sequences} sequences of {settings.sequence_length} tokens"
+        f"by {settings.criterion} on {settings.calibration_sequences} sequences of "
+        f"{settings.sequence_length} tokens"
     )
 
 

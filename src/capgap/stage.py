@@ -4,16 +4,14 @@ What every stage's command line has in common.
 A stage is a module with a docstring, `main(argv)` and `run(...)`. Its options come from its
 settings class, so `--help` says what each means and in which unit. The workflow passes the same
 settings as one JSON text with `--spec`, together with the digest of the source it planned with;
-the stage refuses to run when the source has changed since.
+the stage refuses to run when the source has changed since, and becomes the only writer of `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import signal
 import sys
 import types
 import typing
@@ -24,6 +22,7 @@ from typing import Any
 from capgap.config import check_section, parse_count
 from capgap.errors import CapgapError
 from capgap.workflow.digest import source_digest
+from capgap.workflow.process import claim_output, die_with_parent
 
 
 class StageParser(argparse.ArgumentParser):
@@ -67,6 +66,10 @@ class StageParser(argparse.ArgumentParser):
             raise CapgapError(
                 f"the source of {self.module} changed after the run was planned; run again"
             )
+        if spec:
+            self.claim = claim_output(args.out)
+        if hasattr(args, "scratch"):  # no state may go on under another source
+            args.scratch = args.scratch / source_digest(self.module)
         if self.settings is None:
             given = spec.get("settings") if spec_only else None
             return args, given and check_section(spec_only, given, f"settings of {self.prog}")
@@ -101,7 +104,8 @@ def _choices(annotation: Any) -> list[str]:
 
 def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
     """Run a stage's `main` as a program: a user's mistake ends in one message and status 1."""
-    _die_with_parent()
+    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        die_with_parent()
     try:
         main(argv)
     except CapgapError as error:
@@ -131,16 +135,7 @@ def add_job_arguments(parser: StageParser) -> None:
     parser.add_argument(
         "--checkpoint-seconds",
         type=float,
-        default=60.0,
+        default=float(os.environ.get("CAPGAP_CHECKPOINT_SECONDS", 60)),
         metavar="S",
-        help="seconds between saved states (default 60)",
+        help="seconds between saved states (default 60, or CAPGAP_CHECKPOINT_SECONDS)",
     )
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this job when the workflow that started it is killed."""
-    if sys.platform == "linux" and os.environ.get("CAPGAP_UNDER_WORKFLOW"):
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            sys.exit("the workflow that started this job is gone")

@@ -11,8 +11,10 @@ import glob
 import hashlib
 from pathlib import Path
 
+import pyarrow.parquet
 from datasets import Dataset, disable_progress_bars, load_dataset
 
+from capgap.artifacts import open_folder
 from capgap.config import FilesCorpus, HubCorpus, PackageCorpus
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
@@ -55,26 +57,29 @@ def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[s
     for path in paths:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
         if path.suffix == ".txt":
-            documents.append((name, _read_text(path)))
+            documents.append((name, read_text(path)))
             continue
         if path.suffix not in SUFFIXES:
             raise CapgapError(f"corpus: {path} is none of {', '.join(SUFFIXES)}")
         kind = "json" if path.suffix == ".jsonl" else "parquet"
         if kind == "json":
-            _read_text(path)
+            read_text(path)
         data = load_dataset(kind, data_files=str(path), split="train")
         texts = _column(data, text_column, f"file {path}")
         documents += [(f"{name}:{i:09d}", text) for i, text in enumerate(texts)]
     return documents
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file; CapgapError where it is missing or something else."""
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CapgapError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise CapgapError(
             f"corpus: {path} is not UTF-8 text (byte {error.start}); "
-            "convert it, for example with iconv, or leave it out of the pattern"
+            "convert it, for example with iconv, or leave it out"
         ) from None
 
 
@@ -87,6 +92,14 @@ def _column(data: Dataset, column: str, where: str) -> list[str]:
     return data[column][:]
 
 
+def training_texts(corpus: Path) -> list[str]:
+    """Texts of the training split of a corpus folder; CapgapError where there is none."""
+    path = open_folder(corpus) / "train.parquet"
+    if not path.is_file():
+        raise CapgapError(f"{path}: no such file; name a folder that capgap corpus wrote")
+    return pyarrow.parquet.read_table(path)["text"].to_pylist()
+
+
 def assign_splits(names: list[str], sizes: list[int], shares: dict[str, float]) -> list[str]:
     """Split of every document: held-out splits get whole documents until their share is reached.
 
@@ -97,9 +110,9 @@ def assign_splits(names: list[str], sizes: list[int], shares: dict[str, float]) 
     order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
     splits = ["train"] * len(names)
     at, total = 0, sum(sizes)
-    for split, share in shares.items():
-        taken = 0
-        while at < len(order) - len(shares) and (taken == 0 or taken < share * total):
+    for filled, (split, share) in enumerate(shares.items()):
+        taken, must_leave = 0, len(shares) - filled  # one for each later split, one to train on
+        while at < len(order) - must_leave and (taken == 0 or taken < share * total):
             splits[order[at]] = split
             taken += sizes[order[at]]
             at += 1

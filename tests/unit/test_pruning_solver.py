@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pruning_models import build
 from transformers import LlamaForCausalLM
 
+from capgap.config import Depth
 from capgap.engine.models import llama_config
 from capgap.errors import CapgapError
-from capgap.pruning.solver import Widths, solve
+from capgap.pruning.selection import Target, meet
+from capgap.pruning.solver import Widths, proportional_layers, solve, solve_shape, solve_sparsity
 from capgap.pruning.surgery import pruned_config, sizes_of
 from capgap.shapes import LlamaShape
 
@@ -107,7 +110,9 @@ def test_solver_keeps_large_models_on_round_widths():
 def test_solver_at_and_beyond_the_limits():
     full = shape()
     sizes, count = sizes_of(meta(full)), full.params()["non_embedding"]
-    assert solve(sizes, count) == (sizes.full, count, 0.0)
+    total = full.params()["total"]
+    assert solve(sizes, count) == (sizes.full, 4, count, total, 0.0)
+    assert solve(sizes, total, with_embeddings=True) == (sizes.full, 4, count, total, 0.0)
     with pytest.raises(CapgapError, match=rf"the model has only {count:,}, .* nearest possible"):
         solve(sizes, count + 1)
     fewest = with_widths(full, Widths(1, 2, 1)).params()["non_embedding"]  # neurons step by two
@@ -116,3 +121,96 @@ def test_solver_at_and_beyond_the_limits():
     assert solve(sizes, fewest + 1).params_non_embedding >= fewest
     with pytest.raises(CapgapError, match=rf"they have {fewest:,}, which is the nearest possible"):
         solve(sizes, fewest - 1)
+
+
+def test_solver_counts_embeddings_where_asked():
+    full = shape(hidden=144, heads=9, kv_heads=3, neurons=384)
+    sizes = sizes_of(meta(full))
+    assert sizes.total(sizes.full) == full.params()["total"]
+    for share in (0.3, 0.6, 0.9):
+        target = round(share * full.params()["total"])
+        solution = solve(sizes, target, with_embeddings=True)
+        student = with_widths(full, solution.widths).params()
+        assert solution.params_total == student["total"]
+        assert solution.params_non_embedding == student["non_embedding"]
+        assert abs(solution.params_total / target - 1) <= 0.01
+        assert solution.relative_error == pytest.approx(solution.params_total / target - 1)
+    with pytest.raises(CapgapError, match=r"parameters with embeddings: the model has only"):
+        solve(sizes, full.params()["total"] + 1, with_embeddings=True)
+
+
+def test_solver_at_a_given_depth():
+    full = shape(layers=6)
+    sizes = sizes_of(meta(full))
+    target = round(0.4 * full.params()["non_embedding"])
+    solution = solve(sizes, target, layers=3)
+    student = replace(with_widths(full, solution.widths), layers=3).params()
+    assert solution.layers == 3
+    assert solution.params_non_embedding == student["non_embedding"]
+    assert abs(student["non_embedding"] / target - 1) <= 0.01
+    # 0.4 of all is 0.8 of three layers, so widths are near sqrt(0.8).
+    assert abs(solution.widths.hidden / full.hidden - math.sqrt(0.8)) < 0.1
+    three = replace(full, layers=3).params()["non_embedding"]
+    with pytest.raises(CapgapError, match=rf"with 3 of its 6 layers has only {three:,}"):
+        solve(sizes, three + 1, layers=3)
+    with pytest.raises(CapgapError, match=r"layers 7: .* nearest possible is 6"):
+        solve(sizes, target, layers=7)
+
+
+def test_proportional_depth_gives_the_published_shape():
+    """Llama2-7B at 40 % keeps 24 of 32 layers and three quarters of every width, as MiniMA-3B."""
+    assert proportional_layers(32, 0.4) == 24
+    assert proportional_layers(12, 1.0) == 12
+    assert proportional_layers(12, 1e-6) == 1
+    llama2_7b = LlamaShape(32, 4096, 32, 32, 128, 11008, vocab=8, tied=False)
+    sizes = sizes_of(meta(llama2_7b))
+    target = Target("params", round(0.42 * sizes.params(sizes.full)))
+    solution = meet(sizes, target, Depth(depth="keep_middle"))
+    assert (solution.layers, solution.widths.groups) == (24, 24)
+    assert abs(solution.widths.hidden - 3072) <= 64
+    assert abs(solution.widths.neurons - 8192) <= 256
+
+
+def test_sparsity_keeps_the_root_of_what_is_left_on_every_axis():
+    full = shape(layers=6, hidden=96, heads=6, neurons=256)
+    sizes = sizes_of(meta(full))
+    for sparsity in (0.0, 0.3, 0.6):
+        fraction = math.sqrt(1 - sparsity)
+        widths = solve_sparsity(sizes, sparsity).widths
+        assert widths.groups == round(6 * fraction)
+        assert abs(widths.neurons - 256 * fraction) <= 1
+        assert abs(widths.hidden - 96 * fraction) <= widths.groups / 2
+        assert widths.hidden % widths.groups == 0
+    assert solve_sparsity(sizes, 0.0).widths == sizes.full
+    assert solve_sparsity(sizes, 0.0).relative_error == 0
+    half = solve_sparsity(sizes, 0.5, layers=3)  # half the layers are half the parameters
+    assert half.widths == sizes.full
+    deep = meet(sizes, Target("sparsity", 0.6), Depth(depth="drop_middle"))
+    assert deep.layers == proportional_layers(6, 0.4) == 4
+    for value in (-0.1, 1.0):
+        with pytest.raises(CapgapError, match="sparsity"):
+            meet(sizes, Target("sparsity", value), Depth(depth="drop_middle"))
+
+
+def test_explicit_shapes_as_given_or_refused_with_the_nearest():
+    full = shape(layers=4, hidden=144, heads=9, kv_heads=3, neurons=384)
+    sizes = sizes_of(meta(full))
+    solution = solve_shape(sizes, {"layers": 2, "hidden": 72, "heads": 6, "neurons": 100})
+    assert (solution.layers, solution.widths) == (2, Widths(2, 100, 72))
+    assert solve_shape(sizes, {}).widths == sizes.full
+    assert solve_shape(sizes, {"kv_heads": 1}).widths == Widths(1, 384, 144)
+    student = replace(with_widths(full, solution.widths), layers=2).params()
+    assert solution.params_total == student["total"]
+    for wrong, message in [
+        ({"hidden": 73, "heads": 6}, r"hidden 73: must be a multiple of the heads.* is 72"),
+        ({"heads": 5}, r"heads 5: 2 key-value head\(s\) .* nearest possible is 6"),
+        ({"heads": 6, "kv_heads": 3}, r"heads 6: 3 key-value .* nearest possible is 9"),
+        ({"neurons": 385}, r"neurons 385: the nearest possible is 384"),
+        ({"layers": 5}, r"layers 5: .* nearest possible is 4"),
+        ({"depth": 5}, r"unknown depth"),
+    ]:
+        with pytest.raises(CapgapError, match=message):
+            solve_shape(sizes, wrong)
+    heads_first = sizes_of(build("gpt2"))
+    with pytest.raises(CapgapError, match=r"hidden 48: must be heads x head dimension.* is 32"):
+        solve_shape(heads_first, {"heads": 4})

@@ -109,6 +109,27 @@ def load_tokenizer(folder: Path):
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
+def check_reads(
+    model: PreTrainedModel, folder: Path, *, vocab_size: int, sequence_length: int, setting: str
+) -> None:
+    """Raise CapgapError where a model cannot read token streams in sequences of this length.
+
+    folder: of the model, for the message. vocab_size: of the streams. setting: the key that
+    `sequence_length` comes from.
+    """
+    if model.config.vocab_size < vocab_size:
+        raise CapgapError(
+            f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
+            f"{vocab_size}; pack the corpus with this model's tokenizer"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and sequence_length > longest:
+        raise CapgapError(
+            f"{setting}: {sequence_length} is longer than the {longest} positions of {folder}; "
+            "lower it"
+        )
+
+
 def same_tokenizer(first: Path, second: Path) -> bool:
     """Whether two folders hold the same tokenizer: equal vocabulary, merges and special tokens."""
 

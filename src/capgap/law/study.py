@@ -9,13 +9,22 @@ import numpy as np
 import pandas as pd
 
 from capgap.config import Law
+from capgap.law.arms import effects_of
 from capgap.law.cells import Noise, between_seeds, cells_of, pool
+from capgap.law.claims import overall_of
 from capgap.law.line import FittedLine, describe_line, fit_line
 from capgap.law.optimum import Located, describe, locate
+from capgap.law.pruning_null import start_test
+from capgap.law.ratios import describe_surface
+from capgap.law.relation import elasticity, influence
+from capgap.law.rivals import cell_table, rival_fits
+from capgap.law.scoring import score_laws
+from capgap.law.shape import judge
+from capgap.law.surface import Surface, fit_surface
 from capgap.law.table import family_monotone, main_arm
 from capgap.law.unevenness import Unevenness, unevenness_of
 from capgap.law.words import about, budget, span
-from capgap.records import LawRecord, Line
+from capgap.records import LawRecord, Line, Optimum
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Fit:
     unevenness: Unevenness | None
     located: dict[int, list[Located]]  # by token budget, students by size
     lines: dict[int, FittedLine | None]  # by token budget
+    surface: Surface | None  # over all budgets
 
 
 def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
@@ -44,20 +54,39 @@ def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
         for tokens, group in groupby(cells, key=lambda c: c.tokens)
     }
     lines = {tokens: fit_line(places, settings.confidence) for tokens, places in located.items()}
-    return Fit(noise, between_seeds(cells), unevenness, located, lines)
+    surface = fit_surface(cells, noise, settings.resamples, settings.confidence, settings.seed)
+    return Fit(noise, between_seeds(cells), unevenness, located, lines, surface)
+
+
+def optima_of(fit: Fit, settings: Law) -> list[Optimum]:
+    """Records of all optima, by budget and student size."""
+    return [
+        _with_shape(describe(place, settings, fit.between), place, fit, settings)
+        for places in fit.located.values()
+        for place in places
+    ]
+
+
+def lines_of(fit: Fit, settings: Law) -> list[Line]:
+    """Records of the lines, one for each budget."""
+    return [
+        describe_line(places, fit.lines[tokens], settings).model_copy(
+            update={
+                "elasticity": elasticity(places, settings.confidence),
+                "influence": influence(places),
+            }
+        )
+        for tokens, places in fit.located.items()
+    ]
 
 
 def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
     """The content of `law.json`."""
-    fit = fit_law(runs, settings)
-    optima = [
-        describe(place, settings, fit.between)
-        for places in fit.located.values()
-        for place in places
-    ]
-    lines = [
-        describe_line(places, fit.lines[tokens], settings) for tokens, places in fit.located.items()
-    ]
+    fit, cells = fit_law(runs, settings), cell_table(runs)
+    optima, lines = optima_of(fit, settings), lines_of(fit, settings)
+    effects = effects_of(runs, fit.noise, settings.confidence, settings.tie_nats)
+    surface = None if fit.surface is None else describe_surface(fit.surface, optima, settings)
+    explained = start_test(cells)
     return LawRecord(
         n_runs=len(main_arm(runs)),
         confidence=settings.confidence,
@@ -71,7 +100,19 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
         lines=lines,
         family_monotone=family_monotone(runs),
         verdict=_verdict(lines, settings.confidence, fit.unevenness),
+        overall=overall_of(optima, lines, surface, effects, settings.published_slope),
+        surface=surface,
+        rivals=rival_fits(cells),
+        scores=score_laws(cells, fit.located, fit.noise, settings),
+        effects=effects,
+        start_explains=explained,
     )
+
+
+def _with_shape(optimum: Optimum, place: Located, fit: Fit, settings: Law) -> Optimum:
+    """An optimum with the verdict on its curve."""
+    judged = judge(place.cells, fit.noise, fit.unevenness, settings.confidence, settings.tie_nats)
+    return optimum.model_copy(update={"shape": judged.shape, "shape_reason": judged.reason})
 
 
 def _verdict(lines: list[Line], level: float, unevenness: Unevenness | None) -> str:

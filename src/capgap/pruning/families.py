@@ -3,12 +3,12 @@ What pruning must know about an architecture: one declaration each, and nothing 
 
 Three kinds of unit can be cut: `groups` (key-value heads with their query heads, per layer),
 `neurons` (of the MLP, per layer) and `hidden` (channels of the residual stream, shared by all
-layers). A tensor is declared by the kind each of its dimensions carries, in the order of the
-dimensions: "groups hidden" is a matrix whose rows belong to groups and whose columns belong to
-hidden channels, "-" is a dimension that stays. A dimension lists its units one after another, each
-as a block of equal width; "3*groups" lists them three times over (query, key and value side by
-side). Declared tensors that a model does not have do no harm; tensors that are not declared are
-refused by name.
+layers); beside them whole layers, and `vocab`, entries of the vocabulary. A tensor is declared by
+the kind each of its dimensions carries, in the order of the dimensions: "groups hidden" is a matrix
+whose rows belong to groups and whose columns belong to hidden channels, "-" is a dimension that
+stays. A dimension lists its units one after another, each as a block of equal width; "3*groups"
+lists them three times over (query, key and value side by side). Declared tensors that a model does
+not have do no harm; tensors that are not declared are refused by name.
 
 To add an architecture, add a `Family` and its class name to `FAMILIES`.
 """
@@ -32,8 +32,19 @@ class Family:
     outer_embedding: dict[str, str]  # tensors outside the layers: embeddings and output head
     outer: dict[str, str]  # the other tensors outside the layers
     inner: dict[str, str]  # tensors of a layer
-    config: dict[str, str]  # key of the configuration -> hidden, heads, groups, neurons, head_dim
+    # key of the configuration -> layers, vocab, hidden, heads, groups, neurons or head_dim
+    config: dict[str, str]
     hidden_is_heads: bool = False  # the code insists on hidden = heads x head dimension
+
+    @property
+    def norms(self) -> tuple[list[str], list[str]]:
+        """Modules that read the residual stream channel by channel: of a layer, and outside."""
+        inner, outer = (
+            [name.removesuffix(".weight") for name, kinds in tensors.items()
+             if kinds == "hidden" and name.endswith(".weight")]
+            for tensors in (self.inner, self.outer)
+        )  # fmt: skip
+        return inner, outer
 
     def kinds(self, parameter: str) -> tuple[list[tuple[int, str]], int | None]:
         """What each dimension of a parameter carries, as (repeats, kind), and its layer if any.
@@ -60,7 +71,7 @@ LLAMA = Family(
     embeddings=("model.embed_tokens",),
     attention_out="self_attn.o_proj",
     mlp_out="mlp.down_proj",
-    outer_embedding={"model.embed_tokens.weight": "- hidden", "lm_head.weight": "- hidden"},
+    outer_embedding={"model.embed_tokens.weight": "vocab hidden", "lm_head.weight": "vocab hidden"},
     outer={"model.norm.weight": "hidden"},
     inner={
         "input_layernorm.weight": "hidden",
@@ -83,6 +94,8 @@ LLAMA = Family(
         "mlp.down_proj.bias": "hidden",
     },
     config={
+        "vocab_size": "vocab",
+        "num_hidden_layers": "layers",
         "hidden_size": "hidden",
         "num_attention_heads": "heads",
         "num_key_value_heads": "groups",
@@ -97,9 +110,9 @@ GPT2 = Family(
     attention_out="attn.c_proj",
     mlp_out="mlp.c_proj",
     outer_embedding={
-        "transformer.wte.weight": "- hidden",
+        "transformer.wte.weight": "vocab hidden",
         "transformer.wpe.weight": "- hidden",
-        "lm_head.weight": "- hidden",
+        "lm_head.weight": "vocab hidden",
     },
     outer={"transformer.ln_f.weight": "hidden", "transformer.ln_f.bias": "hidden"},
     inner={
@@ -116,7 +129,13 @@ GPT2 = Family(
         "mlp.c_proj.weight": "neurons hidden",
         "mlp.c_proj.bias": "hidden",
     },
-    config={"n_embd": "hidden", "n_head": "heads", "n_inner": "neurons"},
+    config={
+        "vocab_size": "vocab",
+        "n_layer": "layers",
+        "n_embd": "hidden",
+        "n_head": "heads",
+        "n_inner": "neurons",
+    },
     hidden_is_heads=True,
 )
 
@@ -125,7 +144,7 @@ GPT_NEOX = Family(  # Pythia
     embeddings=("gpt_neox.embed_in",),
     attention_out="attention.dense",
     mlp_out="mlp.dense_4h_to_h",
-    outer_embedding={"gpt_neox.embed_in.weight": "- hidden", "lm_head.weight": "- hidden"},
+    outer_embedding={"gpt_neox.embed_in.weight": "vocab hidden", "lm_head.weight": "vocab hidden"},
     outer={
         "gpt_neox.final_layer_norm.weight": "hidden",
         "gpt_neox.final_layer_norm.bias": "hidden",
@@ -145,6 +164,8 @@ GPT_NEOX = Family(  # Pythia
         "mlp.dense_4h_to_h.bias": "hidden",
     },
     config={
+        "vocab_size": "vocab",
+        "num_hidden_layers": "layers",
         "hidden_size": "hidden",
         "num_attention_heads": "heads",
         "intermediate_size": "neurons",
@@ -158,9 +179,9 @@ OPT = Family(
     attention_out="self_attn.out_proj",
     mlp_out="fc2",
     outer_embedding={
-        "model.decoder.embed_tokens.weight": "- hidden",
+        "model.decoder.embed_tokens.weight": "vocab hidden",
         "model.decoder.embed_positions.weight": "- hidden",
-        "lm_head.weight": "- hidden",
+        "lm_head.weight": "vocab hidden",
     },
     outer={
         "model.decoder.final_layer_norm.weight": "hidden",
@@ -185,6 +206,8 @@ OPT = Family(
         "fc2.bias": "hidden",
     },
     config={
+        "vocab_size": "vocab",
+        "num_hidden_layers": "layers",
         "hidden_size": "hidden",
         "word_embed_proj_dim": "hidden",
         "num_attention_heads": "heads",

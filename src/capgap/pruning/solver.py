@@ -1,5 +1,5 @@
 """
-From a number of parameters to a pruned shape: how many groups, neurons and hidden channels to keep.
+From a target size to a pruned shape: how many layers, groups, neurons and hidden channels to keep.
 
 Pure arithmetic, no torch.
 """
@@ -7,7 +7,7 @@ Pure arithmetic, no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,30 +29,41 @@ class Widths(NamedTuple):
 class Sizes:
     """A model as the solver sees it: its widths and how parameters follow from widths.
 
-    terms: the count of parameters without embeddings as a polynomial, one (coefficient, power of
-    groups, power of neurons, power of hidden) a term.
+    outer, inner: the count of parameters outside the layers, without embeddings, and of one layer,
+    as polynomials, one (coefficient, power of groups, power of neurons, power of hidden) a term.
     """
 
     full: Widths
+    layers: int
     heads_per_group: int
     head_dim: int
-    terms: tuple[tuple[int, int, int, int], ...]
+    outer: tuple[tuple[int, int, int, int], ...]
+    inner: tuple[tuple[int, int, int, int], ...]
+    embedding_per_channel: int  # entries of the vocabulary and positions, head included if separate
     hidden_is_heads: bool = False  # hidden must equal heads x head_dim
 
-    def params(self, widths: Widths) -> int:
-        """Parameters without embeddings of a model with these widths."""
-        return sum(
-            coefficient * widths.groups**a * widths.neurons**b * widths.hidden**c
-            for coefficient, a, b, c in self.terms
-        )
+    def params(self, widths: Widths, layers: int | None = None) -> int:
+        """Parameters without embeddings of a model with these widths; all layers if None."""
+        groups, neurons, hidden = widths
+
+        def value(terms) -> int:
+            return sum(k * groups**a * neurons**b * hidden**c for k, a, b, c in terms)
+
+        return value(self.outer) + (self.layers if layers is None else layers) * value(self.inner)
+
+    def total(self, widths: Widths, layers: int | None = None) -> int:
+        """Parameters with embeddings and output head."""
+        return self.params(widths, layers) + self.embedding_per_channel * widths.hidden
 
 
 class Solution(NamedTuple):
-    """Widths for a target and how far off they are."""
+    """Layers and widths for a target and how far off they are."""
 
     widths: Widths
+    layers: int
     params_non_embedding: int
-    relative_error: float  # (params_non_embedding - target) / target
+    params_total: int
+    relative_error: float  # (parameters - target) / target, of what the target counts
 
     def describe(self, sizes: Sizes) -> str:
         """One line for the person at the keyboard: what is kept and how far off the target it is."""
@@ -65,20 +76,25 @@ class Solution(NamedTuple):
         ]
         if per_group > 1:
             parts.insert(2, f"key-value heads {kept.groups} of {full.groups}")
+        if self.layers < sizes.layers:
+            parts.insert(0, f"layers {self.layers} of {sizes.layers}")
         return (
             f"{', '.join(parts)}: {self.params_non_embedding:,} parameters without embeddings, "
-            f"{self.relative_error:+.2%} off the target"
+            f"{self.params_total:,} with them, {self.relative_error:+.2%} off the target"
         )
 
 
-def solve(sizes: Sizes, target: int) -> Solution:
-    """Widths whose count of parameters without embeddings is nearest to `target`.
+def solve(
+    sizes: Sizes, target: int, layers: int | None = None, *, with_embeddings: bool = False
+) -> Solution:
+    """Widths whose count of parameters is nearest to `target`, at a depth of `layers` (or all).
 
-    The rule of arXiv 2311.07052 keeps the fraction f = sqrt(target / full) of every width, for a
-    matrix has two of them. Groups are coarse and hidden must be a multiple of the heads
-    (Hugging Face refuses other configurations), so f can only be approached. Candidates are all
-    (groups, hidden) with the number of neurons that comes nearest to the target. Among candidates
-    within 1 % of the target the one with the smallest
+    The count is the one without embeddings, unless `with_embeddings`. The rule of arXiv 2311.07052
+    keeps the same fraction f of every width, f = sqrt(target / full) without embeddings, for a
+    matrix has two of them. Groups are coarse and hidden must be a multiple of the heads (Hugging
+    Face refuses other configurations), so f can only be approached. Candidates are all (groups,
+    hidden) with the number of neurons that comes nearest to the target. Among candidates within 1 %
+    of the target the one with the smallest
 
         sum over groups, neurons, hidden of (ln(kept / full) - ln f)^2 + (50 e)^2
 
@@ -90,24 +106,37 @@ def solve(sizes: Sizes, target: int) -> Solution:
     Raises CapgapError for a target above the full count or below the smallest possible one; the
     message names the nearest possible count.
     """
-    full_params = sizes.params(sizes.full)
+    what = "parameters with embeddings" if with_embeddings else "parameters without embeddings"
+    layers = check_layers(sizes, layers)
+
+    def count(widths: Widths) -> int:
+        return sizes.total(widths, layers) if with_embeddings else sizes.params(widths, layers)
+
+    def solution(widths: Widths) -> Solution:
+        return _solution(sizes, widths, layers, count(widths), target)
+
+    full_params = count(sizes.full)
     if target == full_params:
-        return Solution(sizes.full, full_params, 0.0)
+        return solution(sizes.full)
     if target > full_params:
+        depth = "" if layers == sizes.layers else f" with {layers} of its {sizes.layers} layers"
         raise CapgapError(
-            f"cannot prune to {target:,} parameters without embeddings: the model has only "
-            f"{full_params:,}, which is the nearest possible; lower the size or prune a larger model"
+            f"cannot prune to {target:,} {what}: the model{depth} has only {full_params:,}, which is "
+            "the nearest possible; lower the size or prune a larger model"
+            + (", or keep more layers" if depth else "")
         )
-    candidates = [(widths, sizes.params(widths)) for widths in _candidates(sizes, target)]
+    candidates = [(widths, count(widths)) for widths in _candidates(sizes, target, count)]
     fewest = _step(sizes.full.neurons)
-    smallest = min(sizes.params(widths._replace(neurons=fewest)) for widths, _ in candidates)
+    smallest = min(count(widths._replace(neurons=fewest)) for widths, _ in candidates)
     if target < smallest:
+        depth = "all layers stay" if layers == sizes.layers else f"{layers} layers stay"
         raise CapgapError(
-            f"cannot prune to {target:,} parameters without embeddings: all layers stay, and with "
-            f"the fewest heads, neurons and channels they have {smallest:,}, which is the nearest "
-            "possible; raise the size or prune a model with fewer layers or smaller heads"
+            f"cannot prune to {target:,} {what}: {depth}, and with the fewest heads, neurons and "
+            f"channels they have {smallest:,}, which is the nearest possible; raise the size, keep "
+            "fewer layers or prune a model with smaller heads"
         )
-    log_fraction = 0.5 * math.log(target / full_params)
+    embedding = sizes.total(sizes.full, layers) - sizes.params(sizes.full, layers)
+    log_fraction = math.log(_fraction(full_params, embedding if with_embeddings else 0, target))
 
     def rank(candidate: tuple[Widths, int]) -> tuple[int, float]:
         widths, params = candidate
@@ -120,27 +149,135 @@ def solve(sizes: Sizes, target: int) -> Solution:
             return 0, distance + (ERROR_WEIGHT * error) ** 2
         return 1, error
 
-    widths, params = min(candidates, key=rank)
-    return Solution(widths, params, (params - target) / target)
+    return solution(min(candidates, key=rank)[0])
 
 
-def _candidates(sizes: Sizes, target: int) -> Iterator[Widths]:
+def solve_sparsity(sizes: Sizes, sparsity: float, layers: int | None = None) -> Solution:
+    """Widths that each keep the fraction sqrt(1 - sparsity), the per-axis rule of arXiv 2311.07052.
+
+    Each width is the nearest one that Hugging Face accepts, whatever the count comes to. With fewer
+    layers than the model has, widths keep sqrt((1 - sparsity) x all layers / layers), at most 1.
+    Raises CapgapError for a sparsity outside [0, 1).
+    """
+    if not 0 <= sparsity < 1:
+        raise CapgapError(f"sparsity {sparsity}: at least 0 and less than 1")
+    layers = check_layers(sizes, layers)
+    full = sizes.full
+    fraction = min(1.0, math.sqrt((1 - sparsity) * sizes.layers / layers))
+    groups = max(1, round(fraction * full.groups))
+    channels = list(_hidden_choices(sizes, groups))
+    hidden = min(channels, key=lambda width: abs(width - fraction * full.hidden))
+    step = _step(full.neurons)
+    neurons = full.neurons if fraction == 1 else step * round(fraction * full.neurons / step)
+    widths = Widths(groups, max(step, neurons), hidden)
+    target = (1 - sparsity) * sizes.params(full)
+    return _solution(sizes, widths, layers, sizes.params(widths, layers), target)
+
+
+SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "neurons")
+
+
+def solve_shape(sizes: Sizes, shape: dict[str, int]) -> Solution:
+    """The given shape: any of layers, hidden, heads, kv_heads, neurons; what is not given stays.
+
+    Raises CapgapError naming every value that is impossible, with the nearest possible one: a size
+    above the model's, query heads that are not `heads_per_group` times the key-value heads (groups
+    are cut whole), and hidden channels that the heads do not divide.
+    """
+    full, per_group = sizes.full, sizes.heads_per_group
+    if unknown := sorted(set(shape) - set(SHAPE_KEYS)):
+        raise CapgapError(f"shape: unknown {', '.join(unknown)}; it has {', '.join(SHAPE_KEYS)}")
+    layers = check_layers(sizes, shape.get("layers"))
+    problems = []
+
+    def bounded(key: str, default: int, most: int) -> int:
+        value = shape.get(key, default)
+        nearest = min(max(value, 1), most)
+        if value != nearest:
+            problems.append(f"{key} {value}: the nearest possible is {nearest}")
+        return nearest
+
+    implied = shape.get("kv_heads", full.groups) * per_group
+    heads = bounded("heads", implied, full.groups * per_group)
+    groups = bounded("kv_heads", min(max(round(heads / per_group), 1), full.groups), full.groups)
+    if heads != groups * per_group:
+        problems.append(
+            f"heads {heads}: {groups} key-value head(s) are read by {per_group} query heads each, "
+            f"which stay together; the nearest possible is {groups * per_group}"
+        )
+    neurons = bounded("neurons", full.neurons, full.neurons)
+    hidden = bounded("hidden", full.hidden, full.hidden)
+    choices = list(_hidden_choices(sizes, groups, step=1))
+    nearest = min(choices, key=lambda width: abs(width - hidden))
+    if hidden != nearest:
+        rule = "heads x head dimension" if sizes.hidden_is_heads else "a multiple of the heads"
+        problems.append(f"hidden {hidden}: must be {rule}; the nearest possible is {nearest}")
+    if problems:
+        raise CapgapError("shape: " + "; ".join(problems))
+    widths = Widths(groups, neurons, hidden)
+    params = sizes.params(widths, layers)
+    return _solution(sizes, widths, layers, params, params)
+
+
+def proportional_layers(layers: int, share: float) -> int:
+    """Layers to keep of `layers` where depth and widths keep one fraction: share^(1/3), at least 1.
+
+    share: of the parameters. A matrix has two widths and there is one of them a layer, so three
+    equal fractions multiply to the share; 0.4 of 32 layers gives 24, the depth of MiniMA-3B.
+    """
+    return min(layers, max(1, round(layers * share ** (1 / 3))))
+
+
+def check_layers(sizes: Sizes, layers: int | None) -> int:
+    """A number of layers, all if None; CapgapError where the model has fewer, or for none at all."""
+    if layers is None:
+        return sizes.layers
+    nearest = min(max(layers, 1), sizes.layers)
+    if layers != nearest:
+        raise CapgapError(
+            f"layers {layers}: the model has {sizes.layers}; the nearest possible is {nearest}"
+        )
+    return layers
+
+
+def _solution(sizes: Sizes, widths: Widths, layers: int, count: int, target: float) -> Solution:
+    return Solution(
+        widths=widths,
+        layers=layers,
+        params_non_embedding=sizes.params(widths, layers),
+        params_total=sizes.total(widths, layers),
+        relative_error=(count - target) / target,
+    )
+
+
+def _fraction(full: int, linear: int, target: int) -> float:
+    """f with (full - linear) f^2 + linear f = target: embeddings have one width, matrices two."""
+    square = full - linear
+    return (math.sqrt(linear**2 + 4 * square * target) - linear) / (2 * square)
+
+
+def _candidates(sizes: Sizes, target: int, count: Callable[[Widths], int]) -> Iterator[Widths]:
     """Every (groups, hidden) the architecture allows, with the best number of neurons."""
     full = sizes.full
     for groups in range(1, full.groups + 1):
-        heads = groups * sizes.heads_per_group
-        if sizes.hidden_is_heads:
-            choices = [heads * sizes.head_dim]
-        else:
-            multiple = math.lcm(heads, _step(full.hidden))
-            choices = [*range(multiple, full.hidden, multiple)]
-            choices += [full.hidden] if full.hidden % heads == 0 else []
-        for hidden in choices:
-            without = sizes.params(Widths(groups, 0, hidden))
-            slope = sizes.params(Widths(groups, 1, hidden)) - without
+        for hidden in _hidden_choices(sizes, groups):
+            without = count(Widths(groups, 0, hidden))
+            slope = count(Widths(groups, 1, hidden)) - without
             step = _step(full.neurons)
             neurons = step * round((target - without) / (slope * step))
             yield Widths(groups, min(max(neurons, step), full.neurons), hidden)
+
+
+def _hidden_choices(sizes: Sizes, groups: int, step: int | None = None) -> Iterator[int]:
+    """Hidden channels that a configuration with this many groups may have, fewest first."""
+    full, heads = sizes.full.hidden, groups * sizes.heads_per_group
+    if sizes.hidden_is_heads:
+        yield heads * sizes.head_dim
+    else:
+        multiple = math.lcm(heads, step or _step(full))
+        yield from range(multiple, full, multiple)
+        if full % heads == 0:
+            yield full
 
 
 def _step(width: int) -> int:

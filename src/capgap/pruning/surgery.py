@@ -2,9 +2,10 @@
 Cut units out of a model: slice every tensor along the dimensions its family declares.
 
 Nothing is rescaled, as in arXiv 2311.07052. Removing groups and neurons gives exactly the model
-with those units silenced. Removing hidden channels does not quite: a norm averages over the d
-channels that are left, where the silenced model averages over all D, zeros included. With RMSNorm
-what the cut model reads from the residual stream is sqrt(d / D) times what the silenced one reads.
+with those units silenced, removing layers the model that skips them. Removing hidden channels does
+not quite: a norm averages over the d channels that are left, where the silenced model averages over
+all D, zeros included. With RMSNorm what the cut model reads from the residual stream is sqrt(d / D)
+times what the silenced one reads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.solver import Sizes, Widths
 
@@ -24,14 +26,23 @@ from capgap.pruning.solver import Sizes, Widths
 class Kept(NamedTuple):
     """Indices of the units to keep, ascending, int64."""
 
-    groups: np.ndarray  # layers x kept groups
-    neurons: np.ndarray  # layers x kept neurons
+    groups: np.ndarray  # layers of the original x kept groups
+    neurons: np.ndarray  # layers of the original x kept neurons
     hidden: np.ndarray  # kept channels
+    layers: np.ndarray | None = None  # kept layers; None keeps all
+    vocab: np.ndarray | None = None  # kept entries of the vocabulary; None keeps all
 
     @property
     def widths(self) -> Widths:
         """How many units are kept."""
-        return Widths(*(indices.shape[-1] for indices in self))
+        return Widths(*(indices.shape[-1] for indices in self[:3]))
+
+
+def keep_all(model: PreTrainedModel) -> Kept:
+    """Every unit of a model."""
+    sizes = sizes_of(model)
+    groups, neurons, hidden = (np.arange(width) for width in sizes.full)
+    return Kept(np.tile(groups, (sizes.layers, 1)), np.tile(neurons, (sizes.layers, 1)), hidden)
 
 
 def sizes_of(model: PreTrainedModel) -> Sizes:
@@ -45,36 +56,57 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     mlp_out = f"{family.layers}.0.{family.mlp_out}.weight"
     kinds, _ = family.kinds(mlp_out)
     neurons = model.get_parameter(mlp_out).shape[kinds.index((1, "neurons"))]
-    full = Widths(groups, neurons, config.hidden_size)
+    full, layers = Widths(groups, neurons, config.hidden_size), config.num_hidden_layers
 
-    terms = Counter()
-    for name, parameter in model.named_parameters():
-        kinds, _ = family.kinds(name)
-        if name not in family.outer_embedding:
+    terms, embedding = Counter(), 0
+    for name, parameter in model.named_parameters():  # shared tensors come once
+        kinds, layer = family.kinds(name)
+        if name in family.outer_embedding:
+            embedding += parameter.numel()
+        else:
             powers = tuple(sum(kind == field for _, kind in kinds) for field in Widths._fields)
             units = math.prod(width**power for width, power in zip(full, powers, strict=True))
             coefficient, rest = divmod(parameter.numel(), units)
             assert rest == 0, (name, tuple(parameter.shape), full)
-            terms[powers] += coefficient
+            terms[layer is not None, powers] += coefficient
+    assert all(sum_ % layers == 0 for (inside, _), sum_ in terms.items() if inside), terms
     return Sizes(
         full=full,
+        layers=layers,
         heads_per_group=heads // groups,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        terms=tuple((coefficient, *powers) for powers, coefficient in terms.items()),
+        outer=tuple((c, *powers) for (inside, powers), c in terms.items() if not inside),
+        inner=tuple((c // layers, *powers) for (inside, powers), c in terms.items() if inside),
+        embedding_per_channel=embedding // full.hidden,
         hidden_is_heads=family.hidden_is_heads,
     )
 
 
-def pruned_config(model: PreTrainedModel, widths: Widths) -> PreTrainedConfig:
-    """The configuration of a model with other widths; depth, head dimension and the rest stay."""
-    sizes = sizes_of(model)
+def pruned_config(
+    model: PreTrainedModel,
+    widths: Widths,
+    layers: np.ndarray | None = None,
+    vocab: int | None = None,
+) -> PreTrainedConfig:
+    """The configuration of a model with other widths; head dimension and the rest stay.
+
+    layers: indices of the layers to keep, all if None. vocab: entries of the vocabulary, all if
+    None.
+    """
+    sizes, config = sizes_of(model), model.config
+    kept_layers = range(sizes.layers) if layers is None else [int(i) for i in layers]
     values = {
         **widths._asdict(),
         "heads": widths.groups * sizes.heads_per_group,
         "head_dim": sizes.head_dim,
+        "layers": len(kept_layers),
+        "vocab": config.vocab_size if vocab is None else vocab,
     }
     changed = {key: values[size] for key, size in family_of(type(model).__name__).config.items()}
-    return type(model.config).from_dict(model.config.to_dict() | changed)
+    kinds_of_layers = getattr(config, "layer_types", None)  # attention with or without a window
+    if kinds_of_layers is not None:
+        changed["layer_types"] = [kinds_of_layers[i] for i in kept_layers]
+    return type(config).from_dict(config.to_dict() | changed)
 
 
 def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
@@ -83,26 +115,45 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     Takes `model` over: each tensor is given up once its cut is made, so both models together never
     hold more than the original and one tensor. Cut a deep copy to go on using the original.
     """
-    family, full = family_of(type(model).__name__), sizes_of(model).full
-    config = pruned_config(model, kept.widths)
+    family, sizes = family_of(type(model).__name__), sizes_of(model)
+    of = sizes.full._asdict() | {"vocab": model.config.vocab_size}
+    layers = np.arange(sizes.layers) if kept.layers is None else kept.layers
+    place = {int(old): new for new, old in enumerate(layers)}
+    vocab = None if kept.vocab is None else len(kept.vocab)
+    config = pruned_config(model, kept.widths, layers, vocab)
     weights = {}
     for name, parameter in model.named_parameters():  # shared tensors come once
         kinds, layer = family.kinds(name)
-        weight = parameter.data
-        for dim, (repeats, kind) in enumerate(kinds):
-            if kind in Widths._fields:
-                indices = getattr(kept, kind)
-                units = indices if indices.ndim == 1 else indices[layer]
-                channels = _channels(units, getattr(full, kind), repeats, weight.shape[dim])
-                weight = weight.index_select(dim, channels.to(weight.device))
-        weights[name] = weight
+        weight, new_name = parameter.data, name
         parameter.data = weight.new_empty(0)
+        if layer is not None:
+            if layer not in place:
+                continue
+            inside = name.removeprefix(f"{family.layers}.{layer}.")
+            new_name = f"{family.layers}.{place[layer]}.{inside}"
+        for dim, (repeats, kind) in enumerate(kinds):
+            indices = getattr(kept, kind, None)
+            if indices is not None:
+                units = indices if indices.ndim == 1 else indices[layer]
+                channels = _channels(units, of[kind], repeats, weight.shape[dim])
+                weight = weight.index_select(dim, channels.to(weight.device))
+        weights[new_name] = weight
     student, report = type(model).from_pretrained(
         None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
     )
     assert not any(report.values()), report
     student.generation_config = model.generation_config
     return student.eval()
+
+
+def check_layers_alike(model: PreTrainedModel) -> None:
+    """Raise CapgapError where layers differ in kind, so that their number is not their shape."""
+    kinds = set(getattr(model.config, "layer_types", None) or [])
+    if len(kinds) > 1:
+        raise CapgapError(
+            f"{type(model).__name__}: its layers are of different kinds ({', '.join(sorted(kinds))}), "
+            "so a random start with fewer layers has no one shape; set prune.depth to keep"
+        )
 
 
 def _channels(units: np.ndarray, of: int, repeats: int, size: int) -> torch.Tensor:

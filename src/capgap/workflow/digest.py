@@ -35,8 +35,19 @@ def source_digest(module: str) -> str:
         if key not in parts:
             parts[key] = _definitions(key[0])[key[1]]
             pending += _uses(*key)
+    modules = sorted({module for module, _ in parts})
     text = "\n".join(f"{m}:{n}\n{parts[m, n]}" for m, n in sorted(parts))
+    text += "\n".join(_data_files(folder) for folder in sorted({_file(m).parent for m in modules}))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _data_files(folder: Path) -> str:
+    """Contents of the files that are not Python beside a module: templates, styles, scripts."""
+    if folder == SOURCE_ROOT:
+        return ""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc"))
+    return "\n".join(f"{p.name}\n{p.read_text(encoding='utf-8')}" for p in files)
 
 
 @cache
@@ -152,7 +163,9 @@ class _Normalise(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call):
         self.generic_visit(node)
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        called = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         if called in HELP_CALLS:
             node.keywords = [k for k in node.keywords if k.arg not in HELP_KEYWORDS]
         hides = isinstance(node.func, ast.Name) or called == "import_module"

@@ -1,21 +1,20 @@
 """
 Run a study: `capgap run` is Snakemake with the defaults of this project and no manual unlocking.
 
-One run at a time has the lock of the working folder. The lock belongs to the process and ends
-with it, so whatever locks a killed Snakemake left behind are known to be stale and are removed,
-as are the temporary files of killed jobs.
+One run at a time has the lock of the working folder. The lock ends with the run, so whatever
+locks a killed Snakemake left behind are known to be stale and are removed, as are the temporary
+files of killed jobs.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
@@ -24,21 +23,16 @@ from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
 from capgap.summary import run as print_summary
+from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run
 
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
-OWN_LOCK = Path(".snakemake/capgap.lock")
 
 
-@contextmanager
-def only_run() -> Iterator[None]:
-    """Hold the working folder's lock; CapgapError if another run has it."""
-    OWN_LOCK.parent.mkdir(exist_ok=True)
-    with OWN_LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CapgapError("another run is active in this folder; wait for it to end") from None
-        yield
+class Pending(NamedTuple):
+    """An output that is not up to date, and its rule."""
+
+    rule: str
+    output: str
 
 
 def clear_leftovers(root: Path) -> None:
@@ -50,16 +44,46 @@ def clear_leftovers(root: Path) -> None:
 
 def run(study_file: Path, snakemake_options: list[str]) -> int:
     """Run Snakemake on a study; its exit status. Prints the summary after a full run."""
-    if not Path("Snakefile").is_file():
-        raise CapgapError("no Snakefile here; run from the top folder of the repository")
     study = load_study(study_file)
-    command = [sys.executable, "-m", "snakemake", "--configfile", str(study_file)]
-    with only_run():
+    with only_run() as lock:
         clear_leftovers(Path(paths.ROOT.format(study=study.study)))
-        status = subprocess.run([*command, *snakemake_options]).returncode
+        os.environ[RUN_VARIABLE] = name_run(lock)
+        status = _snakemake(study_file, snakemake_options, lock)
     if status == 0 and not snakemake_options:
         print_summary(study.study, Console())
     return status
+
+
+def _snakemake(study_file: Path, options: list[str], lock: TextIO) -> int:
+    """Run Snakemake as a child that shares the lock and does not outlive this process."""
+    process = subprocess.Popen(
+        snakemake_command(study_file, options),
+        pass_fds=[lock.fileno()],
+        preexec_fn=die_with_parent,
+    )
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # Snakemake has got it too, ends its jobs and then itself
+
+
+def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
+    """Command line of Snakemake for a study; CapgapError outside of the repository."""
+    if not Path("Snakefile").is_file():
+        raise CapgapError("no Snakefile here; run from the top folder of the repository")
+    return [sys.executable, "-m", "snakemake", "--configfile", str(study_file), *options]
+
+
+def pending(study_file: Path) -> list[Pending]:
+    """Outputs that a run would make, as far as they can be known before it."""
+    result = subprocess.run(
+        snakemake_command(study_file, ["--summary"]), capture_output=True, text=True
+    )
+    if result.returncode:
+        raise CapgapError(f"the study cannot be planned:\n{result.stderr.strip()}")
+    rows = [line.split("\t") for line in result.stdout.splitlines() if line.count("\t") == 5]
+    return [Pending(row[2], row[0]) for row in rows[1:] if row[5] == "update pending"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
     )
     args, rest = parser.parse_known_args(argv)
+    if "DVC_STAGE" in os.environ:  # `dvc repro`: a run that DVC no longer waits for has no use
+        die_with_parent()
     sys.exit(run(args.study, rest))
 
 

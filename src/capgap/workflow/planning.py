@@ -1,16 +1,45 @@
-"""The one parameter of a rule: a stage's settings and the digest of its source, as JSON."""
+"""What Snakemake plans with: the parameter of a rule, and file times that follow contents."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
 
 from capgap.config import Section
+from capgap.errors import CapgapError
+from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 
 
 def spec(stage: str, settings: Section | None = None) -> str:
     """Sorted JSON, so that Snakemake compares one text in which every value has its name."""
-    data = {"source": source_digest(f"capgap.{stage}")}
+    data = {"stage": stage, "source": source_digest(f"capgap.{stage}")}
     if settings is not None:
         data["settings"] = settings.model_dump(mode="json", exclude_none=True)
     return json.dumps(data, sort_keys=True)
+
+
+def reconcile(root: str, expected: Iterable[str]) -> None:
+    """Make times say what contents say, before Snakemake looks at either.
+
+    Snakemake reruns a job for an input that is newer than its output and has another checksum
+    than recorded. So an input with another checksum is made newer, whatever its time was.
+    Raises CapgapError for expected results without a record: nothing tells what they were made
+    from, and Snakemake would take them as they are.
+    """
+    records = ledger.read_all(root)
+    exempt = {*records, *ledger.unfinished(root)}
+    unknown = [path for path in expected if path not in exempt and os.path.exists(path)]
+    if unknown:
+        raise CapgapError(
+            f"{unknown[0]} and {len(unknown) - 1} other results have no record of how they were "
+            f"made, so they cannot be trusted; `dvc pull` brings records and results together, or "
+            f"delete them ({Path(root)}) to make them again"
+        )
+    for name, outputs in ledger.changed_inputs(records).items():
+        newest = max(os.path.getmtime(output) for output in outputs)
+        moment = max(time.time(), newest + 1)
+        os.utime(name, (moment, moment))

@@ -1,0 +1,313 @@
+"""
+Score every law by leaving one student size out.
+
+Each law is fitted to the runs of all other student sizes and asked for a teacher of the size left
+out, at every budget. The teacher nearest to its answer (in log size, among those tried) is looked
+up: its regret is its observed mean loss above the best observed one. The observed best is the
+lowest of noisy means, so regrets are a little too large, alike for every law.
+
+  line          T* = a + b S over the interior optima of the same budget (two or more left)
+  ratio         T* = r S, r the geometric mean of T*/S over the interior optima of the same budget
+  surface       T*(S, D) of the joint surface (surface.py)
+  busbridge     lowest loss predicted by the distillation scaling law (busbridge.py)
+  p2            lowest loss predicted by the P2 law, blind to the teacher (pruning_null.py)
+  least_damage  the start with the lowest loss before training
+  fixed_ratio   the published ratio times S
+  next_size_up  the smallest teacher larger than the student
+  largest       the largest teacher
+  no_teacher    the start of the smallest teacher, trained on the data alone (its own observed loss)
+  chance        a teacher at random: means over all of them
+
+Compute is training FLOPs: the column of the table, else 6 S D + 2 T D. Pilot: all runs the law
+needed, those of the other student sizes. Choice: one run with the chosen teacher. Exhaustive: one
+run with each teacher. Rules of thumb need no pilot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from capgap.config import Law
+from capgap.law.cells import Noise
+from capgap.law.line import fit_line
+from capgap.law.optimum import Located
+from capgap.law.rivals import fit_busbridge, fit_p2
+from capgap.law.surface import fit_surface
+from capgap.records import Interval, Score
+
+LEARNED = ("line", "ratio", "surface", "busbridge", "p2")
+RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
+QUICK = 2  # starts of L-BFGS in a refit without one student
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student size left out, at one budget."""
+
+    student: str
+    size: float
+    tokens: int
+    teachers: pd.DataFrame  # main-arm cells by teacher size: teacher, teacher_params, loss, ...
+    no_teacher: float | None  # observed loss of the start of the smallest teacher without one
+    star: float | None  # its own T*, only where interior
+
+
+@dataclass
+class Answers:
+    """What a law answered, case by case."""
+
+    picks: dict[int, str] = field(default_factory=dict)  # case number -> teacher
+    inside: list[bool] = field(default_factory=list)  # its interval held the T* left out
+    reasons: list[str] = field(default_factory=list)
+
+
+def score_laws(
+    cells: pd.DataFrame, located: dict[int, list[Located]], noise: Noise | None, settings: Law
+) -> list[Score]:
+    """Scores of all laws and rules, in the order of LEARNED and RULES; `cells` by `cell_table`."""
+    cases = _cases(cells, located)
+    scores = []
+    answerers: dict[str, Callable] = {
+        "line": lambda case: _line(case, located, settings),
+        "ratio": lambda case: _ratio(case, located),
+        "surface": lambda case: _surface(case, located, noise, settings),
+        "busbridge": lambda case: _by_loss(case, cells, fit_busbridge),
+        "p2": lambda case: _by_loss(case, cells, fit_p2),
+        "least_damage": _least_damage,
+        "fixed_ratio": lambda case: (settings.published_slope * case.size, None),
+        "next_size_up": lambda case: (case.teachers["teacher_params"].iloc[0], None),
+        "largest": lambda case: (case.teachers["teacher_params"].iloc[-1], None),
+    }
+    for law, answer in answerers.items():
+        answers = Answers()
+        for i, case in enumerate(cases):
+            given = answer(case)
+            if isinstance(given, str):
+                answers.reasons.append(given)
+                continue
+            target, interval = given
+            answers.picks[i] = nearest(case.teachers, target)
+            if interval is not None and case.star is not None:
+                answers.inside.append(holds(interval, case.star))
+        scores.append(_score(law, answers, cases, cells, settings))
+    return [*scores, _no_teacher(cases, cells, settings), _chance(cases, settings)]
+
+
+def nearest(teachers: pd.DataFrame, target: float) -> str:
+    """Teacher nearest in log size; at or below 0 the smallest. Equally near: the smaller."""
+    if target <= 0:
+        return str(teachers["teacher"].iloc[0])
+    distance = np.abs(np.log(teachers["teacher_params"].to_numpy(float) / target))
+    return str(teachers["teacher"].iloc[int(distance.argmin())])
+
+
+def holds(interval: Interval, value: float) -> bool:
+    """Whether an interval, open where a limit is None, contains a value."""
+    above = interval.low is None or interval.low <= value
+    return bool(above and (interval.high is None or value <= interval.high))
+
+
+def _cases(cells: pd.DataFrame, located: dict[int, list[Located]]) -> list[Case]:
+    cases = []
+    for tokens, places in sorted(located.items()):
+        for place in places:
+            own = cells[(cells["student"] == place.cells.student) & (cells["tokens"] == tokens)]
+            main = own[own["arm"] == "main"]
+            teachers = main.groupby("teacher", as_index=False).first()
+            teachers["loss"] = teachers["teacher"].map(
+                dict(zip(place.cells.teachers, place.cells.mean_K, strict=True))
+            )
+            teachers = teachers.sort_values(["teacher_params", "teacher"], ignore_index=True)
+            if len(teachers) < 2:
+                continue
+            alone = own[(own["arm"] == "no_teacher") & (own["init"] == teachers["init"].iloc[0])]
+            cases.append(
+                Case(
+                    student=place.cells.student,
+                    size=place.cells.student_params,
+                    tokens=tokens,
+                    teachers=teachers,
+                    no_teacher=float(alone["loss"].iloc[0]) if len(alone) else None,
+                    star=place.star,
+                )
+            )
+    return cases
+
+
+def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -> list[Located]:
+    """What is known of the other student sizes, at one budget or at all."""
+    return [
+        place
+        for budget, places in located.items()
+        if tokens in (None, budget)
+        for place in places
+        if abs(np.log(place.cells.student_params / case.size)) > 1e-9
+    ]
+
+
+def _line(case: Case, located, settings: Law):
+    inside = [p for p in _others(case, located, case.tokens) if p.status == "interior"]
+    size_I = np.array([p.cells.student_params for p in inside])
+    if len(np.unique(size_I)) < 2:
+        return f"{len(inside)} interior optima are left, and a line needs two"
+    fitted = fit_line(inside, settings.confidence)
+    if fitted is not None:
+        star = fitted.predict(case.size)
+        return star.value, star
+    slope, intercept = np.polyfit(size_I, [p.star for p in inside], 1)
+    return intercept + slope * case.size, None
+
+
+def _ratio(case: Case, located):
+    inside = [p for p in _others(case, located, case.tokens) if p.status == "interior"]
+    if not inside:
+        return "no interior optimum is left"
+    logs = [np.log(p.star / p.cells.student_params) for p in inside]
+    return float(case.size * np.exp(np.mean(logs))), None
+
+
+def _surface(case: Case, located, noise: Noise | None, settings: Law):
+    cells = [place.cells for place in _others(case, located, None)]
+    surface = fit_surface(
+        cells, noise, min(settings.resamples, 500), settings.confidence, settings.seed
+    )
+    if surface is None or surface.status != "fitted":
+        return "no surface" if surface is None else f"surface {surface.status}"
+    ratio = surface.ratio(case.size, case.tokens, settings.confidence)
+    if ratio is None:
+        return "the surface has no minimum there"
+    scaled = {k: None if v is None else v * case.size for k, v in ratio.model_dump().items()}
+    has_interval = surface.term_RP is not None
+    return scaled["value"], Interval(**scaled) if has_interval else None
+
+
+def _least_damage(case: Case):
+    if "start_loss" not in case.teachers or case.teachers["start_loss"].isna().any():
+        return "the table has no losses of the starts"
+    return case.teachers.loc[case.teachers["start_loss"].idxmin(), "teacher_params"], None
+
+
+def _by_loss(case: Case, cells: pd.DataFrame, fit: Callable):
+    away = np.abs(np.log(cells["student_params"] / case.size)) > 1e-9
+    predict, record = fit(cells[away], QUICK)
+    if predict is None or record.status == "failed":
+        return record.reason
+    loss = predict(case.teachers.assign(student_params=case.size))
+    return case.teachers["teacher_params"].iloc[int(np.argmin(loss))], None
+
+
+def _score(
+    law: str, answers: Answers, cases: list[Case], cells: pd.DataFrame, settings: Law
+) -> Score:
+    """The record of one law from its picks."""
+    if not answers.picks:
+        reason = answers.reasons[0] if answers.reasons else "no student has two teachers"
+        return _empty(law, reason)
+    regrets, hits, chosen, pilot, chance = [], [], [], [], []
+    for i, pick in answers.picks.items():
+        teachers = cases[i].teachers
+        row = teachers[teachers["teacher"] == pick].iloc[0]
+        best = teachers["loss"].min()
+        regrets.append(float(row["loss"] - best))
+        hits.append(regrets[-1] <= settings.tie_nats)
+        chance.append(float((teachers["loss"] - best <= settings.tie_nats).mean()))
+        chosen.append(float(row["flops"]))
+        pilot.append(_pilot(law, cases[i], cells))
+    reason = f"{len(answers.picks)} of {len(cases)} students and budgets"
+    if answers.reasons:
+        reason += f"; in the others: {answers.reasons[0]}"
+    return Score(
+        law=law,
+        status="scored",
+        reason=reason,
+        n_cases=len(answers.picks),
+        mean_regret_nats=float(np.mean(regrets)),
+        max_regret_nats=float(np.max(regrets)),
+        hit_rate=float(np.mean(hits)),
+        chance_hit_rate=float(np.mean(chance)),
+        interval_coverage=float(np.mean(answers.inside)) if answers.inside else None,
+        n_intervals=len(answers.inside),
+        pilot_flops=float(np.mean(pilot)),
+        choice_flops=float(np.mean(chosen)),
+        exhaustive_flops=float(np.mean([cases[i].teachers["flops"].sum() for i in answers.picks])),
+    )
+
+
+def _pilot(law: str, case: Case, cells: pd.DataFrame) -> float:
+    """FLOPs of the runs that a law was fitted to."""
+    if law not in LEARNED:
+        return 0.0
+    use_N = np.abs(np.log(cells["student_params"].to_numpy(float) / case.size)) > 1e-9
+    use_N &= cells["arm"].to_numpy() == "main"
+    if law in ("line", "ratio"):
+        use_N &= cells["tokens"].to_numpy() == case.tokens
+    return float((cells["flops"].to_numpy() * cells["n"].to_numpy())[use_N].sum())
+
+
+def _empty(law: str, reason: str) -> Score:
+    return Score(
+        law=law,
+        status="not_available",
+        reason=reason,
+        n_cases=0,
+        mean_regret_nats=None,
+        max_regret_nats=None,
+        hit_rate=None,
+        chance_hit_rate=None,
+        interval_coverage=None,
+        n_intervals=0,
+        pilot_flops=None,
+        choice_flops=None,
+        exhaustive_flops=None,
+    )
+
+
+def _no_teacher(cases: list[Case], cells: pd.DataFrame, settings: Law) -> Score:
+    """Doing without a teacher, scored by the loss that the control arm observed."""
+    have = [case for case in cases if case.no_teacher is not None]
+    if not have:
+        return _empty("no_teacher", "the table has no arm without a teacher")
+    regrets = [max(0.0, c.no_teacher - float(c.teachers["loss"].min())) for c in have]
+    flops = [6 * c.size * c.tokens for c in have]
+    return Score(
+        law="no_teacher",
+        status="scored",
+        reason=f"{len(have)} of {len(cases)} students and budgets",
+        n_cases=len(have),
+        mean_regret_nats=float(np.mean(regrets)),
+        max_regret_nats=float(np.max(regrets)),
+        hit_rate=float(np.mean([r <= settings.tie_nats for r in regrets])),
+        chance_hit_rate=_chance(have, settings).hit_rate,
+        interval_coverage=None,
+        n_intervals=0,
+        pilot_flops=0.0,
+        choice_flops=float(np.mean(flops)),
+        exhaustive_flops=float(np.mean([c.teachers["flops"].sum() for c in have])),
+    )
+
+
+def _chance(cases: list[Case], settings: Law) -> Score:
+    """A teacher at random: expectations over the teachers of each case."""
+    if not cases:
+        return _empty("chance", "no student has two teachers")
+    regret = [(c.teachers["loss"] - c.teachers["loss"].min()) for c in cases]
+    hit = float(np.mean([(r <= settings.tie_nats).mean() for r in regret]))
+    return Score(
+        law="chance",
+        status="scored",
+        reason=f"expected over the teachers of {len(cases)} students and budgets",
+        n_cases=len(cases),
+        mean_regret_nats=float(np.mean([r.mean() for r in regret])),
+        max_regret_nats=float(np.max([r.max() for r in regret])),
+        hit_rate=hit,
+        chance_hit_rate=hit,
+        interval_coverage=None,
+        n_intervals=0,
+        pilot_flops=0.0,
+        choice_flops=float(np.mean([c.teachers["flops"].mean() for c in cases])),
+        exhaustive_flops=float(np.mean([c.teachers["flops"].sum() for c in cases])),
+    )

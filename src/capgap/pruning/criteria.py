@@ -1,0 +1,173 @@
+"""
+Four ways to score the groups, neurons and hidden channels of a model; higher means keep.
+
+mask_gradients   arXiv 2311.07052, after Michel et al. 2019: mean over sequences of |dCE/dmask|,
+                 the first-order change of the loss when the unit is removed. The gradient is taken
+                 for each sequence by itself, before the absolute value: inside a batch gradients of
+                 opposite sign would cancel. A mask with a batch dimension gives these gradients
+                 for several sequences at once.
+activations      Minitron (arXiv 2407.14679): mean over tokens of the norm of a group's output, of
+                 the magnitude of a neuron, and of the magnitude of a channel behind every norm.
+magnitudes       norm of all weights that removing the unit would remove
+random_scores    the baseline that a criterion has to beat
+
+The mask of a hidden channel multiplies everything that is written to the residual stream:
+embeddings, attention outputs and MLP outputs, each once. The stream is their sum, so this is the
+same as masking the stream wherever it is read, and at zero the channel is gone from the whole
+model. (Masking the stream itself after every block would multiply early writes many times over.)
+"""
+
+# B sequences, T tokens, L layers, G groups, F neurons, D hidden channels, U units of one kind,
+# W width of a unit
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+
+from capgap.engine.losses import data_loss
+from capgap.engine.models import hidden_states, output_head
+from capgap.pruning.families import Family
+from capgap.pruning.solver import Sizes, Widths
+from capgap.pruning.surgery import sizes_of
+
+Batches = list[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels, both B x T
+Scores = list[torch.Tensor]  # groups L x G, neurons L x F, hidden D, in float64
+
+
+def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
+    """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence."""
+    shapes = _shapes(sizes_of(model))
+    totals = _zeros(model, shapes)
+    for inputs, labels in batches:
+        masks = [
+            torch.ones(
+                len(inputs), *shape, dtype=model.dtype, device=model.device, requires_grad=True
+            )
+            for shape in shapes
+        ]
+        with _hooks(_masked(model, family, masks)):
+            hidden_ND = hidden_states(model, inputs.to(model.device))
+        loss, _ = data_loss(
+            hidden_ND,
+            output_head(model),
+            labels.reshape(-1).to(model.device),
+            scale=1 / inputs.shape[1],
+        )
+        for total, gradient in zip(totals, torch.autograd.grad(loss, masks), strict=True):
+            total += gradient.double().abs().sum(0)
+    return totals
+
+
+def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
+    """Mean magnitude of what units put out, over tokens (and, of channels, over norms)."""
+    groups, neurons, hidden = _zeros(model, _shapes(sizes_of(model)))
+
+    def add_input(total_U, module, args):
+        x_NUW = args[0].reshape(-1, len(total_U), args[0].shape[-1] // len(total_U))
+        total_U += x_NUW.double().norm(dim=-1).sum(0)
+
+    def add_output(module, args, output):
+        hidden.add_(output.reshape(-1, len(hidden)).double().abs().sum(0))
+
+    inner, outer = family.norms
+    before, after = [], [(model.get_submodule(name), add_output) for name in outer]
+    for i, layer in enumerate(model.get_submodule(family.layers)):
+        before.append((layer.get_submodule(family.attention_out), partial(add_input, groups[i])))
+        before.append((layer.get_submodule(family.mlp_out), partial(add_input, neurons[i])))
+        after += [(layer.get_submodule(name), add_output) for name in inner]
+    with _hooks((before, after)):
+        run_through(model, batches)
+    tokens = sum(inputs.numel() for inputs, _ in batches)
+    return [groups / tokens, neurons / tokens, hidden / (tokens * len(after))]
+
+
+def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
+    """L2 norm of all weights of a unit, wherever they lie; embeddings count for hidden channels."""
+    sizes = sizes_of(model)
+    squares = dict(zip(Widths._fields, _zeros(model, _shapes(sizes)), strict=True))
+    for name, parameter in model.named_parameters():  # shared tensors come once
+        kinds, layer = family.kinds(name)
+        for dim, (repeats, kind) in enumerate(kinds):
+            if kind in squares:
+                squared = parameter.detach().double().square().movedim(dim, 0)
+                of = getattr(sizes.full, kind)
+                units = squared.reshape(repeats, of, -1).sum((0, 2))
+                total = squares[kind]
+                (total if total.ndim == 1 else total[layer]).add_(units)
+    return [total.sqrt() for total in squares.values()]
+
+
+def random_scores(sizes: Sizes, seed: int) -> Scores:
+    """Uniform scores; the same seed gives the same ones."""
+    random = np.random.default_rng(seed)
+    return [torch.from_numpy(random.random(shape)) for shape in _shapes(sizes)]
+
+
+@torch.no_grad()
+def run_through(model: torch.nn.Module, batches: Batches) -> None:
+    """Run the layers for what hooks see."""
+    for inputs, _ in batches:
+        hidden_states(model, inputs.to(model.device))
+
+
+def _shapes(sizes: Sizes) -> list[tuple[int, ...]]:
+    groups, neurons, hidden = sizes.full
+    return [(sizes.layers, groups), (sizes.layers, neurons), (hidden,)]
+
+
+def _zeros(model: torch.nn.Module, shapes: list[tuple[int, ...]]) -> Scores:
+    return [torch.zeros(shape, dtype=torch.float64, device=model.device) for shape in shapes]
+
+
+Hook = tuple[torch.nn.Module, Callable]
+
+
+@contextmanager
+def _hooks(hooks: tuple[list[Hook], list[Hook]]) -> Iterator[None]:
+    """Hang hooks before and after modules; they are gone afterwards."""
+    before, after = hooks
+    handles = [module.register_forward_pre_hook(hook) for module, hook in before]
+    handles += [module.register_forward_hook(hook) for module, hook in after]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _masked(
+    model: torch.nn.Module, family: Family, masks: list[torch.Tensor]
+) -> tuple[list[Hook], list[Hook]]:
+    """Hooks that multiply by masks: groups B x L x G, neurons B x L x F, hidden B x D."""
+    groups, neurons, hidden = masks
+
+    def mask_input(mask_BU, module, args):
+        return (_scaled(args[0], mask_BU), *args[1:])
+
+    def mask_output(module, args, output):
+        return _scaled(output, hidden)
+
+    before = []
+    writers = [model.get_submodule(name) for name in family.embeddings]
+    for i, layer in enumerate(model.get_submodule(family.layers)):
+        for name, mask_BLU in [(family.attention_out, groups), (family.mlp_out, neurons)]:
+            module = layer.get_submodule(name)
+            before.append((module, partial(mask_input, mask_BLU[:, i])))
+            writers.append(module)
+    return before, [(writer, mask_output) for writer in writers]
+
+
+def _scaled(x: torch.Tensor, mask_BU: torch.Tensor) -> torch.Tensor:
+    """Multiply activations, whose last dimension lists U units of width W, by a mask.
+
+    x is B x T x (U W), 1 x T x (U W) where sequences share it (positions), or (B T) x (U W).
+    """
+    batch, units = mask_BU.shape
+    if x.dim() == 2:
+        return _scaled(x.unflatten(0, (batch, -1)), mask_BU).flatten(0, 1)
+    return (x.unflatten(-1, (units, -1)) * mask_BU[:, None, :, None]).flatten(2)

@@ -1,0 +1,193 @@
+"""
+Trim a vocabulary to the entries that a text uses: the rows of the model and the tokenizer together.
+
+For tokenizers by byte-pair encoding. What no merge produces stays (bytes or characters, special
+tokens), so every text still encodes and decodes to itself. A merge stays with its result and its
+two parts. Keeping an entry keeps, by recursion, the parts of all merges that produce it, so it is
+still reached. If all entries that a text uses stay, the text encodes to the same pieces as before:
+every merge that was applied to it exists, in the same order, and no removed one was applied.
+"""
+
+# V entries of the vocabulary
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from capgap.engine.models import load_tokenizer
+from capgap.errors import CapgapError
+from capgap.pruning.surgery import cut, keep_all
+
+CONFIG_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
+
+
+def trim(
+    model: PreTrainedModel, tokenizer_folder: Path, texts: Iterable[str], entries: int | None
+) -> PreTrainedModel:
+    """The model with a trimmed vocabulary; the tokenizer in `tokenizer_folder` is rewritten.
+
+    texts: decide what is used. entries: at most so many, the most frequent ones; all used ones if
+    None. Takes `model` over, as `cut` does. Raises CapgapError for a tokenizer that is not a
+    byte-pair encoding, for one with more entries than the model, and for too few `entries`.
+    """
+    path = tokenizer_folder / "tokenizer.json"
+    tokenizer, data = load_tokenizer(tokenizer_folder), json.loads(path.read_text("utf-8"))
+    if len(tokenizer) > model.config.vocab_size:
+        raise CapgapError(
+            f"{tokenizer_folder}: {len(tokenizer)} entries, but the model has only "
+            f"{model.config.vocab_size}; name the tokenizer of this model"
+        )
+    counts_V = np.zeros(len(tokenizer), dtype=np.int64)
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        counts_V += np.bincount(ids, minlength=len(tokenizer))
+    configs = [model.config, model.generation_config]
+    named = {i for config in configs for i in _named_ids(config) if i < len(tokenizer)}
+    kept = kept_entries(data, counts_V, entries, always=named)
+    place = {int(old): new for new, old in enumerate(kept)}
+    path.write_text(json.dumps(_trimmed(data, place), ensure_ascii=False), encoding="utf-8")
+    _rewrite_settings(tokenizer_folder / "tokenizer_config.json", place)
+    for config in configs:  # before the cut: a padding entry must lie inside the new table
+        _rename_ids(config, place)
+    return cut(model, keep_all(model)._replace(vocab=kept))
+
+
+def kept_entries(
+    data: dict, counts_V: np.ndarray, entries: int | None, always: Iterable[int] = ()
+) -> np.ndarray:
+    """Ids to keep, ascending: base entries, then by falling count what fits with its parts.
+
+    data: tokenizer.json. counts_V: uses of each id. always: ids to keep whatever their count.
+    """
+    if data["model"]["type"] != "BPE":
+        raise CapgapError(
+            f"a {data['model']['type']} tokenizer cannot be trimmed, only byte-pair encodings (BPE); "
+            "leave the vocabulary as it is"
+        )
+    parts = _parts(data)
+    vocab = _ids(data)
+    kept = {i for i in vocab.values() if i not in parts}
+    for i in always:
+        kept |= _with_parts(i, parts)
+    if entries is not None and entries < len(kept):
+        raise CapgapError(
+            f"a vocabulary of {entries} entries: the bytes and special tokens, which stay, are "
+            f"{len(kept)} already; raise it"
+        )
+    used = np.flatnonzero(counts_V)
+    for i in used[np.argsort(-counts_V[used], kind="stable")].tolist():
+        if i not in kept:
+            more = _with_parts(i, parts) - kept
+            if entries is None or len(kept) + len(more) <= entries:
+                kept |= more
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _ids(data: dict) -> dict[str, int]:
+    """Id of every entry by its text, added ones included."""
+    added = {token["content"]: token["id"] for token in data["added_tokens"]}
+    return data["model"]["vocab"] | added
+
+
+def _merges(data: dict) -> list[tuple[str, str]]:
+    """Merges as pairs; older files write a pair as one text with a space."""
+    return [
+        tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in data["model"]["merges"]
+    ]
+
+
+def _parts(data: dict) -> dict[int, set[int]]:
+    """Ids of the two halves of every merge that produces an id, by that id."""
+    vocab, parts = data["model"]["vocab"], defaultdict(set)
+    added = {token["id"] for token in data["added_tokens"]}
+    prefix = data["model"].get("continuing_subword_prefix") or ""
+    for first, second in _merges(data):
+        result = vocab[first + second.removeprefix(prefix)]
+        if result not in added:
+            parts[result] |= {vocab[first], vocab[second]}
+    return dict(parts)
+
+
+def _with_parts(entry: int, parts: dict[int, set[int]]) -> set[int]:
+    """An id and everything that merges make it from."""
+    found, pending = set(), [entry]
+    while pending:
+        i = pending.pop()
+        if i not in found:
+            found.add(i)
+            pending += parts.get(i, ())
+    return found
+
+
+def _trimmed(data: dict, place: dict[int, int]) -> dict:
+    """tokenizer.json with only the ids in `place`, at their new places."""
+    model = data["model"]
+    vocab = {text: place[i] for text, i in model["vocab"].items() if i in place}
+    prefix = model.get("continuing_subword_prefix") or ""
+    merges = [
+        [first, second]
+        for first, second in _merges(data)
+        if {first, second, first + second.removeprefix(prefix)} <= vocab.keys()
+    ]
+    added = [token | {"id": place[token["id"]]} for token in data["added_tokens"]]
+    padding = data.get("padding")
+    return data | {
+        "model": model
+        | {"vocab": dict(sorted(vocab.items(), key=lambda e: e[1])), "merges": merges},
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
+        "post_processor": _placed(data.get("post_processor"), place),
+        "padding": padding and padding | {"pad_id": place[padding["pad_id"]]},
+    }
+
+
+def _placed(processor: dict | None, place: dict[int, int]) -> dict | None:
+    """A post-processor with the new ids of the special tokens it adds."""
+    match processor:
+        case None | {"type": "ByteLevel"}:
+            return processor
+        case {"type": "Sequence", "processors": several}:
+            return processor | {"processors": [_placed(one, place) for one in several]}
+        case {"type": "TemplateProcessing", "special_tokens": tokens}:
+            moved = {
+                name: token | {"ids": [place[i] for i in token["ids"]]}
+                for name, token in tokens.items()
+            }
+            return processor | {"special_tokens": moved}
+    raise CapgapError(
+        f"a tokenizer with a {processor['type']} post-processor cannot be trimmed; leave the "
+        "vocabulary as it is"
+    )
+
+
+def _rewrite_settings(path: Path, place: dict[int, int]) -> None:
+    """Give added tokens their new ids where the tokenizer's settings repeat them."""
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text("utf-8"))
+    if "added_tokens_decoder" in settings:
+        added = settings["added_tokens_decoder"]
+        settings["added_tokens_decoder"] = {str(place[int(i)]): t for i, t in added.items()}
+    text = json.dumps(settings, ensure_ascii=False, indent=1, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _named_ids(config) -> list[int]:
+    """Ids of special tokens that a configuration names."""
+    values = [getattr(config, key, None) for key in CONFIG_IDS]
+    return [i for v in values for i in (v if isinstance(v, list) else [v]) if i is not None]
+
+
+def _rename_ids(config, place: dict[int, int]) -> None:
+    """Give the special tokens that a configuration names their new ids, in place."""
+    for key in CONFIG_IDS:
+        value = getattr(config, key, None)
+        if isinstance(value, list):
+            setattr(config, key, [place[i] for i in value if i in place])
+        elif value is not None:
+            setattr(config, key, place.get(value))

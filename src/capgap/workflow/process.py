@@ -1,0 +1,75 @@
+"""
+Who may write, and when to die: locks that end with their process, and jobs that end with the run.
+
+All locks are flocks: the kernel drops them when the last process that holds them is gone, however
+it died, so nobody ever has to unlock anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from capgap.errors import CapgapError
+
+RUN_LOCK = Path(".snakemake/capgap.lock")  # held by a run; its text is the name of the latest run
+RUN_VARIABLE = "CAPGAP_RUN"  # the name of the run that started a job
+SCRATCH = Path("scratch")
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it dies; no effect elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)  # it is dead already
+
+
+@contextmanager
+def only_run() -> Iterator[TextIO]:
+    """Hold the working folder's lock; CapgapError if a run has it. Yields the locked file."""
+    RUN_LOCK.parent.mkdir(exist_ok=True)
+    with RUN_LOCK.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CapgapError("another run is active in this folder; wait for it to end") from None
+        yield file
+
+
+def name_run(lock: TextIO) -> str:
+    """Give a new run a name and write it into the lock: older runs may start no more jobs."""
+    name = uuid.uuid4().hex
+    lock.truncate(0)
+    lock.write(name)
+    lock.flush()
+    return name
+
+
+def claim_output(out: str | Path) -> TextIO:
+    """Become the only writer of an output, for as long as the returned file stays open.
+
+    Waits for a job of an earlier run that still writes it. Raises CapgapError in a job whose run
+    has been followed by a newer one: the output belongs to that one's job.
+    """
+    path = SCRATCH / f"{out}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for an earlier job that still writes {out}", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    name = os.environ.get(RUN_VARIABLE)
+    if name and RUN_LOCK.is_file() and RUN_LOCK.read_text(encoding="utf-8") != name:
+        raise CapgapError(f"{out}: a newer run has taken over, so this job of an older one stops")
+    return file

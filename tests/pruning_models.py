@@ -1,0 +1,172 @@
+"""Small models of every family that pruning knows, and the same models with units silenced."""
+
+import copy
+
+import numpy as np
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from capgap.pruning.families import family_of
+from capgap.pruning.surgery import Kept, sizes_of
+
+LAYERS, HIDDEN, HEADS, HEAD_DIM, NEURONS, VOCAB = 2, 48, 6, 8, 20, 128
+IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+
+
+def llama_like(model_class, config_class, *, kv_heads=HEADS, **options):
+    return model_class(
+        config_class(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            intermediate_size=NEURONS,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=kv_heads,
+            head_dim=HEAD_DIM,
+            max_position_embeddings=64,
+            **IDS,
+            **options,
+        )
+    )
+
+
+def llama(**options):
+    return llama_like(LlamaForCausalLM, LlamaConfig, **options)
+
+
+def gpt2():
+    sizes = {
+        "n_embd": HIDDEN,
+        "n_head": HEADS,
+        "n_layer": LAYERS,
+        "n_inner": NEURONS,
+        "n_positions": 64,
+    }
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **sizes, **IDS))
+
+
+def neox(**options):
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": HEADS, "intermediate_size": NEURONS}
+    config = GPTNeoXConfig(vocab_size=VOCAB, num_hidden_layers=LAYERS, **sizes, **IDS, **options)
+    return GPTNeoXForCausalLM(config)
+
+
+def opt():
+    sizes = {"hidden_size": HIDDEN, "word_embed_proj_dim": HIDDEN, "num_attention_heads": HEADS}
+    ids = IDS | {"pad_token_id": 1}
+    config = OPTConfig(
+        vocab_size=VOCAB, num_hidden_layers=LAYERS, ffn_dim=NEURONS, max_position_embeddings=64,
+        **sizes, **ids,
+    )  # fmt: skip
+    return OPTForCausalLM(config)
+
+
+MODELS = {
+    "llama-mha-tied": lambda: llama(tie_word_embeddings=True),
+    "llama-gqa-untied": lambda: llama(kv_heads=3, tie_word_embeddings=False),
+    "llama-mqa-biased": lambda: llama(kv_heads=1, attention_bias=True, mlp_bias=True),
+    "mistral": lambda: llama_like(MistralForCausalLM, MistralConfig, kv_heads=3),
+    "qwen2": lambda: llama_like(Qwen2ForCausalLM, Qwen2Config, kv_heads=3),
+    "qwen3": lambda: llama_like(
+        Qwen3ForCausalLM, Qwen3Config, kv_heads=3, tie_word_embeddings=True
+    ),
+    "gpt2": gpt2,
+    "neox": neox,
+    "neox-serial": lambda: neox(use_parallel_residual=False),
+    "opt": opt,
+}
+
+
+def build(name, seed=0):
+    """A model none of whose tensors is trivial: biases and norms are drawn too."""
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            start = 1.0 if parameter.ndim == 1 else 0.0
+            parameter.copy_(start + 0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def token_ids(sequences=2, tokens=12, seed=1):
+    return torch.randint(VOCAB, (sequences, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def kept_some(model, groups, neurons, hidden, seed=2):
+    """Random units, different ones in each layer."""
+    full, random = sizes_of(model).full, np.random.default_rng(seed)
+
+    def draw(of, k):
+        return np.sort(random.permutation(of)[:k])
+
+    return Kept(
+        np.stack([draw(full.groups, groups) for _ in range(LAYERS)]),
+        np.stack([draw(full.neurons, neurons) for _ in range(LAYERS)]),
+        draw(full.hidden, hidden),
+    )
+
+
+class NormOfKept(torch.nn.Module):
+    """A norm over some channels; the others stay zero."""
+
+    def __init__(self, norm, kept):
+        super().__init__()
+        self.norm, self.kept = copy.deepcopy(norm), torch.from_numpy(kept)
+        for name, parameter in list(self.norm.named_parameters()):
+            setattr(self.norm, name, torch.nn.Parameter(parameter[self.kept]))
+        if isinstance(self.norm, torch.nn.LayerNorm):
+            self.norm.normalized_shape = (len(kept),)
+
+    def forward(self, x):
+        out = torch.zeros_like(x)
+        out[..., self.kept] = self.norm(x[..., self.kept])
+        return out
+
+
+def silenced(model, kept, *, norms_over_kept=True):
+    """A copy of the model in which units that are not kept are multiplied by zero as it runs."""
+    model, family = copy.deepcopy(model), family_of(type(model).__name__)
+
+    def zeroing(units, of):
+        mask = torch.zeros(of)
+        mask[torch.from_numpy(units)] = 1
+        return lambda x: x * mask.repeat_interleave(x.shape[-1] // of)
+
+    full, writers = sizes_of(model).full, [model.get_submodule(n) for n in family.embeddings]
+    for i, layer in enumerate(model.get_submodule(family.layers)):
+        for name, units, of in [
+            (family.attention_out, kept.groups[i], full.groups),
+            (family.mlp_out, kept.neurons[i], full.neurons),
+        ]:
+            zero = zeroing(units, of)
+            module = layer.get_submodule(name)
+            module.register_forward_pre_hook(lambda _m, args, zero=zero: (zero(args[0]),))
+            writers.append(module)
+    for writer in writers:
+        zero = zeroing(kept.hidden, full.hidden)
+        writer.register_forward_hook(lambda _m, _args, out, zero=zero: zero(out))
+    if norms_over_kept:
+        for name, module in list(model.named_modules()):
+            if "Norm" in type(module).__name__ and module.weight.shape == (full.hidden,):
+                model.set_submodule(name, NormOfKept(module, kept.hidden))
+    return model

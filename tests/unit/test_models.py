@@ -1,0 +1,99 @@
+"""Parameters by group, FLOPs, loading and saving."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from capgap.artifacts import publish_folder
+from capgap.engine.evaluation import bits_per_byte, mean_loss
+from capgap.engine.models import (
+    count_params,
+    forward_flops,
+    llama_config,
+    load_model,
+    new_model,
+    save_model,
+)
+from capgap.engine.streams import Streams
+from capgap.errors import CapgapError
+from capgap.records import Lineage, ParamGroups
+from capgap.shapes import LlamaShape, forward_flops_per_token, training_flops
+
+SHAPE = LlamaShape(
+    layers=2, hidden=12, heads=4, kv_heads=2, head_dim=4, intermediate=20, vocab=50, tied=True
+)
+
+
+def test_parameters_by_group_by_hand():
+    params = SHAPE.params()
+    assert params["embedding"] == 50 * 12
+    # per layer: q and o 12 x 16, k and v 12 x 8
+    assert params["attention"] == 2 * (2 * 12 * 16 + 2 * 12 * 8)
+    assert params["mlp"] == 2 * 3 * 12 * 20
+    assert params["norm"] == 5 * 12
+    assert params["total"] == 600 + params["non_embedding"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_arithmetic_agrees_with_the_model(tied):
+    shape = LlamaShape(**{**vars(SHAPE), "tied": tied})
+    config = llama_config(shape, max_positions=32, bos_id=0, eos_id=0)
+    counted = count_params(new_model(config, 0))
+    assert counted == ParamGroups(**shape.params())
+
+
+def test_groups_that_do_not_sum_are_refused():
+    with pytest.raises(ValueError, match="Assertion failed"):
+        ParamGroups(embedding=1, attention=1, mlp=1, norm=1, non_embedding=3, total=5)
+
+
+def test_flops_by_hand():
+    assert forward_flops_per_token(1000, layers=2, attention_width=16, context=8) == 2000 + 512
+    assert training_flops(10, student_forward=100, teacher_forward=50) == 10 * 350
+    model = new_model(llama_config(SHAPE, max_positions=32, bos_id=0, eos_id=0), 0)
+    params = SHAPE.params()
+    matmul = params["attention"] + params["mlp"] + 50 * 12
+    assert forward_flops(model, 8) == 2 * matmul + 2 * 2 * 16 * 8
+
+
+def test_saved_model_loads_with_plain_transformers_and_ours(tiny_model, tmp_path):
+    model = tiny_model()
+    lineage = Lineage(kind="teacher", name="t", params=count_params(model))
+    with publish_folder(tmp_path / "m") as folder:
+        save_model(model, folder, lineage, tmp_path)
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model.eval()(ids).logits
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert torch.equal(plain(ids).logits, expected)
+    assert torch.equal(load_model(tmp_path / "m")(ids).logits, expected)
+    assert not list((tmp_path / "m").glob("*.bin"))
+
+
+def test_pickled_weights_are_not_loaded(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(CapgapError, match="pickled weights are not loaded"):
+        load_model(folder)
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["NoSuchModel"]}))
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CapgapError, match="NoSuchModel"):
+        load_model(folder)
+
+
+def test_held_out_loss_equals_the_models_own(tiny_model, token_streams):
+    stream, model = Streams(token_streams())["validation"], tiny_model().eval()
+    ids = torch.tensor(stream[:129].astype("int64"))
+    logits = model(ids[:-1].reshape(4, 32)).logits.reshape(128, -1)
+    expected = torch.nn.functional.cross_entropy(logits, ids[1:]).item()
+    ours = mean_loss(model, stream[:129], sequence_length=32, batch_tokens=64, split="validation")
+    assert ours == pytest.approx(expected, rel=1e-6)
+    assert bits_per_byte(ours, 128, 256) == pytest.approx(expected / 2 / 0.693147, rel=1e-5)

@@ -1,0 +1,269 @@
+"""The stages score, prune, randomise and trim: same bytes, plain Hugging Face folders, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pruning_models import HIDDEN, LAYERS, NEURONS, VOCAB, build, logits, token_ids
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from capgap import prune, randomise, score
+from capgap.artifacts import publish_folder
+from capgap.engine.models import count_params, load_model, read_lineage, save_model
+from capgap.errors import CapgapError
+from capgap.records import Lineage, TokenStreams
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A teacher, its tokenizer and a token stream."""
+    root = tmp_path_factory.mktemp("study")
+    vocabulary = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, VOCAB)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=end, eos_token=end)
+    with publish_folder(root / "tokenizer") as folder:
+        tokenizer.save_pretrained(folder)
+    for name, seed in (("big", 0), ("other", 1)):
+        model = build("llama-gqa-untied", seed)
+        lineage = Lineage(kind="teacher", name=name, params=count_params(model))
+        with publish_folder(root / name) as folder:
+            save_model(model, folder, lineage, root / "tokenizer")
+    with publish_folder(root / "tokens") as folder:
+        np.save(folder / "train.npy", token_ids(1, 400)[0].numpy().astype(np.uint16))
+        ones = dict.fromkeys(["train"], 1)
+        meta = TokenStreams(vocab_size=VOCAB, documents=ones, tokens={"train": 400}, bytes=ones)
+        (folder / "meta.json").write_text(meta.to_json())
+    run_score(root, "big")
+    return root
+
+
+def run_score(root, name, *options):
+    out = root / f"importance-{name}"
+    args = ["--model", root / name, "--token-streams", root / "tokens", "--out", out]
+    settings = ["--calibration-sequences", "5", "--sequence-length", "16", *options]
+    score.main([*map(str, args), *settings])
+
+
+def run_prune(root, out, params="8k", name="big", importance="importance-big"):
+    scores = root / importance / "manifest.json"  # a folder may be named by its manifest
+    args = [root / name, "--importance", scores, "--params", params]
+    prune.main([*map(str, args), "--out", str(out)])
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def test_scoring_twice_gives_the_same_bytes_and_the_library_scores(study, tmp_path):
+    first = contents(study / "importance-big")
+    run_score(study, "big")
+    assert contents(study / "importance-big") == first
+    stored = load_file(study / "importance-big" / "importance.safetensors")
+    assert {name: tuple(t.shape) for name, t in stored.items()} == {
+        "groups": (LAYERS, 3),
+        "neurons": (LAYERS, NEURONS),
+        "hidden": (HIDDEN,),
+        "layers": (LAYERS,),
+    }
+    for name in ("groups", "neurons", "hidden"):
+        scores = stored[name]
+        norms = scores.norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_pruned_folder_loads_generates_and_says_what_it_is(study, tmp_path, capsys):
+    run_prune(study, tmp_path / "init", "8k")
+    said = capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "init")
+    out = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, min_new_tokens=4)
+    assert out.shape == (1, 7)
+    lineage = read_lineage(tmp_path / "init", model)
+    assert (lineage.kind, lineage.name, lineage.init) == ("init", "8k", "pruned-big")
+    assert lineage.params == count_params(model)
+    assert abs(lineage.params.non_embedding - 8000) <= 80
+    assert f"{lineage.params.non_embedding:,} parameters" in said
+    assert (tmp_path / "init" / "tokenizer.json").is_file()
+    assert str(study) not in (tmp_path / "init" / "config.json").read_text()
+
+
+def test_pruning_twice_gives_the_same_bytes(study, tmp_path):
+    for name in "ab":
+        run_prune(study, tmp_path / name)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_pruning_to_the_full_size_changes_no_weight(study, tmp_path):
+    teacher = load_model(study / "big")
+    run_prune(study, tmp_path / "same", str(count_params(teacher).non_embedding))
+    assert torch.equal(
+        logits(load_model(tmp_path / "same"), token_ids()), logits(teacher, token_ids())
+    )
+
+
+def test_scores_of_another_model_are_refused(study, tmp_path):
+    with pytest.raises(CapgapError, match="other weights"):
+        run_prune(study, tmp_path / "x", name="other")
+    with pytest.raises(CapgapError, match=r"no importance\.safetensors"):
+        run_prune(study, tmp_path / "x", importance="tokens")
+    assert not (tmp_path / "x").exists()
+
+
+def test_score_refuses_what_the_model_cannot_read(study):
+    with pytest.raises(CapgapError, match=r"sequence_length: 65 .* 64 positions"):
+        run_score(study, "big", "--sequence-length", "65")
+
+
+def run_random(root, out, seed, *options):
+    args = ["--like", root / "big" / "manifest.json", "--seed", seed, "--out", out, *options]
+    randomise.main([*map(str, args), "--params", "8k"])
+
+
+def test_random_start_has_the_pruned_shape_and_is_a_function_of_the_seed(study, tmp_path):
+    run_prune(study, tmp_path / "pruned")
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run_random(study, tmp_path / out, seed)
+    pruned, a = load_model(tmp_path / "pruned"), load_model(tmp_path / "a")
+    assert count_params(a) == count_params(pruned)
+    assert {n: p.shape for n, p in a.named_parameters()} == {
+        n: p.shape for n, p in pruned.named_parameters()
+    }
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    run_random(study, tmp_path / "d", 3, "--tokenizer", study / "tokenizer")
+    assert contents(tmp_path / "a") == contents(tmp_path / "d")
+    with pytest.raises(CapgapError, match=r"no tokenizer\.json"):
+        run_random(study, tmp_path / "x", 3, "--tokenizer", study / "tokens")
+    c = load_model(tmp_path / "c")
+    assert not torch.equal(a.model.embed_tokens.weight, c.model.embed_tokens.weight)
+    lineage = read_lineage(tmp_path / "a", a)
+    assert (lineage.kind, lineage.name, lineage.init, lineage.seed) == ("init", "8k", "random", 3)
+
+
+# --- stand-alone: any folder, any target -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(study):
+    path = study / "text.txt"
+    path.write_text(" ".join(f"w{1 + i * i % 97}" for i in range(400)), encoding="utf-8")
+    return path
+
+
+SHORT = ["--calibration-sequences", "3", "--sequence-length", "16"]
+
+
+def test_prune_scores_on_a_text_where_no_scores_are_given(study, text, tmp_path, capsys):
+    teacher = load_model(study / "big")
+    plain = tmp_path / "plain"  # a folder from elsewhere: no lineage, no manifest
+    teacher.save_pretrained(plain)
+    args = [str(plain), "--params", "8k", "--text", str(text), *SHORT, "--out"]
+    with pytest.raises(CapgapError, match=r"no tokenizer\.json"):
+        prune.main([*args, str(tmp_path / "x")])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (plain / name).write_bytes((study / "tokenizer" / name).read_bytes())
+    for out in "ab":
+        prune.main([*args, str(tmp_path / out)])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    lineage = read_lineage(tmp_path / "a", student)
+    assert (lineage.name, lineage.init) == ("8k", "pruned-plain")
+    # The same as scoring first, on the same tokens.
+    prune.text_streams(text, plain, tmp_path / "tokens")
+    settings = ["--model", plain, "--tokens", tmp_path / "tokens", "--out", tmp_path / "scores"]
+    score.main([*map(str, settings), *SHORT])
+    args = [plain, "--params", "8k", "--importance", tmp_path / "scores", "--out", tmp_path / "c"]
+    prune.main(list(map(str, args)))
+    assert contents(tmp_path / "a") == contents(tmp_path / "c")
+    assert "off the target" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "check"),
+    [
+        (["--total-params", "16k"], lambda p: abs(p.total - 16000) <= 160),
+        (["--sparsity", "0.5"], lambda p: 0.35 < p.non_embedding / 18000 < 0.65),
+        (["--shape", "hidden=32,kv-heads=2,neurons=9"], lambda p: p.embedding == 2 * VOCAB * 32),
+        (
+            ["--shape", "layers=1", "--depth", "drop_middle"],
+            lambda p: p.norm == 3 * HIDDEN,
+        ),
+        (
+            ["--params", "5k", "--depth", "block_influence", "--layers", "1"],
+            lambda p: abs(p.non_embedding - 5000) <= 50,
+        ),
+    ],
+)
+def test_every_kind_of_target(study, tmp_path, target, check):
+    importance = study / "importance-big"
+    args = [study / "big", "--importance", importance, *target, "--out", tmp_path / "out"]
+    prune.main(list(map(str, args)))
+    model = load_model(tmp_path / "out")
+    assert check(count_params(model)), count_params(model)
+    assert read_lineage(tmp_path / "out", model).params == count_params(model)
+    assert logits(model, token_ids()).isfinite().all()
+
+
+def test_impossible_targets_and_unknown_models_are_refused(study, tmp_path):
+    def refused(match, *options, model=study / "big"):
+        args = [model, "--importance", study / "importance-big", *options]
+        with pytest.raises(CapgapError, match=match):
+            prune.main([*map(str, args), "--out", str(tmp_path / "x")])
+
+    refused("nearest possible", "--params", "1M")
+    refused("nearest possible", "--params", "10")
+    refused("nearest possible is 2", "--shape", "layers=3", "--depth", "drop_middle")
+    refused(r"sparsity 1\.5", "--sparsity", "1.5")
+    refused("layers is 1, but depth is keep", "--params", "8k", "--layers", "1")
+    refused("no such folder", "--params", "8k", model=tmp_path / "none")
+    refused("neither in the cache nor reachable", "--params", "8k", model="nobody/nothing")
+    for options in (["--params", "8k", "--sparsity", "0.5"], [], ["--shape", "hidden:3"]):
+        args = [study / "big", "--importance", study / "importance-big", *options]
+        with pytest.raises(SystemExit):
+            prune.main([*map(str, args), "--out", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
+
+
+def test_random_start_has_the_pruned_shape_at_any_depth(study, tmp_path):
+    options = ["--depth", "block_influence", "--params", "8k"]
+    args = [study / "big", "--importance", study / "importance-big", *options]
+    prune.main([*map(str, args), "--out", str(tmp_path / "pruned")])
+    args = ["--like", study / "big", *options, "--out", tmp_path / "random"]
+    randomise.main(list(map(str, args)))
+    pruned, random = (load_model(tmp_path / name) for name in ("pruned", "random"))
+    configs = [model.config.to_dict() | {"_name_or_path": ""} for model in (pruned, random)]
+    assert configs[0] == configs[1]
+    assert {n: p.shape for n, p in pruned.named_parameters()} == {
+        n: p.shape for n, p in random.named_parameters()
+    }
+
+
+def test_criteria_give_different_scores(study, tmp_path):
+    found = {}
+    for criterion in ("mask_gradient", "activation", "magnitude", "random"):
+        run_score(study, "big", "--criterion", criterion)
+        stored = load_file(study / "importance-big" / "importance.safetensors")
+        found[criterion] = stored["neurons"].numpy().tobytes()
+    assert len(set(found.values())) == 4
+    run_score(study, "big")
+
+
+def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path):
+    models = pytest.importorskip("lm_eval.models.huggingface")
+    requests = pytest.importorskip("lm_eval.api.instance")
+    run_prune(study, tmp_path / "init")
+    evaluator = models.HFLM(
+        pretrained=str(tmp_path / "init"), device="cpu", dtype="float32", max_length=32
+    )
+    text = " ".join(f"w{i}" for i in range(5, 25))
+    instance = requests.Instance("loglikelihood_rolling", {}, (text,), 0)
+    (got,) = evaluator.loglikelihood_rolling([instance], disable_tqdm=True)
+    ids = torch.tensor([[0, *range(5, 25)]])
+    log_p = logits(load_model(tmp_path / "init"), ids)[0, :-1].log_softmax(-1)
+    expected = log_p.gather(1, ids[0, 1:, None]).sum().item()
+    assert got == pytest.approx(expected, rel=1e-4)

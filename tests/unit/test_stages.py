@@ -1,0 +1,73 @@
+"""Every stage's command line: help with units, settings by hand, one message for a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capgap.cli import COMMANDS
+from capgap.config import Distill
+from capgap.errors import CapgapError
+from capgap.stage import StageParser
+from capgap.workflow.planning import spec
+
+
+def capgap(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "capgap.cli", *words], capture_output=True, text=True
+    )
+
+
+def test_every_command_explains_itself():
+    for command in COMMANDS:
+        out = capgap(command, "--help")
+        assert out.returncode == 0, out.stderr
+        assert "usage:" in out.stdout
+
+
+def test_help_says_what_settings_mean_and_their_defaults():
+    text = " ".join(capgap("distill", "--help").stdout.split())
+    assert "tokens per optimizer step" in text
+    assert "weight of the teacher-weighted cross-entropy" in text
+    assert "(default 0.5)" in text
+
+
+def test_unknown_command_lists_the_known(capsys):
+    out = capgap("distil")
+    assert out.returncode == 1
+    assert "unknown command 'distil'" in out.stderr
+    assert "distill" in out.stdout
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Function that parses settings as the distill stage does."""
+    parser = StageParser("capgap.distill", "x", Distill)
+    parser.add_argument("--out", type=Path)
+    return lambda *argv: parser.parse([*argv, "--out", str(tmp_path / "out")])[1]
+
+
+def test_options_by_hand_override_the_spec(parse):
+    text = spec("distill", Distill(learning_rate=0.5, temperature=3.0))
+    settings = parse("--spec", text, "--learning-rate", "0.25")
+    assert settings.learning_rate == 0.25
+    assert settings.temperature == 3.0
+
+
+def test_a_wrong_option_is_one_message_with_key_and_value(parse):
+    with pytest.raises(CapgapError, match=r"learning_rate: input should be greater than 0"):
+        parse("--learning-rate", "-1")
+
+
+def test_source_changed_after_planning_is_refused(parse):
+    stale = json.dumps({**json.loads(spec("distill", Distill())), "source": "0" * 16})
+    with pytest.raises(CapgapError, match="changed after the run was planned"):
+        parse("--spec", stale)
+
+
+def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
+    out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
+    assert out.returncode == 1
+    assert out.stderr.strip() == "error: no-such: no such folder"
