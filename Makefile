@@ -3,8 +3,10 @@ STUDY ?= config.yaml
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 
-.PHONY: study setup test lint plan clean-scratch
+.PHONY: study setup test lint plan
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -19,8 +21,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; 3.11 or newer is needed, set PYTHON"; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV) (once, a few minutes)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# torch with what its build needs (CUDA libraries, where it is a CUDA build), the rest as pinned
+	@$(PIP) --constraint requirements.lock torch==$(TORCH)
+	@$(PIP) --no-deps -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
 test: $(READY)
@@ -29,5 +33,5 @@ test: $(READY)
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/snakefmt --check Snakefile rules
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile rules
 	@$(VENV)/bin/snakemake --lint

