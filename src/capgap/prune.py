@@ -161,7 +161,10 @@ def main(argv: list[str] | None = None) -> None:
     args, settings = parser.parse(argv)
     folder = find_model(args.model, args.revision)
     on_hub = folder != folder_of(args.model)
-    init = args.init or (pruned_from(args.model.rpartition("/")[2]) if on_hub else None)
+    init = args.init
+    if on_hub:
+        print(f"{args.model} at commit {folder.name}")
+        init = init or pruned_from(args.model.rpartition("/")[2])
     with tempfile.TemporaryDirectory() as temporary:
         importance, tokens = args.importance, args.tokens
         if args.text:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pruning_models import HIDDEN, LAYERS, NEURONS, VOCAB, build, logits, token_ids
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -14,6 +15,7 @@ from capgap import prune, randomise, score
 from capgap.artifacts import publish_folder
 from capgap.engine.models import count_params, load_model, read_lineage, save_model
 from capgap.errors import CapgapError
+from capgap.pruning.store import weights_digest
 from capgap.records import Lineage, TokenStreams
 
 torch.set_num_threads(1)
@@ -52,7 +54,8 @@ def run_score(root, name, *options):
 
 
 def run_prune(root, out, params="8k", name="big", importance="importance-big"):
-    scores = root / importance / "manifest.json"  # a folder may be named by its manifest
+    scores = root / importance  # a folder may be named by its manifest
+    scores = scores / "manifest.json" if (scores / "manifest.json").exists() else scores
     args = [root / name, "--importance", scores, "--params", params]
     prune.main([*map(str, args), "--out", str(out)])
 
@@ -112,6 +115,14 @@ def test_scores_of_another_model_are_refused(study, tmp_path):
         run_prune(study, tmp_path / "x", name="other")
     with pytest.raises(CapgapError, match=r"no importance\.safetensors"):
         run_prune(study, tmp_path / "x", importance="tokens")
+    scores = {"groups": np.ones((LAYERS, 3), np.float32)}
+    save_file(
+        scores,
+        tmp_path / "importance.safetensors",
+        {"weights_sha256": weights_digest(study / "big")},
+    )
+    with pytest.raises(CapgapError, match="holds scores of groups, where .* layers are wanted"):
+        run_prune(study, tmp_path / "x", importance=tmp_path)
     assert not (tmp_path / "x").exists()
 
 

@@ -26,7 +26,8 @@ TRIES = 6  # of them from which L-BFGS runs
 STEP = 1e-30  # of the complex step; no difference is taken, so it may be this small
 OPEN = 1e-7  # a direction this much flatter than the steepest one counts as open
 
-Predict = Callable[[np.ndarray], np.ndarray]  # P constants -> N log losses; complex-safe
+# P constants -> N log losses; complex-safe, and (P, C, 1) -> (C, N) for C copies of the constants
+Predict = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,12 @@ def logadd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return top + np.where(none, 0, softplus(np.where(none, 0, other - top)))
 
 
-def gradient(predict: Predict, theta_P: np.ndarray) -> np.ndarray:
-    """Derivatives of the log losses by the constants, (N, P)."""
-    columns = []
-    for p in range(len(theta_P)):
-        moved_P = theta_P.astype(complex)
-        moved_P[p] += 1j * STEP
-        columns.append(np.imag(predict(moved_P)) / STEP)
-    return np.stack(columns, axis=1)
+def with_gradient(predict: Predict, theta_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log losses (N,) and their derivatives by the constants (N, P), from one evaluation."""
+    p = len(theta_P)
+    moved_PC1 = (theta_P[:, None] + 1j * STEP * np.eye(p))[:, :, None]
+    value_CN = predict(moved_PC1)
+    return np.real(value_CN[0]), np.imag(value_CN).T / STEP
 
 
 def huber(residual_N: np.ndarray) -> float:
@@ -78,13 +77,14 @@ def fit_huber(
     """Fit constants to log losses. box_P2: limits of the grid of starts; the fit may leave it."""
     low_P, high_P = box_P2.T
     grid_GP = qmc.scale(qmc.Sobol(len(box_P2), seed=0).random(STARTS), low_P, high_P)
-    start_G = np.array([huber(predict(theta) - log_loss_N) for theta in grid_GP])
+    start_G = np.array([huber(row_N) for row_N in predict(grid_GP.T[:, :, None]) - log_loss_N])
     start_G = np.where(np.isfinite(start_G), start_G, np.inf)
 
     def objective(theta_P: np.ndarray) -> tuple[float, np.ndarray]:
-        residual_N = predict(theta_P) - log_loss_N
+        value_N, jacobian_NP = with_gradient(predict, theta_P)
+        residual_N = value_N - log_loss_N
         pull_N = np.clip(residual_N / DELTA, -1, 1) / DELTA
-        return huber(residual_N), pull_N @ gradient(predict, theta_P)
+        return huber(residual_N), pull_N @ jacobian_NP
 
     ends = [
         minimize(
@@ -93,7 +93,7 @@ def fit_huber(
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(low_P - 5, high_P + 5, strict=True)),
-            options={"maxiter": 300, "ftol": 1e-12},
+            options={"maxiter": 200, "ftol": 1e-12},
         )
         for g in np.argsort(start_G, kind="stable")[:tries]
     ]
@@ -102,7 +102,7 @@ def fit_huber(
     polished = least_squares(
         lambda theta: predict(theta) - log_loss_N,
         best.x,
-        jac=lambda theta: gradient(predict, theta),
+        jac=lambda theta: with_gradient(predict, theta)[1],
         bounds=(low_P - 5 - 1e-9, high_P + 5 + 1e-9),
         loss="huber",
         f_scale=DELTA,
@@ -110,7 +110,7 @@ def fit_huber(
         ftol=1e-14,
         xtol=1e-14,
         gtol=1e-15,
-        max_nfev=400,
+        max_nfev=200,
     )
     theta_P, success, message = best.x, bool(best.success), str(best.message)
     if huber(predict(polished.x) - log_loss_N) <= best.fun:
@@ -122,7 +122,7 @@ def fit_huber(
         message=message,
         rms_log=float(np.sqrt(np.mean(residual_N**2))),
         agreeing=int(agreeing),
-        weakest_P=_open_direction(gradient(predict, theta_P)),
+        weakest_P=_open_direction(with_gradient(predict, theta_P)[1]),
     )
 
 

@@ -43,15 +43,16 @@ def log_pruned(
 ) -> np.ndarray:
     """Log loss of pruned students after training; a constant of 0 drops its term."""
     c = constants
+    absent = [name for name in ("E", "Dc", "Nc") if np.ndim(c[name]) == 0 and c[name] == 0]
     log_source_N = np.log(source_N)
     terms = [
-        np.log(c[name]) - (c[power] * np.log(of_N) if power else 0 * log_source_N)
+        np.log(c[name]) - (c[power] * np.log(of_N) if power else 0)
         for name, power, of_N in (
             ("E", None, None),
             ("Dc", "beta", tokens_N),
             ("Nc", "alpha", source_N),
         )
-        if c[name] != 0
+        if name not in absent
     ]
     bracket_N = terms[0]
     for term in terms[1:]:

