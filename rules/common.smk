@@ -11,10 +11,9 @@ from capgap.config import (
     CollectStage,
     PretrainedTeacher,
     TeacherTokenizer,
-    format_count,
     load_study,
-    parse_count,
 )
+from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.records import Choice
 from capgap.workflow import planning

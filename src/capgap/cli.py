@@ -29,6 +29,7 @@ COMMANDS = {
     "collect": ("capgap.collect", "gather finished runs into runs.csv"),
     "fit": ("capgap.fit", "fit the law on a table of runs"),
     "choose": ("capgap.choose", "choose a teacher for a student size by the law"),
+    "recommend": ("capgap.recommend", "recommend a teacher by a fitted law, or abstain"),
     "compare": ("capgap.compare", "hold the choice against its alternatives"),
     "headline": ("capgap.headline", "write the few numbers revisions are compared by"),
     "report": ("capgap.report", "write the report"),

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from capgap.config import Final, Grid, Study, format_count
+from capgap.config import Final, Grid, Study
+from capgap.counts import format_count
 
 NONE = "none"  # the teacher of the arm without a teacher
 RANDOM = "random"  # the init of the arm with a random start

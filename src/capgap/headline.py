@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capgap.artifacts import write_text
-from capgap.config import format_count
+from capgap.counts import format_count
 from capgap.records import FinalRecord, LawRecord, Line
 from capgap.stage import StageParser, run_stage
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from capgap import score
 from capgap.artifacts import folder_of, open_folder, publish_folder
-from capgap.config import Depth, Prune, format_count
+from capgap.config import Depth, Prune
+from capgap.counts import format_count
 from capgap.design import pruned_from
 from capgap.engine.models import count_params, load_model, load_tokenizer, read_lineage, save_model
 from capgap.engine.streams import META

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from capgap.artifacts import open_folder, publish_folder
-from capgap.config import Depth, format_count
+from capgap.config import Depth
+from capgap.counts import format_count
 from capgap.design import RANDOM
 from capgap.engine.models import count_params, load_model, load_tokenizer, save_model
 from capgap.errors import CapgapError

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from capgap.artifacts import write_text
-from capgap.config import Law, parse_count
+from capgap.config import Law
+from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
 from capgap.law.relation import student_for

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from capgap.config import check_section, parse_count
+from capgap.config import check_section
+from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import claim_output, die_with_parent

@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from capgap import paths
-from capgap.config import format_count, load_study
+from capgap.config import load_study
+from capgap.counts import format_count
 from capgap.records import Choice, FinalRecord, Interval, LawRecord
 from capgap.stage import StageParser, run_stage
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capgap.config import format_count, load_study, parse_count
+from capgap.config import load_study
+from capgap.counts import format_count, parse_count
 from capgap.errors import CapgapError
 
 ROOT = Path(__file__).parents[2]

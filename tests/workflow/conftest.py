@@ -12,7 +12,9 @@ import yaml
 
 SOURCE = Path(__file__).parents[2]
 TRACKED = ["Snakefile", "rules", "profiles", "envs", "src", "dvc.yaml", ".dvcignore", ".gitignore"]
-WORDS = "law gap student teacher size loss the of a is and larger token tree sun river stone".split()
+WORDS = (
+    "law gap student teacher size loss the of a is and larger token tree sun river stone".split()
+)
 RESULTS = "results/tiny"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from capgap.config import SUFFIXES, format_count
+from capgap.counts import SUFFIXES, format_count
 from capgap.records import Interval
 
 

@@ -195,7 +195,9 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
     """
     found: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        found[run.student, run.tokens][run.arm, run.init, run.teacher].append(run.val_loss_nats_per_token)
+        found[run.student, run.tokens][run.arm, run.init, run.teacher].append(
+            run.val_loss_nats_per_token
+        )
     # Starts of one student may differ a little in size, so the name alone groups them.
     params = {run.student: run.student_params_non_embedding for run in runs}
     rows = []
