@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 
-.PHONY: study setup test lint plan
+.PHONY: study setup test test-slow lint plan
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -29,6 +29,9 @@ $(READY): requirements.lock pyproject.toml
 
 test: $(READY)
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+
+test-slow: $(READY)  ## the same study killed twenty times
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m slow
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -13,6 +13,8 @@ COMMANDS = {
     "run": ("capgap.workflow.execute", "run a study: everything that is not up to date"),
     "verify": ("capgap.workflow.verify", "check every result against its manifest and record"),
     "save": ("capgap.workflow.save", "hand a finished study to DVC, for colleagues to pull"),
+    "pull": ("capgap.workflow.pull", "fetch a study's small results and records, not its models"),
+    "export": ("capgap.workflow.export", "hand over the final student with a model card"),
     "accept": ("capgap.workflow.accept", "keep results under source that gives the same ones"),
     "summary": ("capgap.summary", "print what a study found"),
     "corpus": ("capgap.corpus", "read a corpus and split it by document"),

@@ -2,11 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from capgap.choose import main, nearest_budget, pick, run
+from capgap.choose import main, neighbour_of, run
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_runs
 from capgap.law.study import law_record
+from capgap.law.target import nearest_budget
 from capgap.records import Choice
 
 STUDENTS = (60e3, 100e3, 160e3)
@@ -45,12 +46,12 @@ SIZES = {"a": 100, "b": 200, "c": 400, "d": 800}
         (9999, "d", "c"),
     ],
 )
-def test_pick_is_nearest_in_log_with_a_neighbour_across(target, chosen, neighbour):
-    assert pick(SIZES, target) == (chosen, neighbour)
+def test_the_neighbour_is_the_nearest_across_the_target(target, chosen, neighbour):
+    assert neighbour_of(chosen, SIZES, target) == neighbour
 
 
-def test_pick_of_one_teacher_has_no_neighbour():
-    assert pick({"a": 100}, 500) == ("a", None)
+def test_one_teacher_has_no_neighbour():
+    assert neighbour_of("a", {"a": 100}, 500) is None
 
 
 def test_nearest_budget_is_nearest_in_log():
@@ -101,14 +102,12 @@ def test_an_optimum_beyond_the_teachers_is_said(study):
     assert "smaller than every available teacher" in choice.basis_note
 
 
-def test_without_a_line_the_nearest_student_lends_its_optimum(study):
+def test_without_a_line_the_surface_chooses(study):
     choice = run(*study(simulate(students=STUDENTS[1:])), student=150_000, tokens=10**6)
-    assert choice.basis == "nearest_student"
-    assert choice.teacher_params_star is None
+    assert choice.basis == "surface"
     assert choice.chosen == "t280000"  # 2.5 x 150k = 375k, below the middle of 280k and 530k
     assert choice.neighbour == "t530000"
-    assert "no law could be fitted at 1M tokens" in choice.basis_note
-    assert "nearest student, 160000: its optimum stands at 2.46 " in choice.basis_note
+    assert "the joint surface over 9 cells" in choice.basis_note
 
 
 def test_without_an_optimum_the_nearest_student_lends_its_best_teacher(study):

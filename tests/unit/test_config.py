@@ -59,19 +59,19 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
     ("change", "expected"),
     [
         (lambda d: d["grid"].update(students=["2M"]), "grid.students: 2M is not smaller than any"),
-        (lambda d: d["final"].update(student="2k"), "final.student: 2k is in grid.students"),
+        (lambda d: d["final"].update(student="3k"), "final.student: 3k is in grid.students"),
         (lambda d: d["grid"].update(seeds=[1, 1]), "grid.seeds: the same value stands twice"),
         (lambda d: d["grid"].update(arm_seeds=[7]), "grid.arm_seeds: 7 is not in grid.seeds"),
         (lambda d: d.pop("pretrain"), "the section 'pretrain' is needed"),
-        (lambda d: d["teachers"]["t4k"].update(hidden=15), "hidden must be a multiple of heads"),
+        (lambda d: d["teachers"]["t6k"].update(hidden=18), "hidden must be a multiple of heads"),
         (lambda d: d["distill"].update(batch_tokens=33), "must be a multiple of sequence_length"),
         (lambda d: d["grid"].update(tokens=["ten"]), "grid.tokens.0: a count is an integer"),
         (lambda d: d["corpus"].update(source="web"), "corpus:"),
         (
-            lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t4k"}),
+            lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t6k"}),
             "tokenizer.teacher",
         ),
-        (lambda d: d["teachers"].update(none=d["teachers"]["t4k"]), "teachers.none"),
+        (lambda d: d["teachers"].update(none=d["teachers"]["t6k"]), "teachers.none"),
     ],
 )
 def test_each_mistake_is_named(tiny, change, expected):

@@ -412,7 +412,9 @@ def test_control_arms_do_not_enter(table):
     control = runs.assign(teacher="none", arm="no_teacher", teacher_params_non_embedding=None)
     control["val_loss_nats_per_token"] += np.linspace(0, 2, len(control))
     both = run(table(pd.concat([runs, control])), QUICK)
-    assert both == alone
+    assert both.optima == alone.optima
+    assert both.lines == alone.lines
+    assert both.seed_sd_nats == alone.seed_sd_nats
 
 
 def test_verdict_says_what_was_found():

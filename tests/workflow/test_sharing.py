@@ -1,6 +1,6 @@
 """Clone and pull, check out and back: nothing runs."""
 
-from tests.workflow.conftest import RESULTS, scramble_times
+from repository import RESULTS, scramble_times
 
 
 def test_clone_and_pull_run_nothing_whatever_the_times(finished, tmp_path):

@@ -53,7 +53,8 @@ def recommend(
     size_K = np.array([teachers[name] for name in names], dtype=float)
     excess_RK = _excess(fit.surface, target, size_K, student, tokens, law.seed)
     loss_K, regret_K, mean_K = _predictions(fit, law, excess_RK, target, size_K, student, tokens)
-    order = _order(mean_K, target, size_K)
+    flat = _flat(law, target)
+    order = np.arange(len(names)) if flat else _order(mean_K, target, size_K)
     tie = [names[k] for k in order if mean_K is not None and mean_K[k] <= law.tie_nats]
     ranked = [
         RankedTeacher(
@@ -205,7 +206,7 @@ def _floor(surface: Surface, key: tuple[str, int], size: float) -> float:
 
 
 def _order(mean_K: np.ndarray | None, target: Target, size_K: np.ndarray) -> np.ndarray:
-    """Teachers by expected regret, or by their distance to T* in log size."""
+    """Teachers by expected regret, or by their distance to T* in log size (T* <= 0: by size)."""
     if mean_K is None:
         away_K = np.log(size_K)
         if target.value > 0:
@@ -222,11 +223,10 @@ def _abstain(
         return f"the law puts T* at {about(target.value)} parameters, below any model"
     if not target.bounded:
         return "the optimum of the nearest student is only bounded"
-    shapes = [o.shape for o in law.optima if o.tokens == target.law_tokens]
-    if shapes.count("flat") * 2 > len(shapes):
+    if _flat(law, target):
         return (
-            f"{shapes.count('flat')} of {len(shapes)} curves are flat: the teacher hardly matters, "
-            "and the smallest one is the cheapest"
+            "most curves at the nearest budget are flat: the teacher hardly matters, and the "
+            "smallest one is the cheapest"
         )
     if law.surface is not None and law.surface.status == "flat":
         return f"the joint surface shows no minimum beyond doubt ({law.surface.reason})"
@@ -243,6 +243,11 @@ def _abstain(
             f"worse than the best by more than {law.tie_nats:g} nats for sure"
         )
     return None
+
+
+def _flat(law: LawRecord, target: Target) -> bool:
+    shapes = [o.shape for o in law.optima if o.tokens == target.law_tokens]
+    return shapes.count("flat") * 2 > len(shapes)
 
 
 def _rules(

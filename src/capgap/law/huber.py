@@ -24,6 +24,8 @@ DELTA = 1e-4  # of the Huber loss, in log loss (arXiv 2502.08606)
 STARTS = 256  # points of the grid, a power of two
 TRIES = 6  # of them from which L-BFGS runs
 STEP = 1e-30  # of the complex step; no difference is taken, so it may be this small
+FIRST, LAST = 200, 5000  # iterations of L-BFGS from a start, and from the polished end
+SETTLED = 1e-6  # share of the objective; a restart that gains less has converged
 OPEN = 1e-7  # a direction this much flatter than the steepest one counts as open
 
 # P constants -> N log losses; complex-safe, and (P, C, 1) -> (C, N) for C copies of the constants
@@ -86,17 +88,17 @@ def fit_huber(
         pull_N = np.clip(residual_N / DELTA, -1, 1) / DELTA
         return huber(residual_N), pull_N @ jacobian_NP
 
-    ends = [
-        minimize(
+    def run(start_P: np.ndarray, most: int):
+        return minimize(
             objective,
-            grid_GP[g],
+            np.clip(start_P, low_P - 5, high_P + 5),
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(low_P - 5, high_P + 5, strict=True)),
-            options={"maxiter": 200, "ftol": 1e-12},
+            options={"maxiter": most, "maxfun": 2 * most, "ftol": 1e-10},
         )
-        for g in np.argsort(start_G, kind="stable")[:tries]
-    ]
+
+    ends = [run(grid_GP[g], FIRST) for g in np.argsort(start_G, kind="stable")[:tries]]
     best = min(ends, key=lambda end: end.fun)
     agreeing = sum(end.fun <= 1.01 * best.fun + 1e-9 for end in ends)
     polished = least_squares(
@@ -112,9 +114,17 @@ def fit_huber(
         gtol=1e-15,
         max_nfev=200,
     )
-    theta_P, success, message = best.x, bool(best.success), str(best.message)
+    theta_P = best.x
+    success, message = polished.status > 0, polished.message
     if huber(predict(polished.x) - log_loss_N) <= best.fun:
-        theta_P, success, message = polished.x, polished.status > 0, polished.message
+        theta_P = polished.x
+    if not success or theta_P is best.x:
+        # where residuals are far above DELTA the loss is a sum of absolute values, on which the
+        # trust region may creep: L-BFGS has the last word
+        before, last = objective(theta_P)[0], run(theta_P, LAST)
+        theta_P, success, message = last.x, bool(last.success), str(last.message)
+        if not success and before - last.fun <= SETTLED * before:
+            success, message = True, f"no descent is left from a fresh start there ({message})"
     residual_N = predict(theta_P) - log_loss_N
     return Fitted(
         theta_P=theta_P,

@@ -34,7 +34,7 @@ import pandas as pd
 from capgap.config import Law
 from capgap.law.cells import Noise
 from capgap.law.line import fit_line
-from capgap.law.optimum import Located
+from capgap.law.optimum import Located, limits, size_interval
 from capgap.law.rivals import fit_busbridge, fit_p2
 from capgap.law.surface import fit_surface
 from capgap.records import Interval, Score
@@ -54,6 +54,7 @@ class Case:
     teachers: pd.DataFrame  # main-arm cells by teacher size: teacher, teacher_params, loss, ...
     no_teacher: float | None  # observed loss of the start of the smallest teacher without one
     star: float | None  # its own T*, only where interior
+    own_interval: Interval | None  # of that
 
 
 @dataclass
@@ -69,14 +70,15 @@ def score_laws(
     cells: pd.DataFrame, located: dict[int, list[Located]], noise: Noise | None, settings: Law
 ) -> list[Score]:
     """Scores of all laws and rules, in the order of LEARNED and RULES; `cells` by `cell_table`."""
-    cases = _cases(cells, located)
+    cases = _cases(cells, located, settings.confidence)
     scores = []
+    refits: dict[tuple[Callable, float], tuple] = {}  # a student is left out once, not per budget
     answerers: dict[str, Callable] = {
         "line": lambda case: _line(case, located, settings),
         "ratio": lambda case: _ratio(case, located),
         "surface": lambda case: _surface(case, located, noise, settings),
-        "busbridge": lambda case: _by_loss(case, cells, fit_busbridge),
-        "p2": lambda case: _by_loss(case, cells, fit_p2),
+        "busbridge": lambda case: _by_loss(case, cells, fit_busbridge, refits),
+        "p2": lambda case: _by_loss(case, cells, fit_p2, refits),
         "least_damage": _least_damage,
         "fixed_ratio": lambda case: (settings.published_slope * case.size, None),
         "next_size_up": lambda case: (case.teachers["teacher_params"].iloc[0], None),
@@ -92,7 +94,7 @@ def score_laws(
             target, interval = given
             answers.picks[i] = nearest(case.teachers, target)
             if interval is not None and case.star is not None:
-                answers.inside.append(holds(interval, case.star))
+                answers.inside.append(holds(interval, case))
         scores.append(_score(law, answers, cases, cells, settings))
     return [*scores, _no_teacher(cases, cells, settings), _chance(cases, settings)]
 
@@ -105,13 +107,26 @@ def nearest(teachers: pd.DataFrame, target: float) -> str:
     return str(teachers["teacher"].iloc[int(distance.argmin())])
 
 
-def holds(interval: Interval, value: float) -> bool:
-    """Whether an interval, open where a limit is None, contains a value."""
-    above = interval.low is None or interval.low <= value
-    return bool(above and (interval.high is None or value <= interval.high))
+def holds(interval: Interval, case: Case) -> bool:
+    """Whether an interval, open where a limit is None, contains the T* observed for a case.
+
+    The observed T* has an interval of its own, which widens the other one in log size.
+    """
+    own = case.own_interval
+    below = _reach(interval.value, interval.low, own.value, own.high)
+    above = _reach(interval.value, interval.high, own.value, own.low)
+    return bool(-below <= np.log(case.star / interval.value) <= above)
 
 
-def _cases(cells: pd.DataFrame, located: dict[int, list[Located]]) -> list[Case]:
+def _reach(value: float, limit: float | None, own: float, own_limit: float | None) -> float:
+    """Distance of two limits to their values in log size, added as independent errors."""
+    if value <= 0 or limit is None or limit <= 0:
+        return np.inf
+    width = 0.0 if own_limit is None else np.log(own_limit / own)
+    return float(np.hypot(np.log(limit / value), width))
+
+
+def _cases(cells: pd.DataFrame, located: dict[int, list[Located]], confidence: float) -> list[Case]:
     cases = []
     for tokens, places in sorted(located.items()):
         for place in places:
@@ -133,9 +148,18 @@ def _cases(cells: pd.DataFrame, located: dict[int, list[Located]]) -> list[Case]
                     teachers=teachers,
                     no_teacher=float(alone["loss"].iloc[0]) if len(alone) else None,
                     star=place.star,
+                    own_interval=_own_interval(place, confidence),
                 )
             )
     return cases
+
+
+def _own_interval(place: Located, confidence: float) -> Interval | None:
+    if place.star is None:
+        return None
+    if place.low_R is None:
+        return Interval(value=place.star, low=None, high=None)
+    return size_interval(place.star, *limits(place.low_R, place.high_R, confidence))
 
 
 def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -> list[Located]:
@@ -191,9 +215,11 @@ def _least_damage(case: Case):
     return case.teachers.loc[case.teachers["start_loss"].idxmin(), "teacher_params"], None
 
 
-def _by_loss(case: Case, cells: pd.DataFrame, fit: Callable):
-    away = np.abs(np.log(cells["student_params"] / case.size)) > 1e-9
-    predict, record = fit(cells[away], QUICK)
+def _by_loss(case: Case, cells: pd.DataFrame, fit: Callable, refits: dict):
+    if (fit, case.size) not in refits:
+        away = np.abs(np.log(cells["student_params"] / case.size)) > 1e-9
+        refits[fit, case.size] = fit(cells[away], QUICK)
+    predict, record = refits[fit, case.size]
     if predict is None or record.status == "failed":
         return record.reason
     loss = predict(case.teachers.assign(student_params=case.size))

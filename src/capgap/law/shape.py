@@ -114,7 +114,9 @@ def _covariance(
 
 
 def _p_equal(mean_U: np.ndarray, covariance_UU: np.ndarray, df: int) -> float:
-    """F test that all means are equal."""
+    """F test that all means are equal; 0 where nothing is noise."""
+    if not covariance_UU.any():
+        return float(np.ptp(mean_U) == 0)
     contrast = np.diff(np.eye(len(mean_U)), axis=0)
     difference = contrast @ mean_U
     quadratic = difference @ np.linalg.pinv(contrast @ covariance_UU @ contrast.T) @ difference

@@ -1,8 +1,41 @@
 """
 The contract that makes Snakemake and DVC agree.
 
-digest.py   source_digest(stage): what a stage's code does, as one number. Without it an edit of a
-            library function would leave stale results in place, for Snakemake never sees imports.
-planning.py spec(stage, settings): the one parameter of a rule. Without it Snakemake would compare
-            unnamed values and miss swapped ones.
+Snakemake decides what runs, by file times and its own records; DVC versions what came out, by
+contents. Left alone they contradict each other: after a clone and a pull the times are arbitrary
+and the records are gone, so everything runs again.
+
+Promised, each by a test in tests/workflow
+  A clone and `dvc pull` run nothing, whatever the file times; so does a checkout there and back.
+  A change runs exactly what it affects; comments, docstrings and formatting affect nothing.
+  Killing anything at any moment loses no finished job and changes no byte of the end result.
+  Nothing failed, stale, torn or damaged passes for a result, and nobody unlocks anything.
+
+How, and what would break without it
+  digest.py    one number for what a stage's code does. Snakemake never sees imports: an edited
+               library function would leave stale results in place.
+  planning.py  spec: stage, digest and settings as one text. Snakemake compares parameters without
+               their names: swapped values would go unnoticed.
+               reconcile: contents decide, not times. A file put back with an old time would hide
+               what is stale; results without records would be taken as they are.
+  ledger.py    reads Snakemake's records, which dvc.yaml versions beside the results. Without them
+               a clone sees times only, and a changed setting is invisible.
+  process.py   one run a folder, one writer an output, all ending with the run. A killed run would
+               leave jobs that overwrite what the next one makes, and locks to remove by hand.
+  execute.py   `capgap run`: lock, clear what a killed run left, Snakemake.
+  verify.py    `capgap verify`: reads everything. Planning reads small files only, so that it costs
+               seconds; a rotten byte in a checkpoint shows here, in the job that opens the folder,
+               and in `dvc status` once the file's time or size has changed.
+  save.py      `capgap save`: `dvc commit` takes anything, this refuses what is not whole.
+  accept.py    `capgap accept`: keeps results under a refactor, on record.
+  pull.py      `capgap pull`: records and small results only.
+
+The rest of the contract stands elsewhere: rules name a folder by its manifest alone, so Snakemake
+never deletes a checkpoint and content decides (paths.py); artifacts appear whole and are checked
+when opened (artifacts.py); a stage refuses source that changed after planning (stage.py); `rule
+all` asks for every result, for Snakemake counts a job whose input failed as done (Snakefile);
+dvc.yaml keeps the outputs of a rerun in place (persist).
+
+Not covered: versions of libraries, which requirements.lock pins. Parent-death signals are Linux
+only; elsewhere, and on a cluster where jobs outlive the workflow, the lock of each output holds.
 """

@@ -41,7 +41,9 @@ def run(study: str) -> int:
     try:
         with Repo() as repo:
             names = DVCFileSystem(repo=repo, subrepos=False).find(root, dvc_only=True)
-            wanted = small((n.lstrip("/") for n in names), paths.REPORT.format(study=study).rsplit("/", 1)[0])
+            wanted = small(
+                (n.lstrip("/") for n in names), paths.REPORT.format(study=study).rsplit("/", 1)[0]
+            )
             repo.pull(targets=[str(RECORDS), *wanted])
     except (DvcException, FileNotFoundError) as error:
         raise CapgapError(

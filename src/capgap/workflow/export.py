@@ -1,0 +1,195 @@
+"""
+Hand over the final student as a plain Hugging Face folder with a model card: `capgap export`.
+
+IN   results/<study>/final/, law/law.json, the metrics of its teacher
+OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+import yaml
+
+from capgap import paths
+from capgap.artifacts import open_folder, sha256
+from capgap.config import (
+    FilesCorpus,
+    HubCorpus,
+    HubTeacher,
+    PackageCorpus,
+    PackageTeacher,
+    PretrainedTeacher,
+    Study,
+    load_study,
+)
+from capgap.errors import CapgapError
+from capgap.records import FinalRecord, LawRecord, Lineage, Metrics
+from capgap.stage import run_stage
+
+CARD = """
+# {name}
+
+A language model of {params:,} parameters without embeddings ({total:,} in all), pruned from its
+teacher and distilled from it. The teacher was chosen by the law of capacity gap, as measured in the
+study `{study}`.
+
+| | |
+|---|---|
+| teacher | {teacher} |
+| distillation tokens | {tokens:,} |
+| seed | {seed} |
+| law | {law} |
+| choice | {choice} |
+| test loss | {loss:.4f} nats per token |
+| test bits per byte | {bits:.4f} |
+| regret | {regret:.4f} nats above the best alternative tried |
+| teacher's test loss | {teacher_loss:.4f} nats per token |
+
+{sentence}
+
+## Data
+
+{data}. Licence of the data: {data_licence}.
+
+## Licences
+
+Licence of the teacher: {teacher_licence}. Licence of this model: {licence}.
+
+## How it was made
+
+```bash
+capgap run --study {study_file}
+capgap export --study {study_file} --out {out_name}
+```
+
+SHA-256 of `model.safetensors`: `{weights}`
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{out_name}")
+tokenizer = AutoTokenizer.from_pretrained("{out_name}")
+```
+"""
+
+
+def run(
+    study_file: Path,
+    out: Path,
+    licence: str | None = None,
+    data_licence: str | None = None,
+    teacher_licence: str | None = None,
+) -> None:
+    """Write the folder. Raises CapgapError when a licence is unknown, or `out` exists."""
+    study = load_study(study_file)
+    if out.exists():
+        raise CapgapError(f"{out} exists already; name another folder or delete it")
+    model = open_folder(paths.FINAL_MODEL.format(study=study.study))
+    final = FinalRecord.read(paths.FINAL.format(study=study.study))
+    law = LawRecord.read(paths.LAW.format(study=study.study))
+    lineage = Lineage.read(model / "lineage.json")
+    teacher = Metrics.read(paths.TEACHER_METRICS.format(study=study.study, teacher=lineage.teacher))
+    row = next(row for row in final.rows if row.teacher == lineage.teacher)
+    data, known = _data(study)
+    data_licence = _required(data_licence or known, "data", data)
+    source, known = _teacher(study, lineage.teacher)
+    teacher_licence = _required(teacher_licence or known, "teacher", source)
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns(paths.MANIFEST))
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": licence or "other",
+        "tags": ["knowledge-distillation", "pruning", "capgap"],
+    }
+    card = CARD.format(
+        name=out.name,
+        params=lineage.params.non_embedding,
+        total=lineage.params.total,
+        study=study.study,
+        teacher=f"{lineage.teacher}: {source}, "
+        f"{teacher.lineage.params.non_embedding:,} parameters without embeddings",
+        tokens=lineage.tokens,
+        seed=lineage.seed,
+        law=law.verdict,
+        choice=final.choice.basis_note,
+        loss=row.test_loss_nats_per_token,
+        bits=row.test_bits_per_byte,
+        regret=final.regret_nats,
+        teacher_loss=teacher.test.loss_nats_per_token,
+        sentence=final.sentence,
+        data=data,
+        data_licence=data_licence,
+        teacher_licence=teacher_licence,
+        licence=licence or "not stated; it follows from those of the data and the teacher",
+        study_file=study_file,
+        out_name=out.name,
+        weights=sha256(model / "model.safetensors"),
+    )
+    text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _required(licence: str | None, what: str, source: str) -> str:
+    if not licence:
+        raise CapgapError(f"the licence of {source} is not known; give --{what}-licence")
+    return licence
+
+
+def _data(study: Study) -> tuple[str, str | None]:
+    """The corpus in words, and its licence where its package states one."""
+    match study.corpus:
+        case PackageCorpus(package=package, pattern=pattern):
+            return f"`{pattern}` of the Python package `{package}`", _package_licence(package)
+        case HubCorpus(dataset=dataset, revision=revision):
+            return f"data set `{dataset}` of the Hugging Face hub at {revision}", None
+        case FilesCorpus(pattern=pattern):
+            return f"local files `{pattern}`", None
+    raise AssertionError(study.corpus)
+
+
+def _teacher(study: Study, name: str) -> tuple[str, str | None]:
+    """The teacher's origin in words, and its licence where it is known."""
+    match study.teachers[name]:
+        case PretrainedTeacher():
+            return "trained from random weights on the same data", "that of the data"
+        case PackageTeacher(package=package):
+            return f"from the Python package `{package}`", _package_licence(package)
+        case HubTeacher(model=model, revision=revision):
+            return f"`{model}` of the Hugging Face hub at {revision}", None
+    return "a local folder", None
+
+
+def _package_licence(package: str) -> str | None:
+    """What an installed package states about its licence."""
+    try:
+        stated = metadata(package)
+    except PackageNotFoundError:
+        return None
+    text = stated.get("License-Expression") or stated.get("License") or ""
+    return text.strip().split("\n")[0] or None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap export`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap export",
+        description="Write the final student as a Hugging Face folder with a model card.",
+    )
+    parser.add_argument(
+        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--licence", help="licence of the model, as the hub abbreviates it")
+    parser.add_argument("--data-licence", help="licence of the data, if its package does not say")
+    parser.add_argument("--teacher-licence", help="licence of the teacher, likewise")
+    args = parser.parse_args(argv)
+    run(args.study, args.out, args.licence, args.data_licence, args.teacher_licence)
+    print(f"{args.out}: model, tokenizer and model card")
+
+
+if __name__ == "__main__":
+    run_stage(main)

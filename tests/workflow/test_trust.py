@@ -1,0 +1,137 @@
+"""Nothing failed, stale or damaged passes for a result; what is accepted by hand is written down."""
+
+import json
+import sys
+
+import pytest
+from repository import RESULTS, edit_distillation_loss
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS = f"{RESULTS}/teachers/t6k/model/model.safetensors"
+
+
+@pytest.fixture
+def damaged(study):
+    """A study with one flipped bit in a teacher's weights."""
+    data = bytearray((study / WEIGHTS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (study / WEIGHTS).write_bytes(data)
+    return study
+
+
+def law_settings(study):
+    study["law"]["resamples"] = 120
+
+
+def shell_command(study, output):
+    """The command that made an output, as Snakemake has it on record."""
+    from capgap.workflow import ledger
+
+    path = study / ledger.location(ledger.RECORDS, f"{RESULTS}/{output}")
+    return json.loads(path.read_text())["shellcmd"].split(">")[0]
+
+
+def test_failed_job_and_all_behind_it_stay_undone(study):
+    choose = study / "src/capgap/choose.py"
+    sound = choose.read_text()
+    study.configure(law_settings)
+    body = "\ndef main(argv=None):\n    raise CapgapError('broken on purpose')\n\n"
+    broken = sound.replace('\nif __name__ == "__main__":', body + '\nif __name__ == "__main__":')
+    assert broken != sound
+    choose.write_text(broken)
+    assert study.capgap("run", check=False).returncode
+    choose.write_text(sound)
+    expected = {
+        "choose_teacher law",
+        "compare_final final",
+        "write_headline .",
+        "write_report report",
+    }
+    assert study.planned() == expected
+    assert study.capgap("save", check=False).returncode
+
+
+def test_source_edited_after_planning_is_refused(study):
+    command = shell_command(study, "law/law.json")
+    law = (study / f"{RESULTS}/law/law.json").read_bytes()
+    path = study / "src/capgap/fit.py"
+    text = path.read_text()
+    start = text.index("def run(")
+    body = text.index('"""', text.index('"""', start) + 3) + 3
+    path.write_text(text[:body] + "\n    print('other')" + text[body:])
+    result = study.command(
+        "bash", "-c", command, check=False, PATH=f"{sys.prefix}/bin:/usr/bin:/bin"
+    )
+    assert result.returncode == 1
+    assert "the source of capgap.fit changed after the run was planned; run again" in result.stderr
+    assert (study / f"{RESULTS}/law/law.json").read_bytes() == law
+
+
+def test_flipped_bit_is_named_by_verify(damaged):
+    result = damaged.capgap("verify", check=False)
+    assert result.returncode == 1
+    assert f"{WEIGHTS} has other contents than its manifest says" in result.stderr
+    assert "1 result(s)" in result.stderr
+
+
+def test_flipped_bit_is_named_by_the_job_that_reads_it(damaged):
+    command = shell_command(damaged, "teachers/t6k/metrics.json")
+    before = (damaged / f"{RESULTS}/teachers/t6k/metrics.json").read_bytes()
+    result = damaged.command(
+        "bash", "-c", command, check=False, PATH=f"{sys.prefix}/bin:/usr/bin:/bin"
+    )
+    assert result.returncode == 1
+    assert f"{WEIGHTS} has other contents" in result.stderr
+    assert f"dvc pull {RESULTS}/teachers/t6k/model" in result.stderr
+    assert (damaged / f"{RESULTS}/teachers/t6k/metrics.json").read_bytes() == before
+
+
+def test_flipped_bit_is_named_by_dvc(damaged):
+    assert f"modified:           {RESULTS}" in damaged.dvc("status").stdout
+    assert WEIGHTS in damaged.dvc("data", "status", "--granular").stdout
+
+
+def test_damaged_manifest_is_named(study):
+    manifest = study / f"{RESULTS}/tokens/manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    result = study.capgap("verify", check=False)
+    assert f"{RESULTS}/tokens/manifest.json is damaged" in result.stderr
+
+
+def test_refactor_is_accepted_with_a_reason_and_written_down(study):
+    edit_distillation_loss(study)
+    before = study.contents()
+    listed = study.capgap("accept").stdout
+    assert "distill:" in listed
+    assert "pretrain:" not in listed
+    assert study.contents() == before
+    study.capgap("accept", "--reason", "scale is applied elsewhere", "--by", "Ada")
+    assert study.planned() == set()
+    entries = json.loads((study / f"{RESULTS}/accepted.json").read_text())
+    assert {entry["stage"] for entry in entries} == {"distill"}
+    assert entries[0]["by"] == "Ada"
+    assert entries[0]["reason"] == "scale is applied elsewhere"
+    assert entries[0]["source_before"] != entries[0]["source_now"]
+    assert len(entries[0]["outputs"]) == 12  # model, curve, record of two runs and two final runs
+    after = study.contents()
+    after.pop("accepted.json")
+    assert after == before
+    assert "nothing to accept" in study.capgap("accept").stdout
+
+
+def test_accepting_does_not_hide_a_changed_setting(study):
+    edit_distillation_loss(study)
+    study.configure(lambda data: data["distill"].update(temperature=2.0))
+    study.capgap("accept", "--reason", "refactor")
+    assert "distill_student students/3k/pruned-t6k/from-t6k/tokens-5k/seed-0" in study.planned()
+
+
+def test_accepting_refuses_damaged_results(damaged):
+    edit_distillation_loss(damaged)
+    result = damaged.capgap("accept", "--reason", "refactor", check=False)
+    assert result.returncode == 1
+    assert "nothing was accepted" in result.stderr
+    assert WEIGHTS in result.stderr
+    assert not (damaged / f"{RESULTS}/accepted.json").exists()
+    assert damaged.planned() != set()
