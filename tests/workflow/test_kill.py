@@ -130,4 +130,4 @@ def test_second_run_in_a_folder_is_refused(study):
     assert "another run is active in this folder" in result.stderr
     holder.kill()
     holder.wait()
-    assert "nothing to do" in study.capgap("run").stdout
+    assert "nothing to do" in study.capgap("run").stderr
