@@ -11,6 +11,8 @@ import pytest
 from processes import alive, start, wait_for
 from repository import RESULTS
 
+pytestmark = pytest.mark.slow
+
 RUN = "students/3k/pruned-t6k/from-t6k/tokens-5k/seed-0"
 
 
@@ -73,8 +75,6 @@ def test_twenty_kills_at_random_moments_change_nothing(finished, study):
 CLAIM = """
 import os, sys, time
 from capgap.workflow.process import claim_output
-
-pytestmark = pytest.mark.slow
 claim = claim_output("out/model")
 open(sys.argv[1], "w").close()
 time.sleep(float(sys.argv[2]))
