@@ -1,5 +1,6 @@
 """Clone and pull, check out and back: nothing runs."""
 
+import pytest
 from repository import RESULTS, scramble_times
 
 
@@ -17,6 +18,7 @@ def test_clone_and_pull_run_nothing_whatever_the_times(finished, tmp_path):
     assert "recommended" in said
 
 
+@pytest.mark.slow
 def test_checkout_of_another_commit_and_back_runs_nothing(study):
     def law(data):
         data["law"]["resamples"] = 120
@@ -35,6 +37,7 @@ def test_checkout_of_another_commit_and_back_runs_nothing(study):
         assert "up to date" in study.dvc("status").stdout
 
 
+@pytest.mark.slow
 def test_saving_refuses_what_is_not_up_to_date(study):
     def law(data):
         data["law"]["resamples"] = 120
@@ -48,6 +51,7 @@ def test_saving_refuses_what_is_not_up_to_date(study):
     assert (study / "dvc.lock").read_text() == lock
 
 
+@pytest.mark.slow
 def test_saving_refuses_a_damaged_result(study):
     weights = study / RESULTS / "teachers/t6k/model/model.safetensors"
     data = bytearray(weights.read_bytes())
