@@ -40,6 +40,8 @@ COMMANDS = {
 
 def main() -> None:
     """Dispatch `capgap <command> ...` to the module `python -m` would run."""
+    if sys.argv[1:2] == ["law"]:  # `capgap law fit` reads better where there is no study
+        sys.argv.pop(1)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):
         print(f"capgap {__version__}")

@@ -249,7 +249,7 @@ class StartExplains(Record):
 
     n_cells: int
     r_squared_start: float
-    r_squared_teacher: float  # by teacher size
+    r_squared_teacher: float  # by log T/S and its square
     r_squared_both: float
     p_teacher: float  # F test: teacher size explains nothing beyond the start
     p_start: float  # F test: the start explains nothing beyond teacher size
@@ -288,7 +288,7 @@ class ArmEffects(Record):
 class Claim(Record):
     """One claim of the law and what the runs say about it."""
 
-    name: Literal["interior", "linear", "ratio", "all_budgets"]
+    name: Literal["interior", "proportional", "ratio", "all_budgets"]
     answer: Literal["yes", "no", "unknown"]
     reason: str
 

@@ -26,7 +26,7 @@ import statsmodels.api as sm
 from capgap.law.study import Fit
 from capgap.law.surface import Surface
 from capgap.law.target import Target, beyond, target_of
-from capgap.law.words import about, listed
+from capgap.law.words import about, budget, listed
 from capgap.records import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
 
 DRAWS = 2000
@@ -96,7 +96,7 @@ def recommend(
         exhaustive_flops=everything,
         saved_flops=everything - ranked[0].train_flops,
         pilot_flops=pilot_flops,
-        notes=_notes(law, target, tie, teachers, student),
+        notes=_notes(law, target, tie, teachers, tokens),
     )
 
 
@@ -299,9 +299,15 @@ def _without(law: LawRecord, student: int, tokens: int) -> float | None:
 
 
 def _notes(
-    law: LawRecord, target: Target, tie: list[str], teachers: dict[str, int], student: int
+    law: LawRecord, target: Target, tie: list[str], teachers: dict[str, int], tokens: int
 ) -> list[str]:
     notes = []
+    budgets = [line.tokens for line in law.lines]
+    if len(budgets) == 1 and budgets[0] != tokens:
+        notes.append(
+            f"the pilot had one budget: losses are those expected at {budget(budgets[0])}, and T* "
+            "may move with tokens"
+        )
     if len(tie) > 1:
         cheapest = min(tie, key=lambda name: (teachers[name], name))
         notes.append(

@@ -44,7 +44,7 @@ BOX = {  # limits of the grid of starts
 def log_supervised(
     constants: Mapping[str, complex], student_N: np.ndarray, tokens_N: np.ndarray
 ) -> np.ndarray:
-    """Log loss of students trained on the data alone; `constants` as SUPERVISED, real or complex."""
+    """Log loss of students trained on the data alone; `constants` named as in SUPERVISED."""
     c = constants
     inner_N = logadd(
         np.log(c["A"]) - c["a"] * np.log(student_N), np.log(c["B"]) - c["b"] * np.log(tokens_N)

@@ -5,19 +5,20 @@ The law makes four claims; each is judged yes, no or unknown:
 
   interior     At a fixed student size the best teacher stands inside the range. A student and
                budget speaks for it with an interior shape, and against it with a flat one, or with
-               a monotone or saturating one whose bound excludes the published ratio; otherwise it
-               is silent. Needs three that speak. yes: more than half speak for it, no: fewer.
-  linear       T* grows in proportion to S. no: at some budget the log-log slope's interval excludes
-               1 or the line's slope is not above 0 with its whole interval below it. yes: at some
-               budget the slope's interval lies above 0 and the log-log interval holds 1, and
-               nothing says no.
-  ratio        The slope is the published one. Judged where `linear` is yes: no if some budget's
-               interval excludes it, yes otherwise.
+               a monotone one although the published ratio lies well inside the teachers tried;
+               otherwise it is silent. Needs two that speak. yes: more than half of them speak for
+               it, no: fewer.
+  proportional T* grows in proportion to S, as "2.5 times" says; a line with a large intercept is
+               linear without being that. no: at some budget the interval of the log-log slope
+               excludes 1, or that of the slope lies wholly at or below 0. yes: at some budget the
+               slope's interval lies above 0 and the log-log interval holds 1, and nothing says no.
+  ratio        The slope is the published one. no: some budget's interval excludes it. yes: at some
+               budget the interval holds it and lies above 0, and nothing says no.
   all budgets  The optimum does not move with tokens at a fixed student. no: the interval of the
                elasticity of T* by D excludes 0. yes: it holds 0 and lies within 0.25 of it.
 
-Overall: contradicted if any claim is judged no; supported if `interior`, `linear` and `ratio` are
-yes (at the budgets tried, if the fourth is unknown); inconclusive otherwise.
+Overall: contradicted if any claim is judged no; supported if `interior`, `proportional` and `ratio`
+are yes (at the budgets tried, if the fourth is unknown); inconclusive otherwise.
 
 The cause, from the control arms, where the main arm has an interior optimum:
 
@@ -39,7 +40,7 @@ from capgap.law.words import about, budget, listed
 from capgap.records import ArmEffects, Claim, Interval, Line, Optimum, Overall, SurfaceFit
 
 EQUAL = 0.25  # elasticity by tokens that counts as none: 4 times the tokens move T* by 1.4 at most
-LEAST = 3  # students that must speak
+LEAST = 2  # curves that must speak
 
 
 def overall_of(
@@ -52,7 +53,7 @@ def overall_of(
     """Judge the claims, the law and its cause."""
     claims = [
         _interior(optima, published_slope),
-        _linear(lines),
+        _proportional(lines),
         _ratio(lines),
         _budgets(optima, surface),
     ]
@@ -61,7 +62,7 @@ def overall_of(
     if against:
         status = "contradicted"
         reason = "; ".join(claim.reason for claim in against)
-    elif all(answer[name] == "yes" for name in ("interior", "linear", "ratio")):
+    elif all(answer[name] == "yes" for name in ("interior", "proportional", "ratio")):
         status = "supported"
         reason = claims[1].reason
         if answer["all_budgets"] == "unknown":
@@ -101,11 +102,11 @@ def _speaks(optimum: Optimum, published_slope: float) -> bool | None:
     return False if inside and optimum.shape == "monotone" else None
 
 
-def _linear(lines: list[Line]) -> Claim:
+def _proportional(lines: list[Line]) -> Claim:
     fitted = [line for line in lines if line.status == "fitted"]
     if not fitted:
         reasons = "; ".join(dict.fromkeys(line.reason for line in lines))
-        return Claim(name="linear", answer="unknown", reason=reasons)
+        return Claim(name="proportional", answer="unknown", reason=reasons)
     against, pro = [], []
     for line in fitted:
         where = f"at {budget(line.tokens)}"
@@ -116,33 +117,30 @@ def _linear(lines: list[Line]) -> Claim:
         elif line.slope.low is not None and line.slope.low > 0:
             pro.append(f"{where} T* grows with S by {line.slope.value:.3g}")
     if against:
-        return Claim(name="linear", answer="no", reason="; ".join(against))
+        return Claim(name="proportional", answer="no", reason="; ".join(against))
     if pro:
-        return Claim(name="linear", answer="yes", reason="; ".join(pro))
+        return Claim(name="proportional", answer="yes", reason="; ".join(pro))
     return Claim(
-        name="linear",
+        name="proportional",
         answer="unknown",
         reason="the interval of the slope holds 0 at every budget",
     )
 
 
 def _ratio(lines: list[Line]) -> Claim:
-    grows = [
-        line
-        for line in lines
-        if line.status == "fitted" and line.slope.low is not None and line.slope.low > 0
-    ]
-    if not grows:
-        return Claim(name="ratio", answer="unknown", reason="no budget shows that T* grows with S")
-    outside = [line for line in grows if not line.published_slope_inside]
+    fitted = [line for line in lines if line.status == "fitted"]
+    outside = [line for line in fitted if not line.published_slope_inside]
+    grows = [line for line in fitted if line.slope.low is not None and line.slope.low > 0]
     use = outside or grows
+    if not use:
+        return Claim(name="ratio", answer="unknown", reason="no budget shows that T* grows with S")
     slopes = listed(f"{line.slope.value:.3g} at {budget(line.tokens)}" for line in use)
     word = "excludes" if outside else "holds"
     return Claim(
         name="ratio",
         answer="no" if outside else "yes",
         reason=f"the interval of the slope ({slopes}) {word} the published "
-        f"{grows[0].published_slope:g}",
+        f"{use[0].published_slope:g}",
     )
 
 
@@ -209,6 +207,9 @@ def sentence(overall: Overall, optima: list[Optimum]) -> str:
     }[overall.status]
     text = f"{text}: {overall.reason}"
     if overall.cause == "init":
-        text += f". The optimum comes from the pruned start rather than the teacher ({overall.cause_reason})"
+        text += (
+            f". The optimum comes from the pruned start rather than the teacher "
+            f"({overall.cause_reason})"
+        )
     students = sorted({o.student_params_non_embedding for o in optima})
     return f"{text}. Students of {about(students[0])} to {about(students[-1])} parameters."

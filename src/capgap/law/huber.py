@@ -24,7 +24,7 @@ DELTA = 1e-4  # of the Huber loss, in log loss (arXiv 2502.08606)
 STARTS = 256  # points of the grid, a power of two
 TRIES = 6  # of them from which L-BFGS runs
 STEP = 1e-30  # of the complex step; no difference is taken, so it may be this small
-FIRST, LAST = 200, 5000  # iterations of L-BFGS from a start, and from the polished end
+FIRST, LAST = 80, 2000  # iterations of L-BFGS from a start, and from the polished end
 SETTLED = 1e-6  # share of the objective; a restart that gains less has converged
 OPEN = 1e-7  # a direction this much flatter than the steepest one counts as open
 

@@ -126,7 +126,7 @@ def locate(
 def limits(low_R: np.ndarray, high_R: np.ndarray, confidence: float) -> tuple[float, float]:
     """Percentile limits over resamples of which each is known to lie in [low, high]."""
     tail = (1 - confidence) / 2
-    skip = int(np.floor(tail * len(low_R)))
+    skip = int(np.floor(tail * len(low_R) + 1e-9))  # 0.05 * 100 is 5
     return float(np.sort(low_R)[skip]), float(np.sort(high_R)[len(high_R) - 1 - skip])
 
 

@@ -119,7 +119,7 @@ def start_test(cells: pd.DataFrame) -> StartExplains | None:
         totals = np.bincount(group_N, values) / np.bincount(group_N)
         return values - totals[group_N]
 
-    log_size = np.log(use["teacher_params"].to_numpy(float))
+    log_size = np.log((use["teacher_params"] / use["student_params"]).to_numpy(float))
     loss_N = within(use["loss"])
     start = np.stack([within(use["start_loss"]), within(use["start_loss"] ** 2)], axis=1)
     teacher = np.stack([within(log_size), within(log_size**2)], axis=1)

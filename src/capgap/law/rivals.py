@@ -1,4 +1,4 @@
-"""The rivals with constants, fitted to a table of runs: which runs, which constants, what status."""
+"""The rivals with constants, fitted to a table: which runs, which constants, what status."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fit_busbridge(cells: pd.DataFrame, tries: int = TRIES) -> tuple[Predict | No
 
 
 def fit_p2(cells: pd.DataFrame, tries: int = TRIES) -> tuple[Predict | None, RivalFit]:
-    """The P2 law on students pruned from teachers whose loss the table has, whatever taught them."""
+    """The P2 law on students pruned from models whose size and loss the table has."""
     if "teacher_loss" not in cells:
         return None, _absent("p2", "the table has no losses of the models that were pruned")
     main = cells[cells["arm"] == "main"]

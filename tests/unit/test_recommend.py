@@ -1,0 +1,238 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from capgap.choose import run as choose
+from capgap.config import Law
+from capgap.errors import CapgapError
+from capgap.law.answer import train_flops
+from capgap.law.simulate import simulate_runs, simulate_study
+from capgap.law.study import law_record
+from capgap.law.target import beyond
+from capgap.recommend import main, run, text
+
+STUDENTS = (60e3, 80e3, 100e3, 130e3, 160e3)
+LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)
+CURVATURE = 0.25
+
+
+def simulate(seed=0, students=STUDENTS, ladder=LADDER, **world):
+    return simulate_runs(np.random.default_rng(seed), students, [ladder] * len(students), **world)
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
+    """Write a table and its law, and return their paths."""
+
+    def write(runs):
+        folder = tmp_path_factory.mktemp("study")
+        (folder / "runs.csv").write_text(runs.to_csv(index=False))
+        (folder / "law.json").write_text(law_record(runs, Law(resamples=200)).to_json())
+        return folder / "law.json", folder / "runs.csv"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def pilot(write):
+    return write(simulate(noise_sd=0.001))
+
+
+@pytest.fixture(scope="module")
+def armed(write):
+    runs = simulate_study(
+        np.random.default_rng(0),
+        (60e3, 100e3, 160e3),
+        tuple(np.geomspace(75e3, 2e6, 6)),
+        budgets=(1_000_000, 4_000_000),
+        arms=("no_teacher", "random_init"),
+    )
+    return write(runs)
+
+
+def test_teachers_are_ranked_by_what_the_truth_says_they_cost(pilot):
+    answer = run(*pilot, student=125_000)
+    assert answer.status == "recommended"
+    assert answer.tokens == 10**6
+    assert answer.teacher_params_star.value == pytest.approx(2.5 * 125e3, rel=0.05)
+    truth = {t: CURVATURE / 2 * np.log(t / (2.5 * 125e3)) ** 2 for t in LADDER if t > 125e3}
+    best = min(truth.values())
+    found = {row.teacher_params_non_embedding: row for row in answer.ranked}
+    assert set(found) == set(truth)  # none that is not larger than the student
+    for size, row in found.items():
+        assert row.predicted_regret.value == pytest.approx(truth[size] - best, abs=0.006)
+        assert row.predicted_regret.low <= truth[size] - best <= row.predicted_regret.high
+        assert row.predicted_loss.value == pytest.approx(4 + truth[size], abs=0.01)
+        assert row.predicted_loss.low < 4 + truth[size] < row.predicted_loss.high
+        assert row.train_flops == train_flops(125e3, size, 1e6)
+    values = [row.predicted_regret.value for row in answer.ranked]
+    assert values == sorted(values)
+    assert answer.within_tie == ["t280000"]
+
+
+def test_rules_of_thumb_are_held_against_it(pilot):
+    rules = {rule.rule: rule for rule in run(*pilot, student=125_000).rules}
+    assert rules["2.5 times"].teacher == "t280000"
+    assert rules["next size up"].teacher == "t150000"
+    assert rules["largest"].teacher == "t990000"
+    at_largest = CURVATURE / 2 * (np.log(990 / 312.5) ** 2 - np.log(280 / 312.5) ** 2)
+    assert rules["largest"].expected_regret_nats == pytest.approx(at_largest, abs=0.01)
+    assert rules["no teacher"].expected_regret_nats is None
+    assert rules["no teacher"].train_flops == 6 * 125e3 * 1e6
+
+
+def test_the_arm_without_a_teacher_prices_doing_without(armed):
+    rules = {rule.rule: rule for rule in run(*armed, student=100_000, tokens=10**6).rules}
+    sizes = np.geomspace(75e3, 2e6, 6)[1:]
+    gain = 0.2 * np.mean(1 - 100e3 / sizes)
+    assert rules["no teacher"].expected_regret_nats == pytest.approx(gain, abs=0.005)
+
+
+def test_compute_by_hand():
+    assert train_flops(3e9, 7e9, 1e11) == 1e11 * (18e9 + 14e9)
+
+
+def test_compute_saved_is_that_of_the_other_teachers(pilot):
+    answer = run(*pilot, student=125_000)
+    every = [train_flops(125e3, t, 1e6) for t in LADDER[1:]]
+    assert answer.exhaustive_flops == pytest.approx(sum(every))
+    assert answer.saved_flops == pytest.approx(sum(every) - train_flops(125e3, 280e3, 1e6))
+    pilot_flops = sum(2 * train_flops(s, t, 1e6) for s in STUDENTS for t in LADDER)
+    assert answer.pilot_flops == pytest.approx(pilot_flops)
+
+
+def test_teachers_may_be_sizes_or_names(pilot):
+    answer = run(*pilot, student=125_000, teachers=["200k", "t530000", "300k"])
+    assert answer.ranked[0].teacher == "300k"
+    sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
+    assert sizes == {"200k": 200_000, "t530000": 530_000, "300k": 300_000}
+
+
+def test_how_far_it_extrapolates(pilot):
+    answer = run(*pilot, student=320_000, tokens=3 * 10**6, teachers=["800k", "3M", "9M"])
+    assert answer.student_extrapolation == pytest.approx(2)
+    assert answer.tokens_extrapolation == pytest.approx(3)
+    assert answer.teacher_extrapolation == 1
+    shown = text(answer, 0.005)
+    assert "student size lies 2 times beyond" in shown
+    assert "token budget lies 3 times beyond" in shown
+    assert "the pilot had one budget" in shown
+    inside = run(*pilot, student=125_000)
+    assert inside.student_extrapolation == inside.tokens_extrapolation == 1
+    assert "beyond the pilot" not in text(inside, 0.005)
+
+
+def test_beyond_by_hand():
+    assert [beyond(x, [2.0, 4.0]) for x in (1, 2, 3, 4, 8)] == [2, 1, 1, 1, 2]
+
+
+def test_the_surface_answers_between_budgets(armed):
+    answer = run(*armed, student=100_000, tokens=2_000_000)
+    assert answer.basis == "surface"
+    # help / damage = 2.5, growing as tokens to the power 0.3
+    assert answer.teacher_params_star.value == pytest.approx(2.5 * 2**0.3 * 1e5, rel=0.1)
+    assert answer.tokens_extrapolation == 1
+    assert any("the start made the difference" in note for note in answer.notes)
+
+
+def test_at_a_budget_of_the_table_the_line_answers(armed):
+    assert run(*armed, student=100_000, tokens=4_000_000).basis == "line"
+
+
+@pytest.mark.parametrize(
+    ("world", "reason"),
+    [
+        ({"curvature": 0}, "the teacher hardly matters, and the smallest one is the cheapest"),
+        ({"students": (25e3, 50e3), "slope": 1}, "only bounded"),
+    ],
+)
+def test_it_abstains_where_the_data_cannot_say(write, world, reason):
+    answer = run(*write(simulate(**world)), student=70_000)
+    assert answer.status == "abstains"
+    assert reason in answer.reason
+    assert "No recommendation for a student of 70k at 1M tokens" in text(answer, 0.005)
+    assert answer.ranked[0].teacher_params_non_embedding > 70_000
+
+
+def test_on_flat_curves_the_cheapest_comes_first(write):
+    answer = run(*write(simulate(curvature=0)), student=70_000)
+    sizes = [row.teacher_params_non_embedding for row in answer.ranked]
+    assert sizes == sorted(sizes)
+
+
+def test_an_interval_over_all_teachers_offered_abstains(write):
+    runs = simulate(students=STUDENTS[::2], scatter_sd=0.3, seed=3)
+    answer = run(*write(runs), student=110_000, teachers=["250k", "290k"])
+    assert answer.teacher_params_star.low is None or answer.teacher_params_star.low < 250e3
+    assert answer.status == "abstains"
+    assert "spans all teachers on offer" in answer.reason
+
+
+def test_the_choice_of_the_workflow_is_the_same_answer(pilot):
+    choice = choose(*pilot, student=125_000, tokens=10**6)
+    answer = run(*pilot, student=125_000, tokens=10**6)
+    assert choice.recommendation == answer
+    assert choice.chosen == answer.ranked[0].teacher
+    assert choice.teacher_params_star == answer.teacher_params_star
+
+
+def test_a_choice_that_had_to_guess_says_so(write):
+    choice = choose(*write(simulate(curvature=0)), student=70_000, tokens=10**6)
+    assert "The recommendation abstains, this is a guess" in choice.basis_note
+
+
+def test_what_cannot_be_asked_is_refused(pilot, write):
+    with pytest.raises(CapgapError, match="--teachers: 'huge' is neither a teacher of the table"):
+        run(*pilot, student=125_000, teachers=["huge"])
+    with pytest.raises(CapgapError, match="--teachers: no teacher is larger than the student"):
+        run(*pilot, student=125_000, teachers=["100k"])
+    with pytest.raises(CapgapError, match="--student is 0"):
+        run(*pilot, student=0)
+    other = write(simulate(students=STUDENTS[:3]))
+    with pytest.raises(CapgapError, match="do not belong together"):
+        run(pilot[0], other[1], student=125_000)
+
+
+def test_command_line(pilot, tmp_path, capsys):
+    law, runs = map(str, pilot)
+    out = tmp_path / "answer.json"
+    options = ["--law", law, "--runs", runs, "--student", "125k"]
+    main([*options, "--json", "--out", str(out)])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(out.read_text())
+    assert printed["ranked"][0]["teacher"] == "t280000"
+    main([*options, "--teachers", "200k, 300k"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("For a student of 125k at 1M tokens: 300k. Basis: the line over 5")
+    assert "T* = 3" in shown
+    assert "rule 'largest' (300k)" in shown
+    assert "% saved" in shown
+
+
+def test_the_inverse_on_the_command_line(pilot, capsys):
+    main(["--law", str(pilot[0]), "--runs", str(pilot[1]), "--fits", "250k"])
+    sentence = capsys.readouterr().out
+    assert "a teacher of 250k is the optimum of a student of" in sentence
+    value = float(sentence.split("student of ")[1].split("k")[0])
+    assert value == pytest.approx(100, abs=5)
+    with pytest.raises(SystemExit):
+        main(["--law", str(pilot[0]), "--runs", str(pilot[1])])
+
+
+def test_a_single_teacher_on_offer_is_ranked_alone(pilot):
+    answer = run(*pilot, student=125_000, teachers=["300k"])
+    assert [row.teacher for row in answer.ranked] == ["300k"]
+    assert answer.ranked[0].predicted_regret.value == 0
+    assert answer.saved_flops == 0
+
+
+def test_the_same_input_gives_the_same_bytes(pilot):
+    assert run(*pilot, student=125_000).to_json() == run(*pilot, student=125_000).to_json()
+
+
+def test_one_seed_still_answers_with_what_scatter_allows(write):
+    answer = run(*write(simulate(seeds=1, noise_sd=0.001)), student=110_000)
+    assert answer.teacher_params_star.low is not None
+    assert pd.notna(answer.ranked[0].predicted_loss.value)
