@@ -23,6 +23,7 @@ from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
 from capgap.summary import run as print_summary
+from capgap.workflow import ledger
 from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run
 
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
@@ -36,8 +37,15 @@ class Pending(NamedTuple):
 
 
 def clear_leftovers(root: Path) -> None:
-    """Remove what a killed run left: Snakemake's locks and unfinished temporary artifacts."""
+    """Remove what a killed run left: locks, temporary artifacts, outputs that were not recorded.
+
+    Snakemake remakes unfinished outputs that it knows of at its start, not those behind the
+    checkpoint: it would take them as they are, and without a record.
+    """
     shutil.rmtree(SNAKEMAKE_LOCKS, ignore_errors=True)
+    for output in ledger.unfinished(root):
+        Path(output).unlink(missing_ok=True)
+        ledger.location(ledger.UNFINISHED, output).unlink()
     for path in root.rglob(".*.tmp") if root.is_dir() else []:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -36,6 +36,7 @@ def run(study: str) -> int:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc_data.index import DataIndexDirError
 
     root = paths.ROOT.format(study=study)
     try:
@@ -45,7 +46,7 @@ def run(study: str) -> int:
                 (n.lstrip("/") for n in names), paths.REPORT.format(study=study).rsplit("/", 1)[0]
             )
             repo.pull(targets=[str(RECORDS), *wanted])
-    except (DvcException, FileNotFoundError) as error:
+    except (DvcException, DataIndexDirError, FileNotFoundError) as error:
         raise CapgapError(
             f"the results of study {study} cannot be fetched: {error}. "
             "Is the remote right (dvc remote list), and did its author push (dvc push)?"

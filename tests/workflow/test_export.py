@@ -1,0 +1,46 @@
+"""The final student as a folder that needs nothing of this project."""
+
+import json
+import sys
+
+import yaml
+from repository import RESULTS
+
+LOAD = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("out")
+ids = AutoTokenizer.from_pretrained("out")("the law of a river", return_tensors="pt").input_ids
+print(model(ids).logits.shape[-1], model.config.vocab_size)
+"""
+
+
+def test_final_student_is_exported_with_a_model_card(study):
+    study.capgap("export", "--out", "out", "--data-licence", "CC0-1.0", "--licence", "apache-2.0")
+    assert not (study / "out/manifest.json").exists()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        exported = (study / "out" / name).read_bytes()
+        assert exported == (study / RESULTS / "final/model" / name).read_bytes()
+    head, card = (study / "out/README.md").read_text().split("---\n")[1:3]
+    assert yaml.safe_load(head)["license"] == "apache-2.0"
+    final = json.loads((study / RESULTS / "final/final.json").read_text())
+    row = next(r for r in final["rows"] if r["teacher"] == final["choice"]["chosen"])
+    for text in (
+        final["choice"]["chosen"],
+        f"{row['test_loss_nats_per_token']:.4f} nats per token",
+        "Licence of the data: CC0-1.0",
+        "Licence of the teacher: that of the data",
+        "capgap run --study config.yaml",
+        str(study.path),
+    ):
+        assert (text in card) == (text != str(study.path)), text
+    logits, vocabulary = study.command(sys.executable, "-c", LOAD).stdout.split()
+    assert logits == vocabulary
+
+
+def test_export_refuses_an_unknown_licence_and_an_existing_folder(study):
+    result = study.capgap("export", "--out", "out", check=False)
+    assert result.returncode == 1
+    assert "give --data-licence" in result.stderr
+    assert not (study / "out").exists()
+    result = study.capgap("export", "--out", "corpus", "--data-licence", "CC0-1.0", check=False)
+    assert "corpus exists already" in result.stderr
