@@ -19,7 +19,7 @@ setup: $(READY)
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or set PYTHON"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; 3.11 or newer is needed, set PYTHON"; exit 1; }
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian: apt install python3-venv)"; exit 1; }
 	@echo "installing pinned packages into $(VENV) (once, a few minutes)"
 	@# torch with what its build needs (CUDA libraries, where it is a CUDA build), the rest as pinned
 	@$(PIP) --constraint requirements.lock torch==$(TORCH)

@@ -20,6 +20,8 @@ from pathlib import Path
 from capgap.errors import CapgapError
 from capgap.paths import MANIFEST
 
+FULL_BYTES = 2**16  # a disk with less free space is full
+
 
 def folder_of(path: str | Path) -> Path:
     """The folder that a path names, given as the folder itself or as its manifest."""
@@ -62,8 +64,10 @@ def _temporary(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except CapgapError:
+        raise
+    except Exception as error:
+        if disk_is_full(out, error):
             raise CapgapError(
                 f"{out}: no space left on the disk; nothing was kept of it. "
                 "Free some space and run again: what was finished before is intact"
@@ -74,6 +78,17 @@ def _temporary(out: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
+    """Whether a write failed for want of space, or without an error, whether there is none left.
+
+    NumPy and safetensors raise errors of their own that do not carry the system's number.
+    """
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    there = next(p for p in Path(path).absolute().parents if p.is_dir())
+    return shutil.disk_usage(there).free < FULL_BYTES
 
 
 def describe(folder: Path) -> dict:
@@ -116,9 +131,12 @@ def open_folder(path: str | Path) -> Path:
     """
     folder = folder_of(path)
     if not folder.is_dir():
-        raise CapgapError(f"{folder}: no such folder")
+        raise CapgapError(f"{folder}: no such folder; check the path")
     if (folder / MANIFEST).is_file():
-        problems = differences(folder)
+        try:
+            problems = differences(folder)
+        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or no manifest
+            problems = [f"{folder / MANIFEST} is damaged"]
         if problems:
             raise CapgapError(
                 "; ".join(problems)

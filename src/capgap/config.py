@@ -9,9 +9,10 @@ the same fields as command-line options. This module imports no torch.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -30,12 +31,13 @@ from capgap.shapes import LlamaShape
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
     """A group of settings: unknown keys are errors and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ class TeacherShape(Section):
     heads: int = Field(gt=0, description="query heads per layer")
     kv_heads: int | None = Field(None, gt=0, description="key-value heads, a divisor of heads")
     intermediate: int = Field(gt=0, description="MLP neurons per layer")
-    seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order")
+    seed: Seed = Field(0, description="seed of the initial weights and of the data order")
 
     @model_validator(mode="after")
     def _divides(self):
@@ -285,8 +287,8 @@ class Score(Section):
         64, gt=0, description="training sequences over which importance is averaged"
     )
     sequence_length: int = Field(512, ge=2, description="tokens per calibration sequence")
-    seed: int = Field(
-        0, ge=0, description="seed of the choice of calibration sequences and of random scores"
+    seed: Seed = Field(
+        0, description="seed of the choice of calibration sequences and of random scores"
     )
 
 
@@ -340,13 +342,11 @@ class Grid(Section):
     tokens: list[Annotated[Count, Field(gt=0)]] = Field(
         min_length=1, description="distillation budgets, tokens"
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=1, description="seeds of the data order, one run each"
-    )
+    seeds: list[Seed] = Field(min_length=1, description="seeds of the data order, one run each")
     arms: list[Literal["no_teacher", "random_init", "cross_teacher"]] = Field(
         default_factory=list, description="control arms beside the main one"
     )
-    arm_seeds: list[Annotated[int, Field(ge=0)]] | None = Field(
+    arm_seeds: list[Seed] | None = Field(
         None, min_length=1, description="seeds of the control arms, if not all"
     )
 
@@ -377,7 +377,7 @@ class Law(Section):
         0.005, ge=0, description="teachers this close to the best count as equally good, nats"
     )
     published_slope: float = Field(2.5, gt=0, description="slope the fit is compared with")
-    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+    seed: Seed = Field(0, description="seed of the bootstrap")
 
 
 class Final(Section):
@@ -385,7 +385,7 @@ class Final(Section):
 
     student: Count = Field(gt=0, description="student size, parameters without embeddings")
     tokens: Count = Field(gt=0, description="distillation tokens")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+    seeds: list[Seed] = Field(
         default=[0], min_length=1, description="seeds of the data order, one run each"
     )
 
@@ -459,10 +459,19 @@ def _inconsistencies(study: Study):
                     f"{key}: {format_count(student)} is not smaller than any teacher; the largest, "
                     f"{largest}, has {sizes[largest]:,} parameters without embeddings"
                 )
-    for key in ("students", "tokens", "seeds"):
-        values = getattr(study.grid, key)
+    for section, key in (
+        *(("grid", key) for key in ("students", "tokens", "seeds", "arms", "arm_seeds")),
+        ("final", "seeds"),
+    ):
+        values = getattr(getattr(study, section), key) or []
         if len(set(values)) < len(values):
-            yield f"grid.{key}: the same value stands twice in {values}"
+            yield f"{section}.{key}: the same value stands twice in {values}; leave one out"
+    for first, second in itertools.combinations(study.teachers, 2):
+        if study.teachers[first] == study.teachers[second]:
+            yield (
+                f"teachers.{second}: the same model as teachers.{first}; leave one out, or change "
+                "its shape or seed"
+            )
     if study.final.student in study.grid.students:
         yield (
             f"final.student: {format_count(study.final.student)} is in grid.students; the law is "
@@ -489,8 +498,12 @@ def load_study(source: str | Path | dict) -> Study:
     try:
         return Study.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {line}" for problem in error.errors() for line in _explain(problem, Study)]
-        raise CapgapError(f"{name} has {len(lines)} problem(s):\n" + "\n".join(lines)) from None
+        lines = [line for problem in error.errors() for line in _explain(problem, Study)]
+        found = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
+        text = "\n  ".join([f"{name} has {found}:", *lines])
+        if any(problem["loc"] for problem in error.errors()):
+            text += "\nwhether the sections fit together is looked at once this is mended"
+        raise CapgapError(text) from None
 
 
 def check_section(section: Any, data: dict, where: str) -> Any:
@@ -502,48 +515,118 @@ def check_section(section: Any, data: dict, where: str) -> Any:
         raise CapgapError(f"{where}:\n" + "\n".join(lines)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML, with a key that stands twice in one section an error: the first would be lost."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                mark = node.value[i][0].start_mark
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice in one section", mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise CapgapError(f"{path}: no such file; name a study, for example config.yaml") from None
     except UnicodeDecodeError as error:
         raise CapgapError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line, column = error.problem_mark.line + 1, error.problem_mark.column + 1
+        raise CapgapError(
+            f"{path}, line {line}, column {column}: not valid YAML: {error.problem}"
+        ) from None
     except yaml.YAMLError as error:
         raise CapgapError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise CapgapError(f"{path}: a study is a mapping of keys, got {type(data).__name__}")
+        raise CapgapError(
+            f"{path}: a study is a mapping of keys, got {type(data).__name__}; config.yaml is one"
+        )
     return data
 
 
+# What pydantic says of a wrong type, in words that fit a YAML file.
+WANTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is wanted"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number is wanted"),
+    **dict.fromkeys(
+        ("dict_type", "model_type", "model_attributes_type"), "a section with keys is wanted"
+    ),
+    "list_type": "a list is wanted, like [1, 2]",
+    "string_type": "a text is wanted",
+    "too_short": "at least one is needed",
+}
+
+
 def _explain(problem: dict, root: Any) -> list[str]:
-    """Turn one pydantic problem into sentences with key, value and hint."""
-    key = ".".join(_without_tag([str(part) for part in problem["loc"]], root))
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(root), n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        return [f"{key}: unknown key{hint}"]
-    if problem["type"] == "missing":
-        return [f"{key}: missing"]
-    message = problem["msg"].removeprefix("Value error, ")
+    """Turn one pydantic problem into sentences with key, value, meaning of the key and hint."""
+    kind, loc, value = problem["type"], problem["loc"], problem["input"]
+    if kind == "extra_forbidden":
+        key, _, sections = _place(loc[:-1], root)
+        name = str(loc[-1])
+        return [f"{key + '.' if key else ''}{name}: unknown key{_hint(name, sections, root)}"]
+    key, field, sections = _place(loc, root)
+    if kind.startswith("union_tag"):
+        tags = [tag for section in sections for tag in _tags(section)]
+        got = f"got '{problem['ctx']['tag']}'" if kind == "union_tag_invalid" else "it is missing"
+        return [f"{key + '.' if key else ''}source: must be one of {', '.join(tags)}; {got}"]
+    meaning = f" ({field.description})" if field and not sections else ""
+    if kind == "missing":
+        return [f"{key}: missing{meaning}"]
+    message = WANTED.get(kind) or problem["msg"].removeprefix("Value error, ")
     if not key:
         return message.split("\n")
-    value = problem["input"]
-    got = f", got {value!r}" if not isinstance(value, dict | list | BaseModel) else ""
-    return [f"{key}: {message[0].lower()}{message[1:]}{got}"]
+    got = "nothing" if value is None else repr(value)
+    got = "" if isinstance(value, dict | list | BaseModel) else f", got {got}"
+    return [f"{key}: {message[0].lower()}{message[1:]}{got}{meaning}"]
 
 
-def _without_tag(loc: list[str], root: Any) -> list[str]:
-    """Drop the name of the union member that pydantic puts into a location."""
+def _place(loc: tuple, root: Any) -> tuple[str, Any, list[type[Section]]]:
+    """A pydantic location as (key in the file, its field, sections that may stand there).
+
+    Pydantic puts the members of unions into a location; the file does not know them.
+    """
+    parts, field, sections, named = [], None, _sections(root), False
+    for part in loc:
+        if named:  # a teacher's name
+            named = False
+        elif len(sections) > 1:
+            sections = [section for section in sections if part in _tags(section)]
+            continue
+        elif sections and part in sections[0].model_fields:
+            field = sections[0].model_fields[part]
+            sections, named = _sections(field.annotation), get_origin(field.annotation) is dict
+        elif isinstance(part, str):
+            continue
+        parts.append(str(part))
+    return ".".join(parts), field, sections
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """Section classes in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _tags(section: type[Section]) -> tuple[str, ...]:
+    """Values of `source` that choose a section among its union."""
+    return get_args(section.model_fields["source"].annotation)
+
+
+def _hint(name: str, sections: list[type[Section]], root: Any) -> str:
+    """What an unknown key may have been meant to be, or where it belongs."""
+    own = [key for section in sections for key in section.model_fields]
+    close = difflib.get_close_matches(name, own, n=1)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
     if root is Study:
-        at = {"corpus": 1, "tokenizer": 1, "teachers": 2}.get(loc[0]) if loc else None
-    else:
-        at = None if isinstance(root, type) else 0
-    return loc if at is None else loc[:at] + loc[at + 1 :]
-
-
-def _known_keys(root: Any) -> list[str]:
-    """Every key that a schema mentions anywhere: the pool for 'did you mean'."""
-    schema = TypeAdapter(root).json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return sorted({key for part in parts for key in part.get("properties", {})})
+        for key, field in Study.model_fields.items():
+            if any(name in section.model_fields for section in _sections(field.annotation)):
+                return f" (it belongs into the section '{key}')"
+    return f"; known here: {', '.join(dict.fromkeys(own))}"

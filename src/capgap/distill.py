@@ -18,7 +18,13 @@ from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
 from capgap.records import Lineage, TrainRecord
-from capgap.stage import StageParser, add_job_arguments, count_argument, run_stage
+from capgap.stage import (
+    StageParser,
+    add_job_arguments,
+    count_argument,
+    run_stage,
+    seed_argument,
+)
 
 
 def run(
@@ -106,7 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tokens", required=True, type=count_argument, help="distillation budget, like 2.5M"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data order (default 0)")
+    parser.add_argument(
+        "--seed", type=seed_argument, default=0, help="seed of the data order (default 0)"
+    )
     add_job_arguments(parser)
     args, settings = parser.parse(argv)
     record = run(

@@ -25,6 +25,8 @@ from capgap.errors import CapgapError
 from capgap.records import Metrics, SplitLoss
 from capgap.stage import StageParser, run_stage
 
+MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
+
 
 def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
     """Loss on the validation and the test split, with the model's size and cost."""
@@ -47,6 +49,11 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
             batch_tokens=settings.batch_tokens,
             split=split,
         )
+        if not loss < MAX_LOSS:
+            raise CapgapError(
+                f"{folder}: its {split} loss is {loss:.4g} nats per token, so the model has diverged; "
+                "train it again with a lower learning_rate"
+            )
         tokens, text_bytes = len(stream) - 1, streams.meta.bytes[split]
         return SplitLoss(
             loss_nats_per_token=loss,

@@ -25,7 +25,7 @@ from capgap.packages import package_folder
 from capgap.pruning.vocabulary import trim
 from capgap.records import Lineage
 from capgap.stage import StageParser, run_stage
-from capgap.text import training_texts
+from capgap.text import split_texts
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
         tokenizer.save_pretrained(words)
         if teacher.trim_vocabulary:
             entries = None if teacher.trim_vocabulary is True else teacher.trim_vocabulary
-            model = trim(model, Path(words), training_texts(corpus), entries)
+            model = trim(model, Path(words), split_texts(corpus, "train"), entries)
         lineage = Lineage(kind="teacher", name=name, params=count_params(model))
         save_model(model, target, lineage, Path(words))
     return lineage

@@ -11,25 +11,30 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 
 from capgap.artifacts import open_folder, publish_folder
 from capgap.engine.models import load_tokenizer
 from capgap.engine.streams import META, SPLITS
+from capgap.errors import CapgapError
 from capgap.records import TokenStreams
 from capgap.stage import StageParser, run_stage
+from capgap.text import split_texts
 
 
 def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
     """Write the streams: documents in order, each closed by the end-of-text token."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    corpus, tokenizer_folder = open_folder(corpus), open_folder(tokenizer_folder)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(open_folder(tokenizer_folder))
+    if tokenizer.eos_token_id is None:
+        raise CapgapError(
+            f"{tokenizer_folder}: this tokenizer has no end-of-text token to close documents; name "
+            "one in its tokenizer_config.json (eos_token)"
+        )
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
     with publish_folder(out) as folder:
         for split in SPLITS:
-            texts = pyarrow.parquet.read_table(corpus / f"{split}.parquet")["text"].to_pylist()
+            texts = split_texts(corpus, split)
             pieces = [
                 np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
                 for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -31,6 +31,7 @@ from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
 from capgap.records import Lineage, TokenStreams
 from capgap.stage import StageParser, count_argument, run_stage
+from capgap.text import read_text
 
 
 def run(
@@ -80,8 +81,6 @@ def find_model(name: str, revision: str | None) -> Path:
 
 def text_streams(text_file: Path, model_folder: Path, out: Path) -> None:
     """Publish the train split that scoring reads: one text in the model's own tokens."""
-    from capgap.text import read_text  # imports the datasets library, which scores do without
-
     text = read_text(text_file)
     if not (model_folder / "tokenizer.json").is_file():
         raise CapgapError(

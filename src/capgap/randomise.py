@@ -25,7 +25,7 @@ from capgap.pruning.selection import Target, meet
 from capgap.pruning.solver import Sizes, Solution
 from capgap.pruning.surgery import check_layers_alike, pruned_config, sizes_of
 from capgap.records import Lineage
-from capgap.stage import StageParser, count_argument, run_stage
+from capgap.stage import StageParser, count_argument, run_stage, seed_argument
 
 
 def run(
@@ -91,7 +91,9 @@ def main(argv: list[str] | None = None) -> None:
         "--like", required=True, type=Path, help="model folder of the teacher that lends the shape"
     )
     parser.add_argument("--name", help="name of the student size (default: --params)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+    parser.add_argument(
+        "--seed", type=seed_argument, default=0, help="seed of the weights (default 0)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, settings = parser.parse(argv)
     sizes, solution = run(

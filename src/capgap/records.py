@@ -33,8 +33,15 @@ class Record(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CapgapError(f"{path}: no such file") from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise CapgapError(f"{path}: not a {cls.__name__} record: {error}") from None
+        except UnicodeDecodeError as error:
+            raise CapgapError(f"{path}: not UTF-8 text ({error.reason})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CapgapError(
+                f"{path}: not a {cls.__name__} file{', at ' + where if where else ''}: "
+                f"{first['msg']}; name the file that was meant, or make it again"
+            ) from None
 
 
 class ParamGroups(Record):

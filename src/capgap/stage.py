@@ -10,8 +10,10 @@ the stage refuses to run when the source has changed since, and becomes the only
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+import signal
 import sys
 import types
 import typing
@@ -107,11 +109,43 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
     """Run a stage's `main` as a program: a user's mistake ends in one message and status 1."""
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
+    sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
     try:
         main(argv)
+        return
     except CapgapError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        message = str(error)
+    except OSError as error:
+        message = system_message(error)
+    except KeyboardInterrupt:
+        print("interrupted; run again to go on", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # whoever started this shall see how it ended
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    finally:
         sys.exit(1)
+
+
+MENDS = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "give yourself the right to, or name another place",
+    errno.EPERM: "give yourself the right to, or name another place",
+    errno.EROFS: "make it writable, or name another place",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a folder",
+    errno.ENOSPC: "free some space and run again: what was finished before is intact",
+    errno.EDQUOT: "free some space and run again: what was finished before is intact",
+}
+
+
+def system_message(error: OSError) -> str:
+    """What the operating system refused, and the mend; the error again where it is not from there."""
+    if error.errno not in MENDS:
+        raise error
+    what = (error.strerror or str(error)).lower()
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{what}; {MENDS[error.errno]}"
 
 
 def count_argument(text: str) -> int:
@@ -120,6 +154,15 @@ def count_argument(text: str) -> int:
         return int(parse_count(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seed_argument(text: str) -> int:
+    """An argparse type for seeds."""
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(
+            f"a seed is a whole number from 0 to {2**31 - 1:,}, got '{text}'"
+        )
+    return int(text)
 
 
 def add_job_arguments(parser: StageParser) -> None:

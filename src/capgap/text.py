@@ -10,22 +10,25 @@ from __future__ import annotations
 import glob
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet
-from datasets import Dataset, disable_progress_bars, load_dataset
 
 from capgap.artifacts import open_folder
 from capgap.config import FilesCorpus, HubCorpus, PackageCorpus
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
 
-disable_progress_bars()  # a log file is no place for redrawn bars
+if TYPE_CHECKING:  # the library takes seconds to import, and most stages only read a split
+    from datasets import Dataset
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
     """All documents of a corpus: columns `name` and `text`, sorted by name, none empty."""
+    from datasets import Dataset
+
     match corpus:
         case PackageCorpus():
             root = package_folder(corpus.package)
@@ -36,17 +39,17 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
             documents = _read_files(paths, Path("."), corpus.text_column)
             origin = f"files {corpus.pattern}"
         case HubCorpus():
-            data = load_dataset(
-                corpus.dataset, corpus.name, revision=corpus.revision, split=corpus.split
-            )
-            texts = _column(data, corpus.text_column, f"data set {corpus.dataset}")
+            where = f"data set {corpus.dataset}"
+            pinned = {"name": corpus.name, "revision": corpus.revision, "split": corpus.split}
+            texts = _column(_load(where, corpus.dataset, **pinned), corpus.text_column, where)
             documents = [(f"{i:012d}", text) for i, text in enumerate(texts)]
             origin = f"data set {corpus.dataset}, split {corpus.split}"
     documents = sorted((name, text) for name, text in documents if text.strip())
     if len(documents) < 3:
         raise CapgapError(
             f"corpus: {origin} has {len(documents)} document(s) with text; at least 3 are needed, "
-            "one each for training, validation and test"
+            "one each for training, validation and test; check the pattern, or cut the text into "
+            "several files"
         )
     names, texts = zip(*documents, strict=True)
     return Dataset.from_dict({"name": names, "text": texts})
@@ -60,11 +63,13 @@ def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[s
             documents.append((name, read_text(path)))
             continue
         if path.suffix not in SUFFIXES:
-            raise CapgapError(f"corpus: {path} is none of {', '.join(SUFFIXES)}")
+            raise CapgapError(
+                f"corpus: {path} is none of {', '.join(SUFFIXES)}; narrow the pattern to these"
+            )
         kind = "json" if path.suffix == ".jsonl" else "parquet"
         if kind == "json":
             read_text(path)
-        data = load_dataset(kind, data_files=str(path), split="train")
+        data = _load(f"file {path}", kind, data_files=str(path), split="train")
         texts = _column(data, text_column, f"file {path}")
         documents += [(f"{name}:{i:09d}", text) for i, text in enumerate(texts)]
     return documents
@@ -83,21 +88,48 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+def _load(where: str, *args, **options) -> Dataset:
+    """A data set as the datasets library reads it; CapgapError naming `where` if it cannot."""
+    from datasets import disable_progress_bars, exceptions, load_dataset
+
+    disable_progress_bars()  # a log file is no place for redrawn bars
+    try:
+        return load_dataset(*args, **options)
+    except (exceptions.DatasetsError, OSError, ValueError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise CapgapError(
+            f"corpus: {where} cannot be read ({cause}); check that it is whole and, for one of the "
+            "hub, that its name is right and the network is there"
+        ) from None
+
+
 def _column(data: Dataset, column: str, where: str) -> list[str]:
     if column not in data.column_names:
         raise CapgapError(
             f"corpus.text_column: {where} has no column {column!r}, "
-            f"only {', '.join(data.column_names)}"
+            f"only {', '.join(data.column_names)}; name one of them"
         )
-    return data[column][:]
+    texts = data[column][:]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CapgapError(
+                f"corpus.text_column: {where} holds {text!r} in column {column!r}, row {row + 1}, "
+                "where a text is wanted; name another column or leave the row out"
+            )
+    return texts
 
 
-def training_texts(corpus: Path) -> list[str]:
-    """Texts of the training split of a corpus folder; CapgapError where there is none."""
-    path = open_folder(corpus) / "train.parquet"
-    if not path.is_file():
-        raise CapgapError(f"{path}: no such file; name a folder that capgap corpus wrote")
-    return pyarrow.parquet.read_table(path)["text"].to_pylist()
+def split_texts(corpus: Path, split: str) -> list[str]:
+    """Texts of one split of a corpus folder; CapgapError where there is none."""
+    path = open_folder(corpus) / f"{split}.parquet"
+    try:
+        return pyarrow.parquet.read_table(path)["text"].to_pylist()
+    except FileNotFoundError:
+        raise CapgapError(f"{path}: no such file; name a folder that capgap corpus wrote") from None
+    except (pyarrow.ArrowInvalid, KeyError) as error:
+        raise CapgapError(
+            f"{path} is not a split of a corpus ({error}); make the folder with capgap corpus"
+        ) from None
 
 
 def assign_splits(names: list[str], sizes: list[int], shares: dict[str, float]) -> list[str]:

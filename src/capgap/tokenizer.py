@@ -15,6 +15,7 @@ from capgap.artifacts import open_folder, publish_folder
 from capgap.config import TeacherTokenizer, Tokenizer, TrainedTokenizer
 from capgap.errors import CapgapError
 from capgap.stage import StageParser, run_stage
+from capgap.text import split_texts
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -23,16 +24,15 @@ def run(settings: TrainedTokenizer | TeacherTokenizer, source: Path, out: Path) 
     """Write the tokenizer; entries of its vocabulary. `source` is the corpus or the teacher."""
     if isinstance(settings, TeacherTokenizer):
         return _copy(open_folder(source), out)
-    return _train(settings.vocab_size, open_folder(source), out)
+    return _train(settings.vocab_size, source, out)
 
 
 def _train(vocab_size: int, corpus: Path, out: Path) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a job, and one order of counting
-    import pyarrow.parquet
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    texts = pyarrow.parquet.read_table(corpus / "train.parquet")["text"].to_pylist()
+    texts = split_texts(corpus, "train")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         texts, vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False
@@ -51,13 +51,16 @@ def _train(vocab_size: int, corpus: Path, out: Path) -> int:
 
 
 def _copy(teacher: Path, out: Path) -> int:
-    from transformers import AutoTokenizer
+    from capgap.engine.models import TOKENIZER_FILES, load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+    tokenizer = load_tokenizer(teacher)
     if tokenizer.eos_token_id is None:
-        raise CapgapError(f"{teacher}: its tokenizer has no end-of-text token to close documents")
+        raise CapgapError(
+            f"{teacher}: its tokenizer has no end-of-text token to close documents; name one in its "
+            "tokenizer_config.json (eos_token)"
+        )
     with publish_folder(out) as folder:
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        for name in TOKENIZER_FILES:
             if (teacher / name).is_file():
                 shutil.copyfile(teacher / name, folder / name)
     return len(tokenizer)

@@ -17,7 +17,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.records import ParamGroups
 from capgap.stage import StageParser, count_argument, run_stage
-from capgap.text import read_text, training_texts
+from capgap.text import read_text, split_texts
 
 
 def run(model_folder: Path, texts: list[str], entries: int | None, out: Path) -> ParamGroups:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, _ = parser.parse(argv)
-    texts = [read_text(args.text)] if args.text else training_texts(args.corpus)
+    texts = [read_text(args.text)] if args.text else split_texts(args.corpus, "train")
     params = run(args.model, texts, args.entries, args.out)
     print(f"{params.embedding:,} embedding parameters, {params.total:,} in all")
 

@@ -57,6 +57,11 @@ def load_latest(
     return None
 
 
+def latest(scratch: Path) -> Path | None:
+    """Folder of the newest checkpoint, None where there is none."""
+    return next(iter(_steps(scratch)), None)
+
+
 def _steps(scratch: Path) -> list[Path]:
     """Checkpoints, newest first."""
     return sorted(scratch.glob("step-*"), reverse=True) if scratch.is_dir() else []

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers.utils
+from safetensors import SafetensorError
 
 from capgap.artifacts import open_folder
 from capgap.errors import CapgapError
@@ -69,21 +70,35 @@ def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
 def load_model(path: str | Path) -> PreTrainedModel:
     """Load a folder (checked against its manifest if it has one) in float32, ready to evaluate."""
     folder = open_folder(path)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder") from None
+    if not (folder / "config.json").is_file():
+        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder")
     if not list(folder.glob("*.safetensors")):
         raise CapgapError(
             f"{folder}: no .safetensors weights; pickled weights are not loaded, convert them first"
         )
-    names = config.get("architectures") or ["?"]
-    architecture = getattr(transformers, names[0], None)
-    if architecture is None:
-        raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
-    model = architecture.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = config.get("architectures") or ["?"]
+        architecture = getattr(transformers, names[0], None)
+        if architecture is None:
+            raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
+        model, report = architecture.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise CapgapError(
+            f"{folder}: this model cannot be loaded ({str(error).strip().splitlines()[0]}); its "
+            "config.json or weights are damaged or do not belong together, so fetch or make it again"
+        ) from None
+    if missing := sorted(report["missing_keys"]):
+        raise CapgapError(
+            f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} other tensors that its "
+            "config.json asks for; they would be random. Fetch or make the model again"
+        )
     return model.eval()
 
 
@@ -105,8 +120,17 @@ def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a folder."""
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    """The tokenizer of a folder; CapgapError where it has none that can be read."""
+    if not (folder / "tokenizer.json").is_file():
+        raise CapgapError(
+            f"{folder}: no tokenizer.json, so no tokenizer; name a folder that has one"
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise CapgapError(
+            f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch or make it again"
+        ) from None
 
 
 def check_reads(
@@ -131,11 +155,23 @@ def check_reads(
 
 
 def same_tokenizer(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same tokenizer: equal vocabulary, merges and special tokens."""
+    """Whether two folders hold the same tokenizer: equal vocabulary, merges and special tokens.
+
+    Raises CapgapError for a folder without a tokenizer.
+    """
 
     def essence(folder: Path) -> tuple:
-        data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        return data["model"], data.get("added_tokens"), data.get("pre_tokenizer")
+        path = folder / "tokenizer.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return data["model"], data.get("added_tokens"), data.get("pre_tokenizer")
+        except FileNotFoundError:
+            raise CapgapError(
+                f"{path}: no such file, so it cannot be told whether teacher and student share a "
+                "tokenizer; put the model's tokenizer.json there"
+            ) from None
+        except (ValueError, KeyError) as error:
+            raise CapgapError(f"{path} cannot be read ({error}); fetch or make it again") from None
 
     return essence(first) == essence(second)
 

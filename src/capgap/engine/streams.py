@@ -32,7 +32,13 @@ class Streams:
         self.meta = TokenStreams.read(self.folder / META)
 
     def __getitem__(self, split: str) -> np.ndarray:
-        return np.load(self.folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+        path = self.folder / f"{split}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise CapgapError(f"{path}: no such file; make the folder with capgap pack") from None
+        except (ValueError, EOFError) as error:
+            raise CapgapError(f"{path} is damaged ({error}); make it again: capgap pack") from None
 
 
 def check_long_enough(stream: np.ndarray, sequence_length: int, split: str) -> None:

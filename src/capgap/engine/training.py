@@ -135,22 +135,27 @@ def train(
         rate = learning_rate_at(step, steps, settings)
         data_ce, teacher_ce = _step(model, optimizer, stream, settings, objective, rate, step, seed)
         if not math.isfinite(data_ce + teacher_ce):
-            saved = restored[0] if restored else 0
-            saved = max([saved, *(int(p.name[5:]) for p in scratch.glob("step-*"))])
-            raise CapgapError(
-                f"loss or gradient is not finite at step {step + 1}/{steps} (learning rate "
-                f"{rate:.3g}); the last good checkpoint is after step {saved}. Lower learning_rate, "
-                "raise warmup_share or lower clip_norm"
-            )
+            raise _diverged("loss or gradient", step, steps, rate, scratch)
         if step + 1 in measure_at:
             row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_ce]
             curve.append([*row, validation_loss()])
+            if not math.isfinite(curve[-1][-1]):
+                raise _diverged("validation loss", step, steps, rate, scratch)
         clock.tick(step + 1, data_ce, teacher_ce, curve[-1][-1], rate, say)
         if time.monotonic() - last_saved > checkpoint_seconds and step + 1 < steps:
             checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
             last_saved = time.monotonic()
     model.eval()
     return Outcome(curve, steps, steps * settings.batch_tokens)
+
+
+def _diverged(what: str, step: int, steps: int, rate: float, scratch: Path) -> CapgapError:
+    saved = checkpoints.latest(scratch)
+    state = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
+    return CapgapError(
+        f"{what} is not finite at step {step + 1}/{steps} (learning rate {rate:.3g}); {state}. "
+        "Lower learning_rate, raise warmup_share or lower clip_norm"
+    )
 
 
 def discard(scratch: Path) -> None:
