@@ -394,7 +394,8 @@ class Study(Section):
     """A whole study."""
 
     study: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name; results go to results/<study>/"
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        description="name, of lower-case letters, digits, - and _; results go to results/<study>/",
     )
     corpus: Corpus = Field(description="the text")
     tokenizer: Tokenizer = Field(description="text to tokens")
@@ -439,7 +440,7 @@ def _inconsistencies(study: Study):
                 "and is not 'none' (that is the arm without a teacher)"
             )
         if isinstance(teacher, PretrainedTeacher) and study.pretrain is None:
-            yield f"teachers.{name}: source is pretrain, so the section 'pretrain' is needed"
+            yield f"teachers.{name}: source is pretrain, so the section 'pretrain' is needed; add it"
     if isinstance(study.tokenizer, TeacherTokenizer):
         teacher = study.teachers.get(study.tokenizer.teacher)
         if teacher is None or isinstance(teacher, PretrainedTeacher):
@@ -457,7 +458,8 @@ def _inconsistencies(study: Study):
             if student >= sizes[largest]:
                 yield (
                     f"{key}: {format_count(student)} is not smaller than any teacher; the largest, "
-                    f"{largest}, has {sizes[largest]:,} parameters without embeddings"
+                    f"{largest}, has {sizes[largest]:,} parameters without embeddings; lower the "
+                    "student or add a larger teacher"
                 )
     for section, key in (
         *(("grid", key) for key in ("students", "tokens", "seeds", "arms", "arm_seeds")),
@@ -627,6 +629,7 @@ def _hint(name: str, sections: list[type[Section]], root: Any) -> str:
         return f" (did you mean '{close[0]}'?)"
     if root is Study:
         for key, field in Study.model_fields.items():
-            if any(name in section.model_fields for section in _sections(field.annotation)):
+            others = _sections(field.annotation)
+            if others[:1] != sections[:1] and any(name in s.model_fields for s in others):
                 return f" (it belongs into the section '{key}')"
     return f"; known here: {', '.join(dict.fromkeys(own))}"

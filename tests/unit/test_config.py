@@ -49,10 +49,9 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
     text = message(tiny)
     assert "distill.learning_rte: unknown key (did you mean 'learning_rate'?)" in text
     assert "pretrain.batch_tokens: input should be greater than 0, got -4" in text
-    assert "teachers.t9k.heads:" in text
-    assert "got 'three'" in text
-    assert "final.tokens: missing" in text
-    assert "4 problem(s)" in text
+    assert "teachers.t9k.heads: a whole number is wanted, got 'three' (query heads" in text
+    assert "final.tokens: missing (distillation tokens)" in text
+    assert "4 problems" in text
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,26 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
         (lambda d: d["teachers"]["t6k"].update(hidden=18), "hidden must be a multiple of heads"),
         (lambda d: d["distill"].update(batch_tokens=33), "must be a multiple of sequence_length"),
         (lambda d: d["grid"].update(tokens=["ten"]), "grid.tokens.0: a count is an integer"),
-        (lambda d: d["corpus"].update(source="web"), "corpus:"),
+        (
+            lambda d: d["corpus"].update(source="web"),
+            "corpus.source: must be one of package, files",
+        ),
+        (lambda d: d["corpus"].pop("source"), "corpus.source: must be one of package, files"),
+        (lambda d: d.update(corpus="a.txt"), "corpus: a section with keys is wanted, got 'a.txt'"),
+        (lambda d: d.update(teachers={}), "teachers: at least one is needed"),
+        (lambda d: d["grid"].update(students=[]), "grid.students: at least one is needed"),
+        (lambda d: d["grid"].update(tokens="5k"), "grid.tokens: a list is wanted"),
+        (lambda d: d.update(law=None), "law: a section with keys is wanted, got nothing"),
+        (lambda d: d["law"].update(tokens=5), "law.tokens: unknown key (it belongs into the"),
+        (lambda d: d["corpus"].update(packag="x"), "corpus.packag: unknown key"),
+        (lambda d: d["distill"].update(learning_rate=float("inf")), "should be a finite number"),
+        (lambda d: d["grid"].update(seeds=[2**31]), "grid.seeds.0: input should be less than"),
+        (lambda d: d["final"].update(seeds=[1, 1]), "final.seeds: the same value stands twice"),
+        (lambda d: d["grid"].update(arms=["no_teacher"] * 2), "grid.arms: the same value"),
+        (
+            lambda d: d["teachers"].update(twin=d["teachers"]["t6k"]),
+            "teachers.twin: the same model",
+        ),
         (
             lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t6k"}),
             "tokenizer.teacher",
@@ -87,7 +105,10 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(CapgapError, match="not UTF-8"):
         load_study(path)
     path.write_text("a: [1")
-    with pytest.raises(CapgapError, match="not valid YAML"):
+    with pytest.raises(CapgapError, match=r"bad\.yaml, line 1, column 6: not valid YAML"):
+        load_study(path)
+    path.write_text("teachers:\n  a: 1\n  b: 2\n  a: 3\n")
+    with pytest.raises(CapgapError, match="line 4, column 3: .*'a' stands twice"):
         load_study(path)
     path.write_text("- a")
     with pytest.raises(CapgapError, match="mapping"):
