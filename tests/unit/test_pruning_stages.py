@@ -304,8 +304,9 @@ def test_criteria_give_different_scores(study, tmp_path):
 
 
 def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path):
-    models = pytest.importorskip("lm_eval.models.huggingface")
-    requests = pytest.importorskip("lm_eval.api.instance")
+    missing = "lm-eval is not there: pip install --no-deps -r requirements-lm-eval.txt"
+    models = pytest.importorskip("lm_eval.models.huggingface", reason=missing)
+    requests = pytest.importorskip("lm_eval.api.instance", reason=missing)
     run_prune(study, tmp_path / "init")
     evaluator = models.HFLM(
         pretrained=str(tmp_path / "init"), device="cpu", dtype="float32", max_length=32
