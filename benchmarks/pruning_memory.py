@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from capgap import prune
 from capgap.artifacts import publish_folder
 from capgap.config import Depth
-from capgap.engine.models import llama_config
+from capgap.engine.models import llama_config, load_shape
 from capgap.pruning.importance import Importance
 from capgap.pruning.selection import Target
 from capgap.pruning.store import weights_digest, write_importance
@@ -86,7 +86,7 @@ def main() -> None:
         folder = args.model or Path(temporary) / "model"
         if args.model is None:
             random_model(folder)
-        sizes = sizes_of(without_weights(folder))
+        sizes = sizes_of(load_shape(folder))
         random = np.random.default_rng(0)
         groups, neurons, hidden = sizes.full
         shapes = [(sizes.layers, groups), (sizes.layers, neurons), (hidden,), (sizes.layers,)]
@@ -113,12 +113,6 @@ def main() -> None:
         f"{(peak.own - own) / weights:.2f} own, {(peak.resident - resident) / weights:.2f} with "
         f"the mapped file; {time.process_time() - started:.0f} CPU seconds"
     )
-
-
-def without_weights(folder: Path):
-    """The model with shapes only."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ def shape_model(wildcards):
     return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=teacher)
 
 
+def shared_shape(wildcards):
+    """The teacher whose shape all starts of a size share; nothing where each has its own."""
+    return shape_model(wildcards) if STUDY.prune.one_shape else []
+
+
 def student_params(wildcards):
     """A student's size in parameters without embeddings."""
     return parse_count(wildcards.student)

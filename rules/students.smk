@@ -12,6 +12,7 @@ rule prune_student:
     input:
         model=paths.TEACHER_MODEL,
         importance=paths.TEACHER_IMPORTANCE,
+        shape=shared_shape,
     output:
         paths.INIT_MODEL.replace("{init}", "pruned-{teacher}"),
     log:
@@ -27,7 +28,7 @@ rule prune_student:
         r"""
         exec python -m capgap.prune \
             {input.model:q} --importance {input.importance:q} \
-            --params {params.size} --name {wildcards.student:q} \
+            --params {params.size} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 

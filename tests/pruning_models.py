@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import torch
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -84,6 +86,10 @@ MODELS = {
     "qwen2": lambda: llama_like(Qwen2ForCausalLM, Qwen2Config, kv_heads=3),
     "qwen3": lambda: llama_like(
         Qwen3ForCausalLM, Qwen3Config, kv_heads=3, tie_word_embeddings=True
+    ),
+    "gemma": lambda: llama_like(GemmaForCausalLM, GemmaConfig, kv_heads=3),
+    "gemma-untied": lambda: llama_like(
+        GemmaForCausalLM, GemmaConfig, kv_heads=1, tie_word_embeddings=False
     ),
     "gpt2": gpt2,
     "neox": neox,

@@ -29,10 +29,25 @@ def folder_of(path: str | Path) -> Path:
     return path.parent if path.name == MANIFEST else path
 
 
+def check_replaceable(out: str | Path) -> None:
+    """By hand, raise CapgapError for a folder with contents that is not an artifact."""
+    out = folder_of(out)
+    foreign = out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()
+    if foreign and not os.environ.get("CAPGAP_UNDER_WORKFLOW"):  # which deletes manifests first
+        raise CapgapError(
+            f"{out}: has files but no {MANIFEST}, so it is not one of capgap's folders and will not "
+            "be replaced; name a new folder, or empty this one"
+        )
+
+
 @contextmanager
 def publish_folder(out: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success write its manifest and rename it to `out`."""
+    """Yield an empty temporary folder; on success write its manifest and rename it to `out`.
+
+    What stands at `out` is replaced, see `check_replaceable`.
+    """
     out = folder_of(out)
+    check_replaceable(out)
     with _temporary(out) as temporary:
         temporary.mkdir()
         yield temporary

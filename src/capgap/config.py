@@ -330,6 +330,16 @@ class Prune(Depth, Score):
         return Depth(**{key: getattr(self, key) for key in Depth.model_fields})
 
 
+class StudyPrune(Prune):
+    """Pruning in a study, where one student size is cut from several teachers."""
+
+    one_shape: bool = Field(
+        False,
+        description="whether a student size has one shape whatever teacher it is cut from, the one "
+        "that the smallest teacher large enough gives; false keeps each teacher's proportions",
+    )
+
+
 # --- the study ------------------------------------------------------------------------------------
 
 
@@ -401,7 +411,7 @@ class Study(Section):
     tokenizer: Tokenizer = Field(description="text to tokens")
     teachers: dict[str, Teacher] = Field(min_length=1, description="teachers by name")
     pretrain: Pretrain | None = Field(None, description="needed by teachers with source: pretrain")
-    prune: Prune = Field(default_factory=Prune, description="pruning")
+    prune: StudyPrune = Field(default_factory=StudyPrune, description="pruning")
     distill: Distill = Field(default_factory=Distill, description="distillation recipe")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="evaluation")
     grid: Grid = Field(description="the runs the law is fitted on")

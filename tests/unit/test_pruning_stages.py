@@ -194,6 +194,18 @@ def test_prune_scores_on_a_text_where_no_scores_are_given(study, text, tmp_path,
     assert "off the target" in capsys.readouterr().out
 
 
+def test_prune_takes_a_model_of_the_hub_at_its_commit(study, tmp_path, monkeypatch, capsys):
+    snapshot, asked = tmp_path / ("0" * 40), []
+    load_model(study / "big").save_pretrained(snapshot)
+    monkeypatch.setattr(prune, "download", lambda *of: asked.append(of) or snapshot)
+    args = ["owner/name", "--params", "8k", "--tokens", study / "tokens", *SHORT, "--out"]
+    prune.main([*map(str, args), str(tmp_path / "out")])
+    assert asked == [("owner/name", "main")]
+    assert f"owner/name at commit {'0' * 40}" in capsys.readouterr().out
+    lineage = read_lineage(tmp_path / "out", load_model(tmp_path / "out"))
+    assert lineage.init == "pruned-name"
+
+
 @pytest.mark.parametrize(
     ("target", "check"),
     [
@@ -218,6 +230,33 @@ def test_every_kind_of_target(study, tmp_path, target, check):
     assert check(count_params(model)), count_params(model)
     assert read_lineage(tmp_path / "out", model).params == count_params(model)
     assert logits(model, token_ids()).isfinite().all()
+
+
+def test_students_of_several_teachers_can_share_a_shape(study, tmp_path):
+    big, importance = study / "big", study / "importance-big"
+    cut = [big, "--importance", importance, "--out"]
+    narrow = "hidden=32,kv-heads=2,neurons=18"
+    prune.main(list(map(str, [*cut, tmp_path / "small", "--shape", narrow])))
+    words = ["--tokens", study / "tokens", *SHORT]
+
+    def pruned(name, *args):
+        prune.main(list(map(str, [*args, "--params", "5k", "--out", tmp_path / name])))
+        return load_model(tmp_path / name)
+
+    own = pruned("own", tmp_path / "small", *words)
+    like = ["--importance", importance, "--shape-like", tmp_path / "small"]
+    shared, free = pruned("shared", big, *like), pruned("free", big, "--importance", importance)
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (own, shared, free)]
+    assert shapes[0] == shapes[1] != shapes[2]
+    kept = shared.model.embed_tokens.weight[0].tolist()  # weights are the big teacher's own
+    assert set(kept) <= set(load_model(big).model.embed_tokens.weight[0].tolist())
+    prune.main(list(map(str, [*cut, tmp_path / "thin", "--shape", "neurons=5"])))
+    with pytest.raises(CapgapError, match=r"neurons 9: the nearest possible is 5"):
+        pruned("x", tmp_path / "thin", "--shape-like", big, *words)
+    wide = build("llama-mha-tied")
+    wide.save_pretrained(tmp_path / "wide")
+    with pytest.raises(CapgapError, match="8 channels and 2 .* lends the shape 8 and 1"):
+        pruned("x", big, "--importance", importance, "--shape-like", tmp_path / "wide")
 
 
 def test_impossible_targets_and_unknown_models_are_refused(study, tmp_path):
@@ -265,8 +304,9 @@ def test_criteria_give_different_scores(study, tmp_path):
 
 
 def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path):
-    models = pytest.importorskip("lm_eval.models.huggingface")
-    requests = pytest.importorskip("lm_eval.api.instance")
+    missing = "lm-eval is not there: pip install --no-deps -r requirements-lm-eval.txt"
+    models = pytest.importorskip("lm_eval.models.huggingface", reason=missing)
+    requests = pytest.importorskip("lm_eval.api.instance", reason=missing)
     run_prune(study, tmp_path / "init")
     evaluator = models.HFLM(
         pretrained=str(tmp_path / "init"), device="cpu", dtype="float32", max_length=32

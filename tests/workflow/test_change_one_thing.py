@@ -58,6 +58,10 @@ def distillation_settings(study):
     study["distill"]["temperature"] = 2.0
 
 
+def one_shape_for_all(study):
+    study["prune"]["one_shape"] = True
+
+
 def law_settings(study):
     study["law"]["resamples"] = 120
 
@@ -79,6 +83,7 @@ STUDENT_5K = {
         ("evaluate_student", RUN.format(name, 0)),
     ]
 }
+PRUNED_LIKE_T6K = {"prune_student inits/3k/pruned-t16k"}
 MEASURED = {
     "evaluate_teacher teachers/t6k",
     "evaluate_teacher teachers/t16k",
@@ -96,6 +101,7 @@ MEASURED = {
         (one_more_seed, run_jobs("t6k", 1) | run_jobs("t16k", 1) | TABLE),
         (evaluation_settings, MEASURED | TABLE),
         (distillation_settings, run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
+        (one_shape_for_all, PRUNED_LIKE_T6K | run_jobs("t16k", 0) | TABLE),
         (law_settings, LAW),
         (final_tokens, CHOICE),
         (final_size_and_tokens_swapped, CHOICE),

@@ -70,18 +70,12 @@ def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
 def load_model(path: str | Path) -> PreTrainedModel:
     """Load a folder (checked against its manifest if it has one) in float32, ready to evaluate."""
     folder = open_folder(path)
-    if not (folder / "config.json").is_file():
-        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder")
+    architecture = _architecture(folder)
     if not list(folder.glob("*.safetensors")):
         raise CapgapError(
             f"{folder}: no .safetensors weights; pickled weights are not loaded, convert them first"
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = config.get("architectures") or ["?"]
-        architecture = getattr(transformers, names[0], None)
-        if architecture is None:
-            raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
         model, report = architecture.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -100,6 +94,32 @@ def load_model(path: str | Path) -> PreTrainedModel:
             "config.json asks for; they would be random. Fetch or make the model again"
         )
     return model.eval()
+
+
+def load_shape(path: str | Path) -> PreTrainedModel:
+    """A folder's model without its weights: shapes only, and no memory for them."""
+    folder = open_folder(path)
+    architecture = _architecture(folder)
+    config = architecture.config_class.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return architecture(config)
+
+
+def _architecture(folder: Path) -> type[PreTrainedModel]:
+    """The class of a folder's model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder") from None
+    except ValueError as error:
+        raise CapgapError(
+            f"{folder}/config.json is damaged: {error}; fetch the model again"
+        ) from None
+    names = config.get("architectures") or ["?"]
+    architecture = getattr(transformers, names[0], None)
+    if architecture is None:
+        raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
+    return architecture
 
 
 def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer: Path) -> None:

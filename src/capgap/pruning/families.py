@@ -16,7 +16,7 @@ To add an architecture, add a `Family` and its class name to `FAMILIES`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capgap.errors import CapgapError
 
@@ -35,6 +35,7 @@ class Family:
     # key of the configuration -> layers, vocab, hidden, heads, groups, neurons or head_dim
     config: dict[str, str]
     hidden_is_heads: bool = False  # the code insists on hidden = heads x head dimension
+    embeddings_times_root_hidden: bool = False  # the code multiplies them by the root of hidden
 
     @property
     def norms(self) -> tuple[list[str], list[str]]:
@@ -103,6 +104,9 @@ LLAMA = Family(
         "intermediate_size": "neurons",
     },
 )
+
+# The first Gemma. Its successors put norms between the layers' outputs and the residual stream.
+GEMMA = replace(LLAMA, embeddings_times_root_hidden=True)
 
 GPT2 = Family(
     layers="transformer.h",
@@ -221,6 +225,7 @@ FAMILIES = {
     "MistralForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
+    "GemmaForCausalLM": GEMMA,
     "GPT2LMHeadModel": GPT2,
     "GPTNeoXForCausalLM": GPT_NEOX,
     "OPTForCausalLM": OPT,

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from capgap.config import Depth
+from capgap.errors import CapgapError
 from capgap.pruning.importance import Importance
 from capgap.pruning.solver import (
     Sizes,
@@ -44,6 +45,23 @@ def meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
     if target.kind == "sparsity":
         return solve_sparsity(sizes, target.value, layers)
     return solve(sizes, target.value, layers, with_embeddings=target.kind == "total")
+
+
+def meet_like(sizes: Sizes, reference: Sizes, target: Target, depth: Depth) -> Solution:
+    """The shape that a target gives another model, so that students of several teachers share it.
+
+    reference: sizes of that model. Raises CapgapError where it cannot be cut out of this one.
+    """
+    wanted = meet(reference, target, depth)
+    if (sizes.head_dim, sizes.heads_per_group) != (reference.head_dim, reference.heads_per_group):
+        raise CapgapError(
+            f"the heads have {sizes.head_dim} channels and {sizes.heads_per_group} to a key-value "
+            f"head, those of the model that lends the shape {reference.head_dim} and "
+            f"{reference.heads_per_group}; pruning keeps both, so the two cannot share a shape"
+        )
+    groups, neurons, hidden = wanted.widths
+    shape = {"layers": wanted.layers, "hidden": hidden, "kv_heads": groups, "neurons": neurons}
+    return solve_shape(sizes, shape)._replace(relative_error=wanted.relative_error)
 
 
 def select(importance: Importance, solution: Solution, depth: Depth) -> Kept:

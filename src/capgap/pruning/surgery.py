@@ -1,11 +1,12 @@
 """
 Cut units out of a model: slice every tensor along the dimensions its family declares.
 
-Nothing is rescaled, as in arXiv 2311.07052. Removing groups and neurons gives exactly the model
-with those units silenced, removing layers the model that skips them. Removing hidden channels does
-not quite: a norm averages over the d channels that are left, where the silenced model averages over
-all D, zeros included. With RMSNorm what the cut model reads from the residual stream is sqrt(d / D)
-times what the silenced one reads.
+Nothing is rescaled, as in arXiv 2311.07052, except what a model's code scales by its width
+(`_keep_scale`). Removing groups and neurons gives exactly the model with those units silenced,
+removing layers the model that skips them. Removing hidden channels does not quite: a norm averages
+over the d channels that are left, where the silenced model averages over all D, zeros included.
+With RMSNorm what the cut model reads from the residual stream is sqrt(d / D) times what the
+silenced one reads.
 """
 
 from __future__ import annotations
@@ -138,12 +139,26 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
                 channels = _channels(units, of[kind], repeats, weight.shape[dim])
                 weight = weight.index_select(dim, channels.to(weight.device))
         weights[new_name] = weight
+    if family.embeddings_times_root_hidden and kept.widths.hidden < sizes.full.hidden:
+        _keep_scale(weights, math.sqrt(sizes.full.hidden / kept.widths.hidden))
     student, report = type(model).from_pretrained(
         None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
     )
     assert not any(report.values()), report
     student.generation_config = model.generation_config
     return student.eval()
+
+
+def _keep_scale(weights: dict[str, torch.Tensor], factor: float) -> None:
+    """Make up for the smaller root of hidden that Gemma multiplies embeddings by, in place.
+
+    A tied output head would grow with them, so the last norm, which multiplies by 1 + its weight,
+    shrinks: the logits stay.
+    """
+    weights["model.embed_tokens.weight"] *= factor
+    if "lm_head.weight" not in weights:
+        norm = weights["model.norm.weight"]
+        norm.copy_((1 + norm) / factor - 1)
 
 
 def check_layers_alike(model: PreTrainedModel) -> None:
