@@ -12,9 +12,11 @@ Simulates whole studies with a known law, fits each, and prints three tables:
 
 Columns of the first table: optima inside the grid (of those simulated); coverage of their
 intervals; intervals open on a side; mean and root mean square of log(T* estimated / T* true);
-median width of the interval in log T*; lines fitted; coverage and median width of the slope's
-interval, as reported (runs and scatter) and over runs alone; mean slope (the truth is 2.5). With
-1,000 studies a coverage of 95 % is known to +-1.4 points for slopes, +-0.8 for 3,000 optima.
+median width of the interval in log T*; lines fitted; mean slope (the truth is 2.5); coverage and
+median width of the slope's interval, as reported (hull of runs and scatter), over runs alone and
+from the scatter alone; share of studies whose scatter interval is the narrower of the two, by luck,
+and its coverage among these. With 1,000 studies a coverage of 95 % is known to +-1.4 points for
+slopes, +-0.8 for 3,000 optima.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from capgap.law.study import fit_law, lines_of, optima_of
 
 SLOPE, INTERCEPT = 2.5, 5e3
 STUDENTS = (60e3, 100e3, 160e3)
+FIVE = (60e3, 80e3, 100e3, 130e3, 160e3)
 WORLDS = {
     "parabola": {},
     "3 seeds": {"seeds": 3},
@@ -46,7 +49,10 @@ WORLDS = {
     "uneven teachers 0.02": {"unevenness_sd": 0.02},
     "scatter 5 %": {"scatter_sd": 0.05},
     "1 student, 3 teachers": {"students": (100e3,), "teachers": 3, "step": 2.2},
-    "5 students": {"students": (60e3, 80e3, 100e3, 130e3, 160e3)},
+    "5 students": {"students": FIVE},
+    "5 students, scatter 5 %": {"students": FIVE, "scatter_sd": 0.05},
+    "5 students, 2 at the edge": {"students": FIVE, "top": 500e3},
+    "same, scatter 20 %": {"students": FIVE, "top": 500e3, "scatter_sd": 0.2},
 }
 
 
@@ -58,14 +64,21 @@ def one_study(
     teachers: int = 5,
     step: float = 1.8,
     scatter_sd: float = 0.0,
+    top: float | None = None,
     **world,
 ) -> dict[str, list[float]]:
-    """Simulate and fit one study; the ladder starts near 1.4 times each student, at random."""
+    """Simulate and fit one study; the ladder starts near 1.4 times each student, at random.
+
+    top: of one ladder for all students, which large students outgrow.
+    """
     start = {3: 1.2, 7: 0.9}.get(teachers, 1.3)
     ladders = [
         [s * start * factor * step**k for k in range(teachers)]
         for s, factor in zip(students, rng.uniform(0.85, 1.2, len(students)), strict=True)
     ]
+    if top is not None:
+        ladder = top * rng.uniform(0.85, 1.2) / step ** np.arange(8.0)
+        ladders = [[t for t in ladder[::-1] if t > 1.1 * s] for s in students]
     truth = {
         f"{s:.0f}": (SLOPE * s + INTERCEPT) * np.exp(rng.normal(0, scatter_sd)) for s in students
     }
@@ -94,6 +107,14 @@ def one_study(
             out[name].append(_holds(interval, SLOPE))
             if None not in (interval.low, interval.high):
                 out[f"{name}_width"].append(interval.high - interval.low)
+        low, high = fit.lines[line.tokens].line.interval(np.array([0.0, 1.0]), settings.confidence)
+        out["slope_scatter"].append(low <= SLOPE <= high)
+        out["slope_scatter_width"].append(high - low)
+        runs = line.slope_resampled
+        if None not in (runs.low, runs.high):
+            out["lucky"].append(high - low < runs.high - runs.low)
+            if out["lucky"][-1]:
+                out["lucky_covered"].append(out["slope_scatter"][-1])
     return out
 
 
@@ -109,6 +130,10 @@ COLUMNS = [
     "slope_all_width",
     "slope_runs",
     "slope_runs_width",
+    "slope_scatter",
+    "slope_scatter_width",
+    "lucky",
+    "lucky_covered",
 ]
 
 
@@ -163,7 +188,6 @@ VERDICTS = {
     "interior, flat (0.05)": ({"curvature": 0.05}, "interior", "supported"),
     "interior, slope 6": ({"slope": 6.0}, "interior", "contradicted"),
 }
-FIVE = (60e3, 80e3, 100e3, 130e3, 160e3)
 
 
 def one_verdict(rng: np.random.Generator, settings: Law, world: dict) -> tuple[list[str], str]:
@@ -218,7 +242,7 @@ def main() -> None:
     settings = Law(resamples=args.resamples)
     print(
         f"{'world':24s} inside covered  open    bias     rms   width | fitted "
-        "slope covered  width   runs only  width"
+        "slope covered  width   runs only  width scatter only  width    lucky covered"
     )
     for name, world in WORLDS.items():
         if args.world not in (None, name):
@@ -233,7 +257,9 @@ def main() -> None:
             f"{name:24s} {mean['inside']:6.1%} {mean['covered']:7.1%} {mean['open']:5.1%} "
             f"{mean['error']:+7.4f} {rms:7.4f} {middle['width']:7.4f} | {mean['fitted']:6.1%} "
             f"{mean['slope']:5.2f} {mean['slope_all']:7.1%} {middle['slope_all_width']:6.2f} "
-            f"{mean['slope_runs']:11.1%} {middle['slope_runs_width']:6.2f}",
+            f"{mean['slope_runs']:11.1%} {middle['slope_runs_width']:6.2f} "
+            f"{mean['slope_scatter']:12.1%} {middle['slope_scatter_width']:6.2f} "
+            f"{mean['lucky']:8.1%} {mean['lucky_covered']:7.1%}",
             flush=True,
         )
     if args.world is None:

@@ -28,6 +28,7 @@ except CapgapError as error:
 
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
+TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
 SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {design.RANDOM})
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
@@ -70,7 +71,11 @@ def results_of_study():
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *[of_study(paths.TEACHER_IMPORTANCE.replace("{teacher}", t)) for t in SCORED],
-        *[path for kind in (paths.INIT_MODEL, paths.RUN_MODEL) for path in runs_of_grid(kind)],
+        *[
+            path
+            for kind in (paths.INIT_MODEL, paths.RUN_MODEL, *TRUNK)
+            for path in runs_of_grid(kind)
+        ],
         *runs_of_grid(paths.RUN_METRICS),
         *map(of_study, [paths.RUNS_TABLE, paths.LAW, paths.CHOICE]),
         *map(of_study, [paths.FINAL, paths.HEADLINE, paths.REPORT]),
@@ -121,6 +126,16 @@ def run_teacher(wildcards):
     if wildcards.teacher == design.NONE:
         return []
     return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
+
+
+def shorter_trunk(wildcards):
+    """The trunk that a run goes on from; nothing for the smallest budget and other schedules."""
+    values = {key: wildcards[key] for key in design.Run._fields}
+    run = design.Run(**values | {"seed": int(wildcards.seed)})
+    shorter = design.next_smaller(run, RUNS) if TRUNK else None
+    if shorter is None:
+        return []
+    return paths.RUN_TRUNK.format(study=wildcards.study, **shorter._asdict())
 
 
 def shape_model(wildcards):

@@ -4,6 +4,8 @@ Make the starts of the students, train each from its teacher, and measure it.
 IN   results/{study}/teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
 OUT  results/{study}/inits/{student}/{init}/model/
      results/{study}/students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
+     With distill.schedule wsd the budgets of one run are a chain: each goes on from the trunk of the
+     next smaller one, so that a larger budget reruns nothing.
 """
 
 
@@ -62,10 +64,12 @@ rule distill_student:
         init=paths.INIT_MODEL,
         teacher=run_teacher,
         tokens=paths.TOKENS,
+        trunk=shorter_trunk,
     output:
         model=paths.RUN_MODEL,
         curve=paths.RUN_CURVE,
         train=paths.RUN_TRAIN,
+        trunk=TRUNK,
     log:
         paths.log("distill_student", paths.RUN_DIR),
     benchmark:
@@ -82,7 +86,7 @@ rule distill_student:
         r"""
         exec python -m capgap.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
-            --token-streams {input.tokens:q} \
+            --token-streams {input.tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """

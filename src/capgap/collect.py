@@ -54,6 +54,7 @@ def read_run(folder: Path, teachers: dict[str, Metrics]) -> RunRow:
         test_loss_nats_per_token=metrics.test.loss_nats_per_token,
         test_bits_per_byte=metrics.test.bits_per_byte,
         train_flops=trained.train_flops,
+        trunk_tokens=trained.trunk_tokens or None,
     )
 
 

@@ -216,10 +216,18 @@ class Training(Section):
         None, gt=0, description="tokens per forward pass (gradients accumulate); all if not set"
     )
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="shape of the learning rate after warm-up"
+    schedule: Literal["cosine", "constant", "wsd"] = Field(
+        "cosine",
+        description="shape of the learning rate after warm-up; wsd is constant and falls over the "
+        "last decay_share of the steps, and budgets of one student share what comes before the fall",
     )
     warmup_share: Share = Field(0.01, description="share of the steps spent warming up")
+    warmup_tokens: Count | None = Field(
+        None, gt=0, description="tokens spent warming up, instead of warmup_share; wsd needs them"
+    )
+    decay_share: float = Field(
+        0.2, gt=0, lt=1, description="share of the steps over which the learning rate of wsd falls"
+    )
     final_lr_share: Share = Field(
         0.0, description="learning rate at the end, as a share of the peak"
     )
@@ -243,6 +251,10 @@ class Training(Section):
                     f"{key} must be a multiple of sequence_length, "
                     f"got {value} and {self.sequence_length}"
                 )
+        if self.schedule == "wsd" and self.warmup_tokens is None:
+            raise ValueError(
+                "warmup_tokens is needed by schedule wsd, whose warm-up is the same for all budgets"
+            )
         if self.micro_batch_tokens and self.batch_tokens % self.micro_batch_tokens:
             raise ValueError(
                 "batch_tokens must be a multiple of micro_batch_tokens, "
@@ -496,8 +508,16 @@ def _inconsistencies(study: Study):
         ("grid.tokens", min(study.grid.tokens)),
         ("final.tokens", study.final.tokens),
     ]:
-        if tokens < study.distill.batch_tokens:
-            yield f"{key}: {tokens} is less than one step, distill.batch_tokens is {study.distill.batch_tokens}"
+        distill = study.distill
+        if tokens < distill.batch_tokens:
+            yield f"{key}: {tokens} is less than one step, distill.batch_tokens is {distill.batch_tokens}"
+        elif distill.schedule == "wsd" and distill.warmup_tokens > tokens * (
+            1 - distill.decay_share
+        ):
+            yield (
+                f"distill.warmup_tokens: {distill.warmup_tokens} is more than {key} of {tokens} has "
+                f"before the learning rate falls over its last {distill.decay_share:.0%}"
+            )
 
 
 def load_study(source: str | Path | dict) -> Study:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from capgap.config import Final, Grid, Study
-from capgap.counts import format_count
+from capgap.counts import format_count, parse_count
 
 NONE = "none"  # the teacher of the arm without a teacher
 RANDOM = "random"  # the init of the arm with a random start
@@ -74,6 +74,17 @@ def grid_runs(grid: Grid, sizes: dict[str, int]) -> list[Run]:
             for seed in seeds
         ]
     return runs
+
+
+def next_smaller(run: Run, runs: list[Run]) -> Run | None:
+    """The same run at the largest of the smaller budgets among `runs`; None without one."""
+    shorter = [
+        other
+        for other in runs
+        if other._replace(tokens=run.tokens) == run
+        and parse_count(other.tokens) < parse_count(run.tokens)
+    ]
+    return max(shorter, key=lambda other: parse_count(other.tokens), default=None)
 
 
 def final_runs(final: Final, teachers: list[str]) -> list[Run]:

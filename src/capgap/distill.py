@@ -1,8 +1,9 @@
 """
 Train one student from its init, with a teacher or without.
 
-IN   init folder, teacher folder (none for the arm without a teacher), token streams
-OUT  model/, curve.csv, train.json
+IN   init folder, teacher folder (none for the arm without a teacher), token streams; with schedule
+     wsd the trunk of the next smaller budget, if there is one
+OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ def run(
     tokens: int,
     seed: int,
     place: Place,
+    trunk: Path | None = None,
 ) -> TrainRecord:
-    """Train and publish one student. tokens: budget. seed: of the data order."""
+    """Train and publish one student.
+
+    tokens: budget. seed: of the data order. trunk: of the same student at a smaller budget; with it
+    or without, the result is the same.
+    """
     streams, init = Streams(tokens_folder), open_folder(init)
     student = load_model(init)
     start = read_lineage(init, student)
@@ -69,6 +75,7 @@ def run(
         tokenizer=init,
         inputs=inputs,
         teacher=teacher_model,
+        trunk=trunk,
     )
 
 
@@ -115,6 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=seed_argument, default=0, help="seed of the data order (default 0)"
     )
+    parser.add_argument(
+        "--trunk", nargs="?", type=Path, help="trunk of a smaller budget to go on from (wsd)"
+    )
     add_job_arguments(parser)
     args, settings = parser.parse(argv)
     record = run(
@@ -125,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         tokens=args.tokens,
         seed=args.seed,
         place=Place(args.out, args.scratch, args.checkpoint_seconds),
+        trunk=args.trunk,
     )
     print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
 

@@ -8,7 +8,8 @@ results/<study>/
   teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/}
   inits/<student>/<init>/model/
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
-                                                  {model/,train.json,curve.csv,metrics.json}
+                                                  {model/,train.json,curve.csv,metrics.json,
+                                                   trunk/ where the schedule is wsd}
   law/{runs.csv,law.json,choice.json}
   final/{model/,final.json}
   headline.json                                   the few numbers to compare between revisions
@@ -29,6 +30,7 @@ TEACHER_DIR = f"{ROOT}/teachers/{{teacher}}"
 INIT_DIR = f"{ROOT}/inits/{{student}}/{{init}}"
 RUN_DIR = f"{ROOT}/students/{{student}}/{{init}}/from-{{teacher}}/tokens-{{tokens}}/seed-{{seed}}"
 
+TRUNK = f"trunk/{MANIFEST}"
 MODEL = f"model/{MANIFEST}"
 TRAIN = "train.json"
 CURVE = "curve.csv"
@@ -43,6 +45,7 @@ TEACHER_IMPORTANCE = f"{TEACHER_DIR}/importance/{MANIFEST}"
 INIT_MODEL = f"{INIT_DIR}/{MODEL}"
 
 RUN_MODEL = f"{RUN_DIR}/{MODEL}"
+RUN_TRUNK = f"{RUN_DIR}/{TRUNK}"  # state from which larger budgets go on
 RUN_TRAIN = f"{RUN_DIR}/{TRAIN}"
 RUN_CURVE = f"{RUN_DIR}/{CURVE}"
 RUN_METRICS = f"{RUN_DIR}/{METRICS}"

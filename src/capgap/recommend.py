@@ -18,7 +18,7 @@ from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
 from capgap.law.relation import student_for
-from capgap.law.rivals import cell_table
+from capgap.law.rivals import cell_table, spent_flops
 from capgap.law.study import Fit, fit_law
 from capgap.law.table import main_arm, read_runs, teacher_sizes
 from capgap.law.target import nearest_budget
@@ -57,7 +57,8 @@ def run(
             f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
             "a smaller student"
         )
-    return recommend(fit, law, larger, student, tokens, _pilot_flops(runs), _published(law))
+    spent = spent_flops(cell_table(runs))
+    return recommend(fit, law, larger, student, tokens, spent, _published(law))
 
 
 def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
@@ -102,11 +103,6 @@ def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
 
 def _published(law: LawRecord) -> float:
     return law.lines[0].published_slope
-
-
-def _pilot_flops(runs: pd.DataFrame) -> float:
-    cells = cell_table(runs)
-    return float((cells["flops"] * cells["n"]).sum())
 
 
 def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int]:

@@ -90,7 +90,8 @@ class TrainRecord(Record):
     batch_tokens: int
     tokens: int
     tokens_per_param_non_embedding: float
-    train_flops: float  # student forward and backward, teacher forward
+    trunk_tokens: int  # of these, shared with larger budgets; 0 unless the schedule is wsd
+    train_flops: float  # student forward and backward, teacher forward; with the shared part
     start_val_loss_nats_per_token: float
     best_val_loss_nats_per_token: float
     best_step: int
@@ -136,6 +137,7 @@ class RunRow(Record):
     test_loss_nats_per_token: float | None = None
     test_bits_per_byte: float | None = None
     train_flops: float | None = None
+    trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
 
 
 class Interval(Record):
@@ -188,8 +190,15 @@ class Influence(Record):
     slope_without: float
 
 
+class BandPoint(Record):
+    """The line's own interval at a student size (not that of one more optimum), parameters."""
+
+    student_params_non_embedding: float
+    teacher_params: Interval
+
+
 class Line(Record):
-    """T* = intercept + slope S over the interior optima of one token budget."""
+    """T* = intercept + slope S over the optima of one token budget, those at an edge as bounds."""
 
     tokens: int
     status: Literal["fitted", "not_identifiable"]
@@ -200,10 +209,14 @@ class Line(Record):
     slope_resampled: Interval | None  # narrower; right only if T* is exactly linear in S
     r_squared: float | None
     n_students: int  # interior optima used
+    n_bounds: int = 0  # optima at an edge of the grid, used as bounds
     published_slope: float
     published_slope_inside: bool | None  # whether the interval holds it
     elasticity: Interval | None = None  # slope of log T* on log S; 1 is proportion
     influence: list[Influence] = []  # slope without each student in turn
+    band: list[
+        BandPoint
+    ] = []  # over the students of the line, and half as far again on either side
 
 
 class RatioAt(Record):

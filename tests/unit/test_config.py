@@ -89,6 +89,12 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
             lambda d: d.update(tokenizer={"source": "teacher", "teacher": "t6k"}),
             "tokenizer.teacher",
         ),
+        (lambda d: d["distill"].update(schedule="wsd"), "warmup_tokens is needed by schedule wsd"),
+        (
+            lambda d: d["distill"].update(schedule="wsd", warmup_tokens="4.5k"),
+            "distill.warmup_tokens: 4500 is more than grid.tokens of 5000 has before",
+        ),
+        (lambda d: d["distill"].update(decay_share=1.0), "distill.decay_share"),
         (lambda d: d["teachers"].update(none=d["teachers"]["t6k"]), "teachers.none"),
     ],
 )

@@ -1,7 +1,7 @@
 """The design: which runs a grid consists of."""
 
 from capgap.config import Final, Grid
-from capgap.design import Run, arm_of, final_runs, grid_runs, teachers_for
+from capgap.design import Run, arm_of, final_runs, grid_runs, next_smaller, teachers_for
 
 SIZES = {"small": 50, "large": 200, "middle": 100}
 
@@ -55,3 +55,13 @@ def test_arms_are_recognised_from_identity():
 def test_final_runs_follow_the_teachers_given():
     final = Final(student=70, tokens=5000, seeds=[0])
     assert final_runs(final, ["large"]) == [Run("70", "pruned-large", "large", "5k", 0)]
+
+
+def test_budgets_of_one_run_are_a_chain():
+    every = runs(tokens=[9000, 2000, 10000], seeds=[1])
+    run = Run("60", "pruned-large", "large", "10k", 1)
+    assert next_smaller(run, every) == run._replace(tokens="9k")
+    assert next_smaller(run._replace(tokens="9k"), every) == run._replace(tokens="2k")
+    assert next_smaller(run._replace(tokens="2k"), every) is None
+    assert next_smaller(run._replace(seed=2), every) is None
+    assert next_smaller(run._replace(student="70"), every) is None

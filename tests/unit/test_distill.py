@@ -39,15 +39,16 @@ def world(tmp_path_factory):
     return root
 
 
-def run(world, out, *, teacher="v270", init="v270", seed=0, **changes):
+def run(world, out, *, teacher="v270", init="v270", seed=0, tokens=320, trunk=None, **changes):
     return distill.run(
         Distill(**{**SHORT, **changes}),
         world / init / "teacher" / "model",
         world / teacher / "teacher" / "model" if teacher else None,
         world / "v270" / "tokens",
-        tokens=320,
+        tokens=tokens,
         seed=seed,
         place=Place(out, out / "scratch", 60),
+        trunk=trunk,
     )
 
 
@@ -139,3 +140,35 @@ def test_evaluation_of_a_damaged_model_is_refused(world, tmp_path):
     path.write_bytes(data)
     with pytest.raises(CapgapError, match=r"model\.safetensors has other contents"):
         evaluate.run(Evaluate(sequence_length=16), tmp_path / "model", world / "v270/tokens")
+
+
+WSD = {"schedule": "wsd", "warmup_tokens": 64}
+
+
+def test_a_larger_budget_goes_on_from_the_trunk_and_publishes_the_same_bytes(world, tmp_path):
+    run(world, tmp_path / "short", **WSD)
+    record = run(world, tmp_path / "long", tokens=960, trunk=tmp_path / "short" / "trunk", **WSD)
+    run(world, tmp_path / "alone", tokens=960, **WSD)
+    assert (record.tokens, record.trunk_tokens) == (960, 768)
+    for name in ("model/manifest.json", "trunk/manifest.json", "train.json", "curve.csv"):
+        assert (tmp_path / "long" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert differences(tmp_path / "long" / "trunk") == []
+    assert not list((tmp_path / "long" / "scratch").glob("*"))
+
+
+def test_the_trunk_of_another_run_is_refused(world, tmp_path):
+    run(world, tmp_path / "short", **WSD)
+    for changes in ({"seed": 1}, {"teacher": None}, {"learning_rate": 0.02}):
+        with pytest.raises(CapgapError, match="is not the trunk of this run"):
+            run(
+                world,
+                tmp_path / "long",
+                tokens=960,
+                trunk=tmp_path / "short" / "trunk",
+                **{**WSD, **changes},
+            )
+
+
+def test_other_schedules_publish_no_trunk(world, tmp_path):
+    assert run(world, tmp_path).trunk_tokens == 0
+    assert not (tmp_path / "trunk").exists()

@@ -344,12 +344,13 @@ def test_optima_beyond_the_grid_open_the_slope_on_the_side_they_pull():
     assert slope(1).low == slope(1).high == pytest.approx(2)  # the middle one has no lever
 
 
-def test_edge_optima_stay_out_of_the_line_and_are_named():
+def test_edge_optima_bound_the_line_and_are_named():
     runs = simulate(students=[25e3, *STUDENTS])
     line = law_record(runs, QUICK).lines[0]
     assert line.status == "fitted"
     assert line.n_students == 3
-    assert "left out: 25000 best with the smallest teacher" in line.reason
+    assert line.n_bounds == 1
+    assert "25000 best with the smallest teacher and only a bound" in line.reason
     line = law_record(simulate(students=[25e3, *STUDENTS[:2]]), QUICK).lines[0]
     assert line.status == "not_identifiable"
     assert line.slope is None

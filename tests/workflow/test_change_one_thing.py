@@ -113,6 +113,36 @@ def test_changed_setting_plans_exactly_what_it_affects(study, change, expected):
     assert study.planned() == expected
 
 
+def test_a_larger_budget_goes_on_from_the_trunk_and_reruns_nothing(study):
+    def several_budgets(settings):
+        settings["distill"].update(schedule="wsd", warmup_tokens="1k")
+        settings["grid"]["tokens"] = ["3k", "5k"]
+
+    def one_more(settings):
+        settings["grid"]["tokens"].append("9k")
+
+    def jobs(*budgets):
+        return {
+            job.replace("5k", tokens)
+            for tokens in budgets
+            for name in ("t6k", "t16k")
+            for job in run_jobs(name, 0)
+        }
+
+    study.configure(several_budgets)
+    assert study.planned() == jobs("3k", "5k") | TABLE
+    study.capgap("run", "--cores", "2", "law")
+    study.configure(one_more)
+    assert study.planned() == jobs("9k") | TABLE
+    before = study.made()
+    study.capgap("run", "--cores", "2", "law")
+    ran = {job for job, moment in study.made().items() if moment != before.get(job)}
+    assert ran == jobs("9k") | {"collect_runs law", "fit_law law"}
+    run = RUN.format("t6k", 0).replace("5k", "9k")
+    log = (study / f"logs/distill_student/{RESULTS}/{run}.log").read_text()
+    assert "resumed after step 15/35" in log  # 5k tokens are 19 steps, of which 4 fall
+
+
 def test_comments_docstrings_and_formatting_plan_nothing(study):
     for path in sorted((study / "src/capgap").rglob("*.py")):
         text = path.read_text()

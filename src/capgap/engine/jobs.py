@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from capgap.artifacts import folder_of, publish_folder, write_text
+from capgap.artifacts import folder_of, open_folder, publish_folder, write_text
 from capgap.config import Training
 from capgap.engine import training
 from capgap.engine.models import count_params, forward_flops, save_model
+from capgap.engine.schedule import trunk_steps
 from capgap.engine.streams import Streams
-from capgap.paths import CURVE, MANIFEST, TRAIN
+from capgap.errors import CapgapError
+from capgap.paths import CURVE, MANIFEST, TRAIN, TRUNK
 from capgap.records import Lineage, TrainRecord
 from capgap.shapes import training_flops
 
@@ -34,11 +37,25 @@ class Place:
     checkpoint_seconds: float
 
 
+IDENTITY = "identity"  # file in a trunk's folder: its digest
+AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings that do not touch a trunk
+
+
 def state_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
     """Name of the scratch folder: a digest of settings, identity and the inputs' manifests."""
+    return _digest(settings.model_dump(mode="json"), facts, inputs)
+
+
+def trunk_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
+    """The same of what decides a trunk, which the budget does not."""
+    own = settings.model_dump(mode="json", exclude=AFTER_TRUNK)
+    return _digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
+
+
+def _digest(settings: dict, facts: dict, inputs: list[Path]) -> str:
     manifests = [folder_of(path) / MANIFEST for path in inputs]
     contents = [m.read_text(encoding="utf-8") if m.is_file() else str(m) for m in manifests]
-    text = json.dumps([settings.model_dump(mode="json"), facts, contents], sort_keys=True)
+    text = json.dumps([settings, facts, contents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -53,14 +70,18 @@ def train_and_publish(
     tokenizer: Path,
     inputs: list[Path],
     teacher: torch.nn.Module | None = None,
+    trunk: Path | None = None,
 ) -> TrainRecord:
     """Train `model`, publish it with its curve and record, and return the record.
 
     lineage: identity of the result; its tokens and seed decide the run. teacher: counts into the
-    FLOPs only; what it teaches is part of the objective.
+    FLOPs only; what it teaches is part of the objective. trunk: of the same run at a smaller
+    budget, to go on from; it saves time and changes nothing. Where the schedule has a trunk, its
+    end is published as well.
     """
     facts = lineage.model_dump(mode="json")
     scratch = place.scratch / state_key(settings, facts, inputs)
+    key = trunk_key(settings, facts, inputs)
     outcome = training.train(
         model,
         streams,
@@ -69,6 +90,7 @@ def train_and_publish(
         tokens=lineage.tokens,
         seed=lineage.seed,
         scratch=scratch,
+        trunk=None if trunk is None else _open_trunk(trunk, key),
         checkpoint_seconds=place.checkpoint_seconds,
     )
     context = settings.sequence_length
@@ -85,15 +107,33 @@ def train_and_publish(
         batch_tokens=settings.batch_tokens,
         tokens=outcome.tokens,
         tokens_per_param_non_embedding=outcome.tokens / params.non_embedding,
+        trunk_tokens=(trunk_steps(outcome.steps, settings) or 0) * settings.batch_tokens,
         train_flops=flops,
         start_val_loss_nats_per_token=losses[0],
         best_val_loss_nats_per_token=losses[best],
         best_step=int(outcome.curve[best][0]),
         last_val_loss_nats_per_token=losses[-1],
     )
+    if record.trunk_tokens:
+        with publish_folder(place.out / TRUNK) as folder:
+            for path in sorted((scratch / training.TRUNK).iterdir()):
+                if path.name != MANIFEST:
+                    shutil.copyfile(path, folder / path.name)
+            (folder / IDENTITY).write_text(key, encoding="utf-8")
     with publish_folder(place.out / "model") as folder:
         save_model(model, folder, lineage, tokenizer)
     write_text(place.out / CURVE, outcome.curve_csv())
     write_text(place.out / TRAIN, record.to_json())
     training.discard(scratch)
     return record
+
+
+def _open_trunk(path: Path, key: str) -> Path:
+    """The folder of a trunk, checked; CapgapError where it belongs to another run."""
+    folder = open_folder(path)
+    if not (folder / IDENTITY).is_file() or (folder / IDENTITY).read_text() != key:
+        raise CapgapError(
+            f"{folder} is not the trunk of this run: start, teacher, text, seed or a setting "
+            f"other than {', '.join(sorted(AFTER_TRUNK))} differs; leave it out or name another"
+        )
+    return folder

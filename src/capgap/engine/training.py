@@ -21,6 +21,7 @@ from capgap.config import Training
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.losses import LossParts
+from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.streams import check_long_enough, training_batch
 from capgap.errors import CapgapError
 
@@ -29,6 +30,7 @@ CURVE_COLUMNS = (
     "val_loss_nats_per_token"
 )
 
+TRUNK = "trunk"  # folder of the state at the end of a trunk, in scratch
 
 # (model, inputs B x T, labels (B T), scale) -> (loss, sums of its parts in nats)
 Objective = Callable[..., tuple[torch.Tensor, LossParts]]
@@ -59,18 +61,6 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.7g}"
 
 
-def learning_rate_at(step: int, steps: int, settings: Training) -> float:
-    """Learning rate of a step (0-based): linear warm-up, then cosine or constant."""
-    warmup = round(settings.warmup_share * steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    progress = (step - warmup) / max(1, steps - warmup)
-    floor = settings.final_lr_share
-    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 def make_optimizer(model: torch.nn.Module, settings: Training) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms and biases do not."""
     parameters = list(model.parameters())
@@ -95,13 +85,16 @@ def train(
     tokens: int,
     seed: int,
     scratch: Path,
+    trunk: Path | None = None,
     checkpoint_seconds: float = 60.0,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Train a model in place and return its learning curve.
 
     tokens: budget; the last incomplete step is left out. scratch: folder for checkpoints, resumed
-    from when it holds any. Raises CapgapError when a loss or gradient is not finite.
+    from when it holds any, and for the state at the end of the trunk where the schedule has one.
+    trunk: such a state of a shorter run, to go on from instead of step 0. Raises CapgapError when
+    a loss or gradient is not finite, and for a trunk longer than this run's.
     """
     stream, held_out = streams["train"], streams["validation"][: settings.validation_tokens + 1]
     check_long_enough(stream, settings.sequence_length, "train")
@@ -112,7 +105,7 @@ def train(
             "raise the tokens or lower batch_tokens"
         )
     optimizer = make_optimizer(model, settings)
-    measure_at = {round(steps * i / settings.validations) for i in range(settings.validations + 1)}
+    measure_at, fork = measured_steps(steps, settings), trunk_steps(steps, settings)
 
     def validation_loss() -> float:
         return mean_loss(
@@ -123,7 +116,15 @@ def train(
             split="validation",
         )
 
-    restored = checkpoints.load_latest(scratch, model, optimizer)
+    before_fork = None if fork is None or checkpoints.intact(scratch / TRUNK) else fork
+    restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork)
+    if restored is None and trunk is not None:
+        restored = checkpoints.load(trunk, model, optimizer)
+        if fork is None or restored[0] > fork:
+            raise CapgapError(
+                f"{trunk} is a state after {restored[0]} steps, but a run of {steps} steps with "
+                f"schedule {settings.schedule} shares {fork or 0}; take the trunk of a smaller budget"
+            )
     if restored is None:
         done, curve = 0, [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
     else:
@@ -132,6 +133,8 @@ def train(
     model.train()
     clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
     for step in range(done, steps):
+        if step == fork:
+            checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
         rate = learning_rate_at(step, steps, settings)
         data_ce, teacher_ce = _step(model, optimizer, stream, settings, objective, rate, step, seed)
         if not math.isfinite(data_ce + teacher_ce):

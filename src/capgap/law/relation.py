@@ -6,11 +6,12 @@ Shapes: I interior optima, R resamples.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import statsmodels.api as sm
 from scipy.optimize import brentq
 
-from capgap.law.line import LEAST, FittedLine, hull
+from capgap.law.line import LEAST, FittedLine, fit_line
 from capgap.law.optimum import Located
 from capgap.records import Influence, Interval
 
@@ -23,49 +24,57 @@ def interior(located: list[Located]) -> list[Located]:
 
 
 def elasticity(located: list[Located], confidence: float) -> Interval | None:
-    """Slope of log T* on log S over the interior optima of one budget; 1 where T* is in proportion.
+    """Slope of log T* on log S over the optima of one budget; 1 where T* is in proportion.
 
     The interval is the hull of the regression's and that over runs, as for the line. None with
     fewer than three sizes.
     """
-    inside = interior(located)
-    log_s_I = np.log([place.cells.student_params for place in inside])
-    if len(np.unique(log_s_I)) < LEAST:
+    fitted = fit_line(located, confidence)
+    if fitted is None:
         return None
-    design = sm.add_constant(log_s_I - log_s_I.mean())
-    model = sm.OLS(np.log([place.star for place in inside]), design).fit()
-    runs = None
-    if inside[0].low_R is not None:
-        with np.errstate(divide="ignore"):  # a resample may put no lower limit on T*
-            logs = FittedLine(
-                1.0,
-                log_s_I,
-                np.log([place.star for place in inside]),
-                np.log(np.stack([place.low_R for place in inside], axis=1)),
-                np.log(np.stack([place.high_R for place in inside], axis=1)),
-                confidence,
-            )
-        runs = logs.over_runs(np.linalg.pinv(design)[1])
-    low, high = hull(model.conf_int(1 - confidence)[1], runs)
+    with np.errstate(divide="ignore"):  # a resample may put no lower limit on T*
+        logs = FittedLine(
+            1.0,
+            np.log(fitted.student_I),
+            np.log(fitted.star_I),
+            None if fitted.low_RI is None else np.log(fitted.low_RI),
+            None if fitted.high_RI is None else np.log(fitted.high_RI),
+            confidence,
+            replace(
+                fitted.edges,
+                student_C=np.log(fitted.edges.student_C),
+                limit_C=np.log(fitted.edges.limit_C),
+            ),
+        )
+    value, low, high = logs.estimate(logs.line, [0.0, 1.0])
     return Interval(
-        value=float(model.params[1]),
+        value=value,
         low=float(low) if np.isfinite(low) else None,
         high=float(high) if np.isfinite(high) else None,
     )
 
 
 def influence(located: list[Located]) -> list[Influence]:
-    """Slope of T* on S without each student in turn; empty with fewer than three sizes."""
+    """Slope of T* on S without each student in turn; empty with fewer than three sizes.
+
+    Two optima that are left make a line by themselves, without bounds.
+    """
     inside = interior(located)
-    size_I = np.array([place.cells.student_params for place in inside])
-    star_I = np.array([place.star for place in inside])
-    if len(np.unique(size_I)) < LEAST:
+    if len({place.cells.student_params for place in inside}) < LEAST:
         return []
     found = []
-    for i, place in enumerate(inside):
-        rest = np.arange(len(inside)) != i
-        if len(np.unique(size_I[rest])) > 1:
-            slope = float(np.polyfit(size_I[rest], star_I[rest], 1)[0])
+    for place in located:
+        rest = [other for other in located if other is not place]
+        line = fit_line(rest, 0.95)
+        if line is not None:
+            slope = float(line.line.coefficient_P[1])
+        else:
+            left = interior(rest)
+            sizes = [other.cells.student_params for other in left]
+            if len(set(sizes)) < 2:
+                continue
+            slope = float(np.polyfit(sizes, [other.star for other in left], 1)[0])
+        if place.status != "not_identifiable":
             found.append(Influence(student=place.cells.student, slope_without=slope))
     return found
 
@@ -76,7 +85,7 @@ def student_for(line: FittedLine, teacher_params: float) -> Interval | None:
     The interval holds the students for which the interval of T* contains the teacher (inversion of
     the prediction, Fieller 1954): a limit is None where none is met within FAR times the students.
     """
-    intercept, slope = line.regression().params
+    intercept, slope = line.line.coefficient_P
     if slope <= 0:
         return None
     value = (teacher_params / line.unit - intercept) / slope * line.unit

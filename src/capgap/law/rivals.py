@@ -18,8 +18,9 @@ Predict = Callable[[pd.DataFrame], np.ndarray]  # cells -> log loss of each
 def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of every (student, init, teacher, tokens), plain column names.
 
-    Columns: student, init, teacher, tokens, arm, student_params, teacher_params, loss, flops, n,
-    and teacher_loss and start_loss where the table has them.
+    Columns: student, init, teacher, tokens, arm, student_params, teacher_params, loss, flops (of one
+    run), n, own_share (of the tokens not taken over from the trunk of a smaller budget), and
+    teacher_loss and start_loss where the table has them.
     """
     source = {
         "student_params": "student_params_non_embedding",
@@ -31,12 +32,27 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
     }
     have = {new: (old, "mean") for new, old in source.items() if old in runs}
     keys = ["student", "init", "teacher", "tokens", "arm"]
-    cells = runs.groupby(keys, sort=True).agg(**have, n=("seed", "size")).reset_index()
+    runs = runs.assign(own_share=1 - _taken_over(runs) / runs["tokens"])
+    have |= {"n": ("seed", "size"), "own_share": ("own_share", "mean")}
+    cells = runs.groupby(keys, sort=True).agg(**have).reset_index()
     by_rule = cells["tokens"] * (
         6 * cells["student_params"] + 2 * cells["teacher_params"].fillna(0)
     )
     cells["flops"] = cells["flops"].fillna(by_rule) if "flops" in cells else by_rule
     return cells.astype({"teacher_params": float})
+
+
+def _taken_over(runs: pd.DataFrame) -> pd.Series:
+    """Tokens of every run that were trained by the same run at the next smaller budget."""
+    if "trunk_tokens" not in runs:
+        return pd.Series(0.0, runs.index)
+    chains = runs.sort_values("tokens").groupby(["student", "init", "teacher", "seed"])
+    return chains["trunk_tokens"].shift().fillna(0.0)
+
+
+def spent_flops(cells: pd.DataFrame) -> float:
+    """Training compute of all runs of some cells, shared trunks counted once."""
+    return float((cells["flops"] * cells["n"] * cells["own_share"]).sum())
 
 
 def rival_fits(cells: pd.DataFrame) -> list[RivalFit]:

@@ -6,7 +6,7 @@ out, at every budget. The teacher nearest to its answer (in log size, among thos
 up: its regret is its observed mean loss above the best observed one. The observed best is the
 lowest of noisy means, so regrets are a little too large, alike for every law.
 
-  line          T* = a + b S over the interior optima of the same budget (two or more left)
+  line          T* = a + b S over the optima of the same budget (two or more inside the grid left)
   ratio         T* = r S, r the geometric mean of T*/S over the interior optima of the same budget
   surface       T*(S, D) of the joint surface (surface.py)
   busbridge     lowest loss predicted by the distillation scaling law (busbridge.py)
@@ -35,7 +35,7 @@ from capgap.config import Law
 from capgap.law.cells import Noise
 from capgap.law.line import fit_line
 from capgap.law.optimum import Located, limits, size_interval
-from capgap.law.rivals import fit_busbridge, fit_p2
+from capgap.law.rivals import fit_busbridge, fit_p2, spent_flops
 from capgap.law.surface import fit_surface
 from capgap.records import Interval, Score
 
@@ -174,11 +174,12 @@ def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -
 
 
 def _line(case: Case, located, settings: Law):
-    inside = [p for p in _others(case, located, case.tokens) if p.status == "interior"]
+    others = _others(case, located, case.tokens)
+    inside = [p for p in others if p.status == "interior"]
     size_I = np.array([p.cells.student_params for p in inside])
     if len(np.unique(size_I)) < 2:
         return f"{len(inside)} interior optima are left, and a line needs two"
-    fitted = fit_line(inside, settings.confidence)
+    fitted = fit_line(others, settings.confidence)
     if fitted is not None:
         star = fitted.predict(case.size)
         return star.value, star
@@ -269,9 +270,10 @@ def _pilot(law: str, case: Case, cells: pd.DataFrame) -> float:
         return 0.0
     use_N = np.abs(np.log(cells["student_params"].to_numpy(float) / case.size)) > 1e-9
     use_N &= cells["arm"].to_numpy() == "main"
-    if law in ("line", "ratio"):
+    if law in ("line", "ratio"):  # one budget: nothing is shared with others
+        cells = cells.assign(own_share=1.0)
         use_N &= cells["tokens"].to_numpy() == case.tokens
-    return float((cells["flops"].to_numpy() * cells["n"].to_numpy())[use_N].sum())
+    return spent_flops(cells[use_N])
 
 
 def _empty(law: str, reason: str) -> Score:

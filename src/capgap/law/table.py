@@ -15,7 +15,13 @@ from capgap.records import RunRow
 ARMS = ("main", "no_teacher", "random_init", "cross_teacher")
 KEY = ["student", "init", "teacher", "tokens", "seed"]  # what makes a run a different run
 TEXT = ("student", "init", "teacher", "arm")
-COUNTS = ("seed", "student_params_non_embedding", "teacher_params_non_embedding", "tokens")
+COUNTS = (
+    "seed",
+    "student_params_non_embedding",
+    "teacher_params_non_embedding",
+    "tokens",
+    "trunk_tokens",
+)
 REQUIRED = [name for name, field in RunRow.model_fields.items() if field.is_required()]
 
 

@@ -33,6 +33,7 @@ from capgap.reporting.theme import (
     limits,
     loss_y,
     of_kind,
+    size_axis,
     size_x,
     table,
     tips,
@@ -181,6 +182,76 @@ def controls(runs: list[RunRow]) -> Figure | None:
     chart = facet(layers, data, list(dict.fromkeys(names.values())), columns)
     chart = chart.resolve_scale(y="independent")
     return Figure("controls", titled(chart, "Validation loss, nats per token"), data)
+
+
+def ratios(law: LawRecord) -> Figure | None:
+    """T*/S of the joint surface against tokens per student parameter; None with one budget."""
+    if law.surface is None or not several_budgets(law):
+        return None
+    tried = [
+        cell.teacher_params_non_embedding / found.student_params_non_embedding
+        for found in law.optima
+        for cell in found.cells
+    ]
+    least, most = min(tried) / 1.15, max(tried) * 1.15
+    rows = [
+        {
+            "kind": "inside the teachers tried" if at.inside_grid else "beyond the teachers tried",
+            "student": at.student,
+            "student_params": at.student_params_non_embedding,
+            "tokens": at.tokens,
+            "tokens_per_param": at.tokens_per_param,
+            "ratio": at.ratio.value,
+            "ratio_low": least if at.ratio.low is None else at.ratio.low,
+            "ratio_high": most if at.ratio.high is None else at.ratio.high,
+        }
+        for at in law.surface.ratios
+        if at.ratio is not None
+    ]
+    if not rows:
+        return None
+    rows.append({"kind": "published", "ratio": law.lines[0].published_slope})
+    data = table(
+        rows,
+        "kind student student_params tokens tokens_per_param ratio ratio_low ratio_high",
+    )
+    per_param = data.tokens_per_param.dropna()
+    x = alt.X(
+        "tokens_per_param:Q",
+        title="Distillation tokens per student parameter",
+        scale=alt.Scale(
+            type="log", domain=[per_param.min() / 1.25, per_param.max() * 1.25], nice=False
+        ),
+        axis=size_axis(per_param),
+    )
+    scale = alt.Scale(type="log", domain=[least, most], nice=False)
+    axis = size_axis([least, most])
+    y = alt.Y("ratio:Q", title=None, scale=scale, axis=axis)
+    students = data.dropna(subset="student").sort_values("student_params").student.unique().tolist()
+    colour = alt.Color(
+        "student:N",
+        sort=students,
+        scale=alt.Scale(domain=students, range=_ramp(len(students))),
+        legend=alt.Legend(title="student", titleOrient="left"),
+    )
+    own = alt.Chart(data).transform_filter("datum.kind != 'published'")
+    hover = tips("student tokens kind", ratio="ratio", low="ratio_low", high="ratio_high")
+    chart = alt.layer(
+        of_kind(data, "published")
+        .mark_rule(color=RED, strokeDash=[6, 4], strokeWidth=2)
+        .encode(y=y),
+        own.mark_rule(strokeWidth=1.6, opacity=0.7, clip=True).encode(
+            x=x,
+            y=alt.Y("ratio_low:Q", title=None, scale=scale, axis=axis),
+            y2="ratio_high:Q",
+            color=colour,
+        ),
+        own.mark_line(strokeWidth=2, clip=True).encode(x=x, y=y, color=colour),
+        own.mark_point(filled=True, size=80, opacity=1, clip=True).encode(
+            x=x, y=y, color=colour, tooltip=hover
+        ),
+    ).properties(**WIDE)
+    return Figure("ratios", titled(chart, "Best teacher in multiples of the student, T*/S"), data)
 
 
 def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
@@ -414,6 +485,7 @@ def all_figures(
         curves(runs, law),
         controls(runs),
         law_chart(law, final),
+        ratios(law),
         pareto(runs, final),
         final_student(final) if final else None,
         teacher_family(teachers),

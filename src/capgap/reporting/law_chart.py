@@ -10,6 +10,7 @@ from capgap.reporting.theme import (
     BLUE,
     GREY,
     INK,
+    PALE_BLUE,
     RED,
     WIDE,
     Figure,
@@ -50,6 +51,7 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     xs = np.geomspace(left, right, 61) if log else np.array([left, right])
     points = [close_ends(row, bottom, top) for row in points]
     rows = points + [row for found in law.lines for row in _line_rows(found, xs, bottom, log)]
+    rows += [row for found in law.lines for row in _band_rows(found, bottom, top)]
     data = table(
         rows, "panel tokens kind student student_params teacher_params params_low params_high"
     )
@@ -70,6 +72,9 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     styles = {name: ((RED, [6, 4]) if name != names[0] else (BLUE, [1, 0])) for name in drawn}
     legend = alt.Legend(title=None, symbolType="stroke", symbolSize=300, symbolStrokeWidth=2)
     layers = [
+        of_kind(data, "band")
+        .mark_area(color=PALE_BLUE, opacity=0.45, clip=True)
+        .encode(x=x, y=y_low, y2="params_high:Q"),
         alt.Chart(data)
         .transform_filter(alt.FieldOneOfPredicate("kind", drawn))
         .mark_line(strokeWidth=2, clip=True)
@@ -165,6 +170,21 @@ def _line_rows(found: Line, students: np.ndarray, bottom: float, log: bool) -> l
         for kind, slope, shift in lines
         for s in students.tolist()
         if not log or slope * s + shift > bottom
+    ]
+
+
+def _band_rows(found: Line, bottom: float, top: float) -> list[dict]:
+    """The interval of the fitted line; where it has no limit on a side it ends with the figure."""
+    return [
+        {
+            "tokens": found.tokens,
+            "kind": "band",
+            "student_params": point.student_params_non_embedding,
+            "teacher_params": point.teacher_params.value,
+            "params_low": bottom if point.teacher_params.low is None else point.teacher_params.low,
+            "params_high": top if point.teacher_params.high is None else point.teacher_params.high,
+        }
+        for point in found.band
     ]
 
 

@@ -160,6 +160,30 @@ def line(found: Line) -> str:
     )
 
 
+TOKEN_SHAPES = {
+    "constant": "the best ratio does not move with them, or too little to matter",
+    "rising": "the more tokens, the larger the best teacher",
+    "falling": "the more tokens, the smaller the best teacher",
+    "saturating": "it moves with them, but hardly between the two largest budgets",
+    "unknown": "whether it moves with them is not known",
+}
+
+
+def tokens(law: LawRecord) -> str:
+    """How the best ratio goes with tokens, over all budgets."""
+    found = law.surface
+    assert found is not None, law.surface
+    if found.status != "fitted" or found.by_tokens is None:
+        return f"The runs of all budgets together do not tell: {found.reason}."
+    moves = found.by_tokens
+    twice = Interval(**{k: None if v is None else 2.0**v for k, v in moves.model_dump().items()})
+    return (
+        f"Over all token budgets, {TOKEN_SHAPES[found.tokens_shape]}: T* of a student grows as the "
+        f"tokens to the power {interval(moves)}, so twice the tokens multiply it by "
+        f"{interval(twice)}."
+    )
+
+
 def family(law: LawRecord, teachers: list[Metrics]) -> str:
     """Whether teacher loss falls with teacher size over the whole family."""
     losses = [
