@@ -25,8 +25,8 @@ from capgap.engine.models import count_params, load_model, load_tokenizer, read_
 from capgap.engine.streams import META
 from capgap.errors import CapgapError
 from capgap.hub import download
-from capgap.pruning.selection import Target, meet, select
-from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution
+from capgap.pruning.selection import select
+from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
 from capgap.records import Lineage, TokenStreams
