@@ -69,17 +69,28 @@ class FilesCorpus(CorpusSplit):
     text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
 
 
-class HubCorpus(CorpusSplit):
-    """A data set of the Hugging Face hub at a pinned commit; one row is one document."""
+class HubText(Section):
+    """Rows of a data set of the Hugging Face hub at a pinned commit."""
 
-    source: Literal["hub"]
     dataset: str = Field(description="data set id on the hub, owner/name")
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
     name: str | None = Field(
         None, description="configuration of the data set, where it has several"
     )
-    split: str = Field("train", description="split of the data set to read")
+    split: str = Field("train", description="split of the data set to read, like train[:10%]")
     text_column: str = Field("text", description="column that holds the text")
+    joined: bool = Field(
+        False, description="whether the rows are lines of one document (WikiText), not documents"
+    )
+
+
+class HubCorpus(CorpusSplit, HubText):
+    """A data set of the hub; one row is one document."""
+
+    source: Literal["hub"]
+    test: HubText | None = Field(
+        None, description="another data set that is the test split, like WikiText (study file only)"
+    )
 
 
 Corpus = Annotated[PackageCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
@@ -421,6 +432,12 @@ class Plan(Section):
     )
     corpus_bytes: Count | None = Field(
         None, gt=0, description="UTF-8 bytes of text of a corpus that is not here"
+    )
+    test_bytes: Count = Field(
+        1_300_000, gt=0, description="UTF-8 bytes of corpus.test; the default is WikiText-2's"
+    )
+    corpus_download_bytes: Count | None = Field(
+        None, gt=0, description="bytes to download for it, if not 0.6 of its text"
     )
     shapes: dict[str, ModelShape] = Field(
         default_factory=dict, description="shapes of fetched teachers by name"

@@ -8,6 +8,7 @@ OUT  a folder with train.npy, validation.npy, test.npy and meta.json
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from capgap.engine.streams import META, SPLITS
 from capgap.records import TokenStreams
 from capgap.stage import StageParser, run_stage
 
+BATCH_CHARACTERS = 1_000_000
+
 
 def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
     """Write the streams: documents in order, each closed by the end-of-text token."""
@@ -29,19 +32,37 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
     counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
     with publish_folder(out) as folder:
         for split in SPLITS:
-            texts = pyarrow.parquet.read_table(corpus / f"{split}.parquet")["text"].to_pylist()
-            pieces = [
-                np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
-                for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            ]
+            pieces, documents, text_bytes = [], 0, 0
+            for texts in _batches(corpus / f"{split}.parquet"):
+                encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                pieces += [np.array([*ids, tokenizer.eos_token_id], dtype=dtype) for ids in encoded]
+                documents += len(texts)
+                text_bytes += sum(len(text.encode()) for text in texts)
             stream = np.concatenate(pieces)
             np.save(folder / f"{split}.npy", stream, allow_pickle=False)
-            counts["documents"][split] = len(texts)
+            counts["documents"][split] = documents
             counts["tokens"][split] = len(stream)
-            counts["bytes"][split] = sum(len(text.encode()) for text in texts)
+            counts["bytes"][split] = text_bytes
         meta = TokenStreams(vocab_size=len(tokenizer), **counts)
         (folder / META).write_text(meta.to_json(), encoding="utf-8")
     return meta
+
+
+def _batches(path: Path) -> Iterator[list[str]]:
+    """Documents of a split in order, a few at a time: an encoded token takes 150 bytes for a while.
+
+    Not more than a MB of text or one document.
+    """
+    batch, size = [], 0
+    for rows in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64, columns=["text"]):
+        for text in rows["text"].to_pylist():
+            batch.append(text)
+            size += len(text)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from datasets import Dataset, disable_progress_bars, load_dataset
 
 from capgap.artifacts import open_folder
-from capgap.config import FilesCorpus, HubCorpus, PackageCorpus
+from capgap.config import FilesCorpus, HubCorpus, HubText, PackageCorpus
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
 
@@ -36,11 +36,7 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
             documents = _read_files(paths, Path("."), corpus.text_column)
             origin = f"files {corpus.pattern}"
         case HubCorpus():
-            data = load_dataset(
-                corpus.dataset, corpus.name, revision=corpus.revision, split=corpus.split
-            )
-            texts = _column(data, corpus.text_column, f"data set {corpus.dataset}")
-            documents = [(f"{i:012d}", text) for i, text in enumerate(texts)]
+            documents = [(f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus))]
             origin = f"data set {corpus.dataset}, split {corpus.split}"
     documents = sorted((name, text) for name, text in documents if text.strip())
     if len(documents) < 3:
@@ -50,6 +46,13 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
         )
     names, texts = zip(*documents, strict=True)
     return Dataset.from_dict({"name": names, "text": texts})
+
+
+def hub_texts(text: HubText) -> list[str]:
+    """Rows of a data set of the hub, or all of them as one document where they are lines."""
+    data = load_dataset(text.dataset, text.name, revision=text.revision, split=text.split)
+    rows = _column(data, text.text_column, f"data set {text.dataset}")
+    return ["".join(rows)] if text.joined else rows
 
 
 def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[str, str]]:

@@ -38,7 +38,6 @@ from capgap.cost.memory import FLOAT, Memory
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
-from capgap.pruning.solver import Target, meet
 from capgap.records import Choice, TokenStreams
 
 MEGA = 10**6
@@ -138,8 +137,13 @@ class StudyCost:
         """Tokens of the validation and the test split."""
         if self.streams:
             return self.streams.tokens["validation"] + self.streams.tokens["test"]
-        share = self.study.corpus.validation_share + self.study.corpus.test_share
-        return round(self.corpus_bytes * share / self.bytes_per_token)
+        corpus = self.study.corpus
+        size = self.corpus_bytes * corpus.validation_share
+        if getattr(corpus, "test", None):
+            size += self.study.plan.test_bytes
+        else:
+            size += self.corpus_bytes * corpus.test_share
+        return round(size / self.bytes_per_token)
 
     @cached_property
     def architectures(self) -> dict[str, Architecture]:
@@ -267,7 +271,9 @@ class StudyCost:
             work=(Work("text", size, 0),),
             host_mb=self.host_mb("prepare_corpus"),
             disk_bytes=round(COMPRESSED * size),
-            download_bytes=round(COMPRESSED * size) if on_hub else 0,
+            download_bytes=self.study.plan.corpus_download_bytes or round(COMPRESSED * size)
+            if on_hub
+            else 0,
         )
 
     def _tokenizer(self) -> Job:
@@ -339,7 +345,9 @@ class StudyCost:
             rule,
             output,
             (source, self.path(paths.TOKENS)),
-            work=(Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length)),),
+            work=(
+                Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length)),
+            ),
             device=memory.evaluation(model, settings.batch_tokens),
             host_mb=self.host_mb(rule, **ids),
         )
@@ -461,7 +469,9 @@ class StudyCost:
                 return BASE_MB["law"]
         size = held.total
         if self.study.plan.device != "cpu" and held.optimizer:
-            size = held.weights + held.teacher + held.optimizer  # loading, then writing a checkpoint
+            size = (
+                held.weights + held.teacher + held.optimizer
+            )  # loading, then writing a checkpoint
         return BASE_MB["torch"] + round(size / MEGA)
 
 
@@ -489,11 +499,3 @@ def check_shapes(study: Study) -> None:
                 f"plan.shapes.{name}: this shape has {counted:,} parameters without embeddings, "
                 f"teachers.{name}.params_non_embedding is {said:,}"
             )
-
-
-def student_is_possible(study: Study, cost: StudyCost) -> None:
-    """Raise CapgapError for a student size that no pruning of one of its teachers can give."""
-    sizes = design.teacher_sizes(study)
-    for student in [*study.grid.students, study.final.student]:
-        for teacher in design.teachers_for(student, sizes):
-            meet(cost.architecture(teacher).sizes, Target("params", student), study.prune.cutting())
