@@ -3,7 +3,8 @@ Bytes a job holds at its peak, group by group. Everything is float32: that is wh
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
 by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
-queries, keys, values and its output, not the scores (scaled_dot_product_attention).
+queries, keys, values and its output, not the scores (scaled_dot_product_attention). Dropout, which
+GPT-2 and OPT have, is left out.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def saved_channels(model: Model) -> int:
         if model.family == "qwen3":
             layer += 2 * a + 2 * k  # norms of query and key: input and normalised
         return model.layers * layer + 3 * d
-    # each norm: input and output; query, key, value; attention's output; MLP before and after its
-    # activation
-    activation = {"gpt2": 7, "gpt_neox": 2, "opt": 2}[model.family]
-    return model.layers * (4 * d + 4 * a + activation * f) + 2 * d
+    # each norm: input and output; query, key, value, its output; copies of query and key where they
+    # are rotated; steps of the MLP's activation
+    copies, activation = {"gpt2": (0, 5), "gpt_neox": (2, 2), "opt": (0, 1)}[model.family]
+    return model.layers * (4 * d + (4 + copies) * a + activation * f) + 2 * d
 
 
 def transient_channels(model: Model) -> int:
