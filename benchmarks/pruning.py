@@ -38,7 +38,8 @@ from capgap.engine.losses import Signal, mixture_loss
 from capgap.engine.models import hidden_states, load_model, output_head
 from capgap.engine.streams import Streams
 from capgap.engine.training import discard, train
-from capgap.pruning.selection import Target, meet, select
+from capgap.pruning.selection import select
+from capgap.pruning.solver import Target, meet
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
 

@@ -29,7 +29,7 @@ from capgap.artifacts import publish_folder
 from capgap.config import Depth
 from capgap.engine.models import llama_config, load_shape
 from capgap.pruning.importance import Importance
-from capgap.pruning.selection import Target
+from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.pruning.surgery import sizes_of
 from capgap.shapes import LlamaShape

@@ -11,6 +11,7 @@ from capgap import __version__
 
 COMMANDS = {
     "run": ("capgap.workflow.execute", "run a study: everything that is not up to date"),
+    "plan": ("capgap.plan", "what a study will cost, before it is paid"),
     "verify": ("capgap.workflow.verify", "check every result against its manifest and record"),
     "save": ("capgap.workflow.save", "hand a finished study to DVC, for colleagues to pull"),
     "pull": ("capgap.workflow.pull", "fetch a study's small results and records, not its models"),

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from capgap.cost.devices import DEVICE_NAMES
 from capgap.counts import format_count, parse_count
 from capgap.errors import CapgapError
 from capgap.shapes import LlamaShape
@@ -70,17 +71,28 @@ class FilesCorpus(CorpusSplit):
     text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
 
 
-class HubCorpus(CorpusSplit):
-    """A data set of the Hugging Face hub at a pinned commit; one row is one document."""
+class HubText(Section):
+    """Rows of a data set of the Hugging Face hub at a pinned commit."""
 
-    source: Literal["hub"]
     dataset: str = Field(description="data set id on the hub, owner/name")
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
     name: str | None = Field(
         None, description="configuration of the data set, where it has several"
     )
-    split: str = Field("train", description="split of the data set to read")
+    split: str = Field("train", description="split of the data set to read, like train[:10%]")
     text_column: str = Field("text", description="column that holds the text")
+    joined: bool = Field(
+        False, description="whether the rows are lines of one document (WikiText), not documents"
+    )
+
+
+class HubCorpus(CorpusSplit, HubText):
+    """A data set of the hub; one row is one document."""
+
+    source: Literal["hub"]
+    test: HubText | None = Field(
+        None, description="another data set that is the test split, like WikiText (study file only)"
+    )
 
 
 Corpus = Annotated[PackageCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
@@ -200,6 +212,26 @@ FetchedSource = Annotated[HubTeacher | PackageTeacher | PathTeacher, Field(discr
 Teacher = Annotated[
     PretrainedTeacher | HubTeacher | PackageTeacher | PathTeacher, Field(discriminator="source")
 ]
+
+
+class ModelShape(Section):
+    """Shape of a model that is not here yet, so that its cost can be told; all layers alike."""
+
+    family: Literal["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"] = Field(
+        description="architecture; Mistral counts as llama, Pythia is gpt_neox"
+    )
+    layers: int = Field(gt=0, description="transformer layers")
+    hidden: int = Field(gt=0, description="hidden channels")
+    heads: int = Field(gt=0, description="query heads per layer")
+    kv_heads: int | None = Field(None, gt=0, description="key-value heads, if fewer")
+    head_dim: int | None = Field(None, gt=0, description="head dimension, if not hidden / heads")
+    intermediate: int = Field(gt=0, description="MLP neurons per layer")
+    vocab: int = Field(gt=0, description="entries of the vocabulary")
+    positions: int = Field(0, ge=0, description="context; gpt2 and opt learn a vector for each")
+    tied: bool = Field(False, description="whether the output head is the input embedding")
+    stored: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="type of the weights as published, for the size of the download"
+    )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -412,6 +444,34 @@ class Final(Section):
     )
 
 
+class Plan(Section):
+    """What is assumed of machines and of models that are not here; changes no result."""
+
+    device: str = Field(DEVICE_NAMES[0], description=f"one of {', '.join(DEVICE_NAMES)}")
+    gpus: int = Field(1, gt=0, description="devices that work at the same time")
+    mfu: float = Field(
+        0.4, gt=0, le=1, description="achieved share of the device's peak, for large models"
+    )
+    corpus_bytes: Count | None = Field(
+        None, gt=0, description="UTF-8 bytes of text of a corpus that is not here"
+    )
+    test_bytes: Count = Field(
+        1_300_000, gt=0, description="UTF-8 bytes of corpus.test; the default is WikiText-2's"
+    )
+    corpus_download_bytes: Count | None = Field(
+        None, gt=0, description="bytes to download for it, if not 0.6 of its text"
+    )
+    shapes: dict[str, ModelShape] = Field(
+        default_factory=dict, description="shapes of fetched teachers by name"
+    )
+
+    @model_validator(mode="after")
+    def _known_device(self):
+        if self.device not in DEVICE_NAMES:
+            raise ValueError(f"device is one of {', '.join(DEVICE_NAMES)}, got {self.device}")
+        return self
+
+
 class Study(Section):
     """A whole study."""
 
@@ -429,6 +489,7 @@ class Study(Section):
     grid: Grid = Field(description="the runs the law is fitted on")
     law: Law = Field(default_factory=Law, description="regression")
     final: Final = Field(description="the law-guided distillation")
+    plan: Plan = Field(default_factory=Plan, description="assumptions about machines and sizes")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -470,6 +531,9 @@ def _inconsistencies(study: Study):
                 f"tokenizer.teacher: '{study.tokenizer.teacher}' is not a teacher that brings a "
                 "tokenizer; name one with source hub, package or path"
             )
+    for name in study.plan.shapes:
+        if not isinstance(study.teachers.get(name), HubTeacher | PackageTeacher | PathTeacher):
+            yield f"plan.shapes.{name}: no teacher of this name is fetched"
     sizes = {name: study.teacher_size(name) for name in study.teachers}
     largest = max(sizes, key=sizes.get)
     for key, students in (

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datasets import Dataset
+
 from capgap.artifacts import publish_folder
-from capgap.config import Corpus, CorpusSplit
+from capgap.config import Corpus, CorpusSplit, HubCorpus
 from capgap.stage import StageParser, run_stage
-from capgap.text import assign_splits, load_documents
+from capgap.text import assign_splits, hub_texts, load_documents
 
 
 def run(corpus: CorpusSplit, out: Path) -> dict[str, int]:
@@ -20,6 +22,9 @@ def run(corpus: CorpusSplit, out: Path) -> dict[str, int]:
     documents = load_documents(corpus)
     sizes = [len(text.encode()) for text in documents["text"]]
     shares = {"validation": corpus.validation_share, "test": corpus.test_share}
+    separate = corpus.test if isinstance(corpus, HubCorpus) else None
+    if separate:
+        del shares["test"]
     splits = assign_splits(documents["name"][:], sizes, shares)
     counts = {}
     with publish_folder(out) as folder:
@@ -27,6 +32,12 @@ def run(corpus: CorpusSplit, out: Path) -> dict[str, int]:
             rows = [i for i, s in enumerate(splits) if s == split]
             documents.select(rows).to_parquet(folder / f"{split}.parquet")
             counts[split] = len(rows)
+        if separate:
+            texts = [text for text in hub_texts(separate) if text.strip()]
+            names = [f"{separate.dataset}:{i:09d}" for i in range(len(texts))]
+            held_out = Dataset.from_dict({"name": names, "text": texts})
+            held_out.to_parquet(folder / "test.parquet")
+            counts["test"] = len(texts)
     return counts
 
 

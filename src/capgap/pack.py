@@ -18,7 +18,7 @@ from capgap.engine.streams import META, SPLITS
 from capgap.errors import CapgapError
 from capgap.records import TokenStreams
 from capgap.stage import StageParser, run_stage
-from capgap.text import split_texts
+from capgap.text import text_batches
 
 
 def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
@@ -34,16 +34,17 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
     counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
     with publish_folder(out) as folder:
         for split in SPLITS:
-            texts = split_texts(corpus, split)
-            pieces = [
-                np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
-                for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            ]
+            pieces, documents, text_bytes = [], 0, 0
+            for texts in text_batches(corpus, split):
+                encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                pieces += [np.array([*ids, tokenizer.eos_token_id], dtype=dtype) for ids in encoded]
+                documents += len(texts)
+                text_bytes += sum(len(text.encode()) for text in texts)
             stream = np.concatenate(pieces)
             np.save(folder / f"{split}.npy", stream, allow_pickle=False)
-            counts["documents"][split] = len(texts)
+            counts["documents"][split] = documents
             counts["tokens"][split] = len(stream)
-            counts["bytes"][split] = sum(len(text.encode()) for text in texts)
+            counts["bytes"][split] = text_bytes
         meta = TokenStreams(vocab_size=len(tokenizer), **counts)
         (folder / META).write_text(meta.to_json(), encoding="utf-8")
     return meta

@@ -36,8 +36,8 @@ from capgap.engine.streams import META
 from capgap.errors import CapgapError
 from capgap.hub import download
 from capgap.packages import package_folder
-from capgap.pruning.selection import Target, meet, meet_like, select
-from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution
+from capgap.pruning.selection import select
+from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
 from capgap.records import Lineage, TokenStreams

@@ -21,8 +21,7 @@ from capgap.counts import format_count
 from capgap.design import RANDOM
 from capgap.engine.models import count_params, load_model, load_tokenizer, save_model
 from capgap.errors import CapgapError
-from capgap.pruning.selection import Target, meet
-from capgap.pruning.solver import Sizes, Solution
+from capgap.pruning.solver import Sizes, Solution, Target, meet
 from capgap.pruning.surgery import check_layers_alike, pruned_config, sizes_of
 from capgap.records import Lineage
 from capgap.stage import StageParser, count_argument, run_stage, seed_argument

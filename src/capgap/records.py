@@ -440,6 +440,18 @@ class FinalRecord(Record):
     sentence: str
 
 
+class Calibration(Record):
+    """`scratch/calibration.json`: what `capgap plan --calibrate` measured on this machine."""
+
+    study: str  # whose models were measured
+    startup_s: dict[str, float]  # CPU seconds of a job without its work, by rule
+    base_mb: dict[str, float]  # peak memory beyond what is counted, MB of 10^6 bytes, by rule
+    text_s_per_mb: dict[str, float]  # CPU seconds a MB of text, by rule
+    # by kind of work: (FLOPs a token, CPU seconds a token) of the smallest and largest case
+    rates: dict[str, list[tuple[float, float]]]
+    matmul_gflops: float  # one thread, large matrices, float32
+
+
 def read_json(path: str | Path) -> Any:
     """Read any JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet
 
 from capgap.artifacts import open_folder
-from capgap.config import FilesCorpus, HubCorpus, PackageCorpus
+from capgap.config import FilesCorpus, HubCorpus, HubText, PackageCorpus
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # the library takes seconds to import, and most stages only r
     from datasets import Dataset
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+BATCH_CHARACTERS = 1_000_000
 
 
 def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
@@ -39,10 +41,7 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
             documents = _read_files(paths, Path("."), corpus.text_column)
             origin = f"files {corpus.pattern}"
         case HubCorpus():
-            where = f"data set {corpus.dataset}"
-            pinned = {"name": corpus.name, "revision": corpus.revision, "split": corpus.split}
-            texts = _column(_load(where, corpus.dataset, **pinned), corpus.text_column, where)
-            documents = [(f"{i:012d}", text) for i, text in enumerate(texts)]
+            documents = [(f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus))]
             origin = f"data set {corpus.dataset}, split {corpus.split}"
     documents = sorted((name, text) for name, text in documents if text.strip())
     if len(documents) < 3:
@@ -53,6 +52,14 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
         )
     names, texts = zip(*documents, strict=True)
     return Dataset.from_dict({"name": names, "text": texts})
+
+
+def hub_texts(text: HubText) -> list[str]:
+    """Rows of a data set of the hub, or all of them as one document where they are lines."""
+    where = f"data set {text.dataset}"
+    pinned = {"name": text.name, "revision": text.revision, "split": text.split}
+    rows = _column(_load(where, text.dataset, **pinned), text.text_column, where)
+    return ["".join(rows)] if text.joined else rows
 
 
 def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[str, str]]:
@@ -121,15 +128,31 @@ def _column(data: Dataset, column: str, where: str) -> list[str]:
 
 def split_texts(corpus: Path, split: str) -> list[str]:
     """Texts of one split of a corpus folder; CapgapError where there is none."""
-    path = open_folder(corpus) / f"{split}.parquet"
+    return [text for batch in text_batches(corpus, split) for text in batch]
+
+
+def text_batches(corpus: Path, split: str) -> Iterator[list[str]]:
+    """Texts of one split in order, a few at a time: an encoded token takes 150 bytes for a while.
+
+    Not more than a MB of text or one document. Raises CapgapError where there is no such split.
+    """
+    path, batch, size = open_folder(corpus) / f"{split}.parquet", [], 0
     try:
-        return pyarrow.parquet.read_table(path)["text"].to_pylist()
+        for rows in pyarrow.parquet.ParquetFile(path).iter_batches(64, columns=["text"]):
+            for text in rows["text"].to_pylist():
+                batch.append(text)
+                size += len(text)
+                if size >= BATCH_CHARACTERS:
+                    yield batch
+                    batch, size = [], 0
     except FileNotFoundError:
         raise CapgapError(f"{path}: no such file; name a folder that capgap corpus wrote") from None
     except (pyarrow.ArrowInvalid, KeyError) as error:
         raise CapgapError(
             f"{path} is not a split of a corpus ({error}); make the folder with capgap corpus"
         ) from None
+    if batch:
+        yield batch
 
 
 def assign_splits(names: list[str], sizes: list[int], shares: dict[str, float]) -> list[str]:

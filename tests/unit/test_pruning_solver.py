@@ -12,8 +12,15 @@ from transformers import LlamaForCausalLM
 from capgap.config import Depth, Prune
 from capgap.engine.models import llama_config
 from capgap.errors import CapgapError
-from capgap.pruning.selection import Target, meet
-from capgap.pruning.solver import Widths, proportional_layers, solve, solve_shape, solve_sparsity
+from capgap.pruning.solver import (
+    Target,
+    Widths,
+    meet,
+    proportional_layers,
+    solve,
+    solve_shape,
+    solve_sparsity,
+)
 from capgap.pruning.surgery import pruned_config, sizes_of
 from capgap.shapes import LlamaShape
 

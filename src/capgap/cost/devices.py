@@ -1,0 +1,36 @@
+"""
+Devices by name: what they hold and how fast they are at best.
+
+Peaks are the makers' data sheets, dense, without sparsity; float32 is the rate of plain float32
+arithmetic, which is what a float32 study gets unless it allows TF32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator."""
+
+    memory_gib: float
+    peak_tflops_16bit: float
+    peak_tflops_float32: float
+
+
+DEVICES = {
+    "t4-16gb": Device(15, 65, 8.1),
+    "v100-32gb": Device(32, 125, 15.7),
+    "l4-24gb": Device(22, 121, 30.3),
+    "rtx4090-24gb": Device(24, 165, 82.6),
+    "a10-24gb": Device(22, 125, 31.2),
+    "a100-40gb": Device(40, 312, 19.5),
+    "a100-80gb": Device(80, 312, 19.5),
+    "h100-80gb": Device(80, 989, 67),
+    "h200-141gb": Device(131, 989, 67),
+    "b200-180gb": Device(167, 2250, 80),
+}
+DEVICE_NAMES = (CPU, *DEVICES)

@@ -1,0 +1,95 @@
+"""
+Which jobs a device cannot hold, and what would make them fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+from capgap.config import Study
+from capgap.cost.devices import CPU, DEVICES
+from capgap.cost.jobs import Job
+from capgap.cost.memory import Memory
+from capgap.errors import CapgapError
+
+GIB = 2**30
+MOST_SHARDS = 64  # devices that sharing is suggested for
+USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
+
+
+class Misfit(NamedTuple):
+    """A job that is too large for a device."""
+
+    job: Job
+    needed_gib: float
+    limit_gib: float
+    mends: tuple[str, ...]
+
+
+def misfits(study: Study, jobs: list[Job], device: str) -> list[Misfit]:
+    """Jobs that the device cannot hold, largest first; none where no device is named."""
+    if device == CPU:
+        return []
+    limit = DEVICES[device].memory_gib * USABLE
+    found = [
+        Misfit(job, job.device.total / GIB, limit, tuple(_mends(study, job, limit)))
+        for job in jobs
+        if job.device and job.device.total / GIB > limit
+    ]
+    return sorted(found, key=lambda misfit: -misfit.needed_gib)
+
+
+def refuse_misfits(study: Study, jobs: list[Job], device: str) -> None:
+    """Raise CapgapError for jobs that the device cannot hold, with what would make them fit."""
+    found = misfits(study, jobs, device)
+    if found:
+        raise CapgapError(
+            f"{len(found)} job(s) do not fit plan.device {device}; the largest of each rule:\n"
+            + "\n".join(describe(misfit) for misfit in largest_of_each_rule(found))
+        )
+
+
+def largest_of_each_rule(found: list[Misfit]) -> list[Misfit]:
+    """The first of each rule."""
+    return list({misfit.job.rule: misfit for misfit in reversed(found)}.values())[::-1]
+
+
+def describe(misfit: Misfit) -> str:
+    """One line: what, how much, the limit, the mends."""
+    return (
+        f"  {misfit.job.rule} {misfit.job.output} needs {misfit.needed_gib:.1f} GiB, "
+        f"{misfit.limit_gib:.1f} GiB can be used; {', or '.join(misfit.mends)}"
+    )
+
+
+def _mends(study: Study, job: Job, limit_gib: float):
+    held, limit = job.device, limit_gib * GIB
+    fixed = held.total - held.activations
+    if job.rule in ("distill_student", "pretrain_teacher"):
+        section = "distill" if job.rule == "distill_student" else "pretrain"
+        settings = getattr(study, section)
+        tokens = settings.micro_batch_tokens or settings.batch_tokens
+        fits = int((limit - fixed) / (held.activations / tokens)) if fixed < limit else 0
+        sequences = fits // settings.sequence_length
+        while sequences and settings.batch_tokens % (sequences * settings.sequence_length):
+            sequences -= 1
+        if sequences:
+            yield f"set {section}.micro_batch_tokens to {sequences * settings.sequence_length}"
+    shards = _shards(held, limit)
+    if shards:
+        yield f"share weights, gradients and optimizer among {shards} devices (FSDP)"
+    larger = [name for name, d in DEVICES.items() if held.total / GIB <= d.memory_gib * USABLE]
+    if larger:
+        yield f"take a device like {larger[0]}"
+    elif not shards:
+        yield "prune smaller models"
+
+
+def _shards(held: Memory, limit: float) -> int | None:
+    """Devices among which the state must be shared; None where activations alone are too much."""
+    kept = replace(held, weights=0, gradients=0, optimizer=0, teacher=0).total
+    state = held.total - kept
+    shards = math.ceil(state / (limit - kept)) if kept < limit else MOST_SHARDS + 1
+    return shards if shards <= MOST_SHARDS else None

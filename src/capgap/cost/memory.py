@@ -1,0 +1,104 @@
+"""
+Bytes a job holds at its peak, group by group. Everything is float32: that is what the engine uses.
+
+Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
+by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
+queries, keys, values and its output, not the scores (scaled_dot_product_attention). Dropout, which
+GPT-2 and OPT have, is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from capgap.config import Training
+from capgap.cost.architectures import LLAMA_LIKE, Model
+
+FLOAT = 4  # bytes
+CHUNK_TOKENS = 1024  # of the loss (engine/losses.py)
+SCORE_TOKENS = 1024  # of a forward pass when scoring (pruning/importance.py)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what holds them."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    teacher: int = 0
+    activations: int = 0  # grow with the micro-batch
+    loss: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def saved_channels(model: Model) -> int:
+    """Floats a token that the backward pass needs, without the loss."""
+    d, a, k, f = model.hidden, model.attention, model.key_value, model.neurons
+    if model.family in LLAMA_LIKE:
+        # each norm: input and normalised input; the input of the projections; rotated query and
+        # key; value; attention's output; gate, its activation, up and their product
+        layer = 6 * d + 2 * a + 2 * k + 4 * f
+        if model.family == "qwen3":
+            layer += 2 * a + 2 * k  # norms of query and key: input and normalised
+        return model.layers * layer + 3 * d
+    # each norm: input and output; query, key, value, its output; copies of query and key where they
+    # are rotated; steps of the MLP's activation
+    copies, activation = {"gpt2": (0, 5), "gpt_neox": (2, 2), "opt": (0, 1)}[model.family]
+    return model.layers * (4 * d + (4 + copies) * a + activation * f) + 2 * d
+
+
+def transient_channels(model: Model) -> int:
+    """Floats a token that one layer holds at a time in a forward pass without gradients."""
+    return 3 * model.hidden + 2 * model.attention + 2 * model.key_value + 3 * model.neurons
+
+
+def training(student: Model, settings: Training, teacher: Model | None = None) -> Memory:
+    """Peak of a training job with AdamW; `teacher` in distillation."""
+    tokens = settings.micro_batch_tokens or settings.batch_tokens
+    chunk = min(CHUNK_TOKENS, tokens)
+    parameters = FLOAT * student.params
+    logits = FLOAT * chunk * student.vocab
+    gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
+    passing = 0
+    if teacher:
+        logits *= 3  # student's, teacher's, target distribution
+        passing = FLOAT * tokens * (transient_channels(teacher) + teacher.hidden)
+    return Memory(
+        weights=parameters,
+        gradients=parameters,
+        optimizer=2 * parameters,
+        teacher=FLOAT * teacher.params if teacher else 0,
+        activations=FLOAT * tokens * saved_channels(student) + passing,
+        loss=logits + gradients_of_loss,
+    )
+
+
+def evaluation(model: Model, batch_tokens: int) -> Memory:
+    """Peak of a pass over held-out text."""
+    chunk = min(CHUNK_TOKENS, batch_tokens)
+    return Memory(
+        weights=FLOAT * model.params,
+        activations=FLOAT * batch_tokens * transient_channels(model),
+        loss=2 * FLOAT * chunk * model.vocab,
+    )
+
+
+def scoring(model: Model, sequence_length: int) -> Memory:
+    """Peak of scoring importance by mask gradients: masked copies are kept beside the rest."""
+    tokens = max(SCORE_TOKENS, sequence_length)
+    masked = model.layers * (model.attention + model.neurons + 2 * model.hidden)
+    return Memory(
+        weights=FLOAT * model.params,
+        activations=FLOAT * tokens * (saved_channels(model) + masked),
+        loss=FLOAT * (CHUNK_TOKENS * model.vocab + model.hidden * (tokens + model.vocab)),
+    )
+
+
+def cutting(teacher: Model, student: Model) -> Memory:
+    """Peak of cutting one model out of another: both, and what is being written."""
+    return Memory(weights=2 * FLOAT * student.params, teacher=FLOAT * teacher.params)

@@ -1,0 +1,417 @@
+"""
+A minute of measurement on this machine: what work costs in CPU seconds, and what a job's start costs.
+
+Rates come from the engine's own loops on random models of the study's smallest and largest shapes;
+start-up and memory from running each stage once on next to no work. CPU seconds are of one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from capgap import design
+from capgap.artifacts import publish_folder, write_text
+from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training
+from capgap.cost.architectures import Model
+from capgap.cost.jobs import BASE_MB, MEGA, Job, StudyCost
+from capgap.cost.speed import CALIBRATION
+from capgap.engine import training
+from capgap.engine.evaluation import mean_loss
+from capgap.engine.models import count_params, llama_config, new_model, save_model
+from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.streams import META, SPLITS, Streams, calibration_batch
+from capgap.errors import CapgapError
+from capgap.packages import package_folder
+from capgap.pruning.importance import measure
+from capgap.records import Calibration, Lineage, TokenStreams
+from capgap.shapes import LlamaShape
+
+LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
+SECONDS_PER_POINT = 1.2
+SAMPLE_BYTES = 3 * MEGA
+
+
+class Run(NamedTuple):
+    """What a finished process took."""
+
+    cpu_s: float
+    peak_mb: float
+
+
+def calibrate(study: Study) -> Calibration:
+    """Measure and write scratch/calibration.json; prints what it is doing."""
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        probe = _Probe(study, Path(name))
+        text = probe.text()
+        rates = probe.rates()
+        startup, base = probe.starts(rates)
+        result = Calibration(
+            study=study.study,
+            startup_s={**startup, **text["startup_s"]},
+            base_mb={**base, **text["base_mb"]},
+            text_s_per_mb=text["s_per_mb"],
+            rates=rates,
+            matmul_gflops=matmul_gflops(),
+        )
+    write_text(CALIBRATION, result.to_json())
+    print(f"calibrated in {time.monotonic() - begun:.0f} s: {CALIBRATION}", flush=True)
+    return result
+
+
+def matmul_gflops(width: int = 1024) -> float:
+    """GFLOP/s of one thread in a float32 matrix product."""
+    a, b = torch.randn(width, width), torch.randn(width, width)
+    a @ b
+    begun, count = time.process_time(), 0
+    while time.process_time() - begun < 0.5:
+        a @ b
+        count += 1
+    return count * 2 * width**3 / (time.process_time() - begun) / 1e9
+
+
+def run_process(words: list[str], folder: Path) -> Run:
+    """Run a Python process with one thread; CapgapError with its output if it fails."""
+    log = folder / "probe.log"
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CAPGAP_UNDER_WORKFLOW": ""}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], env=os.environ | variables, stdout=file, stderr=file
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise CapgapError(f"calibration: {' '.join(words)} failed: {log.read_text()[-600:]}")
+    return Run(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MEGA)
+
+
+class _Probe:
+    def __init__(self, study: Study, folder: Path):
+        self.study, self.folder, self.cost = study, folder, StudyCost(study)
+        self.tokenizer = folder / "tokenizer"
+        self.vocab = min(self.cost.vocab, 2**15)
+        self.streams_folder = self._streams()
+
+    def _streams(self) -> Path:
+        """Random streams, long enough for every loop that is measured."""
+        study, out = self.study, self.folder / "tokens"
+        longest = max(
+            study.evaluate.batch_tokens,
+            study.evaluate.sequence_length,
+            study.prune.sequence_length * 4,
+            *(s.batch_tokens for s in (study.distill, study.pretrain) if s),
+        )
+        length = longest + max(study.prune.sequence_length, study.distill.sequence_length) + 2
+        random = np.random.default_rng(0)
+        with publish_folder(out) as folder:
+            for split in SPLITS:
+                stream = random.integers(0, self.vocab, length).astype(np.uint32)
+                np.save(folder / f"{split}.npy", stream, allow_pickle=False)
+            counts = dict.fromkeys(SPLITS, length)
+            meta = TokenStreams(
+                vocab_size=self.vocab,
+                documents=dict.fromkeys(SPLITS, 1),
+                tokens=counts,
+                bytes={split: 4 * n for split, n in counts.items()},
+            )
+            (folder / META).write_text(meta.to_json(), encoding="utf-8")
+        return out
+
+    # --- text -----------------------------------------------------------------------------------
+
+    def text(self) -> dict[str, dict[str, float]]:
+        """Start-up, memory and seconds a MB of the text stages, by rule."""
+        sample, size = self._sample()
+        stages = [
+            (
+                "prepare_corpus",
+                ["corpus", "--source", "files", "--pattern", f"{sample}/*.txt"],
+                self.folder / "corpus",
+            ),
+            (
+                "make_tokenizer",
+                [
+                    *("tokenizer", "--source", "train", "--vocab-size", str(self.vocab)),
+                    *("--source-folder", f"{self.folder}/corpus"),
+                ],
+                self.tokenizer,
+            ),
+            (
+                "pack_tokens",
+                ["pack", "--corpus", f"{self.folder}/corpus", "--tokenizer", str(self.tokenizer)],
+                self.folder / "packed",
+            ),
+        ]
+        found: dict[str, dict[str, float]] = {"startup_s": {}, "base_mb": {}, "s_per_mb": {}}
+        for rule, (stage, *options), out in stages:
+            empty = run_process(["-c", f"import capgap.{stage}"], self.folder)
+            run = run_process(["-m", f"capgap.{stage}", *options, "--out", str(out)], self.folder)
+            found["startup_s"][rule] = empty.cpu_s
+            found["s_per_mb"][rule] = max(0.0, run.cpu_s - empty.cpu_s) / (size / MEGA)
+            counted = self.cost.host_mb(rule) - BASE_MB["text"]
+            counted *= size / self.cost.corpus_bytes
+            found["base_mb"][rule] = run.peak_mb - counted
+        return found
+
+    def _sample(self) -> tuple[Path, int]:
+        """Folder of a few MB of the study's text, or of made-up words, and its bytes."""
+        corpus, out = self.study.corpus, self.folder / "sample"
+        out.mkdir()
+        files: list[Path] = []
+        if isinstance(corpus, PackageCorpus):
+            files = sorted(package_folder(corpus.package).glob(corpus.pattern))
+        elif isinstance(corpus, FilesCorpus) and corpus.pattern.endswith(".txt"):
+            files = sorted(Path().glob(corpus.pattern))
+        size = 0
+        for i, file in enumerate(file for file in files if file.suffix == ".txt"):
+            if size < SAMPLE_BYTES:
+                shutil.copyfile(file, out / f"{i:05}.txt")
+                size += file.stat().st_size
+        if size == 0:
+            random = np.random.default_rng(0)
+            letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+            words = ["".join(random.choice(letters, n)) for n in random.integers(1, 9, 20_000)]
+            for i in range(100):
+                text = " ".join(random.choice(words, 5000))
+                (out / f"{i:05}.txt").write_text(text)
+                size += len(text)
+        return out, size
+
+    # --- rates ----------------------------------------------------------------------------------
+
+    def _model(self, model: Model):
+        """A random Llama of these sizes; an architecture of another family costs about the same."""
+        shape = LlamaShape(
+            layers=model.layers,
+            hidden=model.hidden,
+            heads=model.attention // model.head_dim,
+            kv_heads=model.key_value // model.head_dim,
+            head_dim=model.head_dim,
+            intermediate=model.neurons,
+            vocab=model.vocab,
+            tied=True,
+        )
+        return new_model(llama_config(shape, max_positions=4096, bos_id=0, eos_id=0), 0)
+
+    def _extremes(self, pairs: list[tuple[Model, Model | None]]) -> list[tuple]:
+        """The pair with the fewest and the one with the most FLOPs a token, where small enough."""
+
+        def flops(pair):
+            student, teacher = pair
+            return 3 * student.forward_flops(128) + (teacher.forward_flops(128) if teacher else 0)
+
+        small = [p for p in pairs if all(m is None or m.params <= LARGEST_PARAMS for m in p)]
+        return list(dict.fromkeys([min(small, key=flops), max(small, key=flops)])) if small else []
+
+    def rates(self) -> dict[str, list[tuple[float, float]]]:
+        """By kind of work: (FLOPs a token, CPU seconds a token) of the extremes."""
+        study, cost = self.study, self.cost
+        runs = [
+            *design.grid_runs(study.grid, design.teacher_sizes(study)),
+            *design.final_runs(study.final, cost.final_teachers()),
+        ]
+        students = {
+            (cost.student(run.student, run.init), None if run.teacher == design.NONE
+             else cost.architecture(run.teacher).whole())
+            for run in runs
+        }  # fmt: skip
+        teachers = {name: cost.architecture(name).whole() for name in study.teachers}
+        trained = [
+            (teachers[name], None)
+            for name, teacher in study.teachers.items()
+            if isinstance(teacher, PretrainedTeacher)
+        ]
+        every = sorted({(m, None) for pair in students for m in pair if m} | set(trained), key=repr)
+        ordered = sorted(students, key=repr)
+        found = {
+            "pretrain": [self._training(*p, study.pretrain) for p in self._extremes(trained)],
+            "train": [
+                self._training(*p, study.distill)
+                for p in self._extremes([(m, t) for m, t in ordered if t is None])
+            ],
+            "distill": [
+                self._training(*p, study.distill)
+                for p in self._extremes([(m, t) for m, t in ordered if t])
+            ],
+            "evaluate": [self._evaluation(m) for m, _ in self._extremes(every)],
+            "score": [
+                self._scoring(m) for m, _ in self._extremes([(m, None) for m in teachers.values()])
+            ],
+        }
+        return {kind: sorted(points) for kind, points in found.items() if points}
+
+    def _training(
+        self, student: Model, teacher: Model | None, settings: Training
+    ) -> tuple[float, float]:
+        model, objective = self._model(student), data_objective
+        context = settings.sequence_length
+        flops = 3 * student.forward_flops(context)
+        if teacher:
+            objective = Distillation(self._model(teacher).eval(), 0.5, 1.0)
+            flops += teacher.forward_flops(context)
+        short = settings.model_copy(update={"validations": 1, "validation_tokens": 2 * context})
+        streams = Streams(self.streams_folder)
+
+        def steps(count: int) -> None:
+            training.train(
+                model, streams, short, objective, tokens=count * settings.batch_tokens, seed=0,
+                scratch=self.folder / "no-state", checkpoint_seconds=1e9, say=lambda _: None,
+            )  # fmt: skip
+
+        return flops, _seconds_each(steps) / settings.batch_tokens
+
+    def _evaluation(self, model: Model) -> tuple[float, float]:
+        settings, built = self.study.evaluate, self._model(model).eval()
+        stream = Streams(self.streams_folder)["test"][: settings.batch_tokens + 1]
+
+        def passes(count: int) -> None:
+            for _ in range(count):
+                mean_loss(
+                    built, stream, sequence_length=settings.sequence_length,
+                    batch_tokens=settings.batch_tokens, split="test",
+                )  # fmt: skip
+
+        return model.forward_flops(settings.sequence_length), _seconds_each(passes) / len(stream)
+
+    def _scoring(self, model: Model) -> tuple[float, float]:
+        settings, built = self.study.prune, self._model(model)
+        stream = Streams(self.streams_folder)["train"]
+        rows = max(1, 1024 // settings.sequence_length)
+        inputs, labels = calibration_batch(
+            stream, sequence_length=settings.sequence_length, count=rows, seed=0
+        )
+
+        def passes(count: int) -> None:
+            for _ in range(count):
+                measure(built, inputs, labels, settings.criterion)
+
+        flops = 3 * model.forward_flops(settings.sequence_length)
+        return flops, _seconds_each(passes) / inputs.numel()
+
+    # --- start-up -------------------------------------------------------------------------------
+
+    def starts(self, rates: dict) -> tuple[dict[str, float], dict[str, float]]:
+        """CPU seconds and memory of each torch stage beside its work, by rule."""
+        study = self.study
+        sizes = design.teacher_sizes(study)
+        name = min(sizes, key=sizes.get)
+        jobs = {job.rule: job for job in reversed(self.cost.jobs)}
+        if self.cost.architecture(name).whole().params > LARGEST_PARAMS:
+            return {}, {}
+        model = self._model(self.cost.architecture(name).whole())
+        teacher = self._published(model, "teacher", name)
+        startup: dict[str, float] = {}
+        base: dict[str, float] = {}
+
+        def stage(rule: str, words: list, work: dict[str, int]) -> None:
+            run = run_process(["-m", *map(str, words)], self.folder)
+            spent = sum(
+                tokens * rates[kind][0][1] for kind, tokens in work.items() if kind in rates
+            )
+            startup[rule] = max(0.5, run.cpu_s - spent)
+            base[rule] = run.peak_mb - self._counted_mb(jobs[rule], name)
+
+        tokens = ["--token-streams", self.streams_folder]
+        length = len(Streams(self.streams_folder)["test"])
+        stage(
+            "evaluate_teacher",
+            ["capgap.evaluate", "--model", teacher, *tokens, "--out", self.folder / "metrics.json",
+             *self._options(study.evaluate)],
+            {"evaluate": 2 * length},
+        )  # fmt: skip
+        startup["evaluate_student"] = startup["evaluate_teacher"]
+        base["evaluate_student"] = base["evaluate_teacher"]
+        scored = study.prune.scoring().model_copy(update={"calibration_sequences": 1})
+        importance = self.folder / "importance"
+        stage(
+            "score_importance",
+            ["capgap.score", "--model", teacher, *tokens, "--out", importance,
+             *self._options(scored)],
+            {"score": scored.sequence_length},
+        )  # fmt: skip
+        students = [s for s in [*study.grid.students, study.final.student] if s < sizes[name]]
+        if "prune_student" in jobs and students:
+            start = self.folder / "start"
+            stage(
+                "prune_student",
+                ["capgap.prune", teacher, "--importance", importance, "--params", min(students),
+                 "--out", start, *self._options(study.prune.cutting())],
+                {},
+            )  # fmt: skip
+            if "randomise_student" in jobs:
+                startup["randomise_student"] = startup["prune_student"]
+                base["randomise_student"] = base["prune_student"]
+            stage(
+                "distill_student",
+                ["capgap.distill", "--init", start, "--teacher", teacher, *tokens,
+                 "--tokens", study.distill.batch_tokens, "--out", self.folder / "run",
+                 "--scratch", self.folder / "state", *self._options(study.distill)],
+                {"distill": study.distill.batch_tokens,
+                 "evaluate": self._validated(study.distill, length)},
+            )  # fmt: skip
+        if "pretrain_teacher" in jobs and isinstance(study.teachers[name], PretrainedTeacher):
+            settings = study.pretrain_stage(name).model_copy(
+                update={"tokens": study.pretrain.batch_tokens}
+            )
+            stage(
+                "pretrain_teacher",
+                ["capgap.pretrain", "--name", name, *tokens, "--tokenizer", self.tokenizer,
+                 "--out", self.folder / "trained", "--scratch", self.folder / "state",
+                 *self._options(settings)],
+                {"pretrain": settings.batch_tokens,
+                 "evaluate": self._validated(settings, length)},
+            )  # fmt: skip
+        return startup, base
+
+    def _validated(self, settings: Training, length: int) -> int:
+        """Tokens of validation in a run of one step, at its start and at its end."""
+        return 2 * min(settings.validation_tokens, length)
+
+    def _counted_mb(self, job: Job, teacher: str) -> float:
+        """What the job that was run holds beside its base: that of its rule, smallest teacher."""
+        held = self.cost.host_mb(
+            job.rule,
+            teacher=teacher,
+            student=design.format_count(min(self.study.grid.students)),
+            init=design.pruned_from(teacher),
+        )
+        return held - BASE_MB["torch"]
+
+    def _published(self, model, kind: str, name: str) -> Path:
+        """A model folder as a stage reads it."""
+        out = self.folder / kind
+        with publish_folder(out) as folder:
+            lineage = Lineage(kind="teacher", name=name, params=count_params(model))
+            save_model(model, folder, lineage, self.tokenizer)
+        return out
+
+    def _options(self, settings) -> list[str]:
+        """A section as command-line options."""
+        given = settings.model_dump(exclude_none=True)
+        return [
+            word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)
+        ]
+
+
+def _seconds_each(repeat: Callable[[int], None]) -> float:
+    """CPU seconds of one repetition: the difference between a long run and a short one."""
+    repeat(2)
+    begun = time.process_time()
+    repeat(2)
+    few = time.process_time() - begun
+    more = max(2, round(SECONDS_PER_POINT / max(few / 2, 1e-4)))
+    begun = time.process_time()
+    repeat(2 + more)
+    return max(1e-9, time.process_time() - begun - few) / more

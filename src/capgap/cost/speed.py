@@ -1,0 +1,102 @@
+"""
+Seconds of a job: on a device by its peak, on this machine by what was measured there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from capgap.config import Study
+from capgap.cost.devices import CPU, DEVICES
+from capgap.cost.jobs import BASE_MB, MEGA, Job
+from capgap.records import Calibration
+
+CALIBRATION = Path("scratch/calibration.json")
+DEVICE_STARTUP_S = 40.0  # imports, loading, first kernels
+JOB_STARTUP_S = 5.0
+ASSUMED_GFLOPS = 15.0  # of a core, small models, where nothing was measured
+ASSUMED_TEXT_S_PER_MB = 1.0
+DOWNLOAD_BYTES_PER_S = 50e6
+
+
+class Speed(Protocol):
+    """What jobs cost in seconds."""
+
+    name: str
+
+    def seconds(self, job: Job) -> float:
+        """Seconds of a job on one worker."""
+
+    def memory_mb(self, job: Job) -> float:
+        """Peak of main memory, MB of 10^6 bytes."""
+
+
+class Assumed:
+    """FLOPs over what a device is assumed to reach; a core where no device is named."""
+
+    def __init__(self, device: str, mfu: float):
+        if device == CPU:
+            self.name = f"assumed {ASSUMED_GFLOPS:g} GFLOP/s a core; --calibrate measures"
+            self.flops_per_s, self.startup_s = ASSUMED_GFLOPS * 1e9, JOB_STARTUP_S
+        else:
+            peak = DEVICES[device].peak_tflops_float32
+            self.name = f"{device}, {peak:g} TFLOP/s in float32 at {mfu:.0%}"
+            self.flops_per_s, self.startup_s = peak * mfu * 1e12, DEVICE_STARTUP_S
+
+    def seconds(self, job: Job) -> float:
+        """Start-up, FLOPs, text and download."""
+        text = sum(work.tokens for work in job.work if work.kind == "text")
+        return (
+            (self.startup_s if job.device else JOB_STARTUP_S)
+            + job.flops / self.flops_per_s
+            + ASSUMED_TEXT_S_PER_MB * text / MEGA
+            + job.download_bytes / DOWNLOAD_BYTES_PER_S
+        )
+
+    def memory_mb(self, job: Job) -> float:
+        """As counted."""
+        return job.host_mb
+
+
+class Measured:
+    """CPU seconds and memory from a calibration of this machine."""
+
+    def __init__(self, calibration: Calibration):
+        self.calibration = calibration
+        self.name = f"this machine, measured on the models of study {calibration.study}"
+
+    def seconds(self, job: Job) -> float:
+        """Start-up, and each work at the measured rate of its kind."""
+        total = self.calibration.startup_s.get(job.rule, JOB_STARTUP_S)
+        for work in job.work:
+            if work.kind == "text":
+                rate = self.calibration.text_s_per_mb.get(job.rule, ASSUMED_TEXT_S_PER_MB)
+                total += rate * work.tokens / MEGA
+            elif work.tokens:
+                total += work.tokens * self._per_token(work.kind, work.flops / work.tokens)
+        return total + job.download_bytes / DOWNLOAD_BYTES_PER_S
+
+    def _per_token(self, kind: str, flops: float) -> float:
+        """Linear in the FLOPs of a token, through the smallest and the largest case measured."""
+        points = self.calibration.rates.get(kind)
+        if not points:
+            return flops / (self.calibration.matmul_gflops * 1e9)
+        (low_flops, low_s), (high_flops, high_s) = points[0], points[-1]
+        if high_flops == low_flops:
+            return low_s * flops / low_flops
+        slope = max(0.0, (high_s - low_s) / (high_flops - low_flops))
+        return max(low_s + slope * (flops - low_flops), low_s / 2)
+
+    def memory_mb(self, job: Job) -> float:
+        """What is counted, over the measured base of the rule."""
+        base = BASE_MB["torch"] if job.device else BASE_MB["law"]
+        measured = self.calibration.base_mb.get(job.rule)
+        return job.host_mb if measured is None else job.host_mb - base + measured
+
+
+def speed_of(study: Study, device: str) -> Speed:
+    """The calibration where the study runs on this machine and one was made, else the table."""
+    if device == CPU and CALIBRATION.is_file():
+        return Measured(Calibration.read(CALIBRATION))
+    return Assumed(device, study.plan.mfu)

@@ -1,0 +1,369 @@
+"""The plan's arithmetic: against real models, published figures and schedules done by hand."""
+
+import json
+from pathlib import Path
+
+import pruning_models
+import pytest
+import torch
+import yaml
+from pruning_models import MODELS, VOCAB, build
+from torch.autograd.graph import saved_tensors_hooks
+
+from capgap import plan
+from capgap.config import Distill, load_study
+from capgap.cost import fit, memory
+from capgap.cost.architectures import architecture, shape_of_config
+from capgap.cost.jobs import Job, StudyCost, Work
+from capgap.cost.memory import Memory
+from capgap.cost.schedule import schedule
+from capgap.cost.speed import Assumed, Measured
+from capgap.engine.models import count_params, forward_flops, hidden_states
+from capgap.errors import CapgapError
+from capgap.pruning.surgery import sizes_of
+from capgap.records import Calibration, Choice
+from capgap.shapes import simple_training_flops
+
+REPOSITORY = Path(__file__).parents[2]
+REAL = ["gpt2", "pythia", "llama2-minima", "smollm2-family"]
+COUNTED = [name for name in MODELS if name != "llama-mqa-biased"]  # no Llama of use has biases
+
+
+def counted(model):
+    config = json.loads(model.config.to_json_string())
+    config["architectures"] = [type(model).__name__]  # as save_pretrained writes
+    return architecture(shape_of_config(config, "a model"))
+
+
+def real(name):
+    return load_study(REPOSITORY / f"configs/{name}.yaml")
+
+
+# --- shapes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_sizes_and_flops_are_those_of_the_real_model(name):
+    model = build(name)
+    found, params = counted(model), count_params(model)
+    whole, sizes = found.whole(), sizes_of(model)
+    assert (whole.non_embedding, whole.embedding, whole.norm, whole.params) == (
+        params.non_embedding, params.embedding, params.norm, params.total
+    )  # fmt: skip
+    assert whole.forward_flops(64) == forward_flops(model, 64)
+    for groups, neurons, hidden, layers in [(2, 12, 16, 1), (3, 20, 24, 2)]:
+        widths = type(sizes.full)(groups, neurons, hidden)
+        assert found.sizes.params(widths, layers) == sizes.params(widths, layers)
+        assert found.sizes.total(widths, layers) == sizes.total(widths, layers)
+    assert found.sizes.hidden_is_heads == sizes.hidden_is_heads
+
+
+PUBLISHED = {  # parameters without embeddings and in all
+    ("pythia", "p70m"): (18_915_328, 70_426_624),
+    ("pythia", "p160m"): (85_056_000, 162_322_944),
+    ("pythia", "p410m"): (302_311_424, 405_334_016),
+    ("pythia", "p1b"): (805_736_448, 1_011_781_632),
+    ("pythia", "p1.4b"): (1_208_602_624, 1_414_647_808),
+    ("pythia", "p2.8b"): (2_517_652_480, 2_775_208_960),
+    ("gpt2", "gpt2"): (None, 124_439_808),
+    ("gpt2", "gpt2-medium"): (None, 354_823_168),
+    ("gpt2", "gpt2-large"): (None, 774_030_080),
+    ("gpt2", "gpt2-xl"): (None, 1_557_611_200),
+    ("llama2-minima", "l7b"): (None, 6_738_415_616),
+    ("llama2-minima", "l13b"): (None, 13_015_864_320),
+    ("llama2-minima", "l70b"): (None, 68_976_648_192),
+    ("smollm2-family", "s135m"): (None, 134_515_008),
+    ("smollm2-family", "s360m"): (None, 361_821_120),
+    ("smollm2-family", "s1.7b"): (None, 1_711_376_384),
+}
+
+
+@pytest.mark.parametrize(("study", "teacher"), PUBLISHED)
+def test_declared_shapes_have_the_published_counts(study, teacher):
+    whole = architecture(real(study).plan.shapes[teacher]).whole()
+    non_embedding, total = PUBLISHED[study, teacher]
+    assert whole.params == total
+    assert non_embedding in (None, whole.non_embedding)
+    assert whole.non_embedding == real(study).teachers[teacher].params_non_embedding
+
+
+def test_minima_student_has_exactly_the_published_shape():
+    study = real("llama2-minima")
+    cost = StudyCost(study)
+    for teacher in ("l7b", "l13b"):
+        model = cost.architecture(teacher).pruned(study.final.student, study.prune.cutting())
+        assert (model.layers, model.hidden, model.attention, model.neurons) == (
+            24, 3072, 24 * 128, 8192
+        )  # fmt: skip
+
+
+# --- FLOPs ------------------------------------------------------------------------------------
+
+PARETO = [  # student, teacher, tokens, published FLOPs (one decimal)
+    (3e9, 7e9, 126e9, "4.0e+21"),  # MiniMA-3B
+    (7e9, 0, 2e12, "8.4e+22"),  # LLaMA2-7B, trained on the data alone
+    (2.7e9, 0, 50e9, "8.1e+20"),  # ShearedLLaMA-2.7B, published as 0.8e21
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "tokens", "published"), PARETO)
+def test_published_flops_are_reproduced(student, teacher, tokens, published):
+    assert f"{simple_training_flops(student, teacher, tokens):.1e}" == published
+
+
+def test_published_cost_of_searching_all_teachers_is_reproduced():
+    search = sum(simple_training_flops(3e9, teacher, 126e9) for teacher in (7e9, 13e9, 70e9))
+    assert search / simple_training_flops(3e9, 7e9, 126e9) == pytest.approx(7.3, abs=0.05)
+
+
+def test_pareto_rows_rank_as_published():
+    """The plain mean of six benchmarks against FLOPs: none of the three dominates another."""
+    scores = {
+        "ShearedLLaMA-2.7B": [26.97, 22.88, 19.98, 4.88, 30.48, 3.56],
+        "MiniMA-3B": [28.51, 28.23, 22.50, 10.98, 31.61, 8.11],
+        "LLaMA2-7B": [46.00, 34.40, 31.57, 12.80, 32.02, 14.10],
+    }
+    flops = dict(
+        zip(
+            ["MiniMA-3B", "LLaMA2-7B", "ShearedLLaMA-2.7B"],
+            [simple_training_flops(*row[:3]) for row in PARETO],
+            strict=True,
+        )
+    )
+    by_cost = sorted(scores, key=flops.get)
+    assert by_cost == list(scores)
+    means = [sum(scores[name]) / 6 for name in by_cost]
+    assert means == sorted(means)
+    assert means == pytest.approx([18.125, 21.657, 28.482], abs=1e-3)
+
+
+def test_counted_flops_of_minima_are_the_published_ones_and_the_terms_they_leave_out():
+    study = real("llama2-minima")
+    cost = StudyCost(study)
+    student = cost.architecture("l7b").pruned(study.final.student, study.prune.cutting())
+    teacher = cost.architecture("l7b").whole()
+    tokens = 126e9
+    counted = tokens * (3 * student.forward_flops(4096) + teacher.forward_flops(4096))
+    simple = simple_training_flops(student.params, teacher.params, tokens)
+    assert simple == pytest.approx(4.0e21, rel=0.03)
+    attention = tokens * (3 * 24 * 2 * 3072 + 32 * 2 * 4096) * 4096  # 2 L W T a forward pass
+    look_ups = tokens * (6 * 3072 + 2 * 4096) * 32000  # input embeddings: no product
+    norms = tokens * (6 * student.norm + 2 * teacher.norm)
+    assert counted == pytest.approx(simple + attention - look_ups - norms, rel=1e-9)
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def saved_floats(model, ids):
+    """Floats that autograd keeps for the backward pass through the layers, parameters aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters and tensor.is_floating_point():
+            kept[storage.data_ptr()] = (storage.nbytes() // tensor.element_size(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = hidden_states(model, ids)
+        hidden.sum().item()
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("neurons", [20, 200])
+@pytest.mark.parametrize(
+    "name", ["llama-mha-tied", "llama-gqa-untied", "qwen2", "qwen3", "gpt2", "neox", "opt"]
+)
+def test_activations_are_what_autograd_saves(name, neurons, monkeypatch):
+    monkeypatch.setattr(pruning_models, "NEURONS", neurons)
+    model = build(name)
+    ids = torch.randint(VOCAB, (4, 48))
+    assert memory.saved_channels(counted(model).whole()) * ids.numel() == pytest.approx(
+        saved_floats(model, ids), rel=0.05
+    )
+
+
+def test_memory_of_training_by_hand():
+    model = architecture(real("gpt2").plan.shapes["gpt2"]).whole()
+    settings = Distill(sequence_length=512, batch_tokens=4096, micro_batch_tokens=2048)
+    alone = memory.training(model, settings)
+    assert (alone.weights, alone.gradients, alone.optimizer) == tuple(
+        k * 4 * 124_439_808 for k in (1, 1, 2)
+    )
+    assert alone.loss == 4 * (1024 * 50257 + 768 * (2048 + 50257))
+    teacher = architecture(real("gpt2").plan.shapes["gpt2-xl"]).whole()
+    taught = memory.training(model, settings, teacher)
+    assert taught.teacher == 4 * 1_557_611_200
+    assert taught.loss - alone.loss == 2 * 4 * 1024 * 50257
+    half = memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
+    assert half.activations * 2 == alone.activations
+
+
+def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_path):
+    data = yaml.safe_load((REPOSITORY / "configs/pythia.yaml").read_text())
+    del data["distill"]["micro_batch_tokens"]
+    data["plan"]["device"] = "l4-24gb"
+    data["grid"]["arms"] = []
+    data["teachers"] = {k: data["teachers"][k] for k in ("p70m", "p160m", "p410m")}
+    data["plan"]["shapes"] = {k: data["plan"]["shapes"][k] for k in data["teachers"]}
+    study = load_study(data)
+    jobs = StudyCost(study).jobs
+    with pytest.raises(CapgapError, match=r"do not fit plan.device l4-24gb") as refused:
+        fit.refuse_misfits(study, jobs, "l4-24gb")
+    text = str(refused.value)
+    assert "distill_student results/pythia/students/" in text
+    suggested = [
+        int(m.split()[-1])
+        for f in fit.misfits(study, jobs, "l4-24gb")
+        for m in f.mends
+        if "micro" in m
+    ]
+    assert suggested
+    data["distill"]["micro_batch_tokens"] = min(suggested)
+    smaller = load_study(data)
+    fit.refuse_misfits(smaller, StudyCost(smaller).jobs, "l4-24gb")
+    data["distill"]["micro_batch_tokens"] = 2 * max(suggested)
+    larger = load_study(data)
+    with pytest.raises(CapgapError):
+        fit.refuse_misfits(larger, StudyCost(larger).jobs, "l4-24gb")
+
+
+def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
+    study = real("llama2-minima")
+    found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
+    largest = next(m for m in found if m.job.rule == "distill_student")
+    assert "from-l70b" in largest.job.output
+    assert any("FSDP" in mend for mend in largest.mends)
+    assert fit.misfits(study, StudyCost(study).jobs, "cpu") == []
+
+
+def test_a_shape_of_another_size_is_refused():
+    data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
+    data["plan"]["shapes"]["gpt2"]["layers"] = 11
+    with pytest.raises(
+        CapgapError, match=r"plan.shapes.gpt2: this shape has 77,968,128 parameters"
+    ):
+        plan.make_plan(load_study(data))
+
+
+def test_a_teacher_of_unknown_shape_is_guessed_and_said_so():
+    data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
+    del data["plan"]["shapes"]["gpt2-xl"]
+    made = plan.make_plan(load_study(data))
+    assert any("shape of gpt2-xl unknown (plan.shapes.gpt2-xl)" in note for note in made.notes)
+    whole = StudyCost(load_study(data)).architecture("gpt2-xl").whole()
+    assert whole.non_embedding == pytest.approx(1_475_561_600, rel=0.1)
+
+
+# --- schedule ---------------------------------------------------------------------------------
+
+
+def job(name, *needs, seconds=1, **more):
+    return Job(name, name, needs, work=(Work("text", seconds, 0),), **more)
+
+
+def of(job):
+    return float(job.work[0].tokens)
+
+
+def test_critical_path_and_time_on_n_workers_by_hand():
+    #  a(2) - b(3) - e(1);  c(4);  d(2)
+    jobs = [
+        job("a", seconds=2), job("c", seconds=4), job("d", seconds=2), job("b", "a", seconds=3),
+        job("e", "b", seconds=1),
+    ]  # fmt: skip
+    one, two, many = (schedule(jobs, of, n) for n in (1, 2, 9))
+    assert one.work_s == one.makespan_s == 12
+    assert [j.rule for j in one.chain] == ["a", "b", "e"]
+    assert one.critical_s == many.makespan_s == many.critical_s == 6
+    assert two.makespan_s == 6  # a b e on one, c d on the other
+    assert schedule([], of, 2).makespan_s == 0
+
+
+def test_jobs_without_a_device_take_none():
+    jobs = [job("a", seconds=5), job("b", seconds=5), job("c", seconds=4, device=Memory())]
+    found = schedule(jobs, of, 1, uses_worker=lambda job: job.device is not None)
+    assert (found.work_s, found.makespan_s) == (4, 5)
+
+
+def test_rates_are_straight_lines_between_the_measured_cases():
+    calibration = Calibration(
+        study="x",
+        startup_s={"distill_student": 3.0},
+        base_mb={"distill_student": 300.0},
+        text_s_per_mb={"pack_tokens": 2.0},
+        rates={"distill": [(100.0, 1e-6), (300.0, 2e-6)]},
+        matmul_gflops=10.0,
+    )
+    speed = Measured(calibration)
+    work = Work("distill", 1_000_000, 200 * 1_000_000)
+    trained = Job("distill_student", "x", (), work=(work,), device=Memory(), host_mb=470)
+    assert speed.seconds(trained) == pytest.approx(3 + 1.5)
+    assert speed.memory_mb(trained) == 470 - 420 + 300
+    packed = Job("pack_tokens", "y", (), work=(Work("text", 3_000_000, 0),), host_mb=1)
+    assert speed.seconds(packed) == pytest.approx(5 + 6)
+    scored = Job("score_importance", "z", (), work=(Work("score", 10**6, 10**12),), device=Memory())
+    assert speed.seconds(scored) == pytest.approx(5 + 100)
+    assert Assumed("a100-80gb", 0.4).seconds(scored) == pytest.approx(40 + 1 / 7.8)
+
+
+# --- studies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_studies_plan_offline(name, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("network"))
+    study = real(name)
+    made = plan.make_plan(study)
+    assert made.notes == []
+    assert made.left == made.jobs
+    outputs = [job.output for job in made.jobs]
+    assert len(set(outputs)) == len(outputs)
+    for job in made.jobs:
+        assert set(job.needs) <= set(outputs)
+        assert outputs.index(job.output) > max(map(outputs.index, job.needs), default=-1)
+    assert made.schedule.makespan_s >= made.schedule.critical_s * (1 - 1e-9)
+    text = plan.short(made)
+    assert "GPU hours" in text
+    assert ("does not fit" in text) == (name == "llama2-minima")
+    for student in study.grid.students:  # off the ladder: 2.5 times a student is no teacher
+        for size in map(study.teacher_size, study.teachers):
+            assert abs(size / (2.5 * student) - 1) > 0.03, (student, size)
+    for student in made.jobs:
+        if student.rule == "prune_student":
+            asked = student.output.split("/")[3]
+            from capgap.counts import parse_count
+
+            init = student.output.split("/")[4]
+            got = StudyCost(study).student(asked, init).non_embedding
+            assert got == pytest.approx(parse_count(asked), rel=0.01)
+
+
+def test_finished_jobs_are_left_out_and_the_choice_is_used_once_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = load_study(REPOSITORY / "tests/tiny/config.yaml")
+    made = plan.make_plan(study, not_done=[])
+    assert len(made.left) == len(made.jobs)  # nothing is there
+    for job in made.jobs:
+        path = Path(job.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    choice = Choice(
+        student_params_non_embedding=4000, tokens=8000, law_tokens=5000, basis="nearest_student",
+        basis_note="", teacher_params_star=None, chosen="t6k", neighbour=None, largest="t16k",
+    )  # fmt: skip
+    Path("results/tiny/law/choice.json").write_text(choice.to_json())
+    done = plan.make_plan(study, not_done=[])
+    assert done.left == []
+    assert {
+        j.output.split("/")[5] for j in done.jobs if "/4k/pruned" in j.output and "from" in j.output
+    } == {"from-t6k", "from-t16k"}
+    run = "results/tiny/students/3k/pruned-t6k/from-t6k/tokens-5k/seed-0/model/manifest.json"
+    again = plan.make_plan(study, not_done=[run])
+    assert [j.output for j in again.left] == [run]
+    assert "1 of " in plan.short(again)
+    metrics = run.replace("model/manifest.json", "metrics.json")
+    Path(metrics).unlink()
+    assert [j.output for j in plan.make_plan(study, not_done=[]).left] == [metrics]
