@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 
-.PHONY: study setup test test-slow lint plan
+.PHONY: study setup test test-slow test-remotes remotes lint plan
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -32,6 +32,15 @@ test: $(READY)
 
 test-slow: $(READY)  ## the same study killed twenty times
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m slow
+
+remotes: $(READY)  ## what DVC needs to share through S3 and SSH
+	@$(PIP) --no-deps --requirement requirements-remotes.txt
+
+test-remotes: remotes  ## sharing through real servers on this machine
+	@$(PIP) --no-deps --requirement tests/workflow/requirements.txt
+	@command -v sshd >/dev/null || test -x /usr/sbin/sshd || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends openssh-server; }
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m remotes tests/workflow/test_remotes.py
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

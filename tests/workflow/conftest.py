@@ -1,7 +1,7 @@
 """One small finished study, made once a session by the real rules; each test works on a copy."""
 
 import pytest
-from repository import Repository, write_study
+from repository import SECRET, Repository, scramble_times, write_study
 
 
 @pytest.fixture(scope="session")
@@ -9,14 +9,22 @@ def finished(tmp_path_factory) -> Repository:
     """The author's repository: run, saved, committed and pushed. Not to be changed."""
     repository = write_study(tmp_path_factory.mktemp("author") / "study")
     repository.commit("settings and source")
-    repository.capgap("run", "--cores", "2")
-    repository.capgap("save")
+    repository.capgap("run", "--cores", "2", **SECRET)
+    repository.capgap("save", **SECRET)
     repository.commit("results")
-    repository.dvc("push", "-q")
+    repository.capgap("push", **SECRET)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def pulled(finished, tmp_path_factory) -> Repository:
+    """A colleague's clone, pulled, with file times that mean nothing. Not to be changed."""
+    repository = finished.clone(tmp_path_factory.mktemp("colleague") / "work/study")
+    scramble_times(repository, seed=0)
     return repository
 
 
 @pytest.fixture
-def study(finished, tmp_path) -> Repository:
-    """A copy of the finished repository to work in."""
-    return finished.copy(tmp_path / "study")
+def study(pulled, tmp_path) -> Repository:
+    """A copy of the colleague's clone to work in."""
+    return pulled.copy(tmp_path / "study")

@@ -18,6 +18,7 @@ WORDS = (
     "law gap student teacher size loss the of a is and larger token tree sun river stone".split()
 )
 RESULTS = "results/tiny"
+SECRET = {"AWS_ACCESS_KEY_ID": "AKIA-never", "AWS_SECRET_ACCESS_KEY": "never-to-be-written-down"}
 
 
 class Repository:

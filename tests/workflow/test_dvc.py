@@ -1,6 +1,7 @@
 """DVC's own commands on a study: repro, experiments, differences, and pulling a part."""
 
 import json
+import sys
 
 import pytest
 from repository import RESULTS
@@ -45,14 +46,23 @@ def test_metrics_of_two_revisions_are_compared_by_name(study):
     path.write_text(json.dumps(numbers))
     study.dvc("commit", "--force", "study")
     study.commit("a fitted line")
-    numbers["law"]["tokens-5k"] |= {"slope": 3.0}
+    numbers["law"]["tokens-5k"] |= {"slope": 3.0, "slope_low": 2.0, "slope_high": 4.1}
     numbers["final"]["regret_nats"] += 0.25
+    numbers["final"]["test_loss_nats_per_token"] -= 0.5
     path.write_text(json.dumps(numbers))
     study.dvc("commit", "--force", "study")
     study.commit("another")
     changed = difference(study, "metrics", "HEAD~1", "HEAD")[f"{RESULTS}/headline.json"]
-    assert changed["law.tokens-5k.slope"]["diff"] == pytest.approx(-0.1)
-    assert changed["final.regret_nats"]["diff"] == pytest.approx(0.25)
+    differences = {name: entry["diff"] for name, entry in changed.items()}
+    assert differences == pytest.approx(
+        {
+            "law.tokens-5k.slope": -0.1,
+            "law.tokens-5k.slope_low": -0.2,
+            "law.tokens-5k.slope_high": -0.3,
+            "final.regret_nats": 0.25,
+            "final.test_loss_nats_per_token": -0.5,
+        }
+    )
     first = difference(study, "metrics", "HEAD~2", "HEAD~1")[f"{RESULTS}/headline.json"]
     assert {f"law.tokens-5k.{name}" for name in line} <= first.keys()
 
@@ -68,7 +78,7 @@ def test_plots_of_two_revisions_are_drawn(study):
 
 def test_part_of_a_study_plans_nothing_and_names_the_missing_model(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone", pull=False)
-    assert "small files" in clone.capgap("pull").stdout
+    assert "models stay where they are" in clone.capgap("pull").stdout
     assert not (clone / RESULTS / "teachers/t6k/model/model.safetensors").exists()
     assert clone.planned() == set()
     result = clone.capgap("run")
@@ -76,12 +86,29 @@ def test_part_of_a_study_plans_nothing_and_names_the_missing_model(finished, tmp
     assert "nothing to do" in said
     assert "recommended" in said
     assert "</html>" in (clone / RESULTS / "report/report.html").read_text()
+    law = f"{RESULTS}/law"
+    words = ["--law", f"{law}/law.json", "--runs", f"{law}/runs.csv", "--student", "4k"]
+    answer = json.loads(clone.capgap("recommend", *words, "--json").stdout)
+    assert {row["teacher"] for row in answer["ranked"]} == {"t6k", "t16k"}
     clone.configure(lambda data: data["evaluate"].update(sequence_length=16))
-    assert clone.capgap("run", check=False).returncode
+    result = clone.capgap("run", check=False)
+    assert result.returncode
     model = f"{RESULTS}/teachers/t6k/model"
-    log = (clone / f"logs/evaluate_teacher/{RESULTS}/teachers/t6k.log").read_text()
-    assert f"{model}/model.safetensors is missing" in log
-    assert f"dvc pull {model}" in log
+    assert f"{model}/model.safetensors is missing" in result.stdout + result.stderr
+    assert f"dvc pull {model}" in result.stdout + result.stderr
     assert (clone / model / "manifest.json").exists()
     clone.dvc("pull", model)
     assert (clone / model / "model.safetensors").exists()
+
+
+def test_final_student_is_a_model_for_dvc(finished, tmp_path):
+    """`dvc get` takes it from the repository, without a clone."""
+    names = "from dvc.repo import Repo\nfor a in Repo().artifacts.read()['dvc.yaml'].items(): print(*a)"
+    listed = finished.command(sys.executable, "-c", names).stdout
+    assert "final-student" in listed
+    assert "type='model'" in listed
+    path = f"{RESULTS}/final/model"
+    assert path in listed
+    finished.dvc("get", finished.path, path, "-o", tmp_path / "model")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (finished / path / name).read_bytes()

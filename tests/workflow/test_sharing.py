@@ -4,7 +4,7 @@ import hashlib
 import shutil
 
 import pytest
-from repository import RESULTS, scramble_times
+from repository import RESULTS, SECRET, scramble_times
 
 
 def test_clone_and_pull_run_nothing_whatever_the_times(finished, tmp_path):
@@ -97,26 +97,111 @@ def test_merge_that_conflicts_in_the_lock_runs_the_difference_only(study):
     assert "up to date" in study.dvc("status").stdout
 
 
-def test_tampered_object_in_the_remote_is_refused(finished, tmp_path):
-    """DVC trusts a remote unless `verify` is set, as .dvc/config does."""
-    storage = tmp_path / "storage"
-    shutil.copytree(finished.path.parent / "storage", storage)
-    law = (finished / RESULTS / "law/law.json").read_bytes()
-    digest = hashlib.md5(law).hexdigest()
-    stored = storage / "files/md5" / digest[:2] / digest[2:]
-    stored.chmod(0o644)
-    stored.write_bytes(law.replace(b"0", b"1", 1))
-    clone = finished.clone(tmp_path / "clone", pull=False)
+def stored(storage, data: bytes):
+    """The object of a folder used as remote that holds some contents."""
+    digest = hashlib.md5(data).hexdigest()
+    return storage / "files/md5" / digest[:2] / digest[2:]
+
+
+@pytest.fixture
+def storage(finished, tmp_path):
+    """A copy of the remote."""
+    return shutil.copytree(finished.path.parent / "storage", tmp_path / "storage")
+
+
+def clone_of(finished, path, storage):
+    clone = finished.clone(path, pull=False)
     clone.dvc("remote", "modify", "--local", "storage", "url", storage)
+    return clone
+
+
+def test_tampered_object_in_the_remote_is_refused_and_named(finished, storage, tmp_path):
+    """DVC trusts a remote unless `verify` is set, as .dvc/config does."""
+    law = (finished / RESULTS / "law/law.json").read_bytes()
+    stored(storage, law).chmod(0o644)
+    stored(storage, law).write_bytes(law.replace(b"0", b"1", 1))
+    clone = clone_of(finished, tmp_path / "clone", storage)
+    result = clone.capgap("pull", check=False)
+    assert result.returncode == 1
+    assert f"{RESULTS}/law/law.json is damaged in the remote" in result.stderr
+    assert str(stored(storage, law)) in result.stderr
+    assert not (clone / RESULTS).exists()
     assert clone.dvc("pull", check=False).returncode
-    path = clone / RESULTS / "law/law.json"
-    assert not path.exists() or path.read_bytes() == law
+    assert not (clone / RESULTS / "law/law.json").exists()
+
+
+def test_failed_pull_takes_away_nothing(study, storage):
+    """DVC's own pull removes a folder when one of its files fails."""
+    before = study.contents()
+    study.dvc("remote", "modify", "--local", "storage", "url", storage)
+    law = before["law/law.json"]
+    stored(storage, law).unlink()
+    stored(study / ".dvc/cache", law).unlink()
+    result = study.capgap("pull", "--models", check=False)
+    assert result.returncode == 1
+    assert f"{RESULTS}/law/law.json is not in the remote" in result.stderr
+    assert "capgap push" in result.stderr
+    assert study.contents() == before
+
+
+def test_results_that_were_not_saved_are_not_overwritten(study):
+    before = study.contents()
+    path = study / RESULTS / "headline.json"
+    path.write_text("{}")
+    result = study.capgap("pull", check=False)
+    assert result.returncode == 1
+    assert f"{RESULTS}/headline.json" in result.stderr
+    assert "capgap save" in result.stderr
+    assert study.contents() == {**before, "headline.json": b"{}"}
 
 
 def test_missing_remote_is_explained(finished, tmp_path):
-    clone = finished.clone(tmp_path / "clone", pull=False)
-    clone.dvc("remote", "modify", "--local", "storage", "url", tmp_path / "nowhere")
+    clone = clone_of(finished, tmp_path / "clone", tmp_path / "nowhere")
     result = clone.capgap("pull", check=False)
     assert result.returncode == 1
-    assert "dvc remote list" in result.stderr
+    assert "there is no such folder" in result.stderr
+    assert "dvc remote modify" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_kind_of_remote_that_is_not_installed_is_explained(finished, tmp_path):
+    clone = clone_of(finished, tmp_path / "clone", "gs://bucket/studies")
+    result = clone.capgap("pull", check=False)
+    assert result.returncode == 1
+    assert "what gs needs is not installed" in result.stderr
+
+
+def test_credentials_are_written_nowhere(finished):
+    """A secret in the environment of run, save and push is in no file and no commit."""
+    secret = SECRET["AWS_SECRET_ACCESS_KEY"].encode()
+    files = [p for p in finished.path.rglob("*") if p.is_file() and not p.is_symlink()]
+    files += [p for p in (finished.path.parent / "storage").rglob("*") if p.is_file()]
+    assert len(files) > 200
+    assert [p for p in files if secret in p.read_bytes()] == []
+    history = finished.git("log", "-p", "--all", "--full-history").stdout
+    assert "config.yaml" in history
+    assert secret.decode() not in history
+
+
+def test_credentials_stay_out_of_git(study):
+    for name, value in SECRET.items():
+        study.dvc("remote", "modify", "--local", "storage", name.lower()[4:], value)
+    secret = SECRET["AWS_SECRET_ACCESS_KEY"]
+    assert secret in (study / ".dvc/config.local").read_text()
+    study.git("add", "-A")
+    assert study.git("grep", "--cached", "-l", secret, check=False).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("secret_access_key", "s3cret"), ("url", "ssh://ada:s3cret@host/folder")],
+)
+@pytest.mark.parametrize("command", ["save", "push"])
+def test_credentials_in_shared_settings_are_refused(study, command, name, value):
+    with (study / ".dvc/config").open("a") as file:
+        file.write(f"['remote \"lab\"']\n    {name} = {value}\n")
+    result = study.capgap(command, check=False)
+    assert result.returncode == 1
+    assert f"holds a credential ({name} of remote lab)" in result.stderr
+    assert f"dvc remote modify --local lab {name}" in result.stderr
+    assert "s3cret" not in result.stderr

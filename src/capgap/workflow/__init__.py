@@ -10,6 +10,7 @@ Promised, each by a test in tests/workflow
   A change runs exactly what it affects; comments, docstrings and formatting affect nothing.
   Killing anything at any moment loses no finished job and changes no byte of the end result.
   Nothing failed, stale, torn or damaged passes for a result, and nobody unlocks anything.
+  What is shared arrives whole or not at all; no credential is written where others read.
 
 How, and what would break without it
   digest.py    one number for what a stage's code does. Snakemake never sees imports: an edited
@@ -27,8 +28,10 @@ How, and what would break without it
                seconds; a rotten byte in a checkpoint shows here, in the job that opens the folder,
                and in `dvc status` once the file's time or size has changed.
   save.py      `capgap save`: `dvc commit` takes anything, this refuses what is not whole.
+  remote.py    `capgap push`, `capgap pull`: `dvc pull` removes results that are in place when one
+               of them fails, and calls a missing bucket missing files.
   accept.py    `capgap accept`: keeps results under a refactor, on record.
-  pull.py      `capgap pull`: records and small results only.
+  pull.py      what a light clone needs: records and small results.
 
 The rest of the contract stands elsewhere: rules name a folder by its manifest alone, so Snakemake
 never deletes a checkpoint and content decides (paths.py); artifacts appear whole and are checked

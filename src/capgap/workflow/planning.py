@@ -33,7 +33,8 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
     """Make times say what contents say, before Snakemake looks at either.
 
     Snakemake reruns a job for an input that is newer than its output and has another checksum
-    than recorded. So an input with another checksum is made newer, whatever its time was.
+    than recorded. So an input with another checksum is made newer, whatever its time was. It
+    stops at an input from the future, as clocks of other machines leave them: those become past.
     Raises CapgapError for expected results without a record: nothing tells what they were made
     from, and Snakemake would take them as they are.
     """
@@ -46,7 +47,9 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
             f"made, so they cannot be trusted; `dvc pull` brings records and results together, or "
             f"delete them ({Path(root)}) to make them again"
         )
-    for name, outputs in ledger.changed_inputs(records).items():
-        newest = max(os.path.getmtime(output) for output in outputs)
-        moment = max(time.time(), newest + 1)
-        os.utime(name, (moment, moment))
+    now = time.time()
+    for path in records:
+        if os.path.getmtime(path) >= now:
+            os.utime(path, (now - 1, now - 1))
+    for name in ledger.changed_inputs(records):
+        os.utime(name, (now, now))

@@ -1,5 +1,5 @@
 """
-Fetch the small results of a study only: `capgap pull`; `dvc pull` fetches the models as well.
+Fetch a study's results: `capgap pull` the small ones, `capgap pull --models` all.
 
 Records, manifests, tables and the report are enough to plan, to read the report and to ask the
 law. A job that needs a model that was left out says which folder to `dvc pull`.
@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from capgap import paths
 from capgap.config import load_study
-from capgap.errors import CapgapError
 from capgap.stage import run_stage
-from capgap.workflow.ledger import RECORDS
+from capgap.workflow import remote
+from capgap.workflow.process import only_run
 
 
 def small(names: Iterable[str], report: str) -> list[str]:
@@ -31,39 +31,21 @@ def small(names: Iterable[str], report: str) -> list[str]:
     ]
 
 
-def run(study: str) -> int:
-    """Pull what is small; the number of files."""
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc_data.index import DataIndexDirError
-
-    root = paths.ROOT.format(study=study)
-    try:
-        with Repo() as repo:
-            names = DVCFileSystem(repo=repo, subrepos=False).find(root, dvc_only=True)
-            wanted = small(
-                (n.lstrip("/") for n in names), paths.REPORT.format(study=study).rsplit("/", 1)[0]
-            )
-            repo.pull(targets=[str(RECORDS), *wanted])
-    except (DvcException, DataIndexDirError, FileNotFoundError) as error:
-        raise CapgapError(
-            f"the results of study {study} cannot be fetched: {error}. "
-            "Is the remote right (dvc remote list), and did its author push (dvc push)?"
-        ) from None
-    return len(wanted)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap pull`."""
     parser = argparse.ArgumentParser(
         prog="capgap pull",
-        description="Fetch the records and small results of the study in config.yaml, not its "
-        "models; 'dvc pull' fetches everything.",
+        description="Fetch the records and small results of the study in config.yaml, enough to "
+        "plan, to read the report and to ask the law.",
     )
-    parser.parse_args(argv)
+    parser.add_argument("--models", action="store_true", help="fetch everything, models too")
+    models = parser.parse_args(argv).models
     study = load_study(Path("config.yaml")).study
-    print(f"study {study}: {run(study)} small files and the records; models stay where they are")
+    report = paths.REPORT.format(study=study).rpartition("/")[0]
+    with only_run():
+        names = remote.pull(lambda names: sorted(names) if models else small(names, report))
+    rest = "" if models else "; models stay where they are (capgap pull --models)"
+    print(f"study {study}: {len(names)} files are here{rest}")
 
 
 if __name__ == "__main__":

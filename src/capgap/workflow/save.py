@@ -1,5 +1,5 @@
 """
-Hand a finished study to DVC: `capgap save`, then `git commit` and `dvc push`.
+Hand a finished study to DVC: `capgap save`, then `git commit` and `capgap push`.
 
 What a colleague pulls must be whole, so a study that is running, incomplete, stale or corrupt is
 refused; `dvc commit` alone would take anything.
@@ -17,12 +17,14 @@ from capgap.errors import CapgapError
 from capgap.stage import run_stage
 from capgap.workflow.execute import pending
 from capgap.workflow.process import only_run
+from capgap.workflow.remote import refuse_secrets
 from capgap.workflow.verify import check
 
 
 def run(study_file: Path) -> None:
     """Commit a study's results and records to DVC's cache and to dvc.lock."""
     study = load_study(study_file).study
+    refuse_secrets()
     with only_run():
         left = pending(study_file)
         if left:
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.parse_args(argv)
     run(Path("config.yaml"))
-    print("saved; now: git add dvc.lock && git commit, and dvc push")
+    print("saved; now: git add dvc.lock && git commit, and capgap push")
 
 
 if __name__ == "__main__":

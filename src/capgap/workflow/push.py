@@ -1,0 +1,26 @@
+"""Store a saved study in the DVC remote: `capgap push`, after `capgap save`."""
+
+from __future__ import annotations
+
+import argparse
+
+from capgap.stage import run_stage
+from capgap.workflow import remote
+from capgap.workflow.process import only_run
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap push`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap push",
+        description="Store what dvc.lock names, all results of the last capgap save, in the "
+        "remote of .dvc/config; what is there already is not sent again.",
+    )
+    parser.parse_args(argv)
+    with only_run():
+        new = remote.push()
+    print(f"the remote has everything now; {new} objects were new")
+
+
+if __name__ == "__main__":
+    run_stage(main)
