@@ -236,7 +236,9 @@ def _advice(
     where = f"remote {name}, {url}"
     if remote.config.get("endpointurl"):
         where += f" at {remote.config['endpointurl']}"
-    kinds = {cls.__name__ for error in errors for link in _chain(error) for cls in type(link).__mro__}
+    kinds = {
+        cls.__name__ for error in errors for link in _chain(error) for cls in type(link).__mro__
+    }
     if kinds & SILENT:
         return (
             f"nothing answers for {where} ({said}). Is the server up, and is the address right? "
