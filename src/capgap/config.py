@@ -668,7 +668,7 @@ def _explain(problem: dict, root: Any) -> list[str]:
         return [f"{key + '.' if key else ''}{name}: unknown key{_hint(name, sections, root)}"]
     key, field, sections = _place(loc, root)
     if kind.startswith("union_tag"):
-        tags = [tag for section in sections for tag in _tags(section)]
+        tags = [tag for section in sections for tag in tags_of(section)]
         got = f"got '{problem['ctx']['tag']}'" if kind == "union_tag_invalid" else "it is missing"
         return [f"{key + '.' if key else ''}source: must be one of {', '.join(tags)}; {got}"]
     meaning = f" ({field.description})" if field and not sections else ""
@@ -687,30 +687,30 @@ def _place(loc: tuple, root: Any) -> tuple[str, Any, list[type[Section]]]:
 
     Pydantic puts the members of unions into a location; the file does not know them.
     """
-    parts, field, sections, named = [], None, _sections(root), False
+    parts, field, sections, named = [], None, sections_in(root), False
     for part in loc:
         if named:  # a teacher's name
             named = False
         elif len(sections) > 1:
-            sections = [section for section in sections if part in _tags(section)]
+            sections = [section for section in sections if part in tags_of(section)]
             continue
         elif sections and part in sections[0].model_fields:
             field = sections[0].model_fields[part]
-            sections, named = _sections(field.annotation), get_origin(field.annotation) is dict
+            sections, named = sections_in(field.annotation), get_origin(field.annotation) is dict
         elif isinstance(part, str):
             continue
         parts.append(str(part))
     return ".".join(parts), field, sections
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
+def sections_in(annotation: Any) -> list[type[Section]]:
     """Section classes in a type."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
-def _tags(section: type[Section]) -> tuple[str, ...]:
+def tags_of(section: type[Section]) -> tuple[str, ...]:
     """Values of `source` that choose a section among its union."""
     return get_args(section.model_fields["source"].annotation)
 
@@ -723,7 +723,7 @@ def _hint(name: str, sections: list[type[Section]], root: Any) -> str:
         return f" (did you mean '{close[0]}'?)"
     if root is Study:
         for key, field in Study.model_fields.items():
-            others = _sections(field.annotation)
-            if others[:1] != sections[:1] and any(name in s.model_fields for s in others):
+            others = sections_in(field.annotation)
+            if not {*others} & {*sections} and any(name in s.model_fields for s in others):
                 return f" (it belongs into the section '{key}')"
     return f"; known here: {', '.join(dict.fromkeys(own))}"

@@ -32,7 +32,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CapgapError(f"{path}: no such file") from None
+            raise CapgapError(f"{path}: no such file; check the path") from None
         except UnicodeDecodeError as error:
             raise CapgapError(f"{path}: not UTF-8 text ({error.reason})") from None
         except ValidationError as error:

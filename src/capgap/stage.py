@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from capgap.config import check_section
+from capgap.config import check_section, sections_in, tags_of
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.workflow.digest import source_digest
@@ -41,20 +41,18 @@ class StageParser(argparse.ArgumentParser):
         self.module, self.settings = module, settings
         self.add_argument("--spec", metavar="JSON", help="settings as the workflow passes them")
         group = self.add_argument_group("settings")
-        for name, field in _fields(settings).items():
-            required = field.is_required()
-            default = (
-                "required"
-                if required
-                else f"default {field.get_default(call_default_factory=True)}"
-            )
-            choices = " | ".join(_choices(field.annotation))
+        for name, fields in _fields(settings).items():
+            choices = [c for field in fields.values() for c in _choices(field.annotation)]
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=f"setting_{name}",
-                metavar=choices or "X",
-                help=f"{field.description or choices} ({default})".replace("%", "%%"),
+                metavar=" | ".join(dict.fromkeys(choices)) or "X",
+                help=_help(fields, len(sections_in(settings))).replace("%", "%%"),
             )
+
+    def error(self, message: str) -> typing.NoReturn:
+        """End with the message alone: the usage of a stage fills a screen."""
+        self.exit(2, f"error: {message}; {self.prog} --help explains the options\n")
 
     def parse(
         self, argv: list[str] | None, spec_only: Any = None
@@ -84,17 +82,28 @@ class StageParser(argparse.ArgumentParser):
         return args, check_section(self.settings, data, f"settings of {self.prog}")
 
 
-def _fields(settings: Any) -> dict[str, Any]:
-    """Fields of a Section class, or of all members of a union of them."""
-    if settings is None:
-        return {}
-    if isinstance(settings, type):
-        return dict(settings.model_fields)
-    union = typing.get_args(settings)[0]
-    fields: dict[str, Any] = {}
-    for member in typing.get_args(union):
-        fields = {**member.model_fields, **fields}
+def _fields(settings: Any) -> dict[str, dict[str, Any]]:
+    """Fields of a Section class or of a union of them: by name, then by the source they are for."""
+    fields: dict[str, dict[str, Any]] = {}
+    for section in sections_in(settings):
+        source = tags_of(section)[0] if "source" in section.model_fields else ""
+        for name, field in section.model_fields.items():
+            fields.setdefault(name, {})[source] = field
     return fields
+
+
+def _help(fields: dict[str, Any], of: int) -> str:
+    """What a setting means and its default, once for all sources or for each; `of` sources in all."""
+    texts: dict[str, list[str]] = {}
+    for source, field in fields.items():
+        default = field.get_default(call_default_factory=True)
+        told = "not set" if default is None else f"default {default}"
+        text = f"{field.description or 'where it comes from'} ({'required' if field.is_required() else told})"
+        texts.setdefault(text, []).append(source)
+    return "; ".join(
+        text if len(sources) == of else f"source {' or '.join(sources)}: {text}"
+        for text, sources in texts.items()
+    )
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -153,7 +162,7 @@ def count_argument(text: str) -> int:
     try:
         return int(parse_count(text))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(f"{error}, got '{text}'") from None
 
 
 def seed_argument(text: str) -> int:

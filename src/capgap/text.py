@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CapgapError(f"{path}: no such file") from None
+        raise CapgapError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError as error:
         raise CapgapError(
             f"corpus: {path} is not UTF-8 text (byte {error.start}); "

@@ -31,6 +31,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_logger_plugin_capgap.progress import Job, Progress
 from snakemake_logger_plugin_capgap.text import (
     duration,
+    error_lines,
     job_count,
     job_identity,
     log_tail,
@@ -173,6 +174,7 @@ class LogHandler(LogHandlerBase):
         for detail in filter(None, details):
             self.say(f"  {detail}")
         self.say_logs(record.log)
+        job.error = "\n".join(error_lines(job.logs))
         if command and not record.log:
             self.say(f"  it has no log; its command:\n{textwrap.indent(command, '  | ')}")
 
@@ -249,8 +251,14 @@ class LogHandler(LogHandlerBase):
         elif run.failed:
             done = f", {run.done} done" if run.done else ""
             self.say(f"{len(run.failed)} of {planned} failed{done}:", "bold red")
+            causes: dict[str, list[Job]] = {}
             for job in run.failed.values():
-                self.say(f"  {job}")
+                causes.setdefault(job.error, []).append(job)
+            for error, jobs in causes.items():
+                for job in jobs:
+                    self.say(f"  {job}")
+                if error:
+                    self.say(textwrap.indent(error, "    "), "red")
             self.say("fix the causes shown above and run again: finished jobs are kept", "bold red")
         elif run.total and Quietness.PROGRESS not in self.quiet:
             if self.had_error and run.done < run.total:

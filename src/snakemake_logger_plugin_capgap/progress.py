@@ -24,6 +24,7 @@ class Job:
     identity: str
     logs: list[str]
     started: float
+    error: str = ""  # why it failed, in its own words
 
     def __str__(self) -> str:
         return f"{self.rule} {self.identity}".rstrip()

@@ -64,3 +64,13 @@ def log_tail(path: str, max_lines: int | None) -> list[str]:
         return [f"cannot read the log: {error}"]
     lines = [plain(line).rstrip() for line in text.splitlines()]
     return [line for line in lines if line][-(max_lines or 0) :]
+
+
+def error_lines(paths: list[str]) -> list[str]:
+    """What the logs of a failed job say from their last line on that starts with `error:`."""
+    for path in paths:
+        lines = log_tail(path, None)
+        starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        if starts:
+            return lines[starts[-1] :]
+    return []

@@ -96,12 +96,13 @@ def test_failure_then_mended_run_then_nothing_to_do(study):
     assert shown[start + 1] == "  log: logs/student/results/toy/students/90k/from-t1/seed-1.log"
     steps = [f"  | step {i}/30" for i in range(20, 31)]
     assert shown[start + 2 : start + 14] == [*steps, "  | error: vocabularies differ"]
-    assert shown[-3:] == [
+    assert shown[-4:] == [
         "1 of 4 jobs failed, 2 done:",
         "  distill_student 90k/from-t1/seed-1",
+        "    error: vocabularies differ",
         "fix the causes shown above and run again: finished jobs are kept",
     ]
-    assert len(shown) == 1 + 2 + 14 + 3  # and nothing of Snakemake's own words
+    assert len(shown) == 1 + 2 + 14 + 4  # and nothing of Snakemake's own words
 
     (study / "fail-90k").unlink()
     planned = snakemake(study, "--dry-run")
@@ -257,6 +258,7 @@ def test_two_failures_at_once_keep_their_own_causes(capsys, tmp_path):
         "Command 'set -euo pipefail;  run d' died with <Signals.SIGTERM: 15>.",
         "2 of 3 jobs failed:",
         "  distill seed-1",
+        "    error: a",
         "  distill seed-2",
         "fix the causes shown above and run again: finished jobs are kept",
     ]

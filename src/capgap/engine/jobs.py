@@ -82,6 +82,7 @@ def train_and_publish(
     facts = lineage.model_dump(mode="json")
     scratch = place.scratch / state_key(settings, facts, inputs)
     key = trunk_key(settings, facts, inputs)
+    place.out.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
     outcome = training.train(
         model,
         streams,

@@ -35,6 +35,7 @@ from transformers import (  # noqa: E402
 gc.enable()
 gc.freeze()
 transformers.utils.logging.disable_progress_bar()  # a log file is no place for redrawn bars
+transformers.utils.logging.set_verbosity_error()  # what it warns of on loading is refused here
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"

@@ -37,7 +37,7 @@ def read_runs(path: str | Path) -> pd.DataFrame:
     try:
         text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except FileNotFoundError:
-        raise CapgapError(f"{path}: no such file") from None
+        raise CapgapError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError as error:
         raise CapgapError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:

@@ -19,6 +19,7 @@ from typing import NamedTuple, TextIO
 from rich.console import Console
 
 from capgap import paths
+from capgap.artifacts import disk_is_full
 from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
@@ -50,13 +51,30 @@ def clear_leftovers(root: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def check_writable(folders: list[Path]) -> None:
+    """Raise CapgapError for a folder that cannot be written to, or not be made."""
+    for folder in folders:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise CapgapError(
+                f"{there}: cannot be written to, and the run writes {folder}/ there; make it a "
+                "writable folder (chmod u+w, or mount it read-write)"
+            )
+
+
 def run(study_file: Path, snakemake_options: list[str]) -> int:
     """Run Snakemake on a study; its exit status. Prints the summary after a full run."""
     study = load_study(study_file)
+    root = Path(paths.ROOT.format(study=study.study))
+    check_writable([root, *map(Path, ("logs", "timings", "scratch", ".snakemake"))])
     with only_run() as lock:
-        clear_leftovers(Path(paths.ROOT.format(study=study.study)))
+        clear_leftovers(root)
         os.environ[RUN_VARIABLE] = name_run(lock)
         status = _snakemake(study_file, snakemake_options, lock)
+    if status and disk_is_full(root):
+        raise CapgapError(
+            f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
+        )
     if status == 0 and not snakemake_options:
         print_summary(study.study, Console())
     return status
