@@ -103,7 +103,9 @@ def test_part_of_a_study_plans_nothing_and_names_the_missing_model(finished, tmp
 
 def test_final_student_is_a_model_for_dvc(finished, tmp_path):
     """`dvc get` takes it from the repository, without a clone."""
-    names = "from dvc.repo import Repo\nfor a in Repo().artifacts.read()['dvc.yaml'].items(): print(*a)"
+    names = (
+        "from dvc.repo import Repo\nfor a in Repo().artifacts.read()['dvc.yaml'].items(): print(*a)"
+    )
     listed = finished.command(sys.executable, "-c", names).stdout
     assert "final-student" in listed
     assert "type='model'" in listed

@@ -117,9 +117,7 @@ def test_s3_credentials_from_the_environment(on_s3, clone):
     colleague = clone(on_s3)
     for name in ("access_key_id", "secret_access_key"):
         colleague.dvc("remote", "modify", "--local", "--unset", "storage", name)
-    colleague.capgap(
-        "pull", AWS_ACCESS_KEY_ID="reader-key", AWS_SECRET_ACCESS_KEY="reader-secret"
-    )
+    colleague.capgap("pull", AWS_ACCESS_KEY_ID="reader-key", AWS_SECRET_ACCESS_KEY="reader-secret")
     assert colleague.planned() == set()
 
 

@@ -229,24 +229,29 @@ def _advice(
         name = repo.config["core"].get("remote")
         url = repo.config["remote"].get(name, {}).get("url", "")
         kind = url.partition("://")[0]
-        if any(type(error).__name__ == "RemoteMissingDepsError" for error in errors):
-            return f"remote {name} is {url}, and what {kind} needs is not installed: make remotes"
+        if any(isinstance(error, ImportError) for error in errors):
+            needed = (
+                "make remotes" if kind in ("s3", "ssh") else f".venv/bin/pip install dvc-{kind}"
+            )
+            return f"remote {name} is {url}, and what {kind} needs is not installed: {needed}"
         return f"there is no remote to use: {said}"
     url, name = remote.fs.unstrip_protocol(remote.path), remote.name
     where = f"remote {name}, {url}"
     if remote.config.get("endpointurl"):
         where += f" at {remote.config['endpointurl']}"
-    kinds = {cls.__name__ for error in errors for link in _chain(error) for cls in type(link).__mro__}
+    kinds = {
+        cls.__name__ for error in errors for link in _chain(error) for cls in type(link).__mro__
+    }
     if kinds & SILENT:
         return (
             f"nothing answers for {where} ({said}). Is the server up, and is the address right? "
             f"To correct it: dvc remote modify --local {name} url ..."
             + (" (or endpointurl ...)" if remote.fs.protocol == "s3" else "")
         )
-    if kinds & REFUSED and answered and purpose == "write":
+    if kinds & {*REFUSED, "FileNotFoundError"} and answered and purpose == "write":
         return (
             f"{where} may be read with these credentials, but not written ({said}); ask its owner "
-            "for the right to write"
+            f"for the right to write, or name another place: dvc remote modify {name} url ..."
         )
     if kinds & REFUSED:
         return f"{where} refuses the credentials ({said}). {_credentials(remote)}"
