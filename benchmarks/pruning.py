@@ -124,7 +124,7 @@ def recipe(args: argparse.Namespace) -> Distill:
         learning_rate=args.learning_rate,
         warmup_share=0.1,
         validations=1,
-        validation_tokens=CONTEXT,
+        validation_tokens=2 * CONTEXT,
     )
 
 
