@@ -54,6 +54,7 @@ def write_run(root, teacher, seed, loss):
         batch_tokens=1,
         tokens=1000,
         tokens_per_param_non_embedding=20,
+        trunk_tokens=800,
         train_flops=5.0,
         start_val_loss_nats_per_token=9.0,
         best_val_loss_nats_per_token=loss,
@@ -111,6 +112,7 @@ def test_a_row_holds_what_the_records_say(tmp_path):
     assert row.val_loss_nats_per_token == 2.5
     assert row.test_loss_nats_per_token == 2.6
     assert row.teacher_val_loss_nats_per_token == 2.0
+    assert row.trunk_tokens == 800
     back = next(csv.DictReader(io.StringIO(to_csv([row]))))
     assert float(back["val_loss_nats_per_token"]) == row.val_loss_nats_per_token
 

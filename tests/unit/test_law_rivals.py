@@ -6,7 +6,7 @@ from capgap.config import Law
 from capgap.law import busbridge, pruning_null
 from capgap.law.busbridge import DISTILLED, SUPERVISED, log_distilled, log_supervised
 from capgap.law.huber import DELTA, fit_huber, huber, logadd, softplus, with_gradient
-from capgap.law.rivals import cell_table, fit_busbridge, fit_p2, rival_fits
+from capgap.law.rivals import cell_table, fit_busbridge, fit_p2, rival_fits, spent_flops
 from capgap.law.scoring import LEARNED, RULES, nearest
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import law_record
@@ -207,6 +207,18 @@ def test_cells_average_seeds_and_count_compute():
     assert cells.loc[(f"pruned-{t}", "none")]["flops"] == pytest.approx(1e6 * 6 * 60e3)
     measured = cell_table(runs.assign(train_flops=7.0))
     assert (measured["flops"] == 7).all()
+
+
+def test_a_trunk_that_budgets_share_is_paid_once():
+    budgets = [10**6, 2 * 10**6, 4 * 10**6]
+    runs = simulate_study(np.random.default_rng(0), [60e3], LADDER[:1], budgets=budgets, arms=())
+    alone = spent_flops(cell_table(runs))
+    per_token = 6 * 60e3 + 2 * 75e3
+    assert alone == pytest.approx(2 * 7e6 * per_token)  # two seeds
+    shared = cell_table(runs.assign(trunk_tokens=runs["tokens"] * 0.8))
+    # 1M, then 2M less 0.8M, then 4M less 1.6M
+    assert spent_flops(shared) == pytest.approx(2 * (1 + 1.2 + 2.4) * 1e6 * per_token)
+    assert spent_flops(shared[shared["tokens"] == 10**6]) == pytest.approx(2e6 * per_token)
 
 
 def test_nearest_is_in_log_size():

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.special import log_ndtr
 
 from capgap.errors import CapgapError
 
+LOG_ROOT_2PI = np.log(2 * np.pi) / 2
 FAR = 1e6  # standard errors beyond which an interval is called open
 
 
@@ -90,9 +92,9 @@ class CensoredFit:
                 if reach > FAR * scale:
                     return sign * np.inf
             if reach == t * scale:
-                return optimize.brentq(short, value, value + sign * reach, xtol=1e-10 * scale)
+                return optimize.brentq(short, value, value + sign * reach, xtol=1e-8 * scale)
             return optimize.brentq(
-                short, value + sign * reach / 2, value + sign * reach, xtol=1e-10 * scale
+                short, value + sign * reach / 2, value + sign * reach, xtol=1e-8 * scale
             )
 
         low, high = sorted(end(sign) for sign in (-1.0, 1.0))
@@ -143,7 +145,7 @@ def _maximise(
         r_I, z_C = parts(theta)
         by_I = np.column_stack([value_I, -design_IP])
         by_C = sign_C[:, None] * np.column_stack([-limit_C, bounds.design_CP])
-        mills_C = np.exp(stats.norm.logpdf(z_C) - stats.norm.logcdf(z_C))
+        mills_C = np.exp(-(z_C**2) / 2 - LOG_ROOT_2PI - log_ndtr(z_C))
         gradient = by_I.T @ r_I - by_C.T @ mills_C
         gradient[0] -= n / theta[0]
         hessian = by_I.T @ by_I + (by_C * (mills_C * (mills_C + z_C))[:, None]).T @ by_C
@@ -173,8 +175,8 @@ def _maximise(
 
 def _log_likelihood(r_I: np.ndarray, z_C: np.ndarray, h: float) -> float:
     """Log likelihood of standardised residuals and bounds, at scatter 1/h."""
-    constant = len(r_I) * (np.log(h) - np.log(2 * np.pi) / 2)
-    return float(constant - r_I @ r_I / 2 + stats.norm.logcdf(z_C).sum())
+    constant = len(r_I) * (np.log(h) - LOG_ROOT_2PI)
+    return float(constant - r_I @ r_I / 2 + log_ndtr(z_C).sum())
 
 
 def _complement(weight_P: np.ndarray) -> np.ndarray:
