@@ -116,7 +116,7 @@ def one_cell(
             validation_tokens=CONTEXT,
         )
         scratch = args.out / "scratch" / f"{share}-{criterion}-{depth}"
-        objective = Distillation(teacher, settings.teacher_weight, settings.temperature)
+        objective = Distillation(teacher, settings)
         train(
             student,
             streams,

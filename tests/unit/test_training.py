@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from capgap.config import Training
+from capgap.config import Distill, Training
 from capgap.engine import checkpoints, training
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import Streams
@@ -20,7 +20,7 @@ def settings(**changes):
 
 
 def run(model, streams, scratch, *, tokens=64 * 12, seed=0, teacher=None, seconds=1e9, **changes):
-    objective = Distillation(teacher.eval(), 0.5, 1.0) if teacher else data_objective
+    objective = Distillation(teacher.eval(), Distill(**BASE)) if teacher else data_objective
     return train(
         model,
         streams,
