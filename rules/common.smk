@@ -29,6 +29,9 @@ except CapgapError as error:
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
 SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {design.RANDOM})
+SIGNALLED = sorted({run.teacher for run in RUNS} - {design.NONE})
+if STUDY.distill.teacher_signal == "online":
+    SIGNALLED = []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
@@ -70,6 +73,7 @@ def results_of_study():
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *[of_study(paths.TEACHER_IMPORTANCE.replace("{teacher}", t)) for t in SCORED],
+        *[of_study(paths.TEACHER_SIGNAL.replace("{teacher}", t)) for t in SIGNALLED],
         *[path for kind in (paths.INIT_MODEL, paths.RUN_MODEL) for path in runs_of_grid(kind)],
         *runs_of_grid(paths.RUN_METRICS),
         *map(of_study, [paths.RUNS_TABLE, paths.LAW, paths.CHOICE]),
@@ -121,6 +125,18 @@ def run_teacher(wildcards):
     if wildcards.teacher == design.NONE:
         return []
     return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
+
+
+def run_signal(wildcards):
+    """The kept signal of a run's teacher; nothing where there is none or it is online."""
+    if wildcards.teacher == design.NONE or STUDY.distill.teacher_signal == "online":
+        return []
+    return paths.TEACHER_SIGNAL.format(study=wildcards.study, teacher=wildcards.teacher)
+
+
+def signal_stage():
+    """What is kept of the teachers' signal; nothing where it is online."""
+    return None if STUDY.distill.teacher_signal == "online" else STUDY.distill.signal_stage()
 
 
 def shape_model(wildcards):

@@ -60,6 +60,7 @@ rule distill_student:
     input:
         init=paths.INIT_MODEL,
         teacher=run_teacher,
+        signal=run_signal,
         tokens=paths.TOKENS,
     output:
         model=paths.RUN_MODEL,
@@ -81,7 +82,7 @@ rule distill_student:
         r"""
         exec python -m capgap.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
-            --token-streams {input.tokens:q} \
+            --signal {input.signal:q} --token-streams {input.tokens:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """
