@@ -259,7 +259,7 @@ class _Probe:
         context = settings.sequence_length
         flops = 3 * student.forward_flops(context)
         if teacher:
-            objective = Distillation(self._model(teacher).eval(), 0.5, 1.0)
+            objective = Distillation(self._model(teacher).eval(), settings)
             flops += teacher.forward_flops(context)
         short = settings.model_copy(update={"validations": 1, "validation_tokens": 2 * context})
         streams = Streams(self.streams_folder)
