@@ -229,8 +229,11 @@ def _advice(
         name = repo.config["core"].get("remote")
         url = repo.config["remote"].get(name, {}).get("url", "")
         kind = url.partition("://")[0]
-        if any(type(error).__name__ == "RemoteMissingDepsError" for error in errors):
-            return f"remote {name} is {url}, and what {kind} needs is not installed: make remotes"
+        if any(isinstance(error, ImportError) for error in errors):
+            needed = (
+                "make remotes" if kind in ("s3", "ssh") else f".venv/bin/pip install dvc-{kind}"
+            )
+            return f"remote {name} is {url}, and what {kind} needs is not installed: {needed}"
         return f"there is no remote to use: {said}"
     url, name = remote.fs.unstrip_protocol(remote.path), remote.name
     where = f"remote {name}, {url}"
@@ -245,10 +248,10 @@ def _advice(
             f"To correct it: dvc remote modify --local {name} url ..."
             + (" (or endpointurl ...)" if remote.fs.protocol == "s3" else "")
         )
-    if kinds & REFUSED and answered and purpose == "write":
+    if kinds & {*REFUSED, "FileNotFoundError"} and answered and purpose == "write":
         return (
             f"{where} may be read with these credentials, but not written ({said}); ask its owner "
-            "for the right to write"
+            f"for the right to write, or name another place: dvc remote modify {name} url ..."
         )
     if kinds & REFUSED:
         return f"{where} refuses the credentials ({said}). {_credentials(remote)}"
