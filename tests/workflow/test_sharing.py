@@ -40,7 +40,6 @@ def test_checkout_of_another_commit_and_back_runs_nothing(study):
         assert "up to date" in study.dvc("status").stdout
 
 
-@pytest.mark.slow
 def test_saving_refuses_what_is_not_up_to_date(study):
     def law(data):
         data["law"]["resamples"] = 120
@@ -54,7 +53,6 @@ def test_saving_refuses_what_is_not_up_to_date(study):
     assert (study / "dvc.lock").read_text() == lock
 
 
-@pytest.mark.slow
 def test_saving_refuses_a_damaged_result(study):
     weights = study / RESULTS / "teachers/t6k/model/model.safetensors"
     data = bytearray(weights.read_bytes())

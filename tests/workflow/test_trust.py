@@ -6,8 +6,6 @@ import sys
 import pytest
 from repository import RESULTS, edit_distillation_loss
 
-pytestmark = pytest.mark.slow
-
 WEIGHTS = f"{RESULTS}/teachers/t6k/model/model.safetensors"
 
 
