@@ -42,10 +42,21 @@ from capgap.records import Choice, TokenStreams
 
 MEGA = 10**6
 BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it holds anything
+TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
+TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
+LAW_RULES = (
+    *("collect_runs", "fit_law", "choose_teacher"),
+    *("compare_final", "write_headline", "write_report"),
+)
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
 CHECKPOINTS = 3  # two are kept while a third is written
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
+
+
+def base_mb(rule: str) -> int:
+    """Memory of a rule's job before it holds anything, MB of 10^6 bytes."""
+    return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
 
 
 @dataclass(frozen=True)
@@ -237,7 +248,7 @@ class StudyCost:
         choice, final_json = self.path(paths.CHOICE), self.path(paths.FINAL)
 
         def light(rule, output, needs):
-            return Job(rule, output, tuple(needs), host_mb=BASE_MB["law"])
+            return Job(rule, output, tuple(needs), host_mb=self.host_mb(rule))
 
         jobs += [
             light("collect_runs", table, [*metrics, *measured]),
@@ -435,13 +446,10 @@ class StudyCost:
 
         With a device the device holds the tensors, and main memory holds weights while they load.
         """
+        base = base_mb(rule)
+        if rule in TEXT_RULES:
+            return base + round(TEXT_COPIES[rule] * self.corpus_bytes / MEGA)
         match rule:
-            case "prepare_corpus":
-                return BASE_MB["text"] + round(3 * self.corpus_bytes / MEGA)
-            case "make_tokenizer":
-                return BASE_MB["text"] + round(2 * self.corpus_bytes / MEGA)
-            case "pack_tokens":
-                return BASE_MB["text"] + round(3 * self.corpus_bytes / MEGA)
             case "pretrain_teacher":
                 settings = self.study.pretrain_stage(teacher)
                 held = memory.training(self.architecture(teacher).whole(), settings)
@@ -466,13 +474,13 @@ class StudyCost:
                 model = self.student(student, init)
                 held = memory.evaluation(model, self.study.evaluate.batch_tokens)
             case _:
-                return BASE_MB["law"]
+                return base
         size = held.total
         if self.study.plan.device != "cpu" and held.optimizer:
             size = (
                 held.weights + held.teacher + held.optimizer
             )  # loading, then writing a checkpoint
-        return BASE_MB["torch"] + round(size / MEGA)
+        return base + round(size / MEGA)
 
 
 def guessed_shape(params: int) -> ModelShape:
