@@ -24,7 +24,10 @@ rule pretrain_teacher:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("pretrain_teacher"),
+        runtime=NEEDS.runtime("pretrain_teacher"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=pretrain_spec,
         out=paths.TEACHER_DIR,
@@ -52,6 +55,9 @@ rule fetch_teacher:
         teacher=one_of(FETCHED),
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("fetch_teacher"),
+        runtime=NEEDS.runtime("fetch_teacher"),
     params:
         spec=fetch_spec,
     shell:
@@ -76,7 +82,10 @@ rule evaluate_teacher:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("evaluate_teacher"),
+        runtime=NEEDS.runtime("evaluate_teacher"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
@@ -101,7 +110,10 @@ rule score_importance:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("score_importance"),
+        runtime=NEEDS.runtime("score_importance"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("score", STUDY.prune.scoring()),
     shell:
