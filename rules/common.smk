@@ -183,8 +183,14 @@ def choice_options(wildcards):
 
 try:
     if workflow.is_main_process:  # not in a job that parses this file again
-        if workflow.executor_plugin and not workflow.dryrun and not workflow.touch:
-            NEEDS.refuse_misfits()
+        NEEDS.check_sizes()
         planning.reconcile(of_study(paths.ROOT), results_of_study())
 except CapgapError as error:
     raise WorkflowError(str(error))
+
+
+onstart:  # not for a dry run, which says it and goes on
+    try:
+        NEEDS.check_fit()
+    except CapgapError as error:
+        raise WorkflowError(str(error))

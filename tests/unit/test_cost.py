@@ -390,8 +390,9 @@ def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
         if parts[2] == "teachers":
             wildcards["teacher"] = parts[3]
         elif parts[2] == "inits":
-            wildcards.update(student=parts[3], init=parts[4])
-            wildcards["teacher"] = parts[4].removeprefix("pruned-")
+            wildcards["student"] = parts[3]
+            if parts[4] != "random":
+                wildcards["teacher"] = parts[4].removeprefix("pruned-")
         elif parts[2] == "students":
             names = ("student", "init", "teacher", "tokens", "seed")
             values = [parts[3], parts[4], *(part.split("-", 1)[1] for part in parts[5:8])]

@@ -206,7 +206,10 @@ class StudyCost:
         prune, lends = self.study.prune, self.shape_teacher[student]
         teacher = lends if init == design.RANDOM else init.removeprefix("pruned-")
         like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
-        return self.architecture(teacher).pruned(parse_count(student), prune.cutting(), like)
+        try:
+            return self.architecture(teacher).pruned(parse_count(student), prune.cutting(), like)
+        except CapgapError as error:
+            raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
 
     def distill_memory(self, student: str, init: str, teacher: str) -> Memory:
         """Memory of one distillation."""
@@ -234,7 +237,9 @@ class StudyCost:
             return self._evaluate_teacher(teacher)
         if rule == "score_importance":
             return self._score(teacher)
-        if rule in ("prune_student", "randomise_student"):
+        if rule == "randomise_student":
+            return self._start(student, design.RANDOM)
+        if rule == "prune_student":
             return self._start(student, init or design.pruned_from(teacher))
         if rule in ("distill_student", "evaluate_student"):
             run = design.Run(student, init, teacher, tokens, int(seed))

@@ -31,7 +31,11 @@ class Requests:
         # seeds of one run cost the same, and a study asks for each of its jobs several times
         self._needs = cache(self._needs)
 
-    def refuse_misfits(self) -> None:
+    def check_sizes(self) -> None:
+        """Raise CapgapError for student sizes that no pruning gives."""
+        assert self.cost.jobs
+
+    def check_fit(self) -> None:
         """Raise CapgapError for jobs that plan.device cannot hold, with what would make them fit."""
         refuse_misfits(self.study, self.cost.jobs, self.study.plan.device)
 
