@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
-COMMANDS = ("srun", "sbatch", "scancel", "squeue", "scontrol", "sinfo")
+COMMANDS = ("srun", "sbatch", "scancel", "squeue", "scontrol", "sinfo", "sacctmgr", "sshare")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 CONFIGURATION = """
 ClusterName=capgap

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=str(rea
 OPTIONS = [
     *("--profile", "profiles/slurm", "--jobs", "2", "--latency-wait", "5"),
     *("--default-resources", "mem_mb=1000", "runtime=30", "nodes=1"),
-    *("slurm_partition=main", "slurm_account=none"),
+    *("slurm_partition=main", "--slurm-no-account"),
     *("--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"),
 ]
 LONG = "120k"  # tokens of a training job that lasts long enough to be disturbed
@@ -62,10 +62,11 @@ class Login:
         return self.log.read_text()
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, login, seconds=240):
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"nothing after {seconds} s"
+        assert login.process.poll() is None, login.said()
+        assert time.monotonic() < end, f"nothing after {seconds} s: {login.said()}"
         time.sleep(0.3)
     return value
 
@@ -118,7 +119,7 @@ def study_rules(study):
 
 def test_cancelled_job_is_resubmitted_and_resumes(study, slurm):
     login = Login(study, slurm, pretraining(study))
-    wait_for(lambda: checkpoints(study))
+    wait_for(lambda: checkpoints(study), login)
     (job,) = slurm.running("pretrain_teacher")
     slurm.ask("scancel", job)
     assert login.finish() == 0, login.said()
@@ -127,7 +128,7 @@ def test_cancelled_job_is_resubmitted_and_resumes(study, slurm):
 
 def test_job_on_a_lost_node_is_resubmitted_and_resumes(study, slurm):
     login = Login(study, slurm, pretraining(study))
-    wait_for(lambda: checkpoints(study))
+    wait_for(lambda: checkpoints(study), login)
     (job,) = slurm.running("pretrain_teacher")
     node = slurm.ask("squeue", "-h", "-j", job, "-o", "%N")
     slurm.ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
@@ -152,7 +153,7 @@ def test_error_names_the_logs(study, slurm):
 def test_killed_login_process_is_started_again_and_nothing_is_done_twice(study, slurm):
     target = pretraining(study)
     login = Login(study, slurm, target)
-    wait_for(lambda: checkpoints(study))
+    wait_for(lambda: checkpoints(study), login)
     corpus = (study / f"{RESULTS}/corpus/manifest.json").stat().st_mtime_ns
     (job,) = slurm.running("pretrain_teacher")
     login.process.send_signal(signal.SIGKILL)
