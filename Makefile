@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 
-.PHONY: study setup test test-slow test-remotes remotes lint plan
+.PHONY: study setup test test-slow test-remotes test-slurm remotes lint plan
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -41,6 +41,12 @@ test-remotes: remotes  ## sharing through real servers on this machine
 	@command -v sshd >/dev/null || test -x /usr/sbin/sshd || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends openssh-server; }
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m remotes tests/workflow/test_remotes.py
+
+test-slurm: $(READY)  ## a small study on a real Slurm of two nodes on this machine; as root
+	@$(PIP) --no-deps --requirement tests/slurm/requirements.txt throttler==1.2.3
+	@test -x /usr/sbin/slurmctld || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -13,6 +13,7 @@ from capgap.config import (
     TeacherTokenizer,
     load_study,
 )
+from capgap.cost.requests import Requests
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.records import Choice
@@ -26,6 +27,7 @@ try:
 except CapgapError as error:
     raise WorkflowError(str(error))
 
+NEEDS = Requests(STUDY)  # memory, time and devices of every job
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
@@ -197,6 +199,14 @@ def choice_options(wildcards):
 
 try:
     if workflow.is_main_process:  # not in a job that parses this file again
+        NEEDS.check_sizes()
         planning.reconcile(of_study(paths.ROOT), results_of_study())
 except CapgapError as error:
     raise WorkflowError(str(error))
+
+
+onstart:  # not for a dry run, which says it and goes on
+    try:
+        NEEDS.check_fit()
+    except CapgapError as error:
+        raise WorkflowError(str(error))

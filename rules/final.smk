@@ -23,6 +23,9 @@ rule compare_final:
         paths.log("compare_final", paths.ROOT),
     conda:
         "../envs/analysis.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("compare_final"),
+        runtime=NEEDS.runtime("compare_final"),
     params:
         spec=spec("compare"),
     shell:
@@ -45,6 +48,9 @@ rule write_headline:
         paths.log("write_headline", paths.ROOT),
     conda:
         "../envs/analysis.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("write_headline"),
+        runtime=NEEDS.runtime("write_headline"),
     params:
         spec=spec("headline"),
     shell:
@@ -70,6 +76,9 @@ rule write_report:
         paths.timing("write_report", paths.ROOT)
     conda:
         "../envs/analysis.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("write_report"),
+        runtime=NEEDS.runtime("write_report"),
     params:
         spec=spec("report"),
         settings=study_settings,

@@ -18,6 +18,9 @@ rule collect_runs:
         paths.log("collect_runs", paths.ROOT),
     conda:
         "../envs/analysis.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("collect_runs"),
+        runtime=NEEDS.runtime("collect_runs"),
     params:
         spec=spec(
             "collect",
@@ -41,6 +44,9 @@ rule fit_law:
         paths.timing("fit_law", paths.ROOT)
     conda:
         "../envs/analysis.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("fit_law"),
+        runtime=NEEDS.runtime("fit_law"),
     params:
         spec=spec("fit", STUDY.law),
     shell:
@@ -61,6 +67,9 @@ checkpoint choose_teacher:
         paths.log("choose_teacher", paths.ROOT),
     conda:
         "../envs/analysis.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("choose_teacher"),
+        runtime=NEEDS.runtime("choose_teacher"),
     params:
         spec=spec("choose"),
         asked=choice_options,

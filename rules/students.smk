@@ -23,6 +23,9 @@ rule prune_student:
         paths.timing("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}"))
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("prune_student"),
+        runtime=NEEDS.runtime("prune_student"),
     params:
         spec=spec("prune", STUDY.prune.cutting()),
         size=student_params,
@@ -47,6 +50,9 @@ rule randomise_student:
         paths.timing("randomise_student", paths.INIT_DIR.replace("{init}", design.RANDOM))
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("randomise_student"),
+        runtime=NEEDS.runtime("randomise_student"),
     params:
         spec=spec("randomise", STUDY.prune.cutting()),
         size=student_params,
@@ -78,7 +84,10 @@ rule distill_student:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("distill_student"),
+        runtime=NEEDS.runtime("distill_student"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("distill", STUDY.distill),
         out=paths.RUN_DIR,
@@ -107,7 +116,10 @@ rule evaluate_student:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("evaluate_student"),
+        runtime=NEEDS.runtime("evaluate_student"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("evaluate", STUDY.evaluate),
     shell:

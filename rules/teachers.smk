@@ -25,7 +25,10 @@ rule pretrain_teacher:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("pretrain_teacher"),
+        runtime=NEEDS.runtime("pretrain_teacher"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=pretrain_spec,
         out=paths.TEACHER_DIR,
@@ -53,6 +56,9 @@ rule fetch_teacher:
         teacher=one_of(FETCHED),
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("fetch_teacher"),
+        runtime=NEEDS.runtime("fetch_teacher"),
     params:
         spec=fetch_spec,
     shell:
@@ -77,7 +83,10 @@ rule evaluate_teacher:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("evaluate_teacher"),
+        runtime=NEEDS.runtime("evaluate_teacher"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
@@ -102,7 +111,10 @@ rule score_importance:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("score_importance"),
+        runtime=NEEDS.runtime("score_importance"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("score", STUDY.prune.scoring()),
     shell:

@@ -15,6 +15,9 @@ rule prepare_corpus:
         paths.timing("prepare_corpus", paths.ROOT)
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("prepare_corpus"),
+        runtime=NEEDS.runtime("prepare_corpus"),
     params:
         spec=spec("corpus", STUDY.corpus),
     shell:
@@ -35,6 +38,9 @@ rule make_tokenizer:
         paths.timing("make_tokenizer", paths.ROOT)
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("make_tokenizer"),
+        runtime=NEEDS.runtime("make_tokenizer"),
     params:
         spec=spec("tokenizer", STUDY.tokenizer),
     shell:
@@ -57,6 +63,9 @@ rule pack_tokens:
         paths.timing("pack_tokens", paths.ROOT)
     conda:
         "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("pack_tokens"),
+        runtime=NEEDS.runtime("pack_tokens"),
     params:
         spec=spec("pack"),
     shell:

@@ -12,6 +12,7 @@ from capgap import __version__
 COMMANDS = {
     "run": ("capgap.workflow.execute", "run a study: everything that is not up to date"),
     "plan": ("capgap.plan", "what a study will cost, before it is paid"),
+    "pin": ("capgap.pin", "ask the hub about the commits that a study pins"),
     "verify": ("capgap.workflow.verify", "check every result against its manifest and record"),
     "save": ("capgap.workflow.save", "hand a finished study to DVC, for colleagues to pull"),
     "push": ("capgap.workflow.push", "store a saved study in the remote"),

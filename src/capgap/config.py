@@ -217,7 +217,7 @@ Teacher = Annotated[
 class ModelShape(Section):
     """Shape of a model that is not here yet, so that its cost can be told; all layers alike."""
 
-    family: Literal["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"] = Field(
+    family: Literal["llama", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "opt"] = Field(
         description="architecture; Mistral counts as llama, Pythia is gpt_neox"
     )
     layers: int = Field(gt=0, description="transformer layers")

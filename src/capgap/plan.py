@@ -21,11 +21,13 @@ from capgap import paths
 from capgap.config import Study, load_study
 from capgap.cost import fit
 from capgap.cost.devices import CPU, DEVICE_NAMES
-from capgap.cost.jobs import Job, StudyCost, check_shapes
+from capgap.cost.jobs import LAW_RULES, TEXT_RULES, Job, StudyCost, check_shapes
 from capgap.cost.schedule import Schedule, schedule
 from capgap.cost.speed import Speed, speed_of
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+
+EXACT_CPU_TIME_S = 15.0
 
 
 class Plan(NamedTuple):
@@ -113,13 +115,13 @@ def table(plan: Plan) -> Table:
     """One row a rule: what is left of it and what that costs."""
     on_device = plan.device != CPU
     out = Table(box=None, pad_edge=False)
-    out.add_column("rule")
+    out.add_column("rule", no_wrap=True)
     for name in ("jobs", "done", "tokens", "FLOPs", "GPU h" if on_device else "CPU s"):
-        out.add_column(name, justify="right")
+        out.add_column(name, justify="right", no_wrap=True)
     if on_device:
         out.add_column("device GB", justify="right")
     for name in ("memory MB", "disk", "scratch", "download"):
-        out.add_column(name, justify="right")
+        out.add_column(name, justify="right", no_wrap=True)
     rules = list(dict.fromkeys(job.rule for job in plan.jobs))
     for rule in rules:
         every = [job for job in plan.jobs if job.rule == rule]
@@ -128,6 +130,60 @@ def table(plan: Plan) -> Table:
     out.add_section()
     out.add_row(*_row(plan, "all", plan.jobs, plan.left, on_device))
     return out
+
+
+def comparison(plan: Plan) -> Table:
+    """Expected against measured, one row a rule, over the jobs that Snakemake has timed."""
+    out = Table(box=None, pad_edge=False)
+    out.add_column("rule", no_wrap=True)
+    for name in ("jobs", "CPU s", "measured", "ratio", "memory MB", "measured", "ratio"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for rule in dict.fromkeys(job.rule for job in plan.jobs):
+        timed = [(job, measured(job)) for job in plan.jobs if job.rule == rule]
+        timed = [(job, found) for job, found in timed if found]
+        if not timed:
+            continue
+        seconds = sum(plan.speed.seconds(job) for job, _ in timed)
+        spent = sum(found.cpu_s for _, found in timed)
+        memory = max(plan.speed.memory_mb(job) for job, _ in timed)
+        peak = max(found.peak_mb for _, found in timed)
+        out.add_row(
+            *(rule, str(len(timed)), f"{seconds:,.1f}", f"{spent:,.1f}", f"{seconds / spent:.2f}"),
+            *(f"{memory:,.0f}", f"{peak:,.0f}", f"{memory / peak:.2f}"),
+        )
+    return out
+
+
+class Measured(NamedTuple):
+    """What Snakemake measured of a job."""
+
+    cpu_s: float
+    peak_mb: float
+
+
+def measured(job: Job) -> Measured | None:
+    """CPU seconds and peak memory of a job that has run; None where Snakemake has not timed it.
+
+    Snakemake reads a job's CPU time twice a second at first and every 30 s later, so that what it
+    holds of a longer job is up to half a minute old: there the wall time is taken.
+    """
+    path = Path(paths.timing(job.rule, _identity(job)))
+    if not path.is_file():
+        return None
+    names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
+    row = dict(zip(names, values, strict=True))
+    wall_s, cpu = float(row["s"]), row["cpu_time"]
+    cpu_s = wall_s if wall_s > EXACT_CPU_TIME_S or cpu in ("NA", "-") else float(cpu)
+    peak = row["max_rss"]
+    return Measured(cpu_s, 0.0 if peak in ("NA", "-") else float(peak) * 2**20 / 1e6)
+
+
+def _identity(job: Job) -> str:
+    """The folder that a job fills, by which its timings are named."""
+    folder = Path(job.output).parent
+    if job.rule in (*TEXT_RULES, *LAW_RULES):
+        return str(Path(*folder.parts[:2]))
+    return str(folder.parent if folder.name in ("model", "importance") else folder)
 
 
 def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bool) -> list[str]:
@@ -197,15 +253,6 @@ def _bytes(size: int) -> str:
     return f"{size} B" if size else ""
 
 
-def _out_of_date(study_file: Path, study: Study) -> list[str] | None:
-    """Outputs that Snakemake would make again; None where nothing is there or it cannot be asked."""
-    if not Path(paths.ROOT.format(study=study.study)).is_dir() or not Path("Snakefile").is_file():
-        return None
-    from capgap.workflow.execute import pending
-
-    return [item.output for item in pending(study_file)]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap plan`."""
     parser = argparse.ArgumentParser(
@@ -225,6 +272,11 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="measure this machine on the study's own models first (about a minute of one core)",
     )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="compare with what Snakemake measured of finished jobs (timings/)",
+    )
     parser.add_argument("--short", action="store_true", help="totals only")
     args = parser.parse_args(argv)
     study = load_study(args.study)
@@ -232,13 +284,15 @@ def main(argv: list[str] | None = None) -> None:
         from capgap.cost.probe import calibrate  # imports torch
 
         calibrate(study)
+    from capgap.workflow.execute import not_done  # which prints plans itself
+
     plan = make_plan(
-        study,
-        device=args.device,
-        workers=args.gpus,
-        not_done=_out_of_date(args.study, study),
+        study, device=args.device, workers=args.gpus, not_done=not_done(args.study, study.study)
     )
     console = Console(soft_wrap=True, highlight=False)
+    if args.measured:
+        console.print(comparison(plan))
+        return
     if not args.short:
         console.print(f"study {study.study} on {_workers(plan)}, {plan.speed.name}\n")
         console.print(table(plan))

@@ -1,6 +1,7 @@
 """The plan's arithmetic: against real models, published figures and schedules done by hand."""
 
 import json
+import math
 from pathlib import Path
 
 import pruning_models
@@ -16,6 +17,7 @@ from capgap.cost import fit, memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.cost.jobs import Job, StudyCost, Work
 from capgap.cost.memory import Memory
+from capgap.cost.requests import Requests
 from capgap.cost.schedule import schedule
 from capgap.cost.speed import Assumed, Measured
 from capgap.engine.models import count_params, forward_flops, hidden_states
@@ -367,3 +369,65 @@ def test_finished_jobs_are_left_out_and_the_choice_is_used_once_made(tmp_path, m
     metrics = run.replace("model/manifest.json", "metrics.json")
     Path(metrics).unlink()
     assert [j.output for j in plan.make_plan(study, not_done=[]).left] == [metrics]
+
+
+# --- what jobs ask for --------------------------------------------------------------------------
+
+
+class Wildcards(dict):
+    """As Snakemake passes them."""
+
+
+def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
+    study = real("pythia")
+    needs, jobs = Requests(study), StudyCost(study).jobs
+    speed = Assumed("a100-80gb", study.plan.mfu)
+    assert needs.devices == 1
+    seen = set()
+    for job in jobs:
+        parts = Path(job.output).parts
+        wildcards = Wildcards(study="pythia")
+        if parts[2] == "teachers":
+            wildcards["teacher"] = parts[3]
+        elif parts[2] == "inits":
+            wildcards["student"] = parts[3]
+            if parts[4] != "random":
+                wildcards["teacher"] = parts[4].removeprefix("pruned-")
+        elif parts[2] == "students":
+            names = ("student", "init", "teacher", "tokens", "seed")
+            values = [parts[3], parts[4], *(part.split("-", 1)[1] for part in parts[5:8])]
+            wildcards.update(zip(names, values, strict=True))
+        memory_mb = needs.mem_mb(job.rule)(wildcards, 1)
+        assert memory_mb == math.ceil(1.25 * job.host_mb), job
+        assert needs.mem_mb(job.rule)(wildcards, 3) == 3 * memory_mb
+        minutes = needs.runtime(job.rule)(wildcards, 1)
+        assert minutes == math.ceil(max(10, 3 * speed.seconds(job) / 60)), job
+        assert needs.runtime(job.rule)(wildcards, 2) == 2 * minutes
+        seen.add(job.rule)
+    assert {"fetch_teacher", "score_importance", "prune_student", "randomise_student"} <= seen
+    assert Requests(load_study(REPOSITORY / "config.yaml")).devices == 0
+
+
+def test_budgets_that_share_a_trunk_cost_what_is_behind_it():
+    data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
+    data["grid"].update(tokens=["10240", "20480"], arms=[], seeds=[0])
+    data["distill"].update(schedule="wsd", warmup_tokens=512, decay_share=0.2)
+    jobs = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    run = "results/tiny/students/3k/pruned-t6k/from-t6k/tokens-{}/seed-0/model/manifest.json"
+    short, long = (jobs[run.format(tokens)] for tokens in ("10.24k", "20.48k"))
+    assert short.work[0].tokens == 10_240
+    assert long.work[0].tokens == 20_480 - 32 * 256  # 40 steps, the last 8 of which fall
+    assert short.output in long.needs
+
+
+def test_students_of_one_shape_are_counted_with_it():
+    data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
+    data["prune"]["one_shape"] = False
+    own = StudyCost(load_study(data))
+    assert own.student("150M", "pruned-gpt2-large").layers == 36
+    data["teachers"].pop("gpt2-xl"), data["plan"]["shapes"].pop("gpt2-xl")
+    data["prune"].update(one_shape=True, depth="keep_middle", layers=12)
+    shared = StudyCost(load_study(data))
+    assert shared.student("64M", "pruned-gpt2-large") == shared.student("64M", "pruned-gpt2")
+    job = shared.job("prune_student", student="64M", init="pruned-gpt2-large")
+    assert "results/gpt2/teachers/gpt2/model/manifest.json" in job.needs

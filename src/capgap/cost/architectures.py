@@ -11,7 +11,7 @@ from functools import cache
 
 from capgap.config import Depth, ModelShape, TeacherShape
 from capgap.errors import CapgapError
-from capgap.pruning.solver import Sizes, Solution, Target, Widths, meet
+from capgap.pruning.solver import Sizes, Solution, Target, Widths, meet, meet_like
 from capgap.shapes import forward_flops_per_token
 
 FAMILY_OF_CLASS = {
@@ -19,11 +19,12 @@ FAMILY_OF_CLASS = {
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "GemmaForCausalLM": "gemma",
     "GPT2LMHeadModel": "gpt2",
     "GPTNeoXForCausalLM": "gpt_neox",
     "OPTForCausalLM": "opt",
 }
-LLAMA_LIKE = ("llama", "qwen2", "qwen3")
+LLAMA_LIKE = ("llama", "qwen2", "qwen3", "gemma")
 LEARNED_POSITIONS = {"gpt2": 0, "opt": 2}  # entries beside those of the context
 
 
@@ -72,9 +73,16 @@ class Architecture:
         return self._model(self.sizes.full, self.sizes.layers)
 
     @cache  # noqa: B019 - a few architectures a process
-    def pruned(self, params: int, depth: Depth) -> Model:
-        """What pruning to `params` parameters without embeddings leaves; CapgapError if none."""
-        kept: Solution = meet(self.sizes, Target("params", params), depth)
+    def pruned(self, params: int, depth: Depth, like: Sizes | None = None) -> Model:
+        """What pruning to `params` parameters without embeddings leaves; CapgapError if none.
+
+        like: sizes of the model that lends its shape, where students of several teachers share it.
+        """
+        target = Target("params", params)
+        if like is None:
+            kept: Solution = meet(self.sizes, target, depth)
+        else:
+            kept = meet_like(self.sizes, like, target, depth)
         return self._model(kept.widths, kept.layers)
 
     def _model(self, widths: Widths, layers: int) -> Model:
@@ -166,7 +174,7 @@ def shape_of_config(config: dict, where: str) -> ModelShape:
     }
     if values["intermediate"] is None and family == "gpt2":
         values["intermediate"] = 4 * values["hidden"]
-    untied_by_default = family in (*LLAMA_LIKE, "gpt_neox")
+    untied_by_default = family in ("llama", "qwen2", "qwen3", "gpt_neox")
     values["tied"] = config.get("tie_word_embeddings", not untied_by_default)
     given = {key: value for key, value in values.items() if value is not None}
     return ModelShape(family=family, **given)

@@ -10,7 +10,7 @@ terms this is the 6 N_S D + 2 N_T D of the literature (`capgap.shapes.simple_tra
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,17 +35,29 @@ from capgap.cost.architectures import (
     shape_of_config,
 )
 from capgap.cost.memory import FLOAT, Memory
-from capgap.counts import parse_count
+from capgap.counts import format_count, parse_count
+from capgap.engine.schedule import trunk_steps
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
 from capgap.records import Choice, TokenStreams
 
 MEGA = 10**6
 BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it holds anything
+TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
+TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
+LAW_RULES = (
+    *("collect_runs", "fit_law", "choose_teacher"),
+    *("compare_final", "write_headline", "write_report"),
+)
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
 CHECKPOINTS = 3  # two are kept while a third is written
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
+
+
+def base_mb(rule: str) -> int:
+    """Memory of a rule's job before it holds anything, MB of 10^6 bytes."""
+    return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
 
 
 @dataclass(frozen=True)
@@ -181,21 +193,23 @@ class StudyCost:
         return guessed_shape(teacher.params_non_embedding)
 
     @cached_property
-    def random_shape_teacher(self) -> dict[str, str]:
-        """For every student size, the teacher whose layout a random start shares."""
+    def shape_teacher(self) -> dict[str, str]:
+        """For every student size, the teacher that lends its shape: the smallest large enough."""
         sizes = design.teacher_sizes(self.study)
         return {
-            run.student: design.teachers_for(parse_count(run.student), sizes)[0]
-            for run in design.grid_runs(self.study.grid, sizes)
+            format_count(size): design.teachers_for(size, sizes)[0]
+            for size in [*self.study.grid.students, self.study.final.student]
         }
 
     def student(self, student: str, init: str) -> Model:
         """Shape of a student, from its size and its start."""
-        if init == design.RANDOM:
-            teacher = self.random_shape_teacher[student]
-        else:
-            teacher = init.removeprefix("pruned-")
-        return self.architecture(teacher).pruned(parse_count(student), self.study.prune.cutting())
+        prune, lends = self.study.prune, self.shape_teacher[student]
+        teacher = lends if init == design.RANDOM else init.removeprefix("pruned-")
+        like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
+        try:
+            return self.architecture(teacher).pruned(parse_count(student), prune.cutting(), like)
+        except CapgapError as error:
+            raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
 
     def distill_memory(self, student: str, init: str, teacher: str) -> Memory:
         """Memory of one distillation."""
@@ -212,11 +226,36 @@ class StudyCost:
         sizes = design.teacher_sizes(self.study)
         return design.teachers_for(self.study.final.student, sizes)[-FINAL_TEACHERS:]
 
+    def job(self, rule: str, *, teacher="", student="", init="", tokens="", seed=0, **_) -> Job:
+        """The job of a rule with these wildcards."""
+        if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
+            make = {"prepare_corpus": self._corpus, "make_tokenizer": self._tokenizer}
+            return make.get(rule, self._pack)()
+        if rule in ("pretrain_teacher", "fetch_teacher"):
+            return self._teacher(teacher)
+        if rule == "evaluate_teacher":
+            return self._evaluate_teacher(teacher)
+        if rule == "score_importance":
+            return self._score(teacher)
+        if rule == "randomise_student":
+            return self._start(student, design.RANDOM)
+        if rule == "prune_student":
+            return self._start(student, init or design.pruned_from(teacher))
+        if rule in ("distill_student", "evaluate_student"):
+            run = design.Run(student, init, teacher, tokens, int(seed))
+            trained, measured = self._run(run, self.grid, ())
+            return trained if rule == "distill_student" else measured
+        return Job(rule, "", (), host_mb=self.host_mb(rule))
+
+    @cached_property
+    def grid(self) -> list[design.Run]:
+        """The runs that the law is fitted on."""
+        return design.grid_runs(self.study.grid, design.teacher_sizes(self.study))
+
     @cached_property
     def jobs(self) -> list[Job]:
         """All jobs, each after the ones it needs."""
-        study, sizes = self.study, design.teacher_sizes(self.study)
-        grid = design.grid_runs(study.grid, sizes)
+        study, grid = self.study, self.grid
         final = design.final_runs(study.final, self.final_teachers())
         corpus, tokens = self.path(paths.CORPUS), self.path(paths.TOKENS)
         jobs = [self._corpus()]
@@ -230,14 +269,14 @@ class StudyCost:
         jobs += [self._score(name) for name in sorted(scored)]
         jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in grid)]
         for run in grid:
-            jobs += self._run(run, ())
+            jobs += self._run(run, grid, ())
         metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in grid]
         measured = [self.path(paths.TEACHER_METRICS, teacher=name) for name in study.teachers]
         table, law = self.path(paths.RUNS_TABLE), self.path(paths.LAW)
         choice, final_json = self.path(paths.CHOICE), self.path(paths.FINAL)
 
         def light(rule, output, needs):
-            return Job(rule, output, tuple(needs), host_mb=BASE_MB["law"])
+            return replace(self.job(rule), output=output, needs=tuple(needs))
 
         jobs += [
             light("collect_runs", table, [*metrics, *measured]),
@@ -246,7 +285,7 @@ class StudyCost:
         ]
         jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in final)]
         for run in final:
-            jobs += self._run(run, (choice,))
+            jobs += self._run(run, final, (choice,))
         jobs += [
             light(
                 "compare_final",
@@ -380,7 +419,7 @@ class StudyCost:
         output = self.path(paths.INIT_MODEL, student=student, init=init)
         model = self.student(student, init)
         if init == design.RANDOM:
-            rule, teacher = "randomise_student", self.random_shape_teacher[student]
+            rule, teacher = "randomise_student", self.shape_teacher[student]
             needs = (self.path(paths.TEACHER_MODEL, teacher=teacher),)
         else:
             rule, teacher = "prune_student", init.removeprefix("pruned-")
@@ -388,6 +427,8 @@ class StudyCost:
                 self.path(path, teacher=teacher)
                 for path in (paths.TEACHER_MODEL, paths.TEACHER_IMPORTANCE)
             )
+            if self.study.prune.one_shape:
+                needs += (self.path(paths.TEACHER_MODEL, teacher=self.shape_teacher[student]),)
         return Job(
             rule,
             output,
@@ -396,10 +437,16 @@ class StudyCost:
             disk_bytes=FLOAT * model.params,
         )
 
-    def _run(self, run: design.Run, after: tuple[str, ...]) -> list[Job]:
+    def _trunk_tokens(self, run: design.Run) -> int:
+        """Tokens of a run that larger budgets go on from; 0 where the schedule has no trunk."""
+        batch = self.study.distill.batch_tokens
+        return (trunk_steps(parse_count(run.tokens) // batch, self.study.distill) or 0) * batch
+
+    def _run(self, run: design.Run, runs: list[design.Run], after: tuple[str, ...]) -> list[Job]:
         names, settings = run._asdict(), self.study.distill
         model = self.student(run.student, run.init)
         tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
+        shorter = design.next_smaller(run, runs) if settings.schedule == "wsd" else None
         flops = 3 * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
         kind = "train"
@@ -408,6 +455,10 @@ class StudyCost:
             teacher = self.architecture(run.teacher).whole()
             flops += teacher.forward_flops(settings.sequence_length)
             needs.append(self.path(paths.TEACHER_MODEL, teacher=run.teacher))
+        if shorter:
+            needs.append(self.path(paths.RUN_MODEL, **shorter._asdict()))
+            tokens -= self._trunk_tokens(shorter)
+        state = 3 * FLOAT * model.params  # weights and both moments
         trained = Job(
             "distill_student",
             self.path(paths.RUN_MODEL, **names),
@@ -415,8 +466,8 @@ class StudyCost:
             work=(Work(kind, tokens, tokens * flops), self._validation(model, settings)),
             device=self.distill_memory(run.student, run.init, run.teacher),
             host_mb=self.host_mb("distill_student", **names),
-            disk_bytes=FLOAT * model.params,
-            scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
+            disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
+            scratch_bytes=CHECKPOINTS * state,
         )
         measured = self._evaluation(
             "evaluate_student",
@@ -435,13 +486,10 @@ class StudyCost:
 
         With a device the device holds the tensors, and main memory holds weights while they load.
         """
+        base = base_mb(rule)
+        if rule in TEXT_RULES:
+            return base + round(TEXT_COPIES[rule] * self.corpus_bytes / MEGA)
         match rule:
-            case "prepare_corpus":
-                return BASE_MB["text"] + round(3 * self.corpus_bytes / MEGA)
-            case "make_tokenizer":
-                return BASE_MB["text"] + round(2 * self.corpus_bytes / MEGA)
-            case "pack_tokens":
-                return BASE_MB["text"] + round(3 * self.corpus_bytes / MEGA)
             case "pretrain_teacher":
                 settings = self.study.pretrain_stage(teacher)
                 held = memory.training(self.architecture(teacher).whole(), settings)
@@ -457,7 +505,7 @@ class StudyCost:
                 cut = self.student(student, init or design.pruned_from(teacher))
                 held = memory.cutting(self.architecture(teacher).whole(), cut)
             case "randomise_student":
-                like = self.random_shape_teacher[student]
+                like = self.shape_teacher[student]
                 cut = self.student(student, design.RANDOM)
                 held = memory.cutting(self.architecture(like).whole(), cut)
             case "distill_student":
@@ -466,13 +514,13 @@ class StudyCost:
                 model = self.student(student, init)
                 held = memory.evaluation(model, self.study.evaluate.batch_tokens)
             case _:
-                return BASE_MB["law"]
+                return base
         size = held.total
         if self.study.plan.device != "cpu" and held.optimizer:
             size = (
                 held.weights + held.teacher + held.optimizer
             )  # loading, then writing a checkpoint
-        return BASE_MB["torch"] + round(size / MEGA)
+        return base + round(size / MEGA)
 
 
 def guessed_shape(params: int) -> ModelShape:

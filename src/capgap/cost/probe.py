@@ -26,12 +26,14 @@ from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, 
 from capgap.cost.architectures import Model
 from capgap.cost.jobs import BASE_MB, MEGA, Job, StudyCost
 from capgap.cost.speed import CALIBRATION
+from capgap.counts import format_count
 from capgap.engine import training
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import count_params, llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import META, SPLITS, Streams, calibration_batch
 from capgap.errors import CapgapError
+from capgap.law.simulate import simulate_study
 from capgap.packages import package_folder
 from capgap.pruning.importance import measure
 from capgap.records import Calibration, Lineage, TokenStreams
@@ -40,6 +42,7 @@ from capgap.shapes import LlamaShape
 LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
 SECONDS_PER_POINT = 1.2
 SAMPLE_BYTES = 3 * MEGA
+TOKENIZER_SAMPLE_BYTES = 20 * MEGA
 
 
 class Run(NamedTuple):
@@ -58,10 +61,11 @@ def calibrate(study: Study) -> Calibration:
         text = probe.text()
         rates = probe.rates()
         startup, base = probe.starts(rates)
+        law = probe.law()
         result = Calibration(
             study=study.study,
-            startup_s={**startup, **text["startup_s"]},
-            base_mb={**base, **text["base_mb"]},
+            startup_s=startup | text["startup_s"] | {rule: r.cpu_s for rule, r in law.items()},
+            base_mb=base | text["base_mb"] | {rule: r.peak_mb for rule, r in law.items()},
             text_s_per_mb=text["s_per_mb"],
             rates=rates,
             matmul_gflops=matmul_gflops(),
@@ -82,19 +86,34 @@ def matmul_gflops(width: int = 1024) -> float:
     return count * 2 * width**3 / (time.process_time() - begun) / 1e9
 
 
-def run_process(words: list[str], folder: Path) -> Run:
-    """Run a Python process with one thread; CapgapError with its output if it fails."""
-    log = folder / "probe.log"
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CAPGAP_UNDER_WORKFLOW": ""}
+REPORT_PEAK = """
+import atexit, os, re, resource, runpy, sys
+def report():
+    try:  # a new process' own peak; the other one starts at that of the process it was forked from
+        text = open("/proc/self/status").read()
+        peak = int(re.search(r"VmHWM:\\s*(\\d+)", text)[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    open(os.environ["CAPGAP_PROBE"], "w").write(str(peak))
+atexit.register(report)
+sys.argv.pop(0)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def run_stage_process(words: list, folder: Path) -> Run:
+    """Run a module with its options in a process of one thread; CapgapError if it fails."""
+    log, peak = folder / "probe.log", folder / "probe.peak"
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CAPGAP_PROBE": str(peak)}
+    environment = {k: v for k, v in os.environ.items() if k != "CAPGAP_UNDER_WORKFLOW"} | variables
+    command = [sys.executable, "-c", REPORT_PEAK, *map(str, words)]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, *words], env=os.environ | variables, stdout=file, stderr=file
-        )
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise CapgapError(f"calibration: {' '.join(words)} failed: {log.read_text()[-600:]}")
-    return Run(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MEGA)
+        raise CapgapError(f"calibration: {' '.join(command[3:])} failed: {log.read_text()[-600:]}")
+    return Run(usage.ru_utime + usage.ru_stime, int(peak.read_text()) * 1024 / MEGA)
 
 
 class _Probe:
@@ -132,42 +151,40 @@ class _Probe:
     # --- text -----------------------------------------------------------------------------------
 
     def text(self) -> dict[str, dict[str, float]]:
-        """Start-up, memory and seconds a MB of the text stages, by rule."""
-        sample, size = self._sample()
-        stages = [
-            (
-                "prepare_corpus",
-                ["corpus", "--source", "files", "--pattern", f"{sample}/*.txt"],
-                self.folder / "corpus",
-            ),
-            (
-                "make_tokenizer",
-                [
-                    *("tokenizer", "--source", "train", "--vocab-size", str(self.vocab)),
-                    *("--source-folder", f"{self.folder}/corpus"),
-                ],
-                self.tokenizer,
-            ),
-            (
-                "pack_tokens",
-                ["pack", "--corpus", f"{self.folder}/corpus", "--tokenizer", str(self.tokenizer)],
-                self.folder / "packed",
-            ),
-        ]
+        """Start-up, memory and seconds a MB of the text stages, by rule.
+
+        Training a tokenizer does not grow with the text in proportion: it gets as much as can be.
+        """
         found: dict[str, dict[str, float]] = {"startup_s": {}, "base_mb": {}, "s_per_mb": {}}
-        for rule, (stage, *options), out in stages:
-            empty = run_process(["-c", f"import capgap.{stage}"], self.folder)
-            run = run_process(["-m", f"capgap.{stage}", *options, "--out", str(out)], self.folder)
+
+        def stage(rule: str, size: int, name: str, *options) -> None:
+            empty = run_stage_process([f"capgap.{name}", "--help"], self.folder)
+            run = run_stage_process([f"capgap.{name}", *options], self.folder)
             found["startup_s"][rule] = empty.cpu_s
             found["s_per_mb"][rule] = max(0.0, run.cpu_s - empty.cpu_s) / (size / MEGA)
             counted = self.cost.host_mb(rule) - BASE_MB["text"]
-            counted *= size / self.cost.corpus_bytes
-            found["base_mb"][rule] = run.peak_mb - counted
+            found["base_mb"][rule] = run.peak_mb - counted * size / self.cost.corpus_bytes
+
+        large, small = self._sample(TOKENIZER_SAMPLE_BYTES), self._sample(SAMPLE_BYTES)
+        corpora = {}
+        for name, (files, size) in {"large": large, "small": small}.items():
+            corpora[name] = self.folder / f"corpus-{name}"
+            words = ["--source", "files", "--pattern", f"{files}/*.txt", "--out", corpora[name]]
+            stage("prepare_corpus", size, "corpus", *words)
+        stage(
+            "make_tokenizer", large[1], "tokenizer", "--source", "train",
+            "--vocab-size", self.vocab, "--source-folder", corpora["large"],
+            "--out", self.tokenizer,
+        )  # fmt: skip
+        stage(
+            "pack_tokens", small[1], "pack", "--corpus", corpora["small"],
+            "--tokenizer", self.tokenizer, "--out", self.folder / "packed",
+        )  # fmt: skip
         return found
 
-    def _sample(self) -> tuple[Path, int]:
-        """Folder of a few MB of the study's text, or of made-up words, and its bytes."""
-        corpus, out = self.study.corpus, self.folder / "sample"
+    def _sample(self, limit: int) -> tuple[Path, int]:
+        """Folder of some MB of the study's text, or of made-up words, and its bytes."""
+        corpus, out = self.study.corpus, self.folder / f"sample-{limit}"
         out.mkdir()
         files: list[Path] = []
         if isinstance(corpus, PackageCorpus):
@@ -176,7 +193,7 @@ class _Probe:
             files = sorted(Path().glob(corpus.pattern))
         size = 0
         for i, file in enumerate(file for file in files if file.suffix == ".txt"):
-            if size < SAMPLE_BYTES:
+            if size < limit:
                 shutil.copyfile(file, out / f"{i:05}.txt")
                 size += file.stat().st_size
         if size == 0:
@@ -188,6 +205,34 @@ class _Probe:
                 (out / f"{i:05}.txt").write_text(text)
                 size += len(text)
         return out, size
+
+    # --- law ------------------------------------------------------------------------------------
+
+    def law(self) -> dict[str, Run]:
+        """The stages behind the runs, on made-up losses of the study's own design, by rule."""
+        study, sizes = self.study, sorted(design.teacher_sizes(self.study).values())
+        table, law = self.folder / "runs.csv", self.folder / "law.json"
+        simulate_study(
+            np.random.default_rng(0), study.grid.students, sizes, budgets=study.grid.tokens,
+            seeds=len(study.grid.seeds), arms=study.grid.arms,
+        ).to_csv(table, index=False)  # fmt: skip
+        found = {}
+        for rule, words in {
+            "fit_law": ["capgap.fit", "--runs", table, "--out", law, *self._options(study.law)],
+            "choose_teacher": [
+                "capgap.choose", "--law", law, "--runs", table, "--student", study.final.student,
+                "--tokens", study.final.tokens, "--out", self.folder / "choice.json",
+            ],
+            "write_report": [
+                "capgap.report", "--runs", table, "--law", law, "--study-name", study.study,
+                "--out", self.folder / "report",
+            ],
+            "collect_runs": ["capgap.collect", "--help"],
+            "compare_final": ["capgap.compare", "--help"],
+            "write_headline": ["capgap.headline", "--help"],
+        }.items():  # fmt: skip
+            found[rule] = run_stage_process(words, self.folder)
+        return found
 
     # --- rates ----------------------------------------------------------------------------------
 
@@ -316,7 +361,7 @@ class _Probe:
         base: dict[str, float] = {}
 
         def stage(rule: str, words: list, work: dict[str, int]) -> None:
-            run = run_process(["-m", *map(str, words)], self.folder)
+            run = run_stage_process(words, self.folder)
             spent = sum(
                 tokens * rates[kind][0][1] for kind, tokens in work.items() if kind in rates
             )
@@ -384,7 +429,7 @@ class _Probe:
         held = self.cost.host_mb(
             job.rule,
             teacher=teacher,
-            student=design.format_count(min(self.study.grid.students)),
+            student=format_count(min(self.study.grid.students)),
             init=design.pruned_from(teacher),
         )
         return held - BASE_MB["torch"]

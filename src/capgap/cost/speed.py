@@ -9,7 +9,7 @@ from typing import Protocol
 
 from capgap.config import Study
 from capgap.cost.devices import CPU, DEVICES
-from capgap.cost.jobs import BASE_MB, MEGA, Job
+from capgap.cost.jobs import MEGA, Job, base_mb
 from capgap.records import Calibration
 
 CALIBRATION = Path("scratch/calibration.json")
@@ -90,9 +90,8 @@ class Measured:
 
     def memory_mb(self, job: Job) -> float:
         """What is counted, over the measured base of the rule."""
-        base = BASE_MB["torch"] if job.device else BASE_MB["law"]
         measured = self.calibration.base_mb.get(job.rule)
-        return job.host_mb if measured is None else job.host_mb - base + measured
+        return job.host_mb if measured is None else job.host_mb - base_mb(job.rule) + measured
 
 
 def speed_of(study: Study, device: str) -> Speed:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
-from capgap import paths
+from capgap import paths, plan
 from capgap.artifacts import disk_is_full
 from capgap.config import load_study
 from capgap.errors import CapgapError
@@ -27,6 +27,7 @@ from capgap.summary import run as print_summary
 from capgap.workflow import ledger
 from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run
 
+DRY_RUN = {"-n", "--dry-run", "--dryrun"}
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 
 
@@ -77,6 +78,8 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
         )
     if status == 0 and not snakemake_options:
         print_summary(study.study, Console())
+    if status == 0 and DRY_RUN.intersection(snakemake_options):
+        print(plan.short(plan.make_plan(study, not_done=not_done(study_file, study.study))))
     return status
 
 
@@ -110,6 +113,13 @@ def pending(study_file: Path) -> list[Pending]:
         raise CapgapError(f"the study cannot be planned:\n{result.stderr.strip()}")
     rows = [line.split("\t") for line in result.stdout.splitlines() if line.count("\t") == 5]
     return [Pending(row[2], row[0]) for row in rows[1:] if row[5] == "update pending"]
+
+
+def not_done(study_file: Path, study: str) -> list[str] | None:
+    """Outputs that a run would make, None where there are no results at all."""
+    if not Path(paths.ROOT.format(study=study)).is_dir() or not Path("Snakefile").is_file():
+        return None
+    return [item.output for item in pending(study_file)]
 
 
 def main(argv: list[str] | None = None) -> None:

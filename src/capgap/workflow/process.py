@@ -12,6 +12,8 @@ import fcntl
 import os
 import signal
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from capgap.errors import CapgapError
 RUN_LOCK = Path(".snakemake/capgap.lock")  # held by a run; its text is the name of the latest run
 RUN_VARIABLE = "CAPGAP_RUN"  # the name of the run that started a job
 SCRATCH = Path("scratch")
+WATCH_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -69,7 +72,26 @@ def claim_output(out: str | Path) -> TextIO:
     except BlockingIOError:
         print(f"waiting for an earlier job that still writes {out}", flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
-    name = os.environ.get(RUN_VARIABLE)
-    if name and RUN_LOCK.is_file() and RUN_LOCK.read_text(encoding="utf-8") != name:
+    if _superseded():
         raise CapgapError(f"{out}: a newer run has taken over, so this job of an older one stops")
+    threading.Thread(target=_end_when_superseded, args=(out,), daemon=True).start()
     return file
+
+
+def _superseded() -> bool:
+    """Whether a newer run has followed the one that started this job."""
+    name = os.environ.get(RUN_VARIABLE)
+    if not name or not RUN_LOCK.is_file():
+        return False
+    return RUN_LOCK.read_text(encoding="utf-8") not in (name, "")
+
+
+def _end_when_superseded(out: str | Path) -> None:
+    """End this process once a newer run has taken over; that run's job goes on from its state.
+
+    On a cluster jobs outlive the run that started them, and would be waited for and done again.
+    """
+    while not _superseded():
+        time.sleep(WATCH_SECONDS)
+    print(f"{out}: a newer run has taken over, so this job of an older one stops", flush=True)
+    os._exit(1)

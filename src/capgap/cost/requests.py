@@ -1,0 +1,57 @@
+"""
+What a job asks the workflow engine for: main memory, time, devices and tasks, from the plan.
+
+Memory and time grow with the attempt, so that a job that was short of either gets more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+from capgap.config import Study
+from capgap.cost.devices import CPU
+from capgap.cost.fit import refuse_misfits
+from capgap.cost.jobs import StudyCost
+from capgap.cost.speed import Assumed
+
+MEMORY_MARGIN = 1.25
+TIME_MARGIN = 3.0
+LEAST_MINUTES = 10
+
+
+class Requests:
+    """Resources of the rules of one study, as functions for Snakemake."""
+
+    def __init__(self, study: Study):
+        self.study, self.cost = study, StudyCost(study)
+        self.speed = Assumed(study.plan.device, study.plan.mfu)
+        self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
+        # seeds of one run cost the same, and a study asks for each of its jobs several times
+        self._needs = cache(self._needs)
+
+    def check_sizes(self) -> None:
+        """Raise CapgapError for student sizes that no pruning gives."""
+        assert self.cost.jobs
+
+    def check_fit(self) -> None:
+        """Raise CapgapError for jobs that plan.device cannot hold, with what would make them fit."""
+        refuse_misfits(self.study, self.cost.jobs, self.study.plan.device)
+
+    def mem_mb(self, rule: str) -> Callable[..., int]:
+        """Main memory of a rule's jobs, MB."""
+        return lambda wildcards, attempt: attempt * self._of(rule, wildcards)[0]
+
+    def runtime(self, rule: str) -> Callable[..., int]:
+        """Time limit of a rule's jobs, minutes."""
+        return lambda wildcards, attempt: attempt * self._of(rule, wildcards)[1]
+
+    def _of(self, rule: str, wildcards) -> tuple[int, int]:
+        names = ("teacher", "student", "init", "tokens")
+        return self._needs(rule, *(wildcards.get(name, "") for name in names))
+
+    def _needs(self, rule, teacher, student, init, tokens) -> tuple[int, int]:
+        job = self.cost.job(rule, teacher=teacher, student=student, init=init, tokens=tokens)
+        minutes = max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60)
+        return math.ceil(MEMORY_MARGIN * job.host_mb), math.ceil(minutes)

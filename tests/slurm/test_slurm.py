@@ -1,0 +1,166 @@
+"""The small study on a real Slurm: `make test-slurm`."""
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster import cluster, missing
+from repository import RESULTS, write_study
+
+from capgap.config import load_study
+from capgap.cost.requests import Requests
+
+reason = missing()
+if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+    reason = "needs snakemake-executor-plugin-slurm (tests/slurm/requirements.txt)"
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=str(reason))]
+
+OPTIONS = [
+    *("--profile", "profiles/slurm", "--jobs", "2", "--latency-wait", "5"),
+    *("--default-resources", "mem_mb=1000", "runtime=30", "nodes=1"),
+    *("slurm_partition=main", "--slurm-no-account"),
+    *("--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"),
+]
+LONG = "1.5M"  # tokens of a training job that lasts long enough to be disturbed
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    with cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture
+def study(tmp_path):
+    repository = write_study(tmp_path / "study")
+    repository.commit("settings and source")
+    return repository
+
+
+class Login:
+    """`capgap run` as the process on the login node."""
+
+    def __init__(self, study, slurm, *targets):
+        self.study, self.log = study, study.path / "login.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "capgap.cli", "run", *OPTIONS, *targets],
+            cwd=study.path,
+            env=study.environment(PATH=slurm.path, CAPGAP_CHECKPOINT_SECONDS="1"),
+            stdout=self.log.open("a"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def finish(self, seconds=900) -> int:
+        return self.process.wait(seconds)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+def wait_for(condition, login, seconds=240):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert login.process.poll() is None, login.said()
+        assert time.monotonic() < end, f"nothing after {seconds} s: {login.said()}"
+        time.sleep(0.3)
+    return value
+
+
+def pretraining(study, tokens=LONG):
+    """A study whose teachers train for some tens of seconds; a target that needs one of them."""
+    study.configure(lambda data: data["pretrain"].update(tokens=tokens))
+    return f"{RESULTS}/teachers/t6k/model/manifest.json"
+
+
+def training_log(study):
+    path = study / f"logs/pretrain_teacher/{RESULTS}/teachers/t6k.log"
+    return path.read_text() if path.is_file() else ""
+
+
+def checkpoints(study):
+    return list((study / "scratch").rglob("step-*/manifest.json"))
+
+
+def test_small_study_runs_to_the_end_two_jobs_at_a_time(study, slurm):
+    login, most, asked = Login(study, slurm), 0, {}
+    while login.process.poll() is None:
+        rows = slurm.ask("squeue", "-h", "-o", "%T|%k|%m").splitlines()
+        most = max(most, sum(row.startswith("RUNNING") for row in rows))
+        for _, comment, memory in (row.split("|") for row in rows):
+            asked.setdefault(comment, set()).add(memory)
+        time.sleep(0.5)
+    assert login.finish() == 0, login.said()
+    assert most == 2
+    assert (study / RESULTS / "report/report.html").is_file()
+    assert study.planned() == set()
+    needs = Requests(load_study(study / "config.yaml"))
+    for comment, memories in asked.items():
+        rule = comment.removeprefix("rule_").split("_wildcards")[0]
+        for size in ("t6k", "t16k"):
+            assert rule in study_rules(study), comment
+            names = {"teacher": size, "student": "3k", "init": f"pruned-{size}", "tokens": "5k"}
+            expected = needs.mem_mb(rule)(names, 1)
+            found = {int(re.match(r"\d+", memory)[0]) for memory in memories}
+            if any(abs(value - expected) <= 0.02 * expected for value in found):
+                break
+        else:
+            raise AssertionError((comment, memories, expected))
+
+
+def study_rules(study):
+    text = "".join(p.read_text() for p in (study / "rules").glob("*.smk"))
+    return set(re.findall(r"^(?:rule|checkpoint) (\w+):", text, re.M))
+
+
+def test_cancelled_job_is_resubmitted_and_resumes(study, slurm):
+    login = Login(study, slurm, pretraining(study))
+    wait_for(lambda: checkpoints(study), login)
+    (job,) = slurm.running("pretrain_teacher")
+    slurm.ask("scancel", job)
+    assert login.finish() == 0, login.said()
+    assert "resumed after step" in training_log(study)
+
+
+def test_job_on_a_lost_node_is_resubmitted_and_resumes(study, slurm):
+    login = Login(study, slurm, pretraining(study))
+    wait_for(lambda: checkpoints(study), login)
+    (job,) = slurm.running("pretrain_teacher")
+    node = slurm.ask("squeue", "-h", "-j", job, "-o", "%N")
+    slurm.ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    try:
+        slurm.ask("scancel", job)  # what an administrator does who cannot wait for it
+        assert login.finish() == 0, login.said()
+        assert "resumed after step" in training_log(study)
+        assert slurm.ask("sinfo", "-h", "-n", node, "-o", "%t").startswith("dr")
+    finally:
+        slurm.ask("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def test_error_names_the_logs(study, slurm):
+    study.replace("config.yaml", "corpus/*.txt", "corpus/*.nothing")
+    login = Login(study, slurm, "--retries", "0", f"{RESULTS}/corpus/manifest.json")
+    assert login.finish() != 0
+    log = f"logs/prepare_corpus/{RESULTS}.log"
+    assert log in login.said()
+    assert "at least 3 are needed" in (study / log).read_text()
+
+
+def test_killed_login_process_is_started_again_and_nothing_is_done_twice(study, slurm):
+    target = pretraining(study)
+    login = Login(study, slurm, target)
+    wait_for(lambda: checkpoints(study), login)
+    corpus = (study / f"{RESULTS}/corpus/manifest.json").stat().st_mtime_ns
+    (job,) = slurm.running("pretrain_teacher")
+    login.process.send_signal(signal.SIGKILL)
+    login.finish()
+    assert slurm.running("pretrain_teacher") == [job]  # it outlives the login process
+    again = Login(study, slurm, target)
+    assert again.finish() == 0, again.said()
+    assert (study / f"{RESULTS}/corpus/manifest.json").stat().st_mtime_ns == corpus
+    assert "resumed after step" in training_log(study)
+    assert Path(study / target).is_file()

@@ -1,0 +1,71 @@
+"""The plan knows the jobs that Snakemake knows; what cannot fit is refused before anything starts."""
+
+import pytest
+import yaml
+from repository import RESULTS, SOURCE, write_study
+
+from capgap.config import load_study
+from capgap.cost.jobs import StudyCost
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A repository in which nothing was run; every arm and two budgets, so that all rules count."""
+    repository = write_study(tmp_path / "study")
+    repository.configure(
+        lambda study: study["grid"].update(
+            tokens=["5k", "6k"], arms=["no_teacher", "random_init", "cross_teacher"]
+        )
+    )
+    return repository
+
+
+def snakemakes_jobs(repository):
+    table = repository.command("python", "-m", "snakemake", "--summary").stdout
+    rows = [line.split("\t") for line in table.splitlines() if line.count("\t") == 5][1:]
+    return {(row[2], row[0]) for row in rows}
+
+
+def test_plan_has_the_jobs_of_the_workflow(fresh):
+    known = snakemakes_jobs(fresh)
+    outputs = {output for _, output in known}
+    jobs = StudyCost(load_study(yaml.safe_load((fresh / "config.yaml").read_text()))).jobs
+    planned = {(job.rule, job.output) for job in jobs}
+    final = {job for job in planned if "/4k/" in job[1]}  # behind the checkpoint
+    assert planned - final <= known
+    companions = ("curve.csv", "train.json", "final/model/manifest.json")
+    assert {o for o in outputs if not o.endswith(companions)} == {o for _, o in planned - final}
+
+
+def test_a_run_that_cannot_fit_is_refused_and_a_dry_run_says_so(fresh):
+    def enormous(study):
+        study["evaluate"]["batch_tokens"] = "1B"
+        study["plan"] = {"device": "h100-80gb"}
+
+    fresh.configure(enormous)
+    dry = fresh.capgap("run", "-n")
+    assert "does not fit h100-80gb, so a run is refused" in dry.stdout
+    result = fresh.capgap("run", check=False)
+    said = result.stdout + result.stderr
+    assert result.returncode
+    assert "job(s) do not fit plan.device h100-80gb" in said
+    assert "GiB can be used" in said
+    assert not (fresh / RESULTS).exists()
+
+
+def test_a_size_that_no_pruning_gives_is_refused_by_name(fresh):
+    fresh.configure(lambda study: study["grid"].update(students=["40"]))
+    result = fresh.capgap("run", "-n", check=False)
+    said = result.stdout + result.stderr
+    assert result.returncode
+    assert "student 40 from teacher t6k: cannot prune to 40" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("study", ["gpt2", "pythia", "llama2-minima", "smollm2-family"])
+def test_real_studies_dry_run_offline(fresh, study):
+    text = (SOURCE / f"configs/{study}.yaml").read_text()
+    (fresh / "config.yaml").write_text(text)
+    result = fresh.capgap("run", "-n")
+    assert "GPU hours" in result.stdout
+    assert "this was a dry run" in result.stdout + result.stderr
