@@ -100,7 +100,10 @@ def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
 
     NumPy and safetensors raise errors of their own that do not carry the system's number.
     """
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if getattr(error, "errno", None) in numbers:
+        return True
+    if any(f"(os error {number})" in str(error) for number in numbers):
         return True
     there = next(p for p in Path(path).absolute().parents if p.is_dir())
     return shutil.disk_usage(there).free < FULL_BYTES

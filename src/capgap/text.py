@@ -29,8 +29,9 @@ BATCH_CHARACTERS = 1_000_000
 
 def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
     """All documents of a corpus: columns `name` and `text`, sorted by name, none empty."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()  # a log file is no place for redrawn bars
     match corpus:
         case PackageCorpus():
             root = package_folder(corpus.package)
@@ -97,9 +98,8 @@ def read_text(path: Path) -> str:
 
 def _load(where: str, *args, **options) -> Dataset:
     """A data set as the datasets library reads it; CapgapError naming `where` if it cannot."""
-    from datasets import disable_progress_bars, exceptions, load_dataset
+    from datasets import exceptions, load_dataset
 
-    disable_progress_bars()  # a log file is no place for redrawn bars
     try:
         return load_dataset(*args, **options)
     except (exceptions.DatasetsError, OSError, ValueError) as error:

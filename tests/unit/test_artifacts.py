@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors import SafetensorError
 
 from capgap.artifacts import differences, open_folder, publish_file, publish_folder
 from capgap.errors import CapgapError
@@ -50,6 +51,13 @@ def test_damage_is_refused_by_name(tmp_path, damage):
         path.unlink()
     with pytest.raises(CapgapError, match=r"sub/a\.txt"):
         open_folder(folder)
+
+
+def test_a_disk_full_for_safetensors_is_the_same_message(tmp_path):
+    """The library raises an error of its own and removes its file, so that space is free again."""
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(CapgapError, match="no space left on the disk"), publish_folder(tmp_path):
+        raise SafetensorError(text)
 
 
 def test_full_disk_is_one_message(tmp_path):

@@ -97,3 +97,27 @@ def test_held_out_loss_equals_the_models_own(tiny_model, token_streams):
     ours = mean_loss(model, stream[:129], sequence_length=32, batch_tokens=64, split="validation")
     assert ours == pytest.approx(expected, rel=1e-6)
     assert bits_per_byte(ours, 128, 256) == pytest.approx(expected / 2 / 0.693147, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_hidden_layers", 3, "weights lack model.layers.2"),
+        ("hidden_size", 48, "this model cannot be loaded"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_refused(tiny_model, tmp_path, key, value, message):
+    """Transformers would make up what is missing at random, with a warning."""
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CapgapError, match=message):
+        load_model(tmp_path)
+
+
+def test_torn_weights_are_refused_by_name(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CapgapError, match=f"{tmp_path}: this model cannot be loaded"):
+        load_model(tmp_path)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,27 @@ def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
     out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
     assert out.returncode == 1
     assert out.stderr.strip() == "error: no-such: no such folder; check the path"
+
+
+def test_help_of_several_sources_says_which_a_setting_is_for(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("capgap.corpus").main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--source package | files | hub" in text
+    assert "--revision X source hub: commit, 40 hexadecimal digits (required)" in text
+    assert "--test-share X share of the corpus bytes held out for the final test (default" in text
+
+
+def test_what_the_system_refuses_is_one_line_and_a_log_grows_line_by_line(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    pattern = str(tmp_path / "*.txt")
+    out = capgap("corpus", "--source", "files", "--pattern", pattern, "--out", str(tmp_path / "c"))
+    assert out.returncode == 1
+    assert out.stderr == f"error: {tmp_path}/a.txt: is a directory; name a file\n"
+    code = (
+        "import sys; from capgap.stage import run_stage; "
+        "run_stage(lambda argv: print(sys.stdout.line_buffering))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert out.stdout == b"True\n"

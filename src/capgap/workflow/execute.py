@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     with only_run() as lock:
         clear_leftovers(root)
         os.environ[RUN_VARIABLE] = name_run(lock)
+        signal.signal(signal.SIGTERM, _terminated)
         status = _snakemake(study_file, snakemake_options, lock)
     if status and disk_is_full(root):
         raise CapgapError(
@@ -81,6 +83,11 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     if status == 0 and DRY_RUN.intersection(snakemake_options):
         print(plan.short(plan.make_plan(study, not_done=not_done(study_file, study.study))))
     return status
+
+
+def _terminated(*_) -> None:
+    """End with a word; Snakemake and its jobs end with this process."""
+    sys.exit("terminated; run again to go on: finished jobs are kept")
 
 
 def _snakemake(study_file: Path, options: list[str], lock: TextIO) -> int:
