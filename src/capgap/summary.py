@@ -15,7 +15,7 @@ from rich.table import Table
 from capgap import paths
 from capgap.config import load_study
 from capgap.counts import format_count
-from capgap.records import Choice, FinalRecord, Interval, LawRecord
+from capgap.records import ArmEffects, Choice, FinalRecord, Interval, LawRecord
 from capgap.stage import StageParser, run_stage
 
 
@@ -42,9 +42,20 @@ def run(study: str, console: Console) -> None:
     star_text = f" (T* = {interval_text(star, 0)} parameters)" if star else ""
     facts.add_row("recommended", f"{choice.chosen} for a student of {size}{star_text}")
     facts.add_row("", choice.basis_note)
+    for effect in law.effects:
+        if effect.gain_nats is not None:
+            facts.add_row(f"signal at {effect.student}", _gain_text(effect))
     facts.add_row("final student", final.sentence)
     facts.add_row("report", str(Path(paths.REPORT.format(study=study)).with_name("report.html")))
     console.print(Panel(facts, title=f"study {study}", title_align="left", padding=(1, 2)))
+
+
+def _gain_text(effect: ArmEffects) -> str:
+    word = "better" if effect.gain_nats > 0 else "worse"
+    return (
+        f"with its teacher {abs(effect.gain_nats):.3f} nats per token {word} than the same start "
+        f"without one, at {format_count(effect.tokens)} tokens"
+    )
 
 
 def _law_text(line) -> str:
