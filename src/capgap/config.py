@@ -308,14 +308,35 @@ class PretrainStage(Pretrain, TeacherShape):
 class Distill(Training):
     """How a student is trained; the tokens, seeds and teachers stand in `grid` and `final`."""
 
+    objective: Literal["soft_ce", "forward_kl", "reverse_kl", "jensen_shannon"] = Field(
+        "soft_ce",
+        description="the teacher's term: soft_ce (cross-entropy under the teacher's distribution, "
+        "the paper's), forward_kl (the same less the teacher's entropy), reverse_kl, "
+        "jensen_shannon",
+    )
+    beta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="jensen_shannon: the teacher's share in the middle distribution; towards 0 it "
+        "acts like forward_kl, towards 1 like reverse_kl",
+    )
     teacher_weight: Share = Field(
         0.5,
-        description="weight of the teacher-weighted cross-entropy; the data's cross-entropy gets "
-        "the rest",
+        description="weight of the teacher's term; the data's cross-entropy gets the rest",
     )
     temperature: float = Field(
         1.0, gt=0, description="temperature of both distributions in the teacher's term"
     )
+
+    @model_validator(mode="after")
+    def _beta(self):
+        if (self.beta is not None) != (self.objective == "jensen_shannon"):
+            raise ValueError(
+                f"beta belongs to the objective jensen_shannon and to no other, got beta {self.beta} "
+                f"and objective {self.objective}"
+            )
+        return self
 
 
 class Score(Section):

@@ -53,7 +53,7 @@ def run(
         teacher_model = load_model(teacher)
         teacher_name = read_lineage(teacher, teacher_model).name
         _check_pair(settings, init, student, teacher, teacher_model, streams)
-        objective = Distillation(teacher_model, settings.teacher_weight, settings.temperature)
+        objective = Distillation(teacher_model, settings)
     _check_model(settings, init, student, streams)
     lineage = Lineage(
         kind="student",

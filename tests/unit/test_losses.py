@@ -1,22 +1,66 @@
-"""The fused loss against hand-computed values and against the dense formula."""
+"""The fused loss against hand-computed values, identities and the dense formula by autograd."""
 
 import math
 
 import pytest
 import torch
 
-from capgap.engine.losses import Signal, data_ce_sum, data_loss, mixture_loss
+from capgap.engine import losses
+from capgap.engine.losses import (
+    IGNORED,
+    PartialSignal,
+    Signal,
+    data_ce_sum,
+    data_loss,
+    mixture_loss,
+)
+
+OBJECTIVES = [
+    ("soft_ce", None),
+    ("forward_kl", None),
+    ("reverse_kl", None),
+    ("jensen_shannon", 0.1),
+    ("jensen_shannon", 0.5),
+    ("jensen_shannon", 0.9),
+]
 
 
-def dense(hidden, head, labels, teacher_logits, weight, temperature):
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Several chunks of several blocks, the last of each smaller."""
+    monkeypatch.setattr(losses, "chunk_tokens", lambda vocab: 7)
+    monkeypatch.setattr(losses, "ROW_ELEMENTS", 3 * 50)
+
+
+def dense(hidden, head, labels, teacher_logits, objective, beta, weight, temperature):
+    """The mixture, summed over tokens, as its definition reads."""
     logits = hidden @ head.T
-    ce = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    if teacher_logits is None:
-        return ce
-    target = torch.softmax(teacher_logits / temperature, 1)
-    log_soft = torch.log_softmax(logits / temperature, 1)
-    soft = -(target * log_soft).sum() * temperature**2
-    return (1 - weight) * ce + weight * soft
+    data = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+    log_p = torch.log_softmax(teacher_logits / temperature, 1)
+    log_q = torch.log_softmax(logits / temperature, 1)
+    p, q = log_p.exp(), log_q.exp()
+    if objective == "soft_ce":
+        term = -p * log_q
+    elif objective == "forward_kl":
+        term = p * (log_p - log_q)
+    elif objective == "reverse_kl":
+        term = q * (log_q - log_p)
+    else:
+        log_m = (beta * p + (1 - beta) * q).log()
+        term = beta * p * (log_p - log_m) + (1 - beta) * q * (log_q - log_m)
+    return (1 - weight) * data + weight * temperature**2 * term[labels != IGNORED].sum()
+
+
+def problem(seed=0, tokens=31, vocab=50, dtype=torch.float32):
+    torch.manual_seed(seed)
+    hidden = torch.randn(tokens, 12, dtype=dtype, requires_grad=True)
+    head = torch.randn(vocab, 12, dtype=dtype, requires_grad=True)
+    signal = Signal(torch.randn(tokens, 20, dtype=dtype), torch.randn(vocab, 20, dtype=dtype))
+    return hidden, head, torch.randint(0, vocab, (tokens,)), signal
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(loss, tensors)
 
 
 def test_hand_computed_two_tokens_three_words():
@@ -26,46 +70,251 @@ def test_hand_computed_two_tokens_three_words():
     # teacher: token 0 -> (1/4, 1/2, 1/4), token 1 uniform
     signal = Signal(torch.tensor([[math.log(2.0)], [0.0]]), torch.tensor([[0.0], [1.0], [0.0]]))
     labels = torch.tensor([0, 2])
-    loss, parts = mixture_loss(hidden, head, labels, signal, weight=0.5)
     data = math.log(2) + math.log(3)
-    teacher = (0.25 * math.log(2) + 0.75 * math.log(4)) + math.log(3)
-    assert parts.data_ce.item() == pytest.approx(data, rel=1e-6)
-    assert parts.teacher_ce.item() == pytest.approx(teacher, rel=1e-6)
-    assert loss.item() == pytest.approx(0.5 * data + 0.5 * teacher, rel=1e-6)
+    # token 1 is uniform for both, so only token 0 counts in a divergence
+    p, q = (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)
+    m = (0.375, 0.375, 0.25)
+
+    def kl(a, b):
+        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+
+    expected = {
+        "soft_ce": (0.25 * math.log(2) + 0.75 * math.log(4)) + math.log(3),
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "jensen_shannon": 0.5 * kl(p, m) + 0.5 * kl(q, m),
+    }
+    for objective, teacher in expected.items():
+        beta = 0.5 if objective == "jensen_shannon" else None
+        loss, parts = mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+        assert parts.data_ce.item() == pytest.approx(data, rel=1e-6)
+        assert parts.teacher_term.item() == pytest.approx(teacher, rel=1e-6)
+        assert loss.item() == pytest.approx(0.5 * data + 0.5 * teacher, rel=1e-6)
 
 
-@pytest.mark.parametrize("with_teacher", [True, False])
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 @pytest.mark.parametrize(
-    ("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 1.0), (0.0, 1.0)]
+    ("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 0.7), (1.0, 1.0), (0.0, 1.0)]
 )
-def test_gradients_agree_with_the_dense_formula(with_teacher, weight, temperature, monkeypatch):
-    monkeypatch.setattr("capgap.engine.losses.CHUNK_TOKENS", 7)  # several chunks, the last partial
-    torch.manual_seed(0)
-    hidden = torch.randn(31, 12, requires_grad=True)
-    head = torch.randn(50, 12, requires_grad=True)
-    labels = torch.randint(0, 50, (31,))
-    signal = Signal(torch.randn(31, 20), torch.randn(50, 20)) if with_teacher else None
-    teacher_logits = signal.hidden @ signal.head.T if signal else None
-    expected = dense(hidden, head, labels, teacher_logits, weight, temperature) / 31
-    expected.backward()
-    grads = hidden.grad.clone(), head.grad.clone()
-    hidden.grad = head.grad = None
-    if signal:
-        loss, _ = mixture_loss(
-            hidden, head, labels, signal, weight=weight, temperature=temperature, scale=1 / 31
-        )
-    else:
-        loss, _ = data_loss(hidden, head, labels, scale=1 / 31)
-    (3 * loss).backward()
+def test_gradients_agree_with_the_dense_formula(objective, beta, weight, temperature):
+    hidden, head, labels, signal = problem()
+    labels[[3, 8, 30]] = IGNORED  # masked in both terms
+    told = signal.hidden @ signal.head.T
+    expected = dense(hidden, head, labels, told, objective, beta, weight, temperature) / 31
+    loss, _ = mixture_loss(
+        hidden,
+        head,
+        labels,
+        signal,
+        objective=objective,
+        weight=weight,
+        temperature=temperature,
+        beta=beta,
+        scale=1 / 31,
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(hidden.grad / 3, grads[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(head.grad / 3, grads[1], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(
+        gradients(3 * loss, hidden, head), gradients(3 * expected, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gradients(_again(hidden, head, labels, signal), hidden)[0][3], torch.zeros(12))
+
+
+def _again(hidden, head, labels, signal):
+    return mixture_loss(hidden, head, labels, signal)[0]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
+def test_gradients_are_exact_in_double_precision(objective, beta):
+    hidden, head, labels, signal = problem(tokens=9, dtype=torch.float64)
+    told = signal.hidden @ signal.head.T
+    expected = dense(hidden, head, labels, told, objective, beta, 0.4, 1.7)
+    loss, _ = mixture_loss(
+        hidden, head, labels, signal, objective=objective, weight=0.4, temperature=1.7, beta=beta
+    )
+    for ours, theirs in zip(
+        gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
+def test_bfloat16_agrees_with_float32_of_the_same_numbers(objective, beta):
+    hidden, head, labels, signal = problem(dtype=torch.bfloat16)
+    told = signal.hidden @ signal.head.T
+    wide = [x.detach().float().requires_grad_() for x in (hidden, head)]
+    expected = dense(*wide, labels, told.float(), objective, beta, 0.5, 1.0)
+    loss, _ = mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+    for ours, theirs in zip(gradients(loss, hidden, head), gradients(expected, *wide), strict=True):
+        assert ours.dtype == torch.bfloat16
+        error = (ours.float() - theirs).norm() / theirs.norm()
+        assert error < 0.02  # eight bits of precision
+
+
+def test_a_tied_head_gets_the_gradients_of_both_its_uses():
+    _, table, labels, signal = problem()
+    ids = torch.randint(0, 50, (31,))
+    loss, _ = mixture_loss(table[ids], table, labels, signal)
+    told = signal.hidden @ signal.head.T
+    expected = dense(table[ids], table, labels, told, "soft_ce", None, 0.5, 1.0)
+    torch.testing.assert_close(
+        *(gradients(x, table)[0] for x in (loss, expected)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES[1:])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_divergence_from_itself_is_zero_and_so_is_its_gradient(objective, beta, temperature):
+    hidden, head, labels, _ = problem()
+    same = Signal(hidden.detach(), head.detach())
+    loss, parts = mixture_loss(
+        hidden,
+        head,
+        labels,
+        same,
+        objective=objective,
+        weight=1.0,
+        temperature=temperature,
+        beta=beta,
+    )
+    assert parts.teacher_term.item() == pytest.approx(0, abs=1e-4)  # of 31 tokens, 120 nats
+    for gradient in gradients(loss, hidden, head):
+        assert gradient.abs().max() < 1e-5
+
+
+def test_soft_ce_less_forward_kl_is_the_teachers_entropy_and_their_gradients_are_equal():
+    hidden, head, labels, signal = problem()
+    soft, soft_parts = mixture_loss(hidden, head, labels, signal, objective="soft_ce")
+    kl, kl_parts = mixture_loss(hidden, head, labels, signal, objective="forward_kl")
+    p = torch.softmax(signal.hidden @ signal.head.T, 1)
+    entropy = torch.distributions.Categorical(p).entropy().sum()
+    torch.testing.assert_close(soft_parts.teacher_term - kl_parts.teacher_term, entropy)
+    for ours, theirs in zip(
+        gradients(soft, hidden, head), gradients(kl, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_jensen_shannon_tends_to_the_forward_and_to_the_reverse_divergence():
+    hidden, head, labels, signal = problem(dtype=torch.float64)
+    hidden, signal = hidden * 0.2, Signal(signal.hidden * 0.2, signal.head)  # ratios below 1 / beta
+
+    def term(objective, beta=None):
+        _, parts = mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+        return parts.teacher_term.item()
+
+    assert term("jensen_shannon", 1e-6) / 1e-6 == pytest.approx(term("forward_kl"), rel=1e-3)
+    assert term("jensen_shannon", 1 - 1e-6) / 1e-6 == pytest.approx(term("reverse_kl"), rel=1e-3)
+    swapped = dense(
+        *(signal.hidden, signal.head, labels, (hidden @ head.T).detach()),
+        *("jensen_shannon", 0.3, 1.0, 1.0),
+    )
+    assert term("jensen_shannon", 0.7) == pytest.approx(swapped.item(), rel=1e-6)
+
+
+def full_probabilities(signal, temperature=1.0):
+    return torch.softmax(signal.hidden @ signal.head.T / temperature, 1)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_partial_signal_that_knows_all_equals_the_whole_one(temperature):
+    hidden, head, labels, signal = problem()
+    labels[4] = IGNORED
+    probs = full_probabilities(signal, temperature)
+    ids = torch.stack([torch.randperm(50) for _ in range(31)])
+    partial = PartialSignal(ids, probs.gather(1, ids), torch.empty(31, 0))
+    expected, whole = mixture_loss(hidden, head, labels, signal, temperature=temperature)
+    loss, parts = mixture_loss(hidden, head, labels, partial, temperature=temperature)
+    torch.testing.assert_close(parts.teacher_term, whole.teacher_term)
+    for ours, theirs in zip(
+        gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0)])
+def test_a_tail_is_held_against_what_the_student_gives_the_other_tokens(weight, temperature):
+    hidden, head, labels, signal = problem()
+    probs, ids = full_probabilities(signal, temperature).topk(8)
+    tail = 1 - probs.sum(1, keepdim=True)
+    log_q = torch.log_softmax(hidden @ head.T / temperature, 1)
+    known = log_q.gather(1, ids)
+    log_tail = torch.log1p(-known.exp().sum(1, keepdim=True))
+    term = -(probs * known).sum() - (tail * log_tail).sum()
+    data = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
+    expected = (1 - weight) * data + weight * temperature**2 * term
+    loss, parts = mixture_loss(
+        *(hidden, head, labels, PartialSignal(ids, probs, tail)),
+        weight=weight,
+        temperature=temperature,
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts.teacher_term, temperature**2 * term, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_repeated_draws_weigh_as_often_as_they_came():
+    hidden, head, labels, _ = problem(tokens=2)
+    none = torch.empty(2, 0)
+    drawn = PartialSignal(torch.tensor([[7, 7, 7, 9], [1, 2, 3, 4]]), torch.full((2, 4), 0.25), none)
+    known = torch.tensor([[0.75, 0.25, 0, 0], [0.25, 0.25, 0.25, 0.25]])
+    summed = PartialSignal(torch.tensor([[7, 9, 0, 1], [1, 2, 3, 4]]), known, none)
+    first, second = (mixture_loss(hidden, head, labels, s)[0] for s in (drawn, summed))
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(gradients(first, hidden), gradients(second, hidden))
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta"),
+    [("kl", None), ("jensen_shannon", None), ("jensen_shannon", 1.0), ("soft_ce", 0.5)],
+)
+def test_objectives_that_cannot_be_had_are_refused(objective, beta):
+    hidden, head, labels, signal = problem()
+    with pytest.raises(ValueError, match="must be one of|jensen_shannon alone"):
+        mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+
+
+def test_a_partial_signal_allows_soft_cross_entropy_alone():
+    hidden, head, labels, _ = problem(tokens=1)
+    partial = PartialSignal(torch.tensor([[1]]), torch.ones(1, 1), torch.empty(1, 0))
+    with pytest.raises(ValueError, match="soft_ce, not reverse_kl"):
+        mixture_loss(hidden, head, labels[:1], partial, objective="reverse_kl")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_data_alone_agrees_with_cross_entropy(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)
+    hidden, head, labels, _ = problem()
+    labels[5] = IGNORED
+    expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
+    loss, _ = data_loss(hidden, head, labels, scale=0.5)
+    torch.testing.assert_close(loss, expected / 2)
+    for ours, theirs in zip(
+        gradients(loss, hidden, head), gradients(expected / 2, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_large_logits_do_not_overflow():
     hidden, head = torch.tensor([[1000.0]]), torch.tensor([[1.0], [0.0]])
     loss, _ = data_loss(hidden, head, torch.tensor([1]))
     assert loss.item() == pytest.approx(1000.0)
+    signal = Signal(torch.tensor([[-1000.0]]), head)
+    for objective, beta in OBJECTIVES:
+        loss, parts = mixture_loss(
+            hidden, head, torch.tensor([1]), signal, objective=objective, beta=beta
+        )
+        assert math.isfinite(loss.item())
+        js = beta and -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)  # disjoint
+        assert parts.teacher_term.item() == pytest.approx(js or 1000.0, rel=1e-3 if not js else 1e-5)
 
 
 def test_evaluation_sums_the_same_cross_entropy():

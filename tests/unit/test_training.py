@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from capgap.config import Training
+from capgap.config import Distill, Training
 from capgap.engine import checkpoints, training
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
@@ -32,7 +32,7 @@ def run(
     trunk=None,
     **changes,
 ):
-    objective = Distillation(teacher.eval(), 0.5, 1.0) if teacher else data_objective
+    objective = Distillation(teacher.eval(), Distill(**BASE)) if teacher else data_objective
     return train(
         model,
         streams,

@@ -259,9 +259,11 @@ class _Probe:
         context = settings.sequence_length
         flops = 3 * student.forward_flops(context)
         if teacher:
-            objective = Distillation(self._model(teacher).eval(), 0.5, 1.0)
+            objective = Distillation(self._model(teacher).eval(), settings)
             flops += teacher.forward_flops(context)
-        short = settings.model_copy(update={"validations": 1, "validation_tokens": 2 * context})
+        short = settings.model_copy(
+            update={"validations": 1, "validation_tokens": 2 * context, "unique_tokens": None}
+        )
         streams = Streams(self.streams_folder)
 
         def steps(count: int) -> None:

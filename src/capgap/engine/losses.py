@@ -1,31 +1,43 @@
 """
 The distillation loss, from hidden states to gradients, without holding full logits.
 
-The objective of arXiv 2311.07052: (1 - w) CE(student, data) + w CE(student, teacher), where the
-second term is the cross-entropy of the student under the teacher's distribution. It is not a KL
-divergence: the two differ by the teacher's entropy, which does not depend on the student.
+(1 - w) CE(student, data) + w tau^2 D(teacher, student), with p = softmax(teacher / tau) and
+q = softmax(student / tau):
 
-Both terms are cross-entropies against a known target, so the gradient with respect to the
-student's logits is (softmax(logits) - target) and can be written down while the chunk's logits
-are at hand. Memory grows with the chunk, not with tokens x vocabulary.
+  soft_ce         -sum p log q: the objective of arXiv 2311.07052. Not a divergence: it exceeds
+                  forward_kl by the teacher's entropy, which does not depend on the student
+  forward_kl      sum p log(p / q); same gradient as soft_ce
+  reverse_kl      sum q log(q / p)
+  jensen_shannon  beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q (arXiv 2306.13649)
+
+Softening multiplies the gradient by 1 / tau^2, hence the factor (Hinton et al. 2015). The gradient
+of each part with respect to the student's logits can be written down while the logits of a chunk
+of tokens are at hand, so memory grows with the chunk, not with tokens x vocabulary. On a CPU the
+chunk is worked through in blocks of rows that stay in its cache.
 """
 
-# N tokens of all sequences, C tokens of a chunk, V vocabulary, D student channels, E teacher's
+# N tokens of all sequences, C tokens of a chunk, R tokens of a block, K tokens of a vocabulary that
+# a partial signal knows, V vocabulary, D student channels, E teacher's
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
+IGNORED = -100  # label of a token that counts in neither part, as in transformers
 CHUNK_TOKENS = 1024
+CHUNK_ELEMENTS = 2**22
+ROW_ELEMENTS = 2**20
+OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
 
 class LossParts(NamedTuple):
     """Sums over tokens, in nats; detached, for the log."""
 
     data_ce: torch.Tensor  # cross-entropy against the data
-    teacher_ce: torch.Tensor  # cross-entropy against the teacher's distribution, times tau^2
+    teacher_term: torch.Tensor  # what the objective names, times tau^2
 
 
 class Signal(NamedTuple):
@@ -33,6 +45,56 @@ class Signal(NamedTuple):
 
     hidden: torch.Tensor
     head: torch.Tensor
+
+    def keep(self, kept_N: torch.Tensor) -> Signal:
+        """The signal of some of the tokens."""
+        return Signal(self.hidden[kept_N], self.head)
+
+    def space(self, tokens: int) -> torch.Tensor:
+        """Room for the logits of a chunk."""
+        return self.hidden.new_empty(tokens, self.head.shape[0])
+
+    def told(self, part: slice, space_CV: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of a chunk, written into the given room."""
+        out_CV = space_CV[: part.stop - part.start]
+        return [torch.mm(self.hidden[part], self.head.T, out=out_CV)]
+
+
+class PartialSignal(NamedTuple):
+    """Probabilities of K tokens of the vocabulary for each of N tokens, at the loss's temperature.
+
+    tail: mass of all other tokens together (N x 1); N x 0 where there is none, as for a sample,
+    whose K draws may repeat a token.
+    """
+
+    ids: torch.Tensor  # N x K, int64
+    probs: torch.Tensor  # N x K
+    tail: torch.Tensor
+
+    def keep(self, kept_N: torch.Tensor) -> PartialSignal:
+        """The signal of some of the tokens."""
+        return PartialSignal(*(value[kept_N] for value in self))
+
+    def space(self, tokens: int) -> None:
+        """No room is needed."""
+
+    def told(self, part: slice, space: None) -> list[torch.Tensor]:
+        """The signal of a chunk."""
+        return [value[part] for value in self]
+
+
+class Term(NamedTuple):
+    """Which teacher's term, with which weight; beta belongs to jensen_shannon."""
+
+    objective: str
+    weight: float
+    temperature: float
+    beta: float | None
+
+
+def chunk_tokens(vocab: int) -> int:
+    """Tokens whose logits are held at once."""
+    return max(64, min(CHUNK_TOKENS, CHUNK_ELEMENTS // vocab // 32 * 32))
 
 
 class _Data(torch.autograd.Function):
@@ -69,54 +131,164 @@ class _Data(torch.autograd.Function):
 
 class _Mixture(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, labels_N, signal, weight, temperature, scale):
+    def forward(ctx, hidden_ND, head_VD, labels_N, signal, term, scale):
+        tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        chunk = max(1, min(tokens, chunk_tokens(vocab)))
+        rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
+        logits_CV, told_CV = hidden_ND.new_empty(chunk, vocab), signal.space(chunk)
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_head_VD = torch.zeros_like(head_VD)
-        data_ce = hidden_ND.new_zeros((), dtype=torch.float32)
-        teacher_ce = hidden_ND.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
-            labels_C1 = labels_N[part].unsqueeze(1)
-            logits_CV = hidden_ND[part] @ head_VD.T
-            logits_CV -= logits_CV.amax(1, keepdim=True)  # the loss does not see a shift
-            teacher_CV = signal.hidden[part] @ signal.head.T
-            target_CV = torch.softmax(teacher_CV / temperature, 1)
-            if temperature == 1:
-                teacher_ce -= torch.dot(target_CV.view(-1), logits_CV.view(-1))
-            else:
-                log_soft_CV = torch.log_softmax(logits_CV / temperature, 1)
-                teacher_ce -= temperature**2 * torch.dot(target_CV.view(-1), log_soft_CV.view(-1))
-            data_ce -= logits_CV.gather(1, labels_C1).sum()
-            grad_CV = logits_CV.exp_()
-            sum_C1 = grad_CV.sum(1, keepdim=True)
-            log_sum = sum_C1.log().sum()
-            data_ce += log_sum
-            grad_CV /= sum_C1
-            minus_one_C1 = torch.full_like(sum_C1, -1.0)
-            if temperature == 1:
-                teacher_ce += log_sum
-                grad_CV.sub_(target_CV, alpha=weight)
-                grad_CV.scatter_add_(1, labels_C1, minus_one_C1 * (1 - weight))
-            else:
-                grad_CV.scatter_add_(1, labels_C1, minus_one_C1).mul_(1 - weight)
-                grad_CV.add_(log_soft_CV.exp_().sub_(target_CV), alpha=weight * temperature)
-            grad_CV.mul_(scale)
+        grad_head_VD = torch.zeros_like(head_VD, dtype=wide)
+        sums = hidden_ND.new_zeros(2, dtype=torch.float32)
+        for start in range(0, tokens, chunk):
+            part = slice(start, min(start + chunk, tokens))
+            grad_CV = logits_CV[: part.stop - start]
+            torch.mm(hidden_ND[part], head_VD.T, out=grad_CV)
+            told = signal.told(part, told_CV)
+            for first in range(0, part.stop - start, rows):
+                block = slice(first, first + rows)
+                logits_RV = grad_CV[block].to(wide)
+                labels_R1 = labels_N[part][block].unsqueeze(1)
+                sums += _differentiate(logits_RV, labels_R1, [t[block] for t in told], term)
+                if wide != grad_CV.dtype:
+                    grad_CV[block] = logits_RV
             torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
-            grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
-        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
-        ctx.mark_non_differentiable(data_ce, teacher_ce)
-        return scale * ((1 - weight) * data_ce + weight * teacher_ce), data_ce, teacher_ce
+            if wide == head_VD.dtype:
+                grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
+            else:
+                grad_head_VD += grad_CV.T @ hidden_ND[part]
+        ctx.scale, ctx.dtype = scale, head_VD.dtype
+        ctx.grads = grad_hidden_ND, grad_head_VD  # held by nothing else, so given away uncopied
+        data_ce, teacher = sums
+        ctx.mark_non_differentiable(data_ce, teacher)
+        return scale * ((1 - term.weight) * data_ce + term.weight * teacher), data_ce, teacher
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss, _data, _teacher):
-        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
-        return grad_hidden_ND * grad_loss, grad_head_VD * grad_loss, None, None, None, None, None
+        grad_hidden_ND, grad_head_VD = ctx.grads
+        ctx.grads = None
+        factor = grad_loss * ctx.scale
+        grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
+        return grad_hidden_ND.mul_(factor), grad_head_VD, None, None, None, None
+
+
+def _differentiate(logits_RV, labels_R1, told, term: Term) -> torch.Tensor:
+    """Turn logits into the gradient of the mixture; the sums of its two parts (2, nats)."""
+    weight, tau = term.weight, term.temperature
+    logits_RV -= logits_RV.amax(1, keepdim=True)  # no part sees a shift
+    label_R1 = logits_RV.gather(1, labels_R1)
+    if tau == 1:
+        teacher, log_sum_R1 = _teacher_term(logits_RV, told, term, 1 - weight, weight)
+    else:
+        soft_RV = logits_RV / tau
+        teacher, _ = _teacher_term(soft_RV, told, term, 0.0, weight * tau)
+        teacher *= tau**2
+        sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
+        log_sum_R1 = sum_R1.log()
+        logits_RV.mul_((1 - weight) / sum_R1).add_(soft_RV)
+    logits_RV.scatter_add_(1, labels_R1, torch.full_like(label_R1, weight - 1))
+    return torch.stack([log_sum_R1.sum() - label_R1.sum(), teacher]).float()
+
+
+def _teacher_term(
+    logits_RV, told, term: Term, plain: float, taught: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn logits, with maximum 0, into plain x softmax + taught x gradient of the teacher's term.
+
+    Returns the sum of the term and the log of the softmax's denominator (R x 1).
+    """
+    if len(told) > 1:
+        return _partial_cross_entropy(logits_RV, *told, plain, taught)
+    told_RV = told[0].to(logits_RV.dtype)
+    if term.temperature != 1:
+        told_RV /= term.temperature
+    if term.objective in ("soft_ce", "forward_kl"):
+        return _cross_entropy(logits_RV, told_RV, plain, taught, term.objective == "forward_kl")
+    return _divergence(logits_RV, told_RV, plain, taught, term.beta)
+
+
+def _cross_entropy(logits_RV, told_RV, plain, taught, less_entropy: bool):
+    """-sum p log q, less the entropy of p for the forward KL divergence; gradient q - p."""
+    entropy = 0.0
+    if less_entropy:
+        log_p_RV = torch.log_softmax(told_RV, 1)
+        target_RV = torch.exp(log_p_RV, out=told_RV)
+        entropy = -_dot(target_RV, log_p_RV)
+    else:
+        target_RV = torch.softmax(told_RV, 1, out=told_RV)
+    value = -_dot(target_RV, logits_RV)
+    sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
+    log_sum_R1 = sum_R1.log()
+    logits_RV /= sum_R1
+    if plain + taught != 1:
+        logits_RV *= plain + taught
+    logits_RV.sub_(target_RV, alpha=taught)
+    return value + log_sum_R1.sum() - entropy, log_sum_R1
+
+
+def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
+    """Reverse KL, sum q log(q/p); with beta, Jensen-Shannon about m = beta p + (1 - beta) q.
+
+    Both are sum q r + (terms of p and m): gradient q (r - sum q r), with r = log(q/p) for the
+    reverse KL and (1 - beta) log(q/m) for Jensen-Shannon, whose part of p is beta sum p log(p/m).
+    """
+    q_RV = logits_RV.exp()
+    sum_R1 = q_RV.sum(1, keepdim=True)
+    log_sum_R1 = sum_R1.log()
+    q_RV /= sum_R1
+    logits_RV -= log_sum_R1
+    log_p_RV = torch.log_softmax(told_RV, 1, out=told_RV)
+    rest = 0.0
+    if beta is None:
+        logits_RV -= log_p_RV
+    else:
+        p_RV = log_p_RV.exp()
+        log_m_RV = (p_RV * beta).add_(q_RV, alpha=1 - beta)
+        log_m_RV.clamp_min_(torch.finfo(log_m_RV.dtype).tiny).log_()
+        rest = beta * _dot(p_RV, log_p_RV.sub_(log_m_RV))
+        logits_RV.sub_(log_m_RV).mul_(1 - beta)
+    inner_R1 = (q_RV * logits_RV).sum(1, keepdim=True)
+    logits_RV.mul_(taught).add_(plain - taught * inner_R1).mul_(q_RV)
+    return inner_R1.sum() + rest, log_sum_R1
+
+
+def _partial_cross_entropy(logits_RV, ids_RK, probs_RK, tail_R1, plain, taught):
+    """Cross-entropy under a target that is known at K tokens, and elsewhere in sum at most.
+
+    tail_R1: mass of the other tokens, held against the mass that the student gives them together:
+    -sum_k p_k log q_k - p_tail log q_tail, so the student shares it out as it likes. Where no
+    target has a tail (N x 0) the K tokens, repeated or not, are all.
+    """
+    known_RK = logits_RV.gather(1, ids_RK)
+    exp_RV, exp_RK = logits_RV.exp_(), known_RK.exp()
+    if tail_R1.shape[1] == 0:
+        sum_R1 = exp_RV.sum(1, keepdim=True)
+        log_sum_R1 = sum_R1.log()
+        exp_RV *= (plain + taught) / sum_R1
+        exp_RV.scatter_add_(1, ids_RK, probs_RK * -taught)
+        return -_dot(probs_RK, known_RK - log_sum_R1), log_sum_R1
+    exp_RV.scatter_(1, ids_RK, 0.0)  # summed apart: what is left may be too small to subtract
+    rest_R1 = exp_RV.sum(1, keepdim=True).clamp_min_(torch.finfo(exp_RV.dtype).tiny)
+    sum_R1 = rest_R1 + exp_RK.sum(1, keepdim=True)
+    log_sum_R1 = sum_R1.log()
+    exp_RV *= (plain + taught) / sum_R1 - taught * tail_R1 / rest_R1
+    exp_RV.scatter_(1, ids_RK, exp_RK * ((plain + taught) / sum_R1) - taught * probs_RK)
+    value = -_dot(probs_RK, known_RK - log_sum_R1) - _dot(tail_R1, rest_R1.log() - log_sum_R1)
+    return value, log_sum_R1
+
+
+def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.dot(first.reshape(-1), second.reshape(-1))
 
 
 def data_loss(
     hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor, *, scale: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy against the data, summed over tokens: (times `scale`, plain and detached)."""
+    kept_N = labels_N != IGNORED
+    if not kept_N.all():
+        hidden_ND, labels_N = hidden_ND[kept_N], labels_N[kept_N]
     return _Data.apply(hidden_ND, head_VD, labels_N, scale)
 
 
@@ -124,22 +296,33 @@ def mixture_loss(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor,
     labels_N: torch.Tensor,
-    signal: Signal,
+    signal: Signal | PartialSignal,
     *,
+    objective: str = "soft_ce",
     weight: float = 0.5,
     temperature: float = 1.0,
+    beta: float | None = None,
     scale: float = 1.0,
 ) -> tuple[torch.Tensor, LossParts]:
     """Distillation loss summed over tokens and multiplied by `scale`, with its parts.
 
-    `scale` is one over the tokens of the optimizer step for a mean loss. With temperature tau both
-    distributions of the teacher's term are softened and the term is multiplied by tau^2 (Hinton et
-    al. 2015).
+    objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
+    0 and 1; a partial signal allows soft_ce alone. `scale` is one over the tokens of the optimizer
+    step for a mean loss. Tokens with the label IGNORED count in neither part. Raises ValueError for
+    an objective that cannot be had.
     """
-    loss, data_ce, teacher_ce = _Mixture.apply(
-        hidden_ND, head_VD, labels_N, signal, weight, temperature, scale
-    )
-    return loss, LossParts(data_ce, teacher_ce)
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
+    if (beta is not None) != (objective == "jensen_shannon") or not 0 < (beta or 0.5) < 1:
+        raise ValueError(f"{objective} with beta {beta}: jensen_shannon alone takes 0 < beta < 1")
+    if isinstance(signal, PartialSignal) and objective != "soft_ce":
+        raise ValueError(f"a partial signal allows the objective soft_ce, not {objective}")
+    kept_N = labels_N != IGNORED
+    if not kept_N.all():
+        hidden_ND, labels_N, signal = hidden_ND[kept_N], labels_N[kept_N], signal.keep(kept_N)
+    term = Term(objective, weight, temperature, beta)
+    loss, data_ce, teacher = _Mixture.apply(hidden_ND, head_VD, labels_N, signal, term, scale)
+    return loss, LossParts(data_ce, teacher)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from capgap.config import Distill
 from capgap.engine.losses import LossParts, Signal, data_loss, mixture_loss
 from capgap.engine.models import hidden_states, output_head
 
@@ -25,14 +26,13 @@ def data_objective(model, inputs_BT, labels_N, scale: float) -> tuple[torch.Tens
 
 @dataclass(frozen=True)
 class Distillation:
-    """Data and teacher: the teacher's model, the weight of its term and the temperature."""
+    """Data and teacher: the teacher's model and the settings of its term."""
 
     teacher: torch.nn.Module
-    weight: float
-    temperature: float
+    settings: Distill
 
     def __call__(self, model, inputs_BT, labels_N, scale: float) -> tuple[torch.Tensor, LossParts]:
-        """Mixture of the cross-entropies against data and teacher."""
+        """Mixture of the cross-entropy against the data and the teacher's term."""
         with torch.no_grad():
             signal = Signal(hidden_states(self.teacher, inputs_BT), output_head(self.teacher))
         return mixture_loss(
@@ -40,7 +40,9 @@ class Distillation:
             output_head(model),
             labels_N,
             signal,
-            weight=self.weight,
-            temperature=self.temperature,
+            objective=self.settings.objective,
+            weight=self.settings.teacher_weight,
+            temperature=self.settings.temperature,
+            beta=self.settings.beta,
             scale=scale,
         )

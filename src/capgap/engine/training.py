@@ -26,7 +26,7 @@ from capgap.engine.streams import check_long_enough, training_batch
 from capgap.errors import CapgapError
 
 CURVE_COLUMNS = (
-    "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_ce_nats_per_token,"
+    "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"
     "val_loss_nats_per_token"
 )
 
@@ -136,15 +136,15 @@ def train(
         if step == fork:
             checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
         rate = learning_rate_at(step, steps, settings)
-        data_ce, teacher_ce = _step(model, optimizer, stream, settings, objective, rate, step, seed)
-        if not math.isfinite(data_ce + teacher_ce):
+        data_ce, teacher_term = _step(model, optimizer, stream, settings, objective, rate, step, seed)
+        if not math.isfinite(data_ce + teacher_term):
             raise _diverged("loss or gradient", step, steps, rate, scratch)
         if step + 1 in measure_at:
-            row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_ce]
+            row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
             curve.append([*row, validation_loss()])
             if not math.isfinite(curve[-1][-1]):
                 raise _diverged("validation loss", step, steps, rate, scratch)
-        clock.tick(step + 1, data_ce, teacher_ce, curve[-1][-1], rate, say)
+        clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
         if time.monotonic() - last_saved > checkpoint_seconds and step + 1 < steps:
             checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
             last_saved = time.monotonic()
@@ -169,7 +169,7 @@ def discard(scratch: Path) -> None:
 def _step(
     model, optimizer, stream: np.ndarray, settings: Training, objective: Objective, rate, step, seed
 ) -> tuple[float, float]:
-    """One optimizer step; mean cross-entropies against data and teacher, nats per token.
+    """One optimizer step; mean parts of the loss, nats per token.
 
     A gradient norm that is not finite comes back as a NaN loss, before the weights are touched.
     """
@@ -189,7 +189,7 @@ def _step(
         loss.backward()
         sums += torch.stack(parts).cpu()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    data_ce, teacher_ce = (sums / settings.batch_tokens).tolist()
+    data_ce, teacher_term = (sums / settings.batch_tokens).tolist()
     if math.isfinite(norm.item()):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -197,7 +197,7 @@ def _step(
     else:
         data_ce = math.nan
     optimizer.zero_grad(set_to_none=True)
-    return data_ce, teacher_ce
+    return data_ce, teacher_term
 
 
 class _Clock:
@@ -208,14 +208,14 @@ class _Clock:
         self.start = self.last = time.monotonic()
         self.every_s = every_s
 
-    def tick(self, step, data_ce, teacher_ce, val_loss, rate, say) -> None:
+    def tick(self, step, data_ce, teacher_term, val_loss, rate, say) -> None:
         now = time.monotonic()
         if now - self.last < self.every_s and step < self.steps:
             return
         self.last = now
         per_step = (now - self.start) / (step - self.first)
         left = round(per_step * (self.steps - step))
-        teacher = f"  teacher {teacher_ce:.3f}" if teacher_ce else ""
+        teacher = f"  teacher {teacher_term:.3f}" if teacher_term else ""
         say(
             f"step {step}/{self.steps}  data {data_ce:.3f}{teacher}  val {val_loss:.3f}"
             f"  lr {rate:.1e}  {self.batch_tokens / per_step:,.0f} tok/s"
