@@ -21,6 +21,7 @@ rule all:
     input:
         results_of_study(),
         final_paths(paths.TEACHER_IMPORTANCE),
+        final_paths(paths.TEACHER_SIGNAL) if SIGNALLED else [],
         final_paths(paths.INIT_MODEL),
         final_paths(paths.RUN_MODEL),
         final_paths(paths.RUN_METRICS),

@@ -99,7 +99,7 @@ class RememberedTeacher:
     def __init__(self, teacher, settings: Distill):
         self.teacher, self.settings, self.hidden = teacher, settings, {}
 
-    def __call__(self, model, inputs_BT, labels_N, scale: float):
+    def __call__(self, model, inputs_BT, labels_N, starts_B, scale: float):
         """As capgap.engine.objectives.Distillation."""
         batch = inputs_BT.numpy().tobytes()
         if batch not in self.hidden:

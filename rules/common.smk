@@ -30,6 +30,9 @@ SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
 SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {design.RANDOM})
+SIGNALLED = sorted({run.teacher for run in RUNS} - {design.NONE})
+if STUDY.distill.teacher_signal == "online":
+    SIGNALLED = []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
@@ -71,6 +74,7 @@ def results_of_study():
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *[of_study(paths.TEACHER_IMPORTANCE.replace("{teacher}", t)) for t in SCORED],
+        *[of_study(paths.TEACHER_SIGNAL.replace("{teacher}", t)) for t in SIGNALLED],
         *[
             path
             for kind in (paths.INIT_MODEL, paths.RUN_MODEL, *TRUNK)
@@ -136,6 +140,18 @@ def shorter_trunk(wildcards):
     if shorter is None:
         return []
     return paths.RUN_TRUNK.format(study=wildcards.study, **shorter._asdict())
+
+
+def run_signal(wildcards):
+    """The kept signal of a run's teacher; nothing where there is none or it is online."""
+    if wildcards.teacher == design.NONE or STUDY.distill.teacher_signal == "online":
+        return []
+    return paths.TEACHER_SIGNAL.format(study=wildcards.study, teacher=wildcards.teacher)
+
+
+def signal_stage():
+    """What is kept of the teachers' signal; nothing where it is online."""
+    return None if STUDY.distill.teacher_signal == "online" else STUDY.distill.signal_stage()
 
 
 def shape_model(wildcards):

@@ -63,6 +63,7 @@ rule distill_student:
     input:
         init=paths.INIT_MODEL,
         teacher=run_teacher,
+        signal=run_signal,
         tokens=paths.TOKENS,
         trunk=shorter_trunk,
     output:
@@ -86,7 +87,7 @@ rule distill_student:
         r"""
         exec python -m capgap.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
-            --token-streams {input.tokens:q} --trunk {input.trunk:q} \
+            --signal {input.signal:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """

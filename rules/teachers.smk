@@ -1,8 +1,9 @@
 """
-Get every teacher, trained here or fetched, measure it, and score the importance of its units.
+Get every teacher, trained here or fetched, measure it, score the importance of its units, and keep
+its signal where it is not online.
 
 IN   results/{study}/tokens/  results/{study}/tokenizer/  results/{study}/corpus/
-OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/}
+OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/,signal/}
 """
 
 
@@ -108,5 +109,30 @@ rule score_importance:
         r"""
         exec python -m capgap.score \
             --model {input.model:q} --tokens {input.tokens:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
+rule cache_teacher_signal:
+    """Compute what one teacher says about the training text, once for all students."""
+    input:
+        model=paths.TEACHER_MODEL,
+        tokens=paths.TOKENS,
+    output:
+        paths.TEACHER_SIGNAL,
+    log:
+        paths.log("cache_teacher_signal", paths.TEACHER_DIR),
+    benchmark:
+        paths.timing("cache_teacher_signal", paths.TEACHER_DIR)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=spec("signal", signal_stage()),
+    shell:
+        r"""
+        exec python -m capgap.signal \
+            --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

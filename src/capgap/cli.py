@@ -25,6 +25,7 @@ COMMANDS = {
     "pretrain": ("capgap.pretrain", "train a teacher from a random start"),
     "fetch": ("capgap.fetch", "bring in a teacher that exists already"),
     "trim": ("capgap.trim", "trim a model's vocabulary to what a text uses"),
+    "signal": ("capgap.signal", "keep a teacher's signal on disk for all its students"),
     "score": ("capgap.score", "measure the importance of a teacher's units"),
     "prune": ("capgap.prune", "cut a teacher down to a student's start"),
     "randomise": ("capgap.randomise", "make a random start of a student's size"),

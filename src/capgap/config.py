@@ -247,6 +247,12 @@ class Training(Section):
     micro_batch_tokens: Count | None = Field(
         None, gt=0, description="tokens per forward pass (gradients accumulate); all if not set"
     )
+    unique_tokens: Count | None = Field(
+        None,
+        gt=0,
+        description="tokens of the training split to learn from, in sequences at fixed places that "
+        "are the same for every seed; the whole split, cut anew each epoch, if not set",
+    )
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
     schedule: Literal["cosine", "constant", "wsd"] = Field(
         "cosine",
@@ -305,6 +311,24 @@ class PretrainStage(Pretrain, TeacherShape):
     """Everything that decides one teacher trained here."""
 
 
+class SignalStage(Section):
+    """Everything that decides, beside teacher and text, what is kept of a teacher's signal."""
+
+    kind: Literal["top_k", "sampled"] = Field(
+        description="top_k (the most likely tokens and the mass of the others) or sampled (random "
+        "tokens, unbiased)"
+    )
+    entries: int = Field(gt=0, description="tokens of the vocabulary kept for each token of text")
+    unique_tokens: Count = Field(gt=0, description="tokens of the training split to cover")
+    sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
+    temperature: float = Field(1.0, gt=0, description="temperature of the teacher's distribution")
+    batch_tokens: Count = Field(4096, gt=0, description="tokens per forward pass")
+    seed: int = Field(0, ge=0, description="seed of the draws, for kind sampled")
+
+
+SIGNAL_ENTRIES = {"top_k": 24, "sampled": 48}  # below 100 bytes each for up to 65,536 entries
+
+
 class Distill(Training):
     """How a student is trained; the tokens, seeds and teachers stand in `grid` and `final`."""
 
@@ -328,6 +352,50 @@ class Distill(Training):
     temperature: float = Field(
         1.0, gt=0, description="temperature of both distributions in the teacher's term"
     )
+
+    teacher_signal: Literal["online", "top_k", "sampled"] = Field(
+        "online",
+        description="where the teacher's signal comes from: its forward pass in every run (online) "
+        "or, computed once a teacher and kept on disk, its most likely tokens with the mass of the "
+        "others (top_k, biased) or tokens drawn at random (sampled, unbiased)",
+    )
+    signal_entries: int | None = Field(
+        None,
+        gt=0,
+        description="tokens of the vocabulary kept for each token of text, "
+        + ", ".join(f"{n} for {kind}" for kind, n in SIGNAL_ENTRIES.items())
+        + " if not set; each takes 4 bytes for top_k and 2 for sampled, with more than 65,536 "
+        "entries in the vocabulary 6 and 4",
+    )
+
+    def signal_stage(self) -> SignalStage:
+        """The part that decides what is kept of the teacher's signal."""
+        return SignalStage(
+            kind=self.teacher_signal,
+            entries=self.signal_entries or SIGNAL_ENTRIES[self.teacher_signal],
+            unique_tokens=self.unique_tokens,
+            sequence_length=self.sequence_length,
+            temperature=self.temperature,
+        )
+
+    @model_validator(mode="after")
+    def _signal(self):
+        if self.teacher_signal == "online" and self.signal_entries is not None:
+            raise ValueError(
+                f"signal_entries is {self.signal_entries}, but teacher_signal is online, which keeps "
+                "nothing; leave it out, or set teacher_signal to top_k or sampled"
+            )
+        if self.teacher_signal != "online" and self.unique_tokens is None:
+            raise ValueError(
+                f"teacher_signal {self.teacher_signal} needs unique_tokens: how much of the training "
+                "split to keep the signal of; at least the largest token budget, to see no text twice"
+            )
+        if self.teacher_signal != "online" and self.objective != "soft_ce":
+            raise ValueError(
+                f"teacher_signal {self.teacher_signal} allows the objective soft_ce alone (forward_kl "
+                f"has the same gradient; the others need the whole distribution), got {self.objective}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _beta(self):

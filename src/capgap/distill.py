@@ -1,8 +1,9 @@
 """
 Train one student from its init, with a teacher or without.
 
-IN   init folder, teacher folder (none for the arm without a teacher), token streams; with schedule
-     wsd the trunk of the next smaller budget, if there is one
+IN   init folder, teacher folder (none for the arm without a teacher), token streams; the teacher's
+     signal unless `teacher_signal` is online; with schedule wsd the trunk of the next smaller
+     budget, if there is one
 OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on
 """
 
@@ -16,8 +17,10 @@ from capgap.design import NONE
 from capgap.engine.jobs import Place, train_and_publish
 from capgap.engine.models import check_reads, load_model, read_lineage, same_tokenizer
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.signals import SignalStore
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
+from capgap.pruning.store import weights_digest
 from capgap.records import Lineage, TrainRecord
 from capgap.stage import (
     StageParser,
@@ -38,6 +41,7 @@ def run(
     seed: int,
     place: Place,
     trunk: Path | None = None,
+    signal: Path | None = None,
 ) -> TrainRecord:
     """Train and publish one student.
 
@@ -50,10 +54,17 @@ def run(
     objective, teacher_model, teacher_name = data_objective, None, NONE
     if teacher is not None:
         teacher = open_folder(teacher)
-        teacher_model = load_model(teacher)
-        teacher_name = read_lineage(teacher, teacher_model).name
-        _check_pair(settings, init, student, teacher, teacher_model, streams)
-        objective = Distillation(teacher_model, settings)
+        if settings.teacher_signal == "online":
+            teacher_model = load_model(teacher)
+            teacher_name = read_lineage(teacher, teacher_model).name
+            _check_model(settings, teacher, teacher_model, streams)
+            _check_pair(init, student, teacher, teacher_model.config.vocab_size)
+            objective = Distillation(teacher_model, settings)
+        else:
+            store = _open_signal(settings, signal, teacher, streams)
+            teacher_name = store.record.teacher
+            _check_pair(init, student, teacher, store.record.vocab_size)
+            objective = Distillation(store, settings)
     _check_model(settings, init, student, streams)
     lineage = Lineage(
         kind="student",
@@ -64,7 +75,7 @@ def run(
         seed=seed,
         params=start.params,
     )
-    inputs = [init, tokens_folder, *([teacher] if teacher else [])]
+    inputs = [init, tokens_folder, *(path for path in (teacher, signal) if path)]
     return train_and_publish(
         student,
         streams,
@@ -90,17 +101,32 @@ def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> No
     )
 
 
-def _check_pair(settings, init: Path, student, teacher: Path, teacher_model, streams) -> None:
+def _check_pair(init: Path, student, teacher: Path, vocab_size: int) -> None:
     """Refuse a teacher that speaks another vocabulary than the student."""
-    _check_model(settings, teacher, teacher_model, streams)
-    if student.config.vocab_size != teacher_model.config.vocab_size or not same_tokenizer(
-        init, teacher
-    ):
+    if student.config.vocab_size != vocab_size or not same_tokenizer(init, teacher):
         raise CapgapError(
-            f"{teacher} and {init} have different tokenizers (vocabularies of "
-            f"{teacher_model.config.vocab_size} and {student.config.vocab_size}); soft targets need "
-            "one vocabulary: train the tokenizer once for all, or take the teachers from one family"
+            f"{teacher} and {init} have different tokenizers (vocabularies of {vocab_size} and "
+            f"{student.config.vocab_size}); soft targets need one vocabulary: train the tokenizer "
+            "once for all, or take the teachers from one family"
         )
+
+
+def _open_signal(
+    settings: Distill, signal: Path | None, teacher: Path, streams: Streams
+) -> SignalStore:
+    """The signal of exactly this teacher on exactly this text."""
+    if signal is None:
+        raise CapgapError(
+            f"teacher_signal is {settings.teacher_signal}, so the teacher's signal is needed: name "
+            "its folder with --signal (capgap signal makes it), or set teacher_signal to online"
+        )
+    store = SignalStore(signal)
+    store.check(
+        settings.signal_stage(),
+        weights_sha256=weights_digest(teacher),
+        stream_sha256=streams.digest("train"),
+    )
+    return store
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,6 +140,12 @@ def main(argv: list[str] | None = None) -> None:
         nargs="?",
         type=Path,
         help="teacher's folder; without it the student learns from the data alone",
+    )
+    parser.add_argument(
+        "--signal",
+        nargs="?",
+        type=Path,
+        help="folder of the teacher's signal, unless --teacher-signal is online",
     )
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
     parser.add_argument(
@@ -136,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
         place=Place(args.out, args.scratch, args.checkpoint_seconds),
         trunk=args.trunk,
+        signal=args.signal,
     )
     print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
 

@@ -5,7 +5,7 @@ results/<study>/
   corpus/{train,validation,test}.parquet          documents
   tokenizer/                                      Hugging Face tokenizer
   tokens/{train,validation,test}.npy              flat token streams
-  teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/}
+  teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,signal/}
   inits/<student>/<init>/model/
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
@@ -41,6 +41,7 @@ TEACHER_TRAIN = f"{TEACHER_DIR}/{TRAIN}"
 TEACHER_CURVE = f"{TEACHER_DIR}/{CURVE}"
 TEACHER_METRICS = f"{TEACHER_DIR}/{METRICS}"
 TEACHER_IMPORTANCE = f"{TEACHER_DIR}/importance/{MANIFEST}"
+TEACHER_SIGNAL = f"{TEACHER_DIR}/signal/{MANIFEST}"
 
 INIT_MODEL = f"{INIT_DIR}/{MODEL}"
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from capgap.config import SignalStage
 from capgap.errors import CapgapError
 
 
@@ -96,6 +97,22 @@ class TrainRecord(Record):
     best_val_loss_nats_per_token: float
     best_step: int
     last_val_loss_nats_per_token: float
+
+
+class SignalRecord(Record):
+    """`signal.json` beside the shards of a teacher's signal: what it is of, and what it took."""
+
+    teacher: str
+    settings: SignalStage
+    weights_sha256: str  # of the teacher
+    stream_sha256: str  # of the training stream
+    stream_tokens: int
+    vocab_size: int
+    tokens: int  # covered, whole sequences
+    bytes_per_token: int
+    windows_per_shard: int
+    mean_tail_mass: float | None  # of tokens not kept; None for samples
+    forward_flops: float  # of the teacher, once for all students
 
 
 class SplitLoss(Record):

@@ -1,11 +1,13 @@
 """One student from start to published artifact, and the pairs that are refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from capgap import corpus, distill, evaluate, pack, pretrain, tokenizer
+from capgap import corpus, distill, evaluate, pack, pretrain, signal, tokenizer
 from capgap.artifacts import differences
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
 from capgap.engine.jobs import Place
@@ -39,7 +41,18 @@ def world(tmp_path_factory):
     return root
 
 
-def run(world, out, *, teacher="v270", init="v270", seed=0, tokens=320, trunk=None, **changes):
+def run(
+    world,
+    out,
+    *,
+    teacher="v270",
+    init="v270",
+    seed=0,
+    tokens=320,
+    trunk=None,
+    signal=None,
+    **changes,
+):
     return distill.run(
         Distill(**{**SHORT, **changes}),
         world / init / "teacher" / "model",
@@ -49,6 +62,7 @@ def run(world, out, *, teacher="v270", init="v270", seed=0, tokens=320, trunk=No
         seed=seed,
         place=Place(out, out / "scratch", 60),
         trunk=trunk,
+        signal=signal,
     )
 
 
@@ -94,6 +108,49 @@ def test_twice_the_same_bytes(world, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+KEPT = {"teacher_signal": "top_k", "signal_entries": 270, "unique_tokens": 320}
+
+
+def make_signal(world, out, teacher="v270", **changes):
+    settings = Distill(**{**SHORT, **KEPT, **changes}).signal_stage()
+    return signal.run(settings, world / teacher / "teacher/model", world / "v270/tokens", out)
+
+
+def test_a_signal_that_keeps_all_gives_the_student_of_the_online_teacher(world, tmp_path):
+    made = make_signal(world, tmp_path / "signal")
+    kept = run(world, tmp_path / "kept", signal=tmp_path / "signal", **KEPT)
+    online = run(world, tmp_path / "online", unique_tokens=320)
+    assert kept.lineage == online.lineage
+    assert kept.last_val_loss_nats_per_token == pytest.approx(
+        online.last_val_loss_nats_per_token, abs=1e-4
+    )
+    assert kept.last_val_loss_nats_per_token < kept.start_val_loss_nats_per_token
+    teacher_flops = online.train_flops - kept.train_flops  # spent once, on record beside the signal
+    assert made.forward_flops == pytest.approx(teacher_flops)  # one epoch of 320 tokens
+
+
+def test_a_signal_is_needed_and_of_this_teacher(world, tmp_path):
+    with pytest.raises(CapgapError, match="its folder with --signal"):
+        run(world, tmp_path / "a", **KEPT)
+    make_signal(world, tmp_path / "signal")
+    shutil.copytree(world / "v270" / "teacher" / "model", tmp_path / "v270" / "teacher" / "model")
+    folder = tmp_path / "v270" / "teacher" / "model"
+    (folder / "manifest.json").unlink()
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(CapgapError, match="another teacher's weights"):
+        distill.run(
+            Distill(**SHORT, **KEPT),
+            world / "v270" / "teacher" / "model",
+            folder,
+            world / "v270" / "tokens",
+            tokens=320,
+            seed=0,
+            place=Place(tmp_path / "out", tmp_path / "scratch", 60),
+            signal=tmp_path / "signal",
+        )
+
+
 def test_two_vocabularies_are_refused(world, tmp_path):
     with pytest.raises(CapgapError, match="different tokenizers .*280 and 270"):
         run(world, tmp_path, teacher="v280")
@@ -102,8 +159,6 @@ def test_two_vocabularies_are_refused(world, tmp_path):
 
 def test_equal_width_is_not_enough(world, tmp_path):
     """The same number of entries with other contents is another vocabulary."""
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(world / "v270" / "teacher" / "model", other / "v270" / "teacher" / "model")
     folder = other / "v270" / "teacher" / "model"

@@ -118,7 +118,9 @@ def test_gradients_agree_with_the_dense_formula(objective, beta, weight, tempera
         gradients(3 * loss, hidden, head), gradients(3 * expected, hidden, head), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert torch.equal(gradients(_again(hidden, head, labels, signal), hidden)[0][3], torch.zeros(12))
+    assert torch.equal(
+        gradients(_again(hidden, head, labels, signal), hidden)[0][3], torch.zeros(12)
+    )
 
 
 def _again(hidden, head, labels, signal):
@@ -264,7 +266,9 @@ def test_a_tail_is_held_against_what_the_student_gives_the_other_tokens(weight, 
 def test_repeated_draws_weigh_as_often_as_they_came():
     hidden, head, labels, _ = problem(tokens=2)
     none = torch.empty(2, 0)
-    drawn = PartialSignal(torch.tensor([[7, 7, 7, 9], [1, 2, 3, 4]]), torch.full((2, 4), 0.25), none)
+    drawn = PartialSignal(
+        torch.tensor([[7, 7, 7, 9], [1, 2, 3, 4]]), torch.full((2, 4), 0.25), none
+    )
     known = torch.tensor([[0.75, 0.25, 0, 0], [0.25, 0.25, 0.25, 0.25]])
     summed = PartialSignal(torch.tensor([[7, 9, 0, 1], [1, 2, 3, 4]]), known, none)
     first, second = (mixture_loss(hidden, head, labels, s)[0] for s in (drawn, summed))
@@ -314,7 +318,9 @@ def test_large_logits_do_not_overflow():
         )
         assert math.isfinite(loss.item())
         js = beta and -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)  # disjoint
-        assert parts.teacher_term.item() == pytest.approx(js or 1000.0, rel=1e-3 if not js else 1e-5)
+        assert parts.teacher_term.item() == pytest.approx(
+            js or 1000.0, rel=1e-3 if not js else 1e-5
+        )
 
 
 def test_evaluation_sums_the_same_cross_entropy():

@@ -15,9 +15,10 @@ def batch(step, seed=0, size=4, stream=STREAM):
 
 
 def test_labels_are_the_next_tokens():
-    inputs, labels = batch(3)
+    inputs, labels, starts = batch(3)
     assert inputs.shape == labels.shape == (4, 10)
     assert torch.equal(inputs + 1, labels)
+    assert torch.equal(inputs[:, 0], starts)
     assert torch.equal(inputs[:, 1:], labels[:, :-1])
 
 
@@ -40,7 +41,7 @@ def test_an_epoch_visits_every_window_once_and_the_next_differs():
 
 def test_batches_cross_the_end_of_an_epoch():
     windows = (1003 - 1) // 10 - 1
-    inputs, _ = batch(0, size=windows + 5)
+    inputs = batch(0, size=windows + 5).inputs
     assert inputs.shape == (windows + 5, 10)
 
 

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
 CHUNK_TOKENS = 1024
-CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = 2**23
 ROW_ELEMENTS = 2**20
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
@@ -94,7 +94,7 @@ class Term(NamedTuple):
 
 def chunk_tokens(vocab: int) -> int:
     """Tokens whose logits are held at once."""
-    return max(64, min(CHUNK_TOKENS, CHUNK_ELEMENTS // vocab // 32 * 32))
+    return max(128, min(CHUNK_TOKENS, CHUNK_ELEMENTS // vocab // 32 * 32))
 
 
 class _Data(torch.autograd.Function):

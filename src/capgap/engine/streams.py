@@ -4,20 +4,26 @@ Token streams on disk and the batches cut from them.
 A stream is one flat array of token ids, memory-mapped: documents one after another, each closed
 by the end-of-text token. Training sees windows of it in an order that is a function of the seed
 and the step alone, so a resumed run sees the same data as an uninterrupted one.
+
+Where `unique_tokens` is set, windows lie at fixed places that are the same for every seed, so that
+what a teacher says about them can be kept.
 """
 
 # B sequences, T tokens, N windows of an epoch
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from capgap.artifacts import open_folder
+from capgap.artifacts import open_folder, sha256
 from capgap.errors import CapgapError
+from capgap.paths import MANIFEST
 from capgap.records import TokenStreams
 
 SPLITS = ("train", "validation", "test")
@@ -40,6 +46,21 @@ class Streams:
         except (ValueError, EOFError) as error:
             raise CapgapError(f"{path} is damaged ({error}); make it again: capgap pack") from None
 
+    def digest(self, split: str) -> str:
+        """SHA-256 of a stream's file, 64 hexadecimal digits; the manifest knows it."""
+        name = f"{split}.npy"
+        if (self.folder / MANIFEST).is_file():
+            return json.loads((self.folder / MANIFEST).read_text())["files"][name]["sha256"]
+        return sha256(self.folder / name)
+
+
+class Batch(NamedTuple):
+    """Sequences to train on."""
+
+    inputs: torch.Tensor  # B x T, int64
+    labels: torch.Tensor  # B x T, the next tokens
+    starts: torch.Tensor  # B, places in the stream
+
 
 def check_long_enough(stream: np.ndarray, sequence_length: int, split: str) -> None:
     """Raise CapgapError where a stream does not hold a single window with its next tokens."""
@@ -51,23 +72,36 @@ def check_long_enough(stream: np.ndarray, sequence_length: int, split: str) -> N
 
 
 def training_batch(
-    stream: np.ndarray, *, sequence_length: int, batch_size: int, seed: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and next-token labels (both B x T, int64) of one training step.
+    stream: np.ndarray,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    unique_tokens: int | None = None,
+) -> Batch:
+    """Sequences of one training step.
 
-    Each epoch cuts the stream into windows at a new offset and visits them in a new order.
+    Each epoch visits the windows in a new order. They are those of `lattice`, or, where
+    `unique_tokens` is not set, the whole stream, cut at a new offset each epoch.
     """
-    windows = (len(stream) - 1) // sequence_length - 1
-    windows = max(windows, 1)
+    if unique_tokens is None:
+        windows = max(1, (len(stream) - 1) // sequence_length - 1)
+    else:
+        windows = len(lattice(len(stream), sequence_length, unique_tokens))
     index = np.arange(step * batch_size, (step + 1) * batch_size)
     starts = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(index // windows):
         offset, order = _epoch(seed, int(epoch), windows, sequence_length, len(stream))
         here = index // windows == epoch
-        starts[here] = offset + order[index[here] % windows] * sequence_length
+        places = order[index[here] % windows]
+        if unique_tokens is None:
+            starts[here] = offset + places * sequence_length
+        else:
+            starts[here] = lattice(len(stream), sequence_length, unique_tokens)[places]
     rows = np.stack([stream[start : start + sequence_length + 1] for start in starts])
     tokens = torch.from_numpy(rows.astype(np.int64))
-    return tokens[:, :-1], tokens[:, 1:]
+    return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(starts))
 
 
 @lru_cache(maxsize=2)
@@ -79,11 +113,30 @@ def _epoch(
     return int(random.integers(min(slack, sequence_length) + 1)), random.permutation(windows)
 
 
+@lru_cache(maxsize=2)
+def lattice(length: int, sequence_length: int, unique_tokens: int) -> np.ndarray:
+    """Starts, ascending, of the windows that `unique_tokens` of a stream of `length` stand for.
+
+    They are spread over the stream at random places that depend on nothing but the two lengths,
+    and more tokens add windows to those of fewer. Raises CapgapError where the stream is too short.
+    """
+    every, count = (length - 1) // sequence_length, unique_tokens // sequence_length
+    if not 0 < count <= every:
+        raise CapgapError(
+            f"unique_tokens: {unique_tokens:,} is not between one sequence of {sequence_length} and "
+            f"the {every * sequence_length:,} tokens that the training stream has in whole "
+            "sequences; change it"
+        )
+    order = np.random.Generator(np.random.Philox(key=[0, every])).permutation(every)
+    return np.sort(order[:count]) * sequence_length
+
+
 def calibration_batch(stream: np.ndarray, *, sequence_length: int, count: int, seed: int):
     """`count` sequences for measuring importance: inputs and labels (both B x T, int64)."""
-    return training_batch(
+    batch = training_batch(
         stream, sequence_length=sequence_length, batch_size=count, seed=seed, step=0
     )
+    return batch.inputs, batch.labels
 
 
 def evaluation_windows(stream: np.ndarray, sequence_length: int, batch_size: int):

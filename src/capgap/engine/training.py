@@ -32,7 +32,7 @@ CURVE_COLUMNS = (
 
 TRUNK = "trunk"  # folder of the state at the end of a trunk, in scratch
 
-# (model, inputs B x T, labels (B T), scale) -> (loss, sums of its parts in nats)
+# (model, inputs B x T, labels (B T), starts B, scale) -> (loss, sums of its parts in nats)
 Objective = Callable[..., tuple[torch.Tensor, LossParts]]
 
 
@@ -136,7 +136,9 @@ def train(
         if step == fork:
             checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
         rate = learning_rate_at(step, steps, settings)
-        data_ce, teacher_term = _step(model, optimizer, stream, settings, objective, rate, step, seed)
+        data_ce, teacher_term = _step(
+            model, optimizer, stream, settings, objective, rate, step, seed
+        )
         if not math.isfinite(data_ce + teacher_term):
             raise _diverged("loss or gradient", step, steps, rate, scratch)
         if step + 1 in measure_at:
@@ -174,18 +176,19 @@ def _step(
     A gradient norm that is not finite comes back as a NaN loss, before the weights are touched.
     """
     torch.manual_seed((seed << 32) + step)  # dropout, where a model has it
-    inputs_BT, labels_BT = training_batch(
+    batch = training_batch(
         stream,
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_tokens // settings.sequence_length,
         seed=seed,
         step=step,
+        unique_tokens=settings.unique_tokens,
     )
     micro = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
     sums = torch.zeros(2, dtype=torch.float64)
-    for inputs, labels in zip(inputs_BT.split(micro), labels_BT.split(micro), strict=True):
+    for inputs, labels, starts in zip(*(part.split(micro) for part in batch), strict=True):
         inputs, labels = inputs.to(model.device), labels.reshape(-1).to(model.device)
-        loss, parts = objective(model, inputs, labels, 1 / settings.batch_tokens)
+        loss, parts = objective(model, inputs, labels, starts, 1 / settings.batch_tokens)
         loss.backward()
         sums += torch.stack(parts).cpu()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

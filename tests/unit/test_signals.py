@@ -1,0 +1,243 @@
+"""The teacher's signal on disk: what is kept, for whom it is good, and what is refused."""
+
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from capgap import signal
+from capgap.artifacts import differences
+from capgap.config import Distill, SignalStage
+from capgap.engine import signals
+from capgap.engine.losses import PartialSignal, Signal, mixture_loss
+from capgap.engine.models import hidden_states, output_head, save_model
+from capgap.engine.objectives import Distillation
+from capgap.engine.signals import SignalStore, bytes_per_token, draw
+from capgap.engine.streams import Streams, lattice, training_batch
+from capgap.errors import CapgapError
+from capgap.records import Lineage
+
+LENGTH = 16
+
+
+def stage(kind="top_k", entries=64, **changes):
+    base = {"unique_tokens": 640, "sequence_length": LENGTH, "batch_tokens": 48}
+    return SignalStage(kind=kind, entries=entries, **{**base, **changes})
+
+
+@pytest.fixture
+def teacher(tiny_model, tmp_path):
+    """A teacher's model and its folder."""
+    from capgap.engine.models import count_params
+
+    model = tiny_model(seed=9, hidden=32, heads=4).eval()
+    with torch.no_grad():
+        output_head(model).mul_(20)  # a fresh model is nearly uniform
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    lineage = Lineage(kind="teacher", name="t", params=count_params(model))
+    save_model(model, folder, lineage, tmp_path)
+    return model, folder
+
+
+def test_windows_are_fixed_spread_and_nested():
+    few, many = lattice(10_000, 10, 200), lattice(10_000, 10, 4000)
+    assert len(few) == 20
+    assert len(many) == 400
+    assert set(few) <= set(many)
+    assert not (many % 10).any()
+    assert np.all(np.diff(many) > 0)
+    assert many.max() > 9000  # spread over the stream, not its beginning
+    with pytest.raises(CapgapError, match="unique_tokens: 20,000 is not between"):
+        lattice(10_000, 10, 20_000)
+
+
+def test_every_seed_sees_the_same_windows_in_another_order():
+    stream = np.arange(10_001)
+
+    def epoch(seed, step=0):
+        batch = training_batch(
+            stream, sequence_length=10, batch_size=20, seed=seed, step=step, unique_tokens=200
+        )
+        assert torch.equal(batch.inputs[:, 0], batch.starts)
+        assert torch.equal(batch.inputs + 1, batch.labels)
+        return batch.starts.tolist()
+
+    assert sorted(epoch(0)) == sorted(epoch(1)) == lattice(10_001, 10, 200).tolist()
+    assert epoch(0) != epoch(1)
+    assert epoch(0, step=1) != epoch(0)
+
+
+@pytest.mark.parametrize(("kind", "entries"), [("top_k", 64), ("top_k", 5), ("sampled", 40)])
+def test_what_is_kept_is_what_the_teacher_says(token_streams, teacher, tmp_path, kind, entries):
+    model, folder = teacher
+    tokens = token_streams()
+    record = signal.run(stage(kind, entries), folder, tokens, tmp_path / "signal")
+    assert record.tokens == 640
+    assert record.teacher == "t"
+    store, stream = SignalStore(tmp_path / "signal"), Streams(tokens)["train"]
+    batch = training_batch(
+        stream, sequence_length=LENGTH, batch_size=7, seed=3, step=5, unique_tokens=640
+    )
+    kept = store.read(batch.starts)
+    with torch.no_grad():
+        probs = torch.softmax(hidden_states(model, batch.inputs) @ output_head(model).T, 1)
+    if kind == "top_k":
+        expected, _ = probs.topk(entries)
+        torch.testing.assert_close(kept.probs, expected, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(probs.gather(1, kept.ids), expected)
+        torch.testing.assert_close(
+            kept.tail[:, 0], 1 - expected.sum(1), rtol=3e-3, atol=1e-5, check_stride=False
+        )
+    else:
+        counts = torch.zeros_like(probs).scatter_add_(1, kept.ids, kept.probs * entries)
+        assert (counts >= (probs * entries - 1e-4).floor()).all()
+        assert (counts <= (probs * entries + 1e-4).ceil()).all()
+
+
+def test_draws_are_unbiased():
+    torch.manual_seed(0)
+    probs = torch.softmax(3 * torch.randn(1, 50), 1)
+    uniform = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000  # every phase once
+    ids = draw(probs.expand(2000, -1), uniform, 12)
+    counts = torch.bincount(ids.flatten(), minlength=50).double()
+    torch.testing.assert_close(counts / counts.sum(), probs[0].double(), rtol=0, atol=1e-4)
+
+
+def test_the_expected_gradient_of_a_sample_is_the_gradient():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(1, 6, requires_grad=True), torch.randn(30, 6)
+    whole = Signal(torch.randn(1, 8), torch.randn(30, 8))
+    label = torch.tensor([4])
+    probs = torch.softmax(whole.hidden @ whole.head.T, 1)
+    (expected,) = torch.autograd.grad(mixture_loss(hidden, head, label, whole)[0], hidden)
+    phases = 500
+    uniform = (torch.arange(phases, dtype=torch.float64) + 0.5) / phases
+    ids = draw(probs.expand(phases, -1), uniform, 8)
+    sample = PartialSignal(ids, torch.full(ids.shape, 1 / 8), torch.empty(phases, 0))
+    many = hidden.expand(phases, -1)
+    loss, _ = mixture_loss(many, head, label.expand(phases), sample, scale=1 / phases)
+    (mean,) = torch.autograd.grad(loss, hidden)
+    torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_signal_does_not_depend_on_the_batch(token_streams, teacher, tmp_path):
+    _, folder = teacher
+    tokens = token_streams()
+    for name, batch in [("a", 16), ("b", 160)]:
+        signal.run(stage("sampled", 20, batch_tokens=batch), folder, tokens, tmp_path / name)
+    starts = torch.from_numpy(lattice(6000, LENGTH, 640))
+    first, second = (SignalStore(tmp_path / name).read(starts).ids for name in "ab")
+    assert (first != second).float().mean() < 1e-3  # rounding may move a draw
+
+
+def test_shards_are_bounded_and_checked(token_streams, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "SHARD_BYTES", 5000)
+    _, folder = teacher
+    out = tmp_path / "signal"
+    record = signal.run(stage(entries=20), folder, token_streams(), out)
+    shards = sorted(out.glob("shard-*"))
+    assert len(shards) == -(-40 // record.windows_per_shard) > 3
+    assert max(shard.stat().st_size for shard in shards) < 6000
+    assert sum(shard.stat().st_size for shard in shards) < 640 * record.bytes_per_token * 1.1
+    assert differences(out) == []
+    starts = torch.from_numpy(lattice(6000, LENGTH, 640))
+    assert SignalStore(out).read(starts).ids.shape == (640, 20)
+    data = bytearray(shards[1].read_bytes())
+    data[-1] ^= 1
+    shards[1].write_bytes(data)
+    with pytest.raises(CapgapError, match=r"shard-00001\.safetensors has other contents"):
+        SignalStore(out)
+
+
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+def test_at_most_100_bytes_a_token_at_32000_entries(kind):
+    settings = Distill(teacher_signal=kind, unique_tokens=1280).signal_stage()
+    assert bytes_per_token(settings, 32_000) <= 100
+
+
+def test_a_full_disk_is_refused_beforehand(token_streams, teacher, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9e9, 9e9, 100_000))
+    _, folder = teacher
+    with pytest.raises(
+        CapgapError, match=r"640 tokens x 258 bytes = 0\.2 MB, 0\.1 MB free.*online"
+    ):
+        signal.run(stage(), folder, token_streams(), tmp_path / "signal")
+    assert not (tmp_path / "signal").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"temperature": 2.0}, "settings"),
+        ({"weights_sha256": "0" * 64}, "teacher's weights"),
+        ({"stream_sha256": "0" * 64}, "training stream"),
+    ],
+)
+def test_a_signal_of_something_else_is_refused(token_streams, teacher, tmp_path, change, what):
+    _, folder = teacher
+    record = signal.run(stage(), folder, token_streams(), tmp_path / "signal")
+    store = SignalStore(tmp_path / "signal")
+    right = {"weights_sha256": record.weights_sha256, "stream_sha256": record.stream_sha256}
+    store.check(stage(), **right)
+    wrong = {key: value for key, value in change.items() if key in right}
+    other = {key: value for key, value in change.items() if key not in right}
+    with pytest.raises(CapgapError, match=f"another {what}.*capgap signal"):
+        store.check(stage(**other), **{**right, **wrong})
+
+
+def test_windows_that_are_not_covered_are_refused(token_streams, teacher, tmp_path):
+    _, folder = teacher
+    signal.run(stage(), folder, token_streams(), tmp_path / "signal")
+    with pytest.raises(CapgapError, match="does not cover"):
+        SignalStore(tmp_path / "signal").read(torch.tensor([1]))
+
+
+def test_a_step_from_disk_equals_a_step_online_where_all_is_kept(
+    token_streams, teacher, tiny_model, tmp_path
+):
+    model, folder = teacher
+    tokens = token_streams()
+    signal.run(stage(entries=64), folder, tokens, tmp_path / "signal")
+    student = tiny_model(seed=1)
+    common = {"sequence_length": LENGTH, "unique_tokens": 640, "batch_tokens": 64}
+    batch = training_batch(
+        *[Streams(tokens)["train"]],
+        sequence_length=LENGTH,
+        batch_size=4,
+        seed=0,
+        step=0,
+        unique_tokens=640,
+    )
+
+    def gradient(source, **settings):
+        student.zero_grad()
+        objective = Distillation(source, Distill(**common, **settings))
+        loss, _ = objective(student, batch.inputs, batch.labels.reshape(-1), batch.starts, 1 / 64)
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters()])
+
+    online = gradient(model)
+    kept = gradient(SignalStore(tmp_path / "signal"), teacher_signal="top_k", signal_entries=64)
+    assert (kept - online).norm() < 1e-3 * online.norm()  # half precision
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher_signal": "top_k"}, "needs unique_tokens"),
+        ({"signal_entries": 5}, "teacher_signal is online"),
+        (
+            {"teacher_signal": "sampled", "unique_tokens": 1280, "objective": "reverse_kl"},
+            "soft_ce alone",
+        ),
+        ({"objective": "jensen_shannon"}, "beta belongs to"),
+        ({"beta": 0.5}, "beta belongs to"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Distill(**settings)
