@@ -1,7 +1,7 @@
 """
 The distillation loss against its peers: CPU seconds and peak memory, side by side in one run.
 
-    pip install -r requirements-bench.txt
+    pip install --no-deps -r requirements-bench.txt
     python benchmarks/distill_loss.py --out distill_loss.json
 
 Hidden states of student and teacher and both output heads go in, the gradients of the student's

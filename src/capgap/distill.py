@@ -1,7 +1,7 @@
 """
 Train one student from its init, with a teacher or without.
 
-IN   init folder, teacher folder (none for the arm without a teacher), token streams, the teacher's
+IN   init folder, teacher folder (none for the arm without a teacher), token streams; the teacher's
      signal unless `teacher_signal` is online; with schedule wsd the trunk of the next smaller
      budget, if there is one
 OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on

@@ -306,7 +306,9 @@ class _Probe:
         if teacher:
             objective = Distillation(self._model(teacher).eval(), settings)
             flops += teacher.forward_flops(context)
-        short = settings.model_copy(update={"validations": 1, "validation_tokens": 2 * context})
+        short = settings.model_copy(
+            update={"validations": 1, "validation_tokens": 2 * context, "unique_tokens": None}
+        )
         streams = Streams(self.streams_folder)
 
         def steps(count: int) -> None:
