@@ -71,3 +71,12 @@ def simple_training_flops(student_params: float, teacher_params: float, tokens: 
     of 7B at 126B tokens. `teacher_params` is 0 where no teacher is asked.
     """
     return (6 * student_params + 2 * teacher_params) * tokens
+
+
+def chunk_tokens(vocab: int) -> int:
+    """Tokens whose logits a loss holds at once.
+
+    Few enough to stay in a core's cache with a small vocabulary, and to be little beside the model
+    with a large one; many enough to keep matrix products busy.
+    """
+    return max(128, min(256, 2**23 // vocab // 32 * 32))

@@ -294,8 +294,7 @@ def test_a_partial_signal_allows_soft_cross_entropy_alone():
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_data_alone_agrees_with_cross_entropy(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)
+def test_data_alone_agrees_with_cross_entropy():
     hidden, head, labels, _ = problem()
     labels[5] = IGNORED
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")

@@ -35,7 +35,7 @@ def test_help_says_what_settings_mean_and_their_defaults(capsys):
         importlib.import_module("capgap.distill").main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "tokens per optimizer step" in text
-    assert "weight of the teacher-weighted cross-entropy" in text
+    assert "weight of the teacher's term" in text
     assert "(default 0.5)" in text
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 
 from capgap.config import Training
 from capgap.cost.architectures import LLAMA_LIKE, Model
+from capgap.shapes import chunk_tokens
 
 FLOAT = 4  # bytes
-CHUNK_TOKENS = 1024  # of the loss (engine/losses.py)
 SCORE_TOKENS = 1024  # of a forward pass when scoring (pruning/importance.py)
 
 
@@ -60,7 +60,7 @@ def transient_channels(model: Model) -> int:
 def training(student: Model, settings: Training, teacher: Model | None = None) -> Memory:
     """Peak of a training job with AdamW; `teacher` in distillation."""
     tokens = settings.micro_batch_tokens or settings.batch_tokens
-    chunk = min(CHUNK_TOKENS, tokens)
+    chunk = min(chunk_tokens(student.vocab), tokens)
     parameters = FLOAT * student.params
     logits = FLOAT * chunk * student.vocab
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
@@ -80,7 +80,7 @@ def training(student: Model, settings: Training, teacher: Model | None = None) -
 
 def evaluation(model: Model, batch_tokens: int) -> Memory:
     """Peak of a pass over held-out text."""
-    chunk = min(CHUNK_TOKENS, batch_tokens)
+    chunk = min(chunk_tokens(model.vocab), batch_tokens)
     return Memory(
         weights=FLOAT * model.params,
         activations=FLOAT * batch_tokens * transient_channels(model),
@@ -95,7 +95,8 @@ def scoring(model: Model, sequence_length: int) -> Memory:
     return Memory(
         weights=FLOAT * model.params,
         activations=FLOAT * tokens * (saved_channels(model) + masked),
-        loss=FLOAT * (CHUNK_TOKENS * model.vocab + model.hidden * (tokens + model.vocab)),
+        loss=FLOAT
+        * (chunk_tokens(model.vocab) * model.vocab + model.hidden * (tokens + model.vocab)),
     )
 
 

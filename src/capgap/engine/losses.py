@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from capgap.shapes import chunk_tokens
+
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-CHUNK_TOKENS = 1024
-CHUNK_ELEMENTS = 2**23
 ROW_ELEMENTS = 2**20
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
@@ -92,11 +92,6 @@ class Term(NamedTuple):
     beta: float | None
 
 
-def chunk_tokens(vocab: int) -> int:
-    """Tokens whose logits are held at once."""
-    return max(128, min(CHUNK_TOKENS, CHUNK_ELEMENTS // vocab // 32 * 32))
-
-
 class _Data(torch.autograd.Function):
     """Cross-entropy against the data; separate from `_Mixture`, for pretraining needs no teacher
     and must not change when the distillation loss does."""
@@ -106,8 +101,9 @@ class _Data(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_head_VD = torch.zeros_like(head_VD)
         data_ce = hidden_ND.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
+        chunk = chunk_tokens(head_VD.shape[0])
+        for start in range(0, hidden_ND.shape[0], chunk):
+            part = slice(start, start + chunk)
             labels_C1 = labels_N[part].unsqueeze(1)
             logits_CV = hidden_ND[part] @ head_VD.T
             logits_CV -= logits_CV.amax(1, keepdim=True)  # the loss does not see a shift
@@ -328,9 +324,9 @@ def mixture_loss(
 @torch.no_grad()
 def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision."""
-    total = 0.0
-    for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
-        part = slice(start, start + CHUNK_TOKENS)
+    total, chunk = 0.0, chunk_tokens(head_VD.shape[0])
+    for start in range(0, hidden_ND.shape[0], chunk):
+        part = slice(start, start + chunk)
         logits_CV = hidden_ND[part] @ head_VD.T
         loss_C = torch.logsumexp(logits_CV, 1) - logits_CV.gather(1, labels_N[part, None])[:, 0]
         total += loss_C.double().sum().item()

@@ -29,11 +29,12 @@ from safetensors.torch import save_file
 
 from capgap.artifacts import open_folder
 from capgap.config import SignalStage
-from capgap.engine.losses import PartialSignal, chunk_tokens
+from capgap.engine.losses import PartialSignal
 from capgap.engine.models import hidden_states, output_head
 from capgap.engine.streams import lattice
 from capgap.errors import CapgapError
 from capgap.records import SignalRecord
+from capgap.shapes import chunk_tokens
 
 RECORD = "signal.json"
 SHARD_BYTES = 2**26
