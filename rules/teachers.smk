@@ -139,7 +139,10 @@ rule cache_teacher_signal:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=1,
+        mem_mb=NEEDS.mem_mb("cache_teacher_signal"),
+        runtime=NEEDS.runtime("cache_teacher_signal"),
+        gpu=NEEDS.devices,
+        tasks=1,
     params:
         spec=spec("signal", signal_stage()),
     shell:

@@ -325,6 +325,13 @@ class SignalStage(Section):
     batch_tokens: Count = Field(4096, gt=0, description="tokens per forward pass")
     seed: int = Field(0, ge=0, description="seed of the draws, for kind sampled")
 
+    def bytes_per_token(self, vocab: int) -> int:
+        """Bytes that the signal of one token takes on disk: ids; top_k has float16 masses too."""
+        id_bytes = 2 if vocab <= 2**16 else 4
+        if self.kind == "sampled":
+            return self.entries * id_bytes
+        return self.entries * (id_bytes + 2) + 2
+
 
 SIGNAL_ENTRIES = {"top_k": 24, "sampled": 48}  # below 100 bytes each for up to 65,536 entries
 

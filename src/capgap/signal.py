@@ -15,7 +15,7 @@ from pathlib import Path
 from capgap.artifacts import open_folder, publish_folder
 from capgap.config import SignalStage
 from capgap.engine.models import check_reads, forward_flops, load_model, read_lineage
-from capgap.engine.signals import RECORD, bytes_per_token, require_space, write_signal
+from capgap.engine.signals import RECORD, require_space, write_signal
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
 from capgap.pruning.store import weights_digest
@@ -50,7 +50,7 @@ def run(settings: SignalStage, teacher: Path, tokens_folder: Path, out: Path) ->
             stream_sha256=streams.digest("train"),
             stream_tokens=len(streams["train"]),
             vocab_size=vocab,
-            bytes_per_token=bytes_per_token(settings, vocab),
+            bytes_per_token=settings.bytes_per_token(vocab),
             forward_flops=written["tokens"] * forward_flops(model, settings.sequence_length),
             **written,
         )

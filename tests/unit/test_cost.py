@@ -194,13 +194,30 @@ def test_memory_of_training_by_hand():
     assert (alone.weights, alone.gradients, alone.optimizer) == tuple(
         k * 4 * 124_439_808 for k in (1, 1, 2)
     )
-    assert alone.loss == 4 * (1024 * 50257 + 768 * (2048 + 50257))
+    assert alone.loss == 4 * (160 * 50257 + 768 * (2048 + 50257))
     teacher = architecture(real("gpt2").plan.shapes["gpt2-xl"]).whole()
     taught = memory.training(model, settings, teacher)
     assert taught.teacher == 4 * 1_557_611_200
-    assert taught.loss - alone.loss == 2 * 4 * 1024 * 50257
+    assert taught.loss - alone.loss == 2 * 4 * 160 * 50257  # 2^23 logits a chunk
     half = memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
     assert half.activations * 2 == alone.activations
+
+
+def test_a_kept_signal_is_a_job_of_its_own_and_saves_the_teacher_in_every_other():
+    data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    online = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    data["distill"] |= {"teacher_signal": "sampled", "unique_tokens": "500k"}
+    kept = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    signals = [kept[name] for name in set(kept) - set(online)]
+    assert {job.rule for job in signals} == {"cache_teacher_signal"}
+    assert len(signals) == len(data["teachers"])
+    assert {job.disk_bytes for job in signals} == {500_000 * 48 * 2}
+    for name, job in kept.items():
+        if job.rule != "distill_student":
+            continue
+        (signal,) = [s for s in signals if s.output in job.needs] or [None]
+        assert job.device.teacher == 0
+        assert (job.flops < online[name].flops) == (signal is not None) == ("from-t" in name)
 
 
 def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_path):

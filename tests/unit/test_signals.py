@@ -14,7 +14,7 @@ from capgap.engine import signals
 from capgap.engine.losses import PartialSignal, Signal, mixture_loss
 from capgap.engine.models import hidden_states, output_head, save_model
 from capgap.engine.objectives import Distillation
-from capgap.engine.signals import SignalStore, bytes_per_token, draw
+from capgap.engine.signals import SignalStore, draw
 from capgap.engine.streams import Streams, lattice, training_batch
 from capgap.errors import CapgapError
 from capgap.records import Lineage
@@ -155,7 +155,7 @@ def test_shards_are_bounded_and_checked(token_streams, teacher, tmp_path, monkey
 @pytest.mark.parametrize("kind", ["top_k", "sampled"])
 def test_at_most_100_bytes_a_token_at_32000_entries(kind):
     settings = Distill(teacher_signal=kind, unique_tokens=1280).signal_stage()
-    assert bytes_per_token(settings, 32_000) <= 100
+    assert settings.bytes_per_token(32_000) <= 100
 
 
 def test_a_full_disk_is_refused_beforehand(token_streams, teacher, tmp_path, monkeypatch):

@@ -213,7 +213,8 @@ class StudyCost:
 
     def distill_memory(self, student: str, init: str, teacher: str) -> Memory:
         """Memory of one distillation."""
-        taught_by = None if teacher == design.NONE else self.architecture(teacher).whole()
+        absent = teacher == design.NONE or self.keeps_signal
+        taught_by = None if absent else self.architecture(teacher).whole()
         return memory.training(self.student(student, init), self.study.distill, taught_by)
 
     def final_teachers(self) -> list[str]:
@@ -237,6 +238,8 @@ class StudyCost:
             return self._evaluate_teacher(teacher)
         if rule == "score_importance":
             return self._score(teacher)
+        if rule == "cache_teacher_signal":
+            return self._signal(teacher)
         if rule == "randomise_student":
             return self._start(student, design.RANDOM)
         if rule == "prune_student":
@@ -267,6 +270,9 @@ class StudyCost:
         runs = [*grid, *final]
         scored = {run.init.removeprefix("pruned-") for run in runs if run.init != design.RANDOM}
         jobs += [self._score(name) for name in sorted(scored)]
+        if self.keeps_signal:
+            taught = {run.teacher for run in runs} - {design.NONE}
+            jobs += [self._signal(name) for name in sorted(taught)]
         jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in grid)]
         for run in grid:
             jobs += self._run(run, grid, ())
@@ -415,6 +421,25 @@ class StudyCost:
             disk_bytes=FLOAT * units,
         )
 
+    @property
+    def keeps_signal(self) -> bool:
+        """Whether a teacher reads the text once for all students."""
+        return self.study.distill.teacher_signal != "online"
+
+    def _signal(self, name: str) -> Job:
+        settings, model = self.study.distill.signal_stage(), self.architecture(name).whole()
+        tokens = settings.unique_tokens
+        flops = tokens * model.forward_flops(settings.sequence_length)
+        return Job(
+            "cache_teacher_signal",
+            self.path(paths.TEACHER_SIGNAL, teacher=name),
+            (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
+            work=(Work("evaluate", tokens, flops),),
+            device=memory.evaluation(model, settings.batch_tokens),
+            host_mb=self.host_mb("cache_teacher_signal", teacher=name),
+            disk_bytes=tokens * settings.bytes_per_token(self.vocab),
+        )
+
     def _start(self, student: str, init: str) -> Job:
         output = self.path(paths.INIT_MODEL, student=student, init=init)
         model = self.student(student, init)
@@ -452,9 +477,12 @@ class StudyCost:
         kind = "train"
         if run.teacher != design.NONE:
             kind = "distill"
-            teacher = self.architecture(run.teacher).whole()
-            flops += teacher.forward_flops(settings.sequence_length)
             needs.append(self.path(paths.TEACHER_MODEL, teacher=run.teacher))
+            if self.keeps_signal:
+                needs.append(self.path(paths.TEACHER_SIGNAL, teacher=run.teacher))
+            else:
+                teacher = self.architecture(run.teacher).whole()
+                flops += teacher.forward_flops(settings.sequence_length)
         if shorter:
             needs.append(self.path(paths.RUN_MODEL, **shorter._asdict()))
             tokens -= self._trunk_tokens(shorter)
@@ -498,6 +526,9 @@ class StudyCost:
             case "evaluate_teacher":
                 model = self.architecture(teacher).whole()
                 held = memory.evaluation(model, self.study.evaluate.batch_tokens)
+            case "cache_teacher_signal":
+                model = self.architecture(teacher).whole()
+                held = memory.evaluation(model, self.study.distill.signal_stage().batch_tokens)
             case "score_importance":
                 model = self.architecture(teacher).whole()
                 held = memory.scoring(model, self.study.prune.sequence_length)

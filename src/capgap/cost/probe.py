@@ -378,8 +378,8 @@ class _Probe:
              *self._options(study.evaluate)],
             {"evaluate": 2 * length},
         )  # fmt: skip
-        startup["evaluate_student"] = startup["evaluate_teacher"]
-        base["evaluate_student"] = base["evaluate_teacher"]
+        for rule in ("evaluate_student", "cache_teacher_signal"):  # also forward passes alone
+            startup[rule], base[rule] = startup["evaluate_teacher"], base["evaluate_teacher"]
         scored = study.prune.scoring().model_copy(update={"calibration_sequences": 1})
         importance = self.folder / "importance"
         stage(

@@ -38,15 +38,6 @@ from capgap.shapes import chunk_tokens
 
 RECORD = "signal.json"
 SHARD_BYTES = 2**26
-HALF_BYTES = 2
-
-
-def bytes_per_token(settings: SignalStage, vocab: int) -> int:
-    """Bytes that the signal of one token takes on disk."""
-    id_bytes = _id_dtype(vocab).itemsize
-    if settings.kind == "sampled":
-        return settings.entries * id_bytes
-    return settings.entries * (id_bytes + HALF_BYTES) + HALF_BYTES
 
 
 def _id_dtype(vocab: int) -> torch.dtype:
@@ -55,7 +46,7 @@ def _id_dtype(vocab: int) -> torch.dtype:
 
 def require_space(settings: SignalStage, vocab: int, out: Path) -> str:
     """What the signal needs and what the disk has, as a sentence; CapgapError if it has less."""
-    each = bytes_per_token(settings, vocab)
+    each = settings.bytes_per_token(vocab)
     need = each * settings.unique_tokens
     folder = next(p for p in out.absolute().parents if p.is_dir())
     free = shutil.disk_usage(folder).free
@@ -83,7 +74,7 @@ def write_signal(
     """
     length, vocab = settings.sequence_length, output_head(teacher).shape[0]
     starts = lattice(len(stream), length, settings.unique_tokens)
-    per_shard = max(1, SHARD_BYTES // (bytes_per_token(settings, vocab) * length))
+    per_shard = max(1, SHARD_BYTES // (settings.bytes_per_token(vocab) * length))
     batch = max(1, settings.batch_tokens // length)
     clock, tail = time.monotonic(), 0.0
     for first in range(0, len(starts), per_shard):
