@@ -164,8 +164,10 @@ def shape_model(wildcards):
 
 
 def shared_shape(wildcards):
-    """The teacher whose shape all starts of a size share; nothing where each has its own."""
-    return shape_model(wildcards) if STUDY.prune.one_shape else []
+    """The teacher that lends a start its shape; nothing where the start's own teacher does."""
+    lender = shape_model(wildcards)
+    own = paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
+    return lender if STUDY.prune.one_shape and lender != own else []
 
 
 def student_params(wildcards):

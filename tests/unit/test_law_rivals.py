@@ -276,6 +276,20 @@ def test_a_law_that_cannot_answer_says_so():
     assert by_law["line"].status == "not_available"
     assert "a line needs two" in by_law["line"].reason
     assert by_law["surface"].mean_regret_nats is None
-    assert "no losses of the teachers" in by_law["busbridge"].reason
+    assert "no other student size" in by_law["busbridge"].reason
     assert "no arm without a teacher" in by_law["no_teacher"].reason
     assert by_law["fixed_ratio"].status == "scored"
+
+
+def test_a_table_without_losses_of_teachers_says_so():
+    runs = simulate_runs(np.random.default_rng(0), [100e3, 200e3], [LADDER, LADDER])
+    by_law = {score.law: score for score in law_record(runs, Law(resamples=100)).scores}
+    assert "no losses of the teachers" in by_law["busbridge"].reason
+
+
+def test_one_student_with_all_losses_leaves_nothing_to_fit_the_rivals_on():
+    runs = simulate_study(np.random.default_rng(0), [100e3], LADDER, budgets=[10**6])
+    by_law = {score.law: score for score in law_record(runs, Law(resamples=100)).scores}
+    for law in ("busbridge", "p2"):
+        assert by_law[law].status == "not_available"
+        assert "no other student size" in by_law[law].reason

@@ -219,13 +219,14 @@ class StudyCost:
 
     def final_teachers(self) -> list[str]:
         """The law's choice where it is made, else as many teachers as it may ask for, the dearest."""
-        choice = Path(self.path(paths.CHOICE))
-        if choice.is_file():
-            names = Choice.read(choice).teachers()
-            if set(names) <= set(self.study.teachers):
-                return names
-        sizes = design.teacher_sizes(self.study)
-        return design.teachers_for(self.study.final.student, sizes)[-FINAL_TEACHERS:]
+        student, made = self.study.final.student, Path(self.path(paths.CHOICE))
+        large_enough = design.teachers_for(student, design.teacher_sizes(self.study))
+        if made.is_file():
+            choice = Choice.read(made)
+            of_this_student = choice.student_params_non_embedding == student
+            if of_this_student and set(choice.teachers()) <= set(large_enough):
+                return choice.teachers()
+        return large_enough[-FINAL_TEACHERS:]
 
     def job(self, rule: str, *, teacher="", student="", init="", tokens="", seed=0, **_) -> Job:
         """The job of a rule with these wildcards."""
@@ -452,8 +453,9 @@ class StudyCost:
                 self.path(path, teacher=teacher)
                 for path in (paths.TEACHER_MODEL, paths.TEACHER_IMPORTANCE)
             )
-            if self.study.prune.one_shape:
-                needs += (self.path(paths.TEACHER_MODEL, teacher=self.shape_teacher[student]),)
+            lends = self.shape_teacher[student]
+            if self.study.prune.one_shape and lends != teacher:
+                needs += (self.path(paths.TEACHER_MODEL, teacher=lends),)
         return Job(
             rule,
             output,

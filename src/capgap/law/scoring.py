@@ -219,6 +219,8 @@ def _least_damage(case: Case):
 def _by_loss(case: Case, cells: pd.DataFrame, fit: Callable, refits: dict):
     if (fit, case.size) not in refits:
         away = np.abs(np.log(cells["student_params"] / case.size)) > 1e-9
+        if not away.any():
+            return "there is no other student size to fit on"
         refits[fit, case.size] = fit(cells[away], QUICK)
     predict, record = refits[fit, case.size]
     if predict is None or record.status == "failed":
