@@ -20,10 +20,11 @@ from pathlib import Path
 import pandas as pd
 
 from capgap import distill, paths
-from capgap.config import Distill, load_study
+from capgap.config import Distill
 from capgap.counts import format_count, parse_count
 from capgap.design import pruned_from
 from capgap.engine.jobs import Place
+from capgap.study_file import load_study
 
 
 def settings_of(study_file: Path, warmup_tokens: int, decay_share: float) -> dict[str, Distill]:

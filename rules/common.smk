@@ -7,16 +7,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from capgap import design, paths
-from capgap.config import (
-    CollectStage,
-    PretrainedTeacher,
-    TeacherTokenizer,
-    load_study,
-)
+from capgap.config import CollectStage, PretrainedTeacher, TeacherTokenizer
 from capgap.cost.requests import Requests
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.records import Choice
+from capgap.study_file import load_study
 from capgap.workflow import planning
 
 planning.prepare_environment()

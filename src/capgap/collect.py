@@ -13,10 +13,11 @@ from pathlib import Path
 
 from capgap import paths
 from capgap.artifacts import write_text
-from capgap.config import CollectStage, load_study
+from capgap.config import CollectStage
 from capgap.design import NONE, arm_of, grid_runs, teacher_sizes
 from capgap.records import Metrics, RunRow, TrainRecord
 from capgap.stage import StageParser, run_stage
+from capgap.study_file import load_study
 
 
 def run(settings: CollectStage) -> list[RunRow]:

@@ -18,9 +18,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from capgap.config import HubCorpus, HubTeacher, Study, load_study
+from capgap.config import HubCorpus, HubTeacher, Study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 
 
 def pins(study: Study) -> list[tuple[str, str, str]]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from capgap import paths
-from capgap.config import Study, load_study
+from capgap.config import Study
 from capgap.cost import fit
 from capgap.cost.devices import CPU, DEVICE_NAMES
 from capgap.cost.jobs import LAW_RULES, TEXT_RULES, Job, StudyCost, check_shapes
@@ -26,6 +26,7 @@ from capgap.cost.schedule import Schedule, schedule
 from capgap.cost.speed import Speed, speed_of
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 
 EXACT_CPU_TIME_S = 15.0
 

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from capgap.config import check_section, sections_in, tags_of
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
+from capgap.study_file import check_section, sections_in, tags_of
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import claim_output, die_with_parent
 

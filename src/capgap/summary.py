@@ -13,10 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from capgap import paths
-from capgap.config import load_study
 from capgap.counts import format_count
 from capgap.records import ArmEffects, Choice, FinalRecord, Interval, LawRecord
 from capgap.stage import StageParser, run_stage
+from capgap.study_file import load_study
 
 
 def interval_text(interval: Interval, digits: int = 2) -> str:

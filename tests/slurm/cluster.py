@@ -14,6 +14,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from ports import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 COMMANDS = ("srun", "sbatch", "scancel", "squeue", "scontrol", "sinfo", "sacctmgr", "sshare")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -82,16 +84,6 @@ class Cluster:
             row.split("|") for row in self.ask("squeue", "-h", "-t", "R", "-o", "%i|%k").split()
         ]
         return [job for job, comment in rows if comment.startswith(f"rule_{rule}")]
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @contextmanager

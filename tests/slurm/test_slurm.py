@@ -12,8 +12,8 @@ import pytest
 from cluster import cluster, missing
 from repository import RESULTS, write_study
 
-from capgap.config import load_study
 from capgap.cost.requests import Requests
+from capgap.study_file import load_study
 
 reason = missing()
 if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:

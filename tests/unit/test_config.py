@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capgap.config import load_study
 from capgap.counts import format_count, parse_count
 from capgap.errors import CapgapError
+from capgap.study_file import load_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = [

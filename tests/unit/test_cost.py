@@ -12,7 +12,7 @@ from pruning_models import MODELS, VOCAB, build
 from torch.autograd.graph import saved_tensors_hooks
 
 from capgap import plan
-from capgap.config import Distill, load_study
+from capgap.config import Distill
 from capgap.cost import fit, memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.cost.jobs import Job, StudyCost, Work
@@ -25,6 +25,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.surgery import sizes_of
 from capgap.records import Calibration, Choice
 from capgap.shapes import simple_training_flops
+from capgap.study_file import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 REAL = ["gpt2", "pythia", "llama2-minima", "smollm2-family"]

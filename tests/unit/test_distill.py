@@ -139,16 +139,7 @@ def test_a_signal_is_needed_and_of_this_teacher(world, tmp_path):
     weights = load_file(folder / "model.safetensors")
     save_file({name: value * 1.01 for name, value in weights.items()}, folder / "model.safetensors")
     with pytest.raises(CapgapError, match="another teacher's weights"):
-        distill.run(
-            Distill(**SHORT, **KEPT),
-            world / "v270" / "teacher" / "model",
-            folder,
-            world / "v270" / "tokens",
-            tokens=320,
-            seed=0,
-            place=Place(tmp_path / "out", tmp_path / "scratch", 60),
-            signal=tmp_path / "signal",
-        )
+        run(world, tmp_path / "b", teacher=tmp_path / "v270", signal=tmp_path / "signal", **KEPT)
 
 
 def test_two_vocabularies_are_refused(world, tmp_path):
@@ -169,15 +160,7 @@ def test_equal_width_is_not_enough(world, tmp_path):
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (folder / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(CapgapError, match="different tokenizers"):
-        distill.run(
-            Distill(**SHORT),
-            world / "v270" / "teacher" / "model",
-            folder,
-            world / "v270" / "tokens",
-            tokens=320,
-            seed=0,
-            place=Place(tmp_path / "out", tmp_path / "scratch", 60),
-        )
+        run(world, tmp_path / "out", teacher=other / "v270")
 
 
 def test_sequences_longer_than_the_models_context_are_refused(world, tmp_path):

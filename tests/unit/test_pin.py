@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from capgap import pin
-from capgap.config import load_study
+from capgap.study_file import load_study
 
 MAIN, OLD, ABSENT = "a" * 40, "b" * 40, "c" * 40
 ERRORS = {"RevisionNotFound": 404, "RepoNotFound": 401, "GatedRepo": 403}

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ports import free_ports
+
 from capgap.workflow.process import die_with_parent
 
 IDENTITIES = {
@@ -49,17 +51,6 @@ class SSH(NamedTuple):
 
     def url(self, folder: str, port: int | None = None) -> str:
         return f"ssh://{getpass.getuser()}@127.0.0.1:{port or self.port}{self.store}/{folder}"
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @contextmanager

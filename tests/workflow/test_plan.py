@@ -4,8 +4,8 @@ import pytest
 import yaml
 from repository import RESULTS, SOURCE, write_study
 
-from capgap.config import load_study
 from capgap.cost.jobs import StudyCost
+from capgap.study_file import load_study
 
 
 @pytest.fixture

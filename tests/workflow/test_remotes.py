@@ -6,8 +6,9 @@ import shutil
 from typing import NamedTuple
 
 import pytest
+from ports import free_ports
 from repository import RESULTS, Repository
-from servers import S3, free_ports, s3_server, ssh_server, sshd
+from servers import S3, s3_server, ssh_server, sshd
 
 pytestmark = pytest.mark.remotes
 

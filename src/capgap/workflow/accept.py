@@ -15,9 +15,9 @@ from pathlib import Path
 
 from capgap import paths
 from capgap.artifacts import write_text
-from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import only_run

@@ -21,9 +21,9 @@ from rich.console import Console
 
 from capgap import paths, plan
 from capgap.artifacts import disk_is_full
-from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 from capgap.summary import run as print_summary
 from capgap.workflow import ledger
 from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run

@@ -24,11 +24,11 @@ from capgap.config import (
     PackageTeacher,
     PretrainedTeacher,
     Study,
-    load_study,
 )
 from capgap.errors import CapgapError
 from capgap.records import FinalRecord, LawRecord, Lineage, Metrics
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 
 CARD = """
 # {name}

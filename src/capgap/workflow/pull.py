@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from capgap import paths
-from capgap.config import load_study
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 from capgap.workflow import remote
 from capgap.workflow.process import only_run
 

@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 from capgap.workflow.execute import pending
 from capgap.workflow.process import only_run
 from capgap.workflow.remote import refuse_secrets

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from capgap import paths
 from capgap.artifacts import differences
-from capgap.config import load_study
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
+from capgap.study_file import load_study
 from capgap.workflow import ledger
 
 
