@@ -36,7 +36,7 @@ def run(study: str, console: Console) -> None:
     facts.add_column()
     for line in law.lines:
         facts.add_row(f"law at {format_count(line.tokens)} tokens", _law_text(line))
-    facts.add_row("", law.verdict)
+    facts.add_row("verdict", _verdict_text(law))
     size = f"{choice.student_params_non_embedding:,}"
     star = choice.teacher_params_star
     star_text = f" (T* = {interval_text(star, 0)} parameters)" if star else ""
@@ -44,10 +44,17 @@ def run(study: str, console: Console) -> None:
     facts.add_row("", choice.basis_note)
     for effect in law.effects:
         if effect.gain_nats is not None:
-            facts.add_row(f"signal at {effect.student}", _gain_text(effect))
+            facts.add_row(f"teacher's gain, {effect.student}", _gain_text(effect))
     facts.add_row("final student", final.sentence)
     facts.add_row("report", str(Path(paths.REPORT.format(study=study)).with_name("report.html")))
     console.print(Panel(facts, title=f"study {study}", title_align="left", padding=(1, 2)))
+
+
+def _verdict_text(law: LawRecord) -> str:
+    """The verdict and its reason; the line's numbers stand above it."""
+    if law.overall is None:
+        return law.verdict
+    return f"law {law.overall.status}: {law.overall.reason}"
 
 
 def _gain_text(effect: ArmEffects) -> str:
