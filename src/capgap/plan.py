@@ -95,6 +95,8 @@ def _left(study: Study, jobs: list[Job], not_done: set[str]) -> list[Job]:
 
 def short(plan: Plan) -> str:
     """The plan in a few lines, for the end of a dry run."""
+    if not plan.left:
+        return f"0 of {len(plan.jobs)} jobs to do"
     done = len(plan.jobs) - len(plan.left)
     lines = [
         f"{len(plan.left)} of {len(plan.jobs)} jobs to do"

@@ -377,6 +377,7 @@ def test_finished_jobs_are_left_out_and_the_choice_is_used_once_made(tmp_path, m
     Path("results/tiny/law/choice.json").write_text(choice.to_json())
     done = plan.make_plan(study, not_done=[])
     assert done.left == []
+    assert plan.short(done) == f"0 of {len(done.jobs)} jobs to do"
     assert {
         j.output.split("/")[5] for j in done.jobs if "/4k/pruned" in j.output and "from" in j.output
     } == {"from-t6k", "from-t16k"}

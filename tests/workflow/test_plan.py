@@ -1,5 +1,7 @@
 """The plan knows the jobs that Snakemake knows; what cannot fit is refused before anything starts."""
 
+import sys
+
 import pytest
 import yaml
 from repository import RESULTS, SOURCE, write_study
@@ -21,7 +23,7 @@ def fresh(tmp_path):
 
 
 def snakemakes_jobs(repository):
-    table = repository.command("python", "-m", "snakemake", "--summary").stdout
+    table = repository.command(sys.executable, "-m", "snakemake", "--summary").stdout
     rows = [line.split("\t") for line in table.splitlines() if line.count("\t") == 5][1:]
     return {(row[2], row[0]) for row in rows}
 
