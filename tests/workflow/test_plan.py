@@ -64,10 +64,16 @@ def test_a_size_that_no_pruning_gives_is_refused_by_name(fresh):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("study", ["gpt2", "pythia", "llama2-minima", "smollm2-family"])
-def test_real_studies_dry_run_offline(fresh, study):
+@pytest.mark.parametrize(
+    ("study", "unit"),
+    [
+        *((name, "GPU hours") for name in ("gpt2", "pythia", "llama2-minima", "smollm2-family")),
+        *((name, "CPU seconds") for name in ("cpu-study", "smollm2")),
+    ],
+)
+def test_shipped_studies_dry_run_offline(fresh, study, unit):
     text = (SOURCE / f"configs/{study}.yaml").read_text()
     (fresh / "config.yaml").write_text(text)
     result = fresh.capgap("run", "-n")
-    assert "GPU hours" in result.stdout
+    assert unit in result.stdout
     assert "this was a dry run" in result.stdout + result.stderr
