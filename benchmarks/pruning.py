@@ -31,8 +31,8 @@ from capgap.config import (
     PackageTeacher,
     Score,
     TeacherTokenizer,
-    parse_count,
 )
+from capgap.counts import parse_count
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.losses import Signal, mixture_loss
 from capgap.engine.models import hidden_states, load_model, output_head

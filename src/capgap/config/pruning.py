@@ -1,0 +1,75 @@
+"""How teachers are cut down to students."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from capgap.config.section import Section, Seed
+
+
+class Score(Section):
+    """How the importance of a teacher's units is measured."""
+
+    criterion: Literal["mask_gradient", "activation", "magnitude", "random"] = Field(
+        "mask_gradient",
+        description="importance of heads, neurons and channels: mask_gradient (first-order change "
+        "of the loss, the paper's), activation (mean magnitude of what they put out, Minitron's), "
+        "magnitude (norm of their weights), random",
+    )
+    calibration_sequences: int = Field(
+        64, gt=0, description="training sequences over which importance is averaged"
+    )
+    sequence_length: int = Field(512, ge=2, description="tokens per calibration sequence")
+    seed: Seed = Field(
+        0, description="seed of the choice of calibration sequences and of random scores"
+    )
+
+
+class Depth(Section):
+    """How many layers a pruned model keeps, and which."""
+
+    depth: Literal["keep", "keep_middle", "drop_middle", "block_influence"] = Field(
+        "keep",
+        description="which layers stay: all (keep), the middle ones (keep_middle, MiniMA's), the "
+        "first and the last (drop_middle), or those that change their input's direction most "
+        "(block_influence)",
+    )
+    layers: int | None = Field(
+        None,
+        gt=0,
+        description="layers to keep, unless depth is keep; if not set, the same fraction as of "
+        "every width, the cube root of the share of the parameters",
+    )
+
+    @model_validator(mode="after")
+    def _depth_for_layers(self):
+        if self.depth == "keep" and self.layers is not None:
+            raise ValueError(
+                f"layers is {self.layers}, but depth is keep; set depth to keep_middle, drop_middle "
+                "or block_influence, or leave layers out"
+            )
+        return self
+
+
+class Prune(Depth, Score):
+    """How a teacher is cut down to a student's start."""
+
+    def scoring(self) -> Score:
+        """The part that decides the scores."""
+        return Score(**{key: getattr(self, key) for key in Score.model_fields})
+
+    def cutting(self) -> Depth:
+        """The part that decides, beside the scores, what is cut."""
+        return Depth(**{key: getattr(self, key) for key in Depth.model_fields})
+
+
+class StudyPrune(Prune):
+    """Pruning in a study, where one student size is cut from several teachers."""
+
+    one_shape: bool = Field(
+        False,
+        description="whether a student size has one shape whatever teacher it is cut from, the one "
+        "that the smallest teacher large enough gives; false keeps each teacher's proportions",
+    )

@@ -1,0 +1,80 @@
+"""The text, and what turns it into tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from capgap.config.section import Section
+
+
+class CorpusSplit(Section):
+    """How documents are shared out; a document is never cut."""
+
+    validation_share: float = Field(
+        0.03, gt=0, lt=0.5, description="share of the corpus bytes held out for validation"
+    )
+    test_share: float = Field(
+        0.03, gt=0, lt=0.5, description="share of the corpus bytes held out for the final test"
+    )
+
+
+class PackageCorpus(CorpusSplit):
+    """Text files that an installed Python package ships; one file is one document."""
+
+    source: Literal["package"]
+    package: str = Field(description="name of the installed package, found but never imported")
+    pattern: str = Field(description="glob inside the package, for example data/speeches/*.txt")
+
+
+class FilesCorpus(CorpusSplit):
+    """Local files: .txt (one document a file), .jsonl or .parquet (one document a row)."""
+
+    source: Literal["files"]
+    pattern: str = Field(description="glob of local files ending in .txt, .jsonl or .parquet")
+    text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
+
+
+class HubText(Section):
+    """Rows of a data set of the Hugging Face hub at a pinned commit."""
+
+    dataset: str = Field(description="data set id on the hub, owner/name")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
+    name: str | None = Field(
+        None, description="configuration of the data set, where it has several"
+    )
+    split: str = Field("train", description="split of the data set to read, like train[:10%]")
+    text_column: str = Field("text", description="column that holds the text")
+    joined: bool = Field(
+        False, description="whether the rows are lines of one document (WikiText), not documents"
+    )
+
+
+class HubCorpus(CorpusSplit, HubText):
+    """A data set of the hub; one row is one document."""
+
+    source: Literal["hub"]
+    test: HubText | None = Field(
+        None, description="another data set that is the test split, like WikiText (study file only)"
+    )
+
+
+Corpus = Annotated[PackageCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
+
+
+class TrainedTokenizer(Section):
+    """A byte-level BPE tokenizer trained on the training split."""
+
+    source: Literal["train"]
+    vocab_size: int = Field(ge=257, le=1_000_000, description="entries of the vocabulary")
+
+
+class TeacherTokenizer(Section):
+    """The tokenizer that comes with one of the teachers."""
+
+    source: Literal["teacher"]
+    teacher: str = Field(description="name of the teacher whose tokenizer is used")
+
+
+Tokenizer = Annotated[TrainedTokenizer | TeacherTokenizer, Field(discriminator="source")]
