@@ -20,13 +20,14 @@ from rich.table import Table
 from capgap import paths
 from capgap.config import Study
 from capgap.cost import fit
-from capgap.cost.devices import CPU, DEVICE_NAMES
 from capgap.cost.jobs import LAW_RULES, TEXT_RULES, Job, StudyCost, check_shapes
 from capgap.cost.schedule import Schedule, schedule
 from capgap.cost.speed import Speed, speed_of
+from capgap.devices import CPU, DEVICE_NAMES
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
 from capgap.study_file import load_study
+from capgap.workflow.pending import not_done
 
 EXACT_CPU_TIME_S = 15.0
 
@@ -287,8 +288,6 @@ def main(argv: list[str] | None = None) -> None:
         from capgap.cost.probe import calibrate  # imports torch
 
         calibrate(study)
-    from capgap.workflow.execute import not_done  # which prints plans itself
-
     plan = make_plan(
         study, device=args.device, workers=args.gpus, not_done=not_done(args.study, study.study)
     )

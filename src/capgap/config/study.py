@@ -20,8 +20,8 @@ from capgap.config.teachers import (
 )
 from capgap.config.text import Corpus, TeacherTokenizer, Tokenizer
 from capgap.config.training import Distill, Pretrain, PretrainStage
-from capgap.cost.devices import DEVICE_NAMES
 from capgap.counts import format_count
+from capgap.devices import DEVICE_NAMES
 
 
 class Grid(Section):

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from capgap.config import Study
-from capgap.cost.devices import CPU, DEVICES
 from capgap.cost.jobs import Job
 from capgap.cost.memory import Memory
+from capgap.devices import CPU, DEVICES
 from capgap.errors import CapgapError
 
 GIB = 2**30

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from capgap.config import Study
-from capgap.cost.devices import CPU, DEVICES
 from capgap.cost.jobs import MEGA, Job, base_mb
+from capgap.devices import CPU, DEVICES
 from capgap.records import Calibration
 
 CALIBRATION = Path("scratch/calibration.json")

@@ -24,6 +24,7 @@ How, and what would break without it
   process.py   one run a folder, one writer an output, all ending with the run. A killed run would
                leave jobs that overwrite what the next one makes, and locks to remove by hand.
   execute.py   `capgap run`: lock, clear what a killed run left, Snakemake.
+  pending.py   what a run would make: for dry runs, `capgap plan` and `capgap save`.
   verify.py    `capgap verify`: reads everything. Planning reads small files only, so that it costs
                seconds; a rotten byte in a checkpoint shows here, in the job that opens the folder,
                and in `dvc status` once the file's time or size has changed.

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from rich.console import Console
 
@@ -26,17 +26,11 @@ from capgap.stage import run_stage
 from capgap.study_file import load_study
 from capgap.summary import run as print_summary
 from capgap.workflow import ledger
+from capgap.workflow.pending import not_done, snakemake_command
 from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run
 
 DRY_RUN = {"-n", "--dry-run", "--dryrun"}
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
-
-
-class Pending(NamedTuple):
-    """An output that is not up to date, and its rule."""
-
-    rule: str
-    output: str
 
 
 def clear_leftovers(root: Path) -> None:
@@ -102,31 +96,6 @@ def _snakemake(study_file: Path, options: list[str], lock: TextIO) -> int:
             return process.wait()
         except KeyboardInterrupt:
             continue  # Snakemake has got it too, ends its jobs and then itself
-
-
-def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
-    """Command line of Snakemake for a study; CapgapError outside of the repository."""
-    if not Path("Snakefile").is_file():
-        raise CapgapError("no Snakefile here; run from the top folder of the repository")
-    return [sys.executable, "-m", "snakemake", "--configfile", str(study_file), *options]
-
-
-def pending(study_file: Path) -> list[Pending]:
-    """Outputs that a run would make, as far as they can be known before it."""
-    result = subprocess.run(
-        snakemake_command(study_file, ["--summary"]), capture_output=True, text=True
-    )
-    if result.returncode:
-        raise CapgapError(f"the study cannot be planned:\n{result.stderr.strip()}")
-    rows = [line.split("\t") for line in result.stdout.splitlines() if line.count("\t") == 5]
-    return [Pending(row[2], row[0]) for row in rows[1:] if row[5] == "update pending"]
-
-
-def not_done(study_file: Path, study: str) -> list[str] | None:
-    """Outputs that a run would make, None where there are no results at all."""
-    if not Path(paths.ROOT.format(study=study)).is_dir() or not Path("Snakefile").is_file():
-        return None
-    return [item.output for item in pending(study_file)]
 
 
 def main(argv: list[str] | None = None) -> None:

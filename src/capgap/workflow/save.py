@@ -15,7 +15,7 @@ from pathlib import Path
 from capgap.errors import CapgapError
 from capgap.stage import run_stage
 from capgap.study_file import load_study
-from capgap.workflow.execute import pending
+from capgap.workflow.pending import pending
 from capgap.workflow.process import only_run
 from capgap.workflow.remote import refuse_secrets
 from capgap.workflow.verify import check

@@ -1,0 +1,43 @@
+"""What a run of Snakemake would make, without making it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from capgap import paths
+from capgap.errors import CapgapError
+
+
+class Pending(NamedTuple):
+    """An output that is not up to date, and its rule."""
+
+    rule: str
+    output: str
+
+
+def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
+    """Command line of Snakemake for a study; CapgapError outside of the repository."""
+    if not Path("Snakefile").is_file():
+        raise CapgapError("no Snakefile here; run from the top folder of the repository")
+    return [sys.executable, "-m", "snakemake", "--configfile", str(study_file), *options]
+
+
+def pending(study_file: Path) -> list[Pending]:
+    """Outputs that a run would make, as far as they can be known before it."""
+    result = subprocess.run(
+        snakemake_command(study_file, ["--summary"]), capture_output=True, text=True
+    )
+    if result.returncode:
+        raise CapgapError(f"the study cannot be planned:\n{result.stderr.strip()}")
+    rows = [line.split("\t") for line in result.stdout.splitlines() if line.count("\t") == 5]
+    return [Pending(row[2], row[0]) for row in rows[1:] if row[5] == "update pending"]
+
+
+def not_done(study_file: Path, study: str) -> list[str] | None:
+    """Outputs that a run would make, None where there are no results at all."""
+    if not Path(paths.ROOT.format(study=study)).is_dir() or not Path("Snakefile").is_file():
+        return None
+    return [item.output for item in pending(study_file)]
