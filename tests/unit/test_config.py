@@ -57,6 +57,8 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (lambda d: d["teachers"]["t9k"].update(layers=True), "t9k: layers is not a yes-or-no"),
+        (lambda d: d["grid"].update(seeds=[0, False]), "grid: seeds is not a yes-or-no question"),
         (lambda d: d["grid"].update(students=["2M"]), "grid.students: 2M is not smaller than any"),
         (lambda d: d["final"].update(student="3k"), "final.student: 3k is in grid.students"),
         (lambda d: d["grid"].update(seeds=[1, 1]), "grid.seeds: the same value stands twice"),
