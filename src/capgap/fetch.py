@@ -20,7 +20,7 @@ from capgap.artifacts import publish_folder, sha256
 from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
 from capgap.engine.models import count_params, load_model, save_model
 from capgap.errors import CapgapError
-from capgap.hub import download
+from capgap.hub import download_model
 from capgap.packages import package_folder
 from capgap.pruning.vocabulary import trim
 from capgap.records import Lineage
@@ -116,7 +116,7 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
                 )
             return (path, None) if path.is_dir() else (path.parent, path.name)
         case HubTeacher():
-            return download(teacher.model, teacher.revision), None
+            return download_model(teacher.model, teacher.revision), None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,17 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from capgap.config import HubCorpus, HubTeacher, Study
 from capgap.errors import CapgapError
+from capgap.hub import open_gate
 from capgap.stage import run_stage
 from capgap.study_file import load_study
 
@@ -45,13 +41,14 @@ def check(kind: str, name: str, revision: str, api: HfApi) -> tuple[bool, str]:
     try:
         main = api.repo_info(name, repo_type=kind).sha
         api.repo_info(name, repo_type=kind, revision=revision)
+        api.auth_check(name, repo_type=kind)  # the page of a gated one is public, its files are not
     except RevisionNotFoundError:
         return False, f"{name}: no commit {revision}; main is {main}"
     except GatedRepoError:
-        return False, f"{name}: gated; accept its licence on its page, then hf auth login"
+        return False, f"{name}: gated; {open_gate(kind, name)}"
     except RepositoryNotFoundError:
         return False, f"{name}: not on the hub, or private"
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise CapgapError(
             f"{name}: the hub cannot be asked ({error}); try with a network"
         ) from None

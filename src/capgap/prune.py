@@ -34,7 +34,7 @@ from capgap.engine.models import (
 )
 from capgap.engine.streams import META
 from capgap.errors import CapgapError
-from capgap.hub import download
+from capgap.hub import download_model
 from capgap.packages import package_folder
 from capgap.pruning.selection import select
 from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
@@ -95,7 +95,7 @@ def find_model(name: str, revision: str | None) -> Path:
         return folder_of(name)
     if Path(name).is_absolute() or name.count("/") != 1 or name.startswith("."):
         raise CapgapError(f"{name}: no such folder, and not a model id of the hub (owner/name)")
-    return download(name, revision or "main")
+    return download_model(name, revision or "main")
 
 
 DEFAULT_TEXT = "data/speeches/20*.txt"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,33 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
 
 def hub_texts(text: HubText) -> list[str]:
     """Rows of a data set of the hub, or all of them as one document where they are lines."""
+    from huggingface_hub import is_offline_mode
+
+    from capgap.hub import download_files
+
     where = f"data set {text.dataset}"
-    pinned = {"name": text.name, "revision": text.revision, "split": text.split}
-    rows = _column(_load(where, text.dataset, **pinned), text.text_column, where)
+    pinned = {"name": text.name, "revision": text.revision}
+    if not is_offline_mode():  # else the library finds what it once read
+        download_files(text.dataset, text.revision, ["README.md"])  # names the files
+        download_files(text.dataset, text.revision, _hub_files(where, text.dataset, **pinned))
+    rows = _load(where, text.dataset, split=text.split, **pinned)
+    rows = _column(rows, text.text_column, where)
     return ["".join(rows)] if text.joined else rows
+
+
+def _hub_files(where: str, dataset: str, name: str | None, revision: str) -> list[str]:
+    """Paths of the files that make up one configuration of a data set of the hub."""
+    from datasets import load_dataset_builder
+
+    builder = _read(load_dataset_builder, where, dataset, name=name, revision=revision)
+    addresses = [file for files in builder.config.data_files.values() for file in files]
+    paths = [str(address).partition(f"@{revision}/")[2] for address in addresses]
+    if "" in paths:
+        raise CapgapError(
+            f"corpus: {where} keeps {addresses[paths.index('')]} outside of its repository, where no "
+            "commit pins it; download it and use source: files"
+        )
+    return paths
 
 
 def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[str, str]]:
@@ -98,10 +121,16 @@ def read_text(path: Path) -> str:
 
 def _load(where: str, *args, **options) -> Dataset:
     """A data set as the datasets library reads it; CapgapError naming `where` if it cannot."""
-    from datasets import exceptions, load_dataset
+    from datasets import load_dataset
+
+    return _read(load_dataset, where, *args, **options)
+
+
+def _read(function: Callable, where: str, *args, **options):
+    from datasets import exceptions
 
     try:
-        return load_dataset(*args, **options)
+        return function(*args, **options)
     except (exceptions.DatasetsError, OSError, ValueError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise CapgapError(

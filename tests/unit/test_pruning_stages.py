@@ -197,7 +197,7 @@ def test_prune_scores_on_a_text_where_no_scores_are_given(study, text, tmp_path,
 def test_prune_takes_a_model_of_the_hub_at_its_commit(study, tmp_path, monkeypatch, capsys):
     snapshot, asked = tmp_path / ("0" * 40), []
     load_model(study / "big").save_pretrained(snapshot)
-    monkeypatch.setattr(prune, "download", lambda *of: asked.append(of) or snapshot)
+    monkeypatch.setattr(prune, "download_model", lambda *of: asked.append(of) or snapshot)
     args = ["owner/name", "--params", "8k", "--tokens", study / "tokens", *SHORT, "--out"]
     prune.main([*map(str, args), str(tmp_path / "out")])
     assert asked == [("owner/name", "main")]
