@@ -20,8 +20,10 @@ from rich.table import Table
 from capgap import paths
 from capgap.config import Study
 from capgap.cost import fit
-from capgap.cost.jobs import LAW_RULES, TEXT_RULES, Job, StudyCost, check_shapes
+from capgap.cost.host import LAW_RULES, TEXT_RULES
+from capgap.cost.jobs import Job, StudyCost
 from capgap.cost.schedule import Schedule, schedule
+from capgap.cost.sizes import check_shapes
 from capgap.cost.speed import Speed, speed_of
 from capgap.devices import CPU, DEVICE_NAMES
 from capgap.errors import CapgapError

@@ -24,7 +24,8 @@ from capgap import design
 from capgap.artifacts import publish_folder, write_text
 from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training
 from capgap.cost.architectures import Model
-from capgap.cost.jobs import BASE_MB, MEGA, Job, StudyCost
+from capgap.cost.host import BASE_MB, MEGA, host_mb
+from capgap.cost.jobs import Job, StudyCost
 from capgap.cost.speed import CALIBRATION
 from capgap.counts import format_count
 from capgap.engine import training
@@ -162,7 +163,7 @@ class _Probe:
             run = run_stage_process([f"capgap.{name}", *options], self.folder)
             found["startup_s"][rule] = empty.cpu_s
             found["s_per_mb"][rule] = max(0.0, run.cpu_s - empty.cpu_s) / (size / MEGA)
-            counted = self.cost.host_mb(rule) - BASE_MB["text"]
+            counted = host_mb(self.cost, rule) - BASE_MB["text"]
             found["base_mb"][rule] = run.peak_mb - counted * size / self.cost.corpus_bytes
 
         large, small = self._sample(TOKENIZER_SAMPLE_BYTES), self._sample(SAMPLE_BYTES)
@@ -428,7 +429,8 @@ class _Probe:
 
     def _counted_mb(self, job: Job, teacher: str) -> float:
         """What the job that was run holds beside its base: that of its rule, smallest teacher."""
-        held = self.cost.host_mb(
+        held = host_mb(
+            self.cost,
             job.rule,
             teacher=teacher,
             student=format_count(min(self.study.grid.students)),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from capgap.config import Study
-from capgap.cost.jobs import MEGA, Job, base_mb
+from capgap.cost.host import MEGA, base_mb
+from capgap.cost.jobs import Job
 from capgap.devices import CPU, DEVICES
 from capgap.records import Calibration
 

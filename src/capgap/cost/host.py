@@ -1,0 +1,68 @@
+"""
+Main memory of the jobs of a study.
+"""
+
+from __future__ import annotations
+
+from capgap import design
+from capgap.cost import memory
+from capgap.cost.memory import FLOAT, Memory
+from capgap.cost.sizes import StudySizes
+from capgap.devices import CPU
+
+MEGA = 10**6
+BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it holds anything
+TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
+TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
+LAW_RULES = (
+    *("collect_runs", "fit_law", "choose_teacher"),
+    *("compare_final", "write_headline", "write_report"),
+)
+
+
+def base_mb(rule: str) -> int:
+    """Memory of a rule's job before it holds anything, MB of 10^6 bytes."""
+    return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
+
+
+def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **_: str) -> int:
+    """Peak of main memory of a job, in MB of 10^6 bytes, given the wildcards of its rule.
+
+    With a device the device holds the tensors, and main memory holds weights while they load.
+    """
+    base = base_mb(rule)
+    if rule in TEXT_RULES:
+        return base + round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
+    match rule:
+        case "pretrain_teacher":
+            settings = sizes.study.pretrain_stage(teacher)
+            held = memory.training(sizes.architecture(teacher).whole(), settings)
+        case "fetch_teacher":
+            held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
+        case "evaluate_teacher":
+            model = sizes.architecture(teacher).whole()
+            held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)
+        case "cache_teacher_signal":
+            model = sizes.architecture(teacher).whole()
+            held = memory.evaluation(model, sizes.study.distill.signal_stage().batch_tokens)
+        case "score_importance":
+            model = sizes.architecture(teacher).whole()
+            held = memory.scoring(model, sizes.study.prune.sequence_length)
+        case "prune_student":
+            cut = sizes.student(student, init or design.pruned_from(teacher))
+            held = memory.cutting(sizes.architecture(teacher).whole(), cut)
+        case "randomise_student":
+            like = sizes.shape_teacher[student]
+            cut = sizes.student(student, design.RANDOM)
+            held = memory.cutting(sizes.architecture(like).whole(), cut)
+        case "distill_student":
+            held = sizes.distill_memory(student, init, teacher)
+        case "evaluate_student":
+            model = sizes.student(student, init)
+            held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)
+        case _:
+            return base
+    size = held.total
+    if sizes.study.plan.device != CPU and held.optimizer:
+        size = held.weights + held.teacher + held.optimizer  # loading, then writing a checkpoint
+    return base + round(size / MEGA)
