@@ -47,3 +47,16 @@ def tiny_model():
         return new_model(config, seed)
 
     return make
+
+
+@pytest.fixture
+def runs_table(tmp_path):
+    """Write a frame (or text) as runs.csv and return its path."""
+
+    def write(runs):
+        path = tmp_path / "runs.csv"
+        text = runs if isinstance(runs, str) else runs.to_csv(index=False)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

@@ -220,16 +220,17 @@ class Line(Record):
     tokens: int
     status: Literal["fitted", "not_identifiable"]
     reason: str
-    slope: Interval | None  # hull of the resampled interval and the regression's t interval
+    slope: Interval | None  # t interval of the weighted regression
     intercept: Interval | None
     ratio_through_origin: Interval | None  # T* = ratio S
-    slope_resampled: Interval | None  # narrower; right only if T* is exactly linear in S
+    slope_resampled: Interval | None  # over runs alone; right only if T* is exactly linear in S
     r_squared: float | None
     n_students: int  # interior optima used
     n_bounds: int = 0  # optima at an edge of the grid, used as bounds
     published_slope: float
     published_slope_inside: bool | None  # whether the interval holds it
     elasticity: Interval | None = None  # slope of log T* on log S; 1 is proportion
+    elasticity_resampled: Interval | None = None  # over runs alone
     influence: list[Influence] = []  # slope without each student in turn
     band: list[
         BandPoint

@@ -172,6 +172,27 @@ def test_a_flat_or_monotone_law_is_called_contradicted():
         assert found["contradicted"] >= 19
 
 
+@pytest.mark.parametrize(
+    ("slope", "runs", "ratio"),
+    [
+        ((2.2, 2.8), (2.3, 2.7), "yes"),
+        ((2.6, 2.8), (2.6, 2.7), "no"),
+        ((2.6, 2.8), (2.4, 2.9), "yes"),  # distances that are small by luck decide nothing
+        ((2.4, 2.9), (2.6, 2.8), "yes"),
+        ((-1, 5), (2.3, 2.7), "unknown"),
+        ((2.6, 2.8), None, "no"),
+    ],
+)
+def test_a_decision_asks_both_intervals(slope, runs, ratio):
+    line = lines_of(fit_law(simulate(), QUICK), QUICK)[0]
+    ends = {
+        "slope": Interval(value=2.5, low=slope[0], high=slope[1]),
+        "slope_resampled": runs and Interval(value=2.5, low=runs[0], high=runs[1]),
+    }
+    found = overall_of([], [line.model_copy(update=ends)], None, [], 2.5)
+    assert answers(found)["ratio"] == ratio
+
+
 def test_excludes_by_hand():
     assert excludes(Interval(value=2, low=1.5, high=None), 1)
     assert not excludes(Interval(value=2, low=0.5, high=None), 1)

@@ -1,19 +1,28 @@
 """
 The law itself: T* = intercept + slope S over the optima of one token budget.
 
-Fitted by least squares over the optima inside the grid (arXiv 2311.07052 fits the same line), and
-with those at an edge as bounds where there are any (censored.py). Two things make its slope
-uncertain, and each has its own interval:
+Fitted by weighted least squares over the optima inside the grid, and with those at an edge as
+bounds where there are any (censored.py). The error of T* grows with T*, and one student's curve may
+be flatter than another's, so each optimum i has the weight
 
-  runs      every resample of the runs moves every T* and with it the line. Right if the optima lie
-            exactly on a line.
-  scatter   the t interval of the regression, from the distances of the optima to the line. Right
-            if optima scatter about it independently, of a law that is only roughly linear too, but
-            it knows the size of the scatter from these few distances alone.
+  1 / (v_i + tau^2 S_i^2)
 
-The interval that is reported is the hull of both; docs/method.md says why neither can stand alone
-with few students, and benchmarks/coverage.py measures all three. The interval over runs is kept
-beside it: it is the one to quote by a reader who takes the law to be exactly linear.
+v_i the variance of T*_i over resamples of the runs and tau the relative scatter of the optima about
+the line, by the rule of Mandel and Paule: the smallest tau >= 0 at which the weighted squares of the
+distances are no larger than their degrees of freedom. With one seed a cell v_i is unknown, and the
+weights are 1 / S_i^2.
+
+The interval that is reported is the t interval of this regression, from the distances of the
+optima to the line. They hold the noise of the runs and any scatter alike, so that it is right
+whether the law is exactly linear or only roughly (the interval of Knapp and Hartung for a
+regression over estimates with errors). A second one is kept beside it:
+
+  runs  every resample of the runs moves every T* and with it the line. Right only if the optima lie
+        exactly on a line, and then much narrower with few students.
+
+The hull of both would cover more than its level. But with three students the distances are by luck
+so small in one study of eight that the t interval is the narrower one: what decides something
+(claims.py, the T* of another student) asks both. benchmarks/coverage.py measures all of this.
 
 The slope, the intercept, the ratio through the origin and the prediction at a student size are all
 weighted sums of the coefficients and, without bounds, of the optima, so that one function bounds
@@ -28,7 +37,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from capgap.config import Law
 from capgap.law.censored import Bounds, CensoredFit, fit_censored
@@ -38,6 +47,7 @@ from capgap.records import BandPoint, Interval, Line
 
 BAND_POINTS = 25
 LEAST = 3  # optima; a line through two has no scatter to judge it by
+LEAST_SCATTER = 1e-6  # of T*/S; keeps the weights of optima without noise finite
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class FittedLine:
     high_RI: np.ndarray | None
     confidence: float
     edges: Edges = NO_EDGES
+    relative: bool = True  # the scatter of an optimum is in proportion to S; else alike for all
 
     def over_runs(self, weight_I: np.ndarray) -> tuple[float, float] | None:
         """Limits of a weighted sum of the optima over resamples, None with one seed a cell."""
@@ -75,6 +86,44 @@ class FittedLine:
         return limits(low_R, high_R, self.confidence)
 
     @cached_property
+    def noise_I(self) -> np.ndarray:
+        """Standard deviation of each optimum over resamples, in multiples of its `_scale`.
+
+        Half of the central 68 %; a resample that says only that T* lies beyond the grid counts
+        with that bound. 0 with one seed a cell.
+        """
+        if self.low_RI is None:
+            return np.zeros(len(self.star_I))
+        known_RI = np.where(np.isfinite(self.high_RI), self.high_RI, self.low_RI)
+        low_I, high_I = np.quantile(known_RI, stats.norm.cdf([-1, 1]), axis=0)
+        return (high_I - low_I) / 2 / self._scale(self.student_I)
+
+    @cached_property
+    def scatter(self) -> float:
+        """Standard deviation of the optima about the line beyond noise (Mandel and Paule 1970)."""
+        design_IP = _with_constant(self.student_I)
+        scale_I = self._scale(self.student_I)
+
+        def excess(scatter: float) -> float:
+            sd_I = scale_I * np.hypot(self.noise_I, scatter)
+            weighted_IP, star_I = design_IP / sd_I[:, None], self.star_I / sd_I
+            distance_I = star_I - weighted_IP @ (np.linalg.pinv(weighted_IP) @ star_I)
+            return float(distance_I @ distance_I) - (len(star_I) - design_IP.shape[1])
+
+        if excess(LEAST_SCATTER) <= 0:
+            return LEAST_SCATTER
+        flat_I = self.star_I - design_IP @ (np.linalg.pinv(design_IP) @ self.star_I)
+        most = float(np.linalg.norm(flat_I / scale_I)) + LEAST_SCATTER
+        return float(optimize.brentq(excess, LEAST_SCATTER, most, xtol=LEAST_SCATTER))
+
+    def _scale(self, student: np.ndarray) -> np.ndarray:
+        return student if self.relative else np.ones_like(student)
+
+    def _sd(self, student: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Standard deviations of optima about the line, as the weights take them."""
+        return self._scale(student) * np.hypot(noise, self.scatter)
+
+    @cached_property
     def line(self) -> CensoredFit:
         """The regression of T* on 1 and S."""
         return self._fit(_with_constant(self.student_I), _with_constant(self.edges.student_C))
@@ -85,19 +134,25 @@ class FittedLine:
         return self._fit(self.student_I[:, None], self.edges.student_C[:, None])
 
     def _fit(self, design_IP: np.ndarray, design_CP: np.ndarray) -> CensoredFit:
-        bounds = Bounds(design_CP, self.edges.limit_C, self.edges.above_C)
-        return fit_censored(design_IP, self.star_I, bounds)
+        """Rows in units of their standard deviations, so that all weigh alike."""
+        sd_I = self._sd(self.student_I, self.noise_I)
+        sd_C = self._sd(self.edges.student_C, np.median(self.noise_I))
+        bounds = Bounds(design_CP / sd_C[:, None], self.edges.limit_C / sd_C, self.edges.above_C)
+        return fit_censored(design_IP / sd_I[:, None], self.star_I / sd_I, bounds)
 
     def estimate(self, fit: CensoredFit, weight_P: list[float]) -> tuple[float, float, float]:
-        """A weighted sum of coefficients with its reported interval."""
+        """A weighted sum of coefficients with its t interval."""
         value = float(fit.coefficient_P @ weight_P)
-        return value, *hull(
-            fit.interval(np.array(weight_P), self.confidence), self._over_runs(fit, weight_P)
-        )
+        return value, *fit.interval(np.array(weight_P), self.confidence)
 
-    def _over_runs(self, fit: CensoredFit, weight_P: list[float]) -> tuple[float, float] | None:
-        """Limits of the same sum over resamples of the optima inside the grid."""
-        return self.over_runs(weight_P @ np.linalg.pinv(fit.design_IP))
+    def resampled(self, fit: CensoredFit, weight_P: list[float]) -> Interval | None:
+        """The same sum over the optima inside the grid, with its limits over resamples."""
+        weight_I = self._weights(fit, weight_P)
+        ends = self.over_runs(weight_I)
+        return None if ends is None else _interval(float(weight_I @ self.star_I), ends)
+
+    def _weights(self, fit: CensoredFit, weight_P: list[float]) -> np.ndarray:
+        return weight_P @ np.linalg.pinv(fit.design_IP) / self._sd(self.student_I, self.noise_I)
 
     def band(self) -> list[BandPoint]:
         """The line and its interval from 1/1.5 of the smallest student to 1.5 of the largest."""
@@ -116,13 +171,18 @@ class FittedLine:
         return points
 
     def predict(self, student_params: float) -> Interval:
-        """T* of a student size, with the interval of one more optimum there (hull as above)."""
-        row = [1.0, student_params / self.unit]
-        value = float(self.line.coefficient_P @ row)
-        low, high = self.line.interval(np.array(row), self.confidence)
-        own = stats.t.ppf((1 + self.confidence) / 2, self.line.df) * self.line.unbiased_sd
-        low, high = value - np.hypot(value - low, own), value + np.hypot(high - value, own)
-        low, high = hull((low, high), self._over_runs(self.line, row))
+        """T* of a student size, with the interval of one more optimum there.
+
+        A decision rests on it: it is never narrower than the noise of the runs, as the hull of the
+        prediction interval of the regression and that over runs.
+        """
+        at = student_params / self.unit
+        row = [1.0, at]
+        value, low, high = self.estimate(self.line, row)
+        t = stats.t.ppf((1 + self.confidence) / 2, self.line.df)
+        own = t * self.line.unbiased_sd * float(self._sd(np.array(at), np.median(self.noise_I)))
+        scatter = value - np.hypot(value - low, own), value + np.hypot(high - value, own)
+        low, high = hull(scatter, self.over_runs(self._weights(self.line, row)))
         return size_interval(value * self.unit, low * self.unit, high * self.unit)
 
     def coefficients(self) -> dict[str, Interval]:
@@ -130,13 +190,11 @@ class FittedLine:
         slope, *slope_ends = self.estimate(self.line, [0.0, 1.0])
         intercept, *ends = self.estimate(self.line, [1.0, 0.0])
         ratio, *ratio_ends = self.estimate(self.proportion, [1.0])
-        runs = self._over_runs(self.line, [0.0, 1.0])
-        inside = float(np.linalg.pinv(self.line.design_IP)[1] @ self.star_I)
         return {
             "slope": _interval(slope, slope_ends),
             "intercept": _interval(intercept * self.unit, np.multiply(ends, self.unit)),
             "ratio_through_origin": _interval(ratio, ratio_ends),
-            "slope_resampled": None if runs is None else _interval(inside, runs),
+            "slope_resampled": self.resampled(self.line, [0.0, 1.0]),
         }
 
 
@@ -212,7 +270,7 @@ def describe_line(located: list[Located], fitted: FittedLine | None, settings: L
     slope = coefficients["slope"]
     low = -np.inf if slope.low is None else slope.low
     high = np.inf if slope.high is None else slope.high
-    how = "least squares" if common["n_bounds"] == 0 else "censored regression"
+    how = "weighted least squares" if common["n_bounds"] == 0 else "censored regression"
     reason = f"{how} over {len(inside)} interior optima{_others(located)}"
     assumed = [p.cells.student for p in inside if len(np.unique(p.cells.teacher_params_K)) == 3]
     if assumed:

@@ -23,11 +23,13 @@ def interior(located: list[Located]) -> list[Located]:
     return [place for place in located if place.status == "interior"]
 
 
-def elasticity(located: list[Located], confidence: float) -> Interval | None:
+def elasticity(
+    located: list[Located], confidence: float
+) -> tuple[Interval, Interval | None] | None:
     """Slope of log T* on log S over the optima of one budget; 1 where T* is in proportion.
 
-    The interval is the hull of the regression's and that over runs, as for the line. None with
-    fewer than three sizes.
+    The regression's interval, as for the line, and the one over runs alone (None with one seed a
+    cell). None with fewer than three sizes.
     """
     fitted = fit_line(located, confidence)
     if fitted is None:
@@ -45,13 +47,15 @@ def elasticity(located: list[Located], confidence: float) -> Interval | None:
                 student_C=np.log(fitted.edges.student_C),
                 limit_C=np.log(fitted.edges.limit_C),
             ),
+            relative=False,
         )
     value, low, high = logs.estimate(logs.line, [0.0, 1.0])
-    return Interval(
+    own = Interval(
         value=value,
         low=float(low) if np.isfinite(low) else None,
         high=float(high) if np.isfinite(high) else None,
     )
+    return own, logs.resampled(logs.line, [0.0, 1.0])
 
 
 def influence(located: list[Located]) -> list[Influence]:

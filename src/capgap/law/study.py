@@ -11,7 +11,7 @@ import pandas as pd
 from capgap.config import Law
 from capgap.law.arms import effects_of
 from capgap.law.cells import Noise, between_seeds, cells_of, pool
-from capgap.law.claims import overall_of
+from capgap.law.claims import falls, grows, overall_of
 from capgap.law.line import FittedLine, describe_line, fit_line
 from capgap.law.optimum import Located, describe, locate
 from capgap.law.pruning_null import start_test
@@ -69,15 +69,14 @@ def optima_of(fit: Fit, settings: Law) -> list[Optimum]:
 
 def lines_of(fit: Fit, settings: Law) -> list[Line]:
     """Records of the lines, one for each budget."""
-    return [
-        describe_line(places, fit.lines[tokens], settings).model_copy(
-            update={
-                "elasticity": elasticity(places, settings.confidence),
-                "influence": influence(places),
-            }
-        )
-        for tokens, places in fit.located.items()
-    ]
+    return [_line(fit.lines[tokens], places, settings) for tokens, places in fit.located.items()]
+
+
+def _line(fitted: FittedLine | None, places: list[Located], settings: Law) -> Line:
+    """A line with its elasticity and the influence of each student."""
+    power, resampled = elasticity(places, settings.confidence) or (None, None)
+    more = {"elasticity": power, "elasticity_resampled": resampled, "influence": influence(places)}
+    return describe_line(places, fitted, settings).model_copy(update=more)
 
 
 def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
@@ -140,8 +139,8 @@ def _line_verdict(line: Line, level: float) -> str:
         f"): the published {line.published_slope:g} is "
         f"{'inside' if line.published_slope_inside else 'outside'}"
     )
-    if (slope.low is None or slope.low <= 0) and (slope.high is None or slope.high >= 0):
-        text += ", and 0 is inside, so no growth of T* with S is shown"
+    if not (grows(line) or falls(line)):
+        text += ", and 0 is not excluded, so no growth of T* with S is shown"
     return text
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from capgap.design import NONE, pruned_from
+from capgap.law.claims import grows
 from capgap.law.words import about, listed
 from capgap.records import FinalRecord, Interval, LawRecord, Line, Metrics, Optimum, RunRow
 
@@ -93,19 +94,19 @@ def headline(law: LawRecord) -> str:
     """The finding in one short sentence; the record's verdict holds the numbers."""
     if all(found.slope is None for found in law.lines):
         return "These runs do not pin down a law of capacity gap"
-    grows = [found for found in law.lines if found.slope and (found.slope.low or 0) > 0]
-    if not grows:
+    growing = [found for found in law.lines if found.slope and grows(found)]
+    if not growing:
         return "These runs do not show that the best teacher grows with the student"
-    if len(grows) > 1:
-        each = [f"{found.slope.value:.2g} at {size(found.tokens)} tokens" for found in grows]
+    if len(growing) > 1:
+        each = [f"{found.slope.value:.2g} at {size(found.tokens)} tokens" for found in growing]
         return f"The best teacher grows with the student, with a slope of {listed(each)}"
-    slope, published = grows[0].slope.value, f"{grows[0].published_slope:g}"
+    slope, published = growing[0].slope.value, f"{growing[0].published_slope:g}"
     fits = f"the published {published} fits too"
     misses = f"not {published} times, as published"
-    at = f" at {size(grows[0].tokens)} tokens" if len(law.lines) > 1 else ""
+    at = f" at {size(growing[0].tokens)} tokens" if len(law.lines) > 1 else ""
     return (
         f"The best teacher grows {slope:.2g} times as fast as the student{at}; "
-        f"{fits if grows[0].published_slope_inside else misses}"
+        f"{fits if growing[0].published_slope_inside else misses}"
     )
 
 
