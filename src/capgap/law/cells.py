@@ -91,12 +91,17 @@ def between_seeds(cells: list[Cells]) -> tuple[float, int] | None:
 
 def _design(group: pd.DataFrame, paired: bool) -> tuple[np.ndarray, list[str]]:
     """Indicator columns of the teachers, smallest first, and of the seeds."""
-    sizes = group.groupby("teacher")["teacher_params_non_embedding"].first()
-    teachers = sorted(sizes.index, key=lambda name: (sizes[name], name))
+    sizes = _sizes(group)
+    teachers = sorted(sizes, key=lambda name: (sizes[name], name))
     teacher_NK = group["teacher"].to_numpy()[:, None] == np.array(teachers)
     seed_N = group["seed"].to_numpy()
     seed_NB = seed_N[:, None] == np.unique(seed_N) if paired else np.zeros((len(group), 0))
     return np.hstack([teacher_NK, seed_NB]).astype(float), teachers
+
+
+def _sizes(group: pd.DataFrame) -> dict[str, float]:
+    """Parameters by teacher's name, which stands for one model (`read_runs` checks that)."""
+    return dict(zip(group["teacher"], group["teacher_params_non_embedding"], strict=True))
 
 
 def _connected(group: pd.DataFrame) -> bool:
@@ -114,7 +119,7 @@ def _cells(group: pd.DataFrame, paired: bool) -> Cells:
     n_seeds_K = design[:, :k].sum(axis=0).astype(int)
     raw_mean_K = design[:, :k].T @ loss_N / n_seeds_K
     within_N = loss_N - design[:, :k] @ raw_mean_K
-    sizes = group.groupby("teacher")["teacher_params_non_embedding"].first()
+    sizes = _sizes(group)
     return Cells(
         student=group["student"].iloc[0],
         student_params=float(group["student_params_non_embedding"].mean()),
