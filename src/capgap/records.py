@@ -111,7 +111,7 @@ class SignalRecord(Record):
     tokens: int  # covered, whole sequences
     bytes_per_token: int
     windows_per_shard: int
-    mean_tail_mass: float | None  # of tokens not kept; None for samples
+    mean_tail_mass: float | None  # of all but the most likely; None for samples
     forward_flops: float  # of the teacher, once for all students
 
 

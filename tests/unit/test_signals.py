@@ -11,7 +11,7 @@ from capgap import signal
 from capgap.artifacts import differences
 from capgap.config import Distill, SignalStage
 from capgap.engine import signals
-from capgap.engine.losses import PartialSignal, Signal, mixture_loss
+from capgap.engine.losses import Signal, mixture_loss
 from capgap.engine.models import hidden_states, output_head, save_model
 from capgap.engine.objectives import Distillation
 from capgap.engine.signals import SignalStore, draw
@@ -86,15 +86,19 @@ def test_what_is_kept_is_what_the_teacher_says(token_streams, teacher, tmp_path,
         probs = torch.softmax(hidden_states(model, batch.inputs) @ output_head(model).T, 1)
     if kind == "top_k":
         expected, _ = probs.topk(entries)
-        torch.testing.assert_close(kept.probs, expected, rtol=2e-3, atol=1e-6)
-        torch.testing.assert_close(probs.gather(1, kept.ids), expected)
+        torch.testing.assert_close(kept.masses[:, :entries], expected, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(probs.gather(1, kept.ids[:, :entries]), expected)
+        rest = 1 - expected.sum(1, keepdim=True)
         torch.testing.assert_close(
-            kept.tail[:, 0], 1 - expected.sum(1), rtol=3e-3, atol=1e-5, check_stride=False
+            kept.masses[:, entries:], (rest / entries).expand(-1, entries), rtol=2e-3, atol=3e-4
         )
+        for row, total in zip(kept.ids, rest, strict=True):  # the drawn are others than the top
+            assert total < 1e-5 or not set(row[:entries].tolist()) & set(row[entries:].tolist())
     else:
-        counts = torch.zeros_like(probs).scatter_add_(1, kept.ids, kept.probs * entries)
+        counts = torch.zeros_like(probs).scatter_add_(1, kept.ids, kept.masses * entries)
         assert (counts >= (probs * entries - 1e-4).floor()).all()
         assert (counts <= (probs * entries + 1e-4).ceil()).all()
+    torch.testing.assert_close(kept.masses.sum(1), torch.ones(len(kept.masses)))
 
 
 def test_draws_are_unbiased():
@@ -106,19 +110,24 @@ def test_draws_are_unbiased():
     torch.testing.assert_close(counts / counts.sum(), probs[0].double(), rtol=0, atol=1e-4)
 
 
-def test_the_expected_gradient_of_a_sample_is_the_gradient():
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_expected_gradient_of_what_is_kept_is_the_gradient(kind, temperature):
     torch.manual_seed(0)
     hidden, head = torch.randn(1, 6, requires_grad=True), torch.randn(30, 6)
     whole = Signal(torch.randn(1, 8), torch.randn(30, 8))
-    label = torch.tensor([4])
-    probs = torch.softmax(whole.hidden @ whole.head.T, 1)
-    (expected,) = torch.autograd.grad(mixture_loss(hidden, head, label, whole)[0], hidden)
-    phases = 500
-    uniform = (torch.arange(phases, dtype=torch.float64) + 0.5) / phases
-    ids = draw(probs.expand(phases, -1), uniform, 8)
-    sample = PartialSignal(ids, torch.full(ids.shape, 1 / 8), torch.empty(phases, 0))
+    label, phases, loss = torch.tensor([4]), 2000, {"temperature": temperature}
+    (expected,) = torch.autograd.grad(mixture_loss(hidden, head, label, whole, **loss)[0], hidden)
+    uniform = (torch.arange(phases, dtype=torch.float64) + 0.5) / phases  # every phase once
+    pieces = signals.reduce_to_signal(
+        whole.hidden.expand(phases, -1),
+        *(whole.head, uniform, stage(kind, 4, temperature=temperature)),
+    )
+    kept = signals.partial_signal(
+        {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    )
     many = hidden.expand(phases, -1)
-    loss, _ = mixture_loss(many, head, label.expand(phases), sample, scale=1 / phases)
+    loss, _ = mixture_loss(many, head, label.expand(phases), kept, scale=1 / phases, **loss)
     (mean,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
 
@@ -144,7 +153,7 @@ def test_shards_are_bounded_and_checked(token_streams, teacher, tmp_path, monkey
     assert sum(shard.stat().st_size for shard in shards) < 640 * record.bytes_per_token * 1.1
     assert differences(out) == []
     starts = torch.from_numpy(lattice(6000, LENGTH, 640))
-    assert SignalStore(out).read(starts).ids.shape == (640, 20)
+    assert SignalStore(out).read(starts).ids.shape == (640, 40)
     data = bytearray(shards[1].read_bytes())
     data[-1] ^= 1
     shards[1].write_bytes(data)
@@ -163,7 +172,7 @@ def test_a_full_disk_is_refused_beforehand(token_streams, teacher, tmp_path, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9e9, 9e9, 100_000))
     _, folder = teacher
     with pytest.raises(
-        CapgapError, match=r"640 tokens x 258 bytes = 0\.2 MB, 0\.1 MB free.*online"
+        CapgapError, match=r"640 tokens x 384 bytes = 0\.2 MB, 0\.1 MB free.*online"
     ):
         signal.run(stage(), folder, token_streams(), tmp_path / "signal")
     assert not (tmp_path / "signal").exists()

@@ -88,25 +88,25 @@ class SignalStage(Section):
     """Everything that decides, beside teacher and text, what is kept of a teacher's signal."""
 
     kind: Literal["top_k", "sampled"] = Field(
-        description="top_k (the most likely tokens and the mass of the others) or sampled (random "
-        "tokens, unbiased)"
+        description="sampled (tokens drawn from the distribution) or top_k (the most likely tokens, "
+        "and as many drawn from the others); both unbiased"
     )
-    entries: int = Field(gt=0, description="tokens of the vocabulary kept for each token of text")
+    entries: int = Field(
+        gt=0, description="tokens of the vocabulary drawn, or most likely, for each token of text"
+    )
     unique_tokens: Count = Field(gt=0, description="tokens of the training split to cover")
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     temperature: float = Field(1.0, gt=0, description="temperature of the teacher's distribution")
     batch_tokens: Count = Field(4096, gt=0, description="tokens per forward pass")
-    seed: int = Field(0, ge=0, description="seed of the draws, for kind sampled")
+    seed: int = Field(0, ge=0, description="seed of the draws")
 
     def bytes_per_token(self, vocab: int) -> int:
-        """Bytes that the signal of one token takes on disk: ids; top_k has float16 masses too."""
+        """Bytes that the signal of one token takes on disk: ids, and float16 masses for top_k."""
         id_bytes = 2 if vocab <= 2**16 else 4
-        if self.kind == "sampled":
-            return self.entries * id_bytes
-        return self.entries * (id_bytes + 2) + 2
+        return self.entries * (id_bytes if self.kind == "sampled" else 2 * id_bytes + 2)
 
 
-SIGNAL_ENTRIES = {"top_k": 24, "sampled": 48}  # below 100 bytes each for up to 65,536 entries
+SIGNAL_ENTRIES = {"top_k": 16, "sampled": 48}  # 96 bytes each for vocabularies up to 65,536
 
 
 class Distill(Training):
@@ -136,16 +136,16 @@ class Distill(Training):
     teacher_signal: Literal["online", "top_k", "sampled"] = Field(
         "online",
         description="where the teacher's signal comes from: its forward pass in every run (online) "
-        "or, computed once a teacher and kept on disk, its most likely tokens with the mass of the "
-        "others (top_k, biased) or tokens drawn at random (sampled, unbiased)",
+        "or, computed once a teacher and kept on disk, tokens drawn from its distribution (sampled) "
+        "or its most likely tokens and as many drawn from the others (top_k)",
     )
     signal_entries: int | None = Field(
         None,
         gt=0,
-        description="tokens of the vocabulary kept for each token of text, "
+        description="tokens of the vocabulary drawn, or most likely, for each token of text, "
         + ", ".join(f"{n} for {kind}" for kind, n in SIGNAL_ENTRIES.items())
-        + " if not set; each takes 4 bytes for top_k and 2 for sampled, with more than 65,536 "
-        "entries in the vocabulary 6 and 4",
+        + " if not set; each takes 6 bytes for top_k and 2 for sampled, with more than 65,536 "
+        "entries in the vocabulary 10 and 4",
     )
 
     def signal_stage(self) -> SignalStage:

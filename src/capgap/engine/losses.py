@@ -16,8 +16,8 @@ of tokens are at hand, so memory grows with the chunk, not with tokens x vocabul
 chunk is worked through in blocks of rows that stay in its cache.
 """
 
-# N tokens of all sequences, C tokens of a chunk, R tokens of a block, K tokens of a vocabulary that
-# a partial signal knows, V vocabulary, D student channels, E teacher's
+# N tokens of all sequences, C tokens of a chunk, R tokens of a block, K entries of a partial signal,
+# V vocabulary, D student channels, E teacher's
 
 from __future__ import annotations
 
@@ -61,15 +61,13 @@ class Signal(NamedTuple):
 
 
 class PartialSignal(NamedTuple):
-    """Probabilities of K tokens of the vocabulary for each of N tokens, at the loss's temperature.
+    """K masses in the vocabulary for each of N tokens, of sum 1, at the loss's temperature.
 
-    tail: mass of all other tokens together (N x 1); N x 0 where there is none, as for a sample,
-    whose K draws may repeat a token.
+    An entry may repeat, as draws do: its masses add up.
     """
 
     ids: torch.Tensor  # N x K, int64
-    probs: torch.Tensor  # N x K
-    tail: torch.Tensor
+    masses: torch.Tensor  # N x K
 
     def keep(self, kept_N: torch.Tensor) -> PartialSignal:
         """The signal of some of the tokens."""
@@ -195,7 +193,7 @@ def _teacher_term(
     Returns the sum of the term and the log of the softmax's denominator (R x 1).
     """
     if len(told) > 1:
-        return _partial_cross_entropy(logits_RV, *told, plain, taught)
+        return _sparse_cross_entropy(logits_RV, *told, plain, taught)
     told_RV = told[0].to(logits_RV.dtype)
     if term.temperature != 1:
         told_RV /= term.temperature
@@ -249,29 +247,14 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
     return inner_R1.sum() + rest, log_sum_R1
 
 
-def _partial_cross_entropy(logits_RV, ids_RK, probs_RK, tail_R1, plain, taught):
-    """Cross-entropy under a target that is known at K tokens, and elsewhere in sum at most.
-
-    tail_R1: mass of the other tokens, held against the mass that the student gives them together:
-    -sum_k p_k log q_k - p_tail log q_tail, so the student shares it out as it likes. Where no
-    target has a tail (N x 0) the K tokens, repeated or not, are all.
-    """
-    known_RK = logits_RV.gather(1, ids_RK)
-    exp_RV, exp_RK = logits_RV.exp_(), known_RK.exp()
-    if tail_R1.shape[1] == 0:
-        sum_R1 = exp_RV.sum(1, keepdim=True)
-        log_sum_R1 = sum_R1.log()
-        exp_RV *= (plain + taught) / sum_R1
-        exp_RV.scatter_add_(1, ids_RK, probs_RK * -taught)
-        return -_dot(probs_RK, known_RK - log_sum_R1), log_sum_R1
-    exp_RV.scatter_(1, ids_RK, 0.0)  # summed apart: what is left may be too small to subtract
-    rest_R1 = exp_RV.sum(1, keepdim=True).clamp_min_(torch.finfo(exp_RV.dtype).tiny)
-    sum_R1 = rest_R1 + exp_RK.sum(1, keepdim=True)
+def _sparse_cross_entropy(logits_RV, ids_RK, masses_RK, plain, taught):
+    """-sum_k m_k log q_k: the cross-entropy under a target of K masses, whose sum is 1."""
+    value = -_dot(masses_RK, logits_RV.gather(1, ids_RK))
+    sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
     log_sum_R1 = sum_R1.log()
-    exp_RV *= (plain + taught) / sum_R1 - taught * tail_R1 / rest_R1
-    exp_RV.scatter_(1, ids_RK, exp_RK * ((plain + taught) / sum_R1) - taught * probs_RK)
-    value = -_dot(probs_RK, known_RK - log_sum_R1) - _dot(tail_R1, rest_R1.log() - log_sum_R1)
-    return value, log_sum_R1
+    logits_RV *= (plain + taught) / sum_R1
+    logits_RV.scatter_add_(1, ids_RK, masses_RK * -taught)
+    return value + log_sum_R1.sum(), log_sum_R1
 
 
 def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,15 @@ What a teacher says about the training text, computed once and kept on disk.
 
 For a token the whole distribution would be V numbers. Kept is one of
 
-  top_k    the K most likely tokens with their probabilities, and the mass of all others in sum;
-           the student's own sum is held against it. Nothing is known about how the tail is shared
-  sampled  K tokens drawn from the distribution, so that the expected gradient is the exact one
-           (random sampling distillation, arXiv 2503.16870, with the distribution itself as its
-           proposal). Draws are systematic: one uniform number moves K equidistant points over the
-           cumulated probabilities, so a token of probability p comes floor(Kp) or ceil(Kp) times
+  sampled  K tokens drawn from the distribution, each for a mass of 1 / K (random sampling
+           distillation, arXiv 2503.16870, with the distribution itself as its proposal)
+  top_k    the K most likely tokens with their probabilities, and K more drawn from the others,
+           each for 1 / K of what is left
+
+The expected target of both is the teacher's distribution, at its temperature; the cross-entropy
+under a target is linear in it, so the expected gradient is the exact one. Draws are systematic: one
+uniform number moves K equidistant points over the cumulated probabilities, so a token of mass m
+comes floor(Km) or ceil(Km) times.
 
 Windows lie at the fixed places of `lattice`, in ascending order, in shards of safetensors. A signal
 belongs to one teacher, one token stream and one temperature, and its record says which.
@@ -89,7 +92,7 @@ def write_signal(
                 hidden_ND, output_head(teacher), torch.from_numpy(draws), settings
             )
         whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        tail += whole["tail"].double().sum().item() if "tail" in whole else 0.0
+        tail += (1 - whole["probs"].double().sum(1)).sum().item() if "probs" in whole else 0.0
         save_file(whole, folder / _shard(first // per_shard))
         done = (first + len(windows)) * length
         speed = done / (time.monotonic() - clock)
@@ -116,28 +119,29 @@ def reduce_to_signal(
 ) -> list[dict[str, torch.Tensor]]:
     """Keep or draw K of V tokens for each of N, as it goes to disk, by chunks.
 
-    draws: one uniform number in [0, 1) a token, float64, for kind sampled.
+    draws: one uniform number in [0, 1) a token, float64.
     """
     pieces, chunk = [], chunk_tokens(head_VD.shape[0])
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         probs_CV = torch.softmax((hidden_ND[part] @ head_VD.T).float() / settings.temperature, 1)
-        if settings.kind == "sampled":
-            ids_CK = draw(probs_CV, draws_N[part].to(probs_CV.device), settings.entries)
-            piece = {"ids": ids_CK}
-        else:
-            probs_CK, ids_CK = probs_CV.topk(settings.entries, sorted=True)
-            tail_C1 = probs_CV.scatter_(1, ids_CK, 0.0).sum(1, keepdim=True)
-            piece = {"ids": ids_CK, "probs": probs_CK.half(), "tail": tail_C1.half()}
-        piece["ids"] = piece["ids"].to(_id_dtype(head_VD.shape[0]))
+        piece = {}
+        if settings.kind == "top_k":
+            probs_CK, top_CK = probs_CV.topk(settings.entries)
+            piece["probs"] = probs_CK.half()
+            probs_CV.scatter_(1, top_CK, 0.0)
+        ids_CK = draw(probs_CV, draws_N[part].to(probs_CV.device), settings.entries)
+        if settings.kind == "top_k":
+            ids_CK = torch.cat([top_CK, ids_CK], 1)
+        piece["ids"] = ids_CK.to(_id_dtype(head_VD.shape[0]))
         pieces.append({name: value.cpu() for name, value in piece.items()})
     return pieces
 
 
 def draw(probs_CV: torch.Tensor, uniform_C: torch.Tensor, count: int) -> torch.Tensor:
-    """Draw `count` tokens from each row of probabilities by systematic sampling (C x count, int64).
+    """Draw `count` tokens in proportion to each row by systematic sampling (C x count, int64).
 
-    uniform: one number in [0, 1) for each row, float64.
+    uniform: one number in [0, 1) for each row, float64. A row of zeros gives tokens without meaning.
     """
     cumulated_CV = probs_CV.double().cumsum(1)
     steps_K = torch.arange(count, dtype=torch.float64, device=probs_CV.device)
@@ -145,16 +149,17 @@ def draw(probs_CV: torch.Tensor, uniform_C: torch.Tensor, count: int) -> torch.T
     return torch.searchsorted(cumulated_CV, points_CK, right=True).clamp_(max=probs_CV.shape[1] - 1)
 
 
-def partial_signal(pieces: list[dict[str, torch.Tensor]]) -> PartialSignal:
-    """Targets from what is kept on disk, the pieces one after another."""
-    whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    ids_NK = whole["ids"].to(torch.int64)
-    if "probs" not in whole:
-        probs_NK = torch.full(ids_NK.shape, 1 / ids_NK.shape[1])
-        return PartialSignal(ids_NK, probs_NK, torch.empty(len(ids_NK), 0))
-    probs_NK, tail_N1 = whole["probs"].float(), whole["tail"].float()
-    sum_N1 = probs_NK.sum(1, keepdim=True) + tail_N1  # half precision rounds
-    return PartialSignal(ids_NK, probs_NK / sum_N1, tail_N1 / sum_N1)
+def partial_signal(kept: dict[str, torch.Tensor]) -> PartialSignal:
+    """Targets from what is kept on disk."""
+    ids_NK = kept["ids"].to(torch.int64)
+    if "probs" not in kept:
+        return PartialSignal(ids_NK, torch.full(ids_NK.shape, 1 / ids_NK.shape[1]))
+    top_NK = kept["probs"].float()
+    rest_N1 = (1 - top_NK.sum(1, keepdim=True)).clamp_(min=0)
+    masses_NK = torch.cat([top_NK, (rest_N1 / top_NK.shape[1]).expand_as(top_NK)], 1)
+    return PartialSignal(
+        ids_NK, masses_NK / masses_NK.sum(1, keepdim=True)
+    )  # half precision rounds
 
 
 class SignalStore:
@@ -166,7 +171,7 @@ class SignalStore:
         settings = self.record.settings
         self.length = settings.sequence_length
         self.starts = lattice(self.record.stream_tokens, self.length, settings.unique_tokens)
-        self.shards: dict[int, safe_open] = {}
+        self.shards: dict[int, dict[str, np.ndarray]] = {}
 
     def check(self, settings: SignalStage, *, weights_sha256: str, stream_sha256: str) -> None:
         """Raise CapgapError where this is not the signal of these settings, teacher and stream."""
@@ -188,11 +193,25 @@ class SignalStore:
             self.starts[np.minimum(rows, len(self.starts) - 1)], starts_B.numpy()
         ):
             raise CapgapError(f"{self.folder}: the signal does not cover the windows of this run")
-        return partial_signal([self._window(int(row)) for row in rows])
+        numbers, places = np.divmod(rows, self.record.windows_per_shard)
+        kept: dict[str, np.ndarray] = {}
+        for number in np.unique(numbers):
+            here = numbers == number
+            for name, windows in self._shard(int(number)).items():
+                target = kept.setdefault(
+                    name, np.empty((len(rows), *windows.shape[1:]), windows.dtype)
+                )
+                target[here] = windows[places[here]]
+        return partial_signal(
+            {name: torch.from_numpy(value).flatten(0, 1) for name, value in kept.items()}
+        )
 
-    def _window(self, row: int) -> dict[str, torch.Tensor]:
-        number, place = divmod(row, self.record.windows_per_shard)
+    def _shard(self, number: int) -> dict[str, np.ndarray]:
+        """The windows of a shard, mapped from the file: windows x T x K."""
         if number not in self.shards:
-            self.shards[number] = safe_open(self.folder / _shard(number), framework="pt")
-        shard, part = self.shards[number], slice(place * self.length, (place + 1) * self.length)
-        return {name: shard.get_slice(name)[part] for name in shard.keys()}  # noqa: SIM118
+            with safe_open(self.folder / _shard(number), framework="pt") as shard:
+                self.shards[number] = {
+                    name: shard.get_tensor(name).unflatten(0, (-1, self.length)).numpy()
+                    for name in shard.keys()  # noqa: SIM118
+                }
+        return self.shards[number]

@@ -1,0 +1,176 @@
+"""
+A kept signal of the teacher against the teacher itself: loss of the students, CPU time, disk.
+
+Every run sees the same windows of text in the same order for every kind of signal, so that
+differences are of the signal alone. In the folder of a study whose teachers and starts are made:
+
+    python benchmarks/teacher_signal.py --pairs 13k:t41k 20k:t126k --tokens 500k --seeds 1 2 3
+    python benchmarks/teacher_signal.py --study configs/smollm2.yaml --pairs 24M:smollm2-135m \
+        --tokens 8k --seeds 0 1 2
+
+CPU seconds are those of whole processes, start-up with them: of all runs with one kind of signal,
+and of making it once a teacher. Loss is that of the whole validation split, not timed. The interval
+is of the mean over seeds of the mean difference over pairs (95 %, t). Rows go to OUT/rows.jsonl as
+they are made, and a row that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from capgap import paths
+from capgap.config import Study
+from capgap.counts import parse_count
+from capgap.design import pruned_from
+from capgap.engine.evaluation import mean_loss
+from capgap.engine.models import load_model
+from capgap.engine.streams import Streams
+from capgap.study_file import load_study
+from capgap.workflow import planning
+
+BAR = 0.005  # nats per token
+
+
+def cpu_seconds(stage: str, settings, *words) -> float:
+    """Run a stage in a process of its own; CPU seconds of all its threads."""
+    command = [sys.executable, "-m", f"capgap.{stage}", "--spec", planning.spec(stage, settings)]
+    process = subprocess.Popen([*command, *map(str, words)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"capgap {stage} failed: {words}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
+    """Yield (key, maker of the row) of every signal and every run."""
+    streams = Path(paths.TOKENS.format(study=study.study)).parent
+    common = study.distill.model_dump() | {"unique_tokens": tokens}
+    held_out = Streams(streams)["validation"]
+
+    def signal(kind, settings, teacher):
+        folder = out / "signals" / kind / teacher
+        model = paths.TEACHER_MODEL.format(study=study.study, teacher=teacher)
+        cpu_s = cpu_seconds(
+            *("signal", settings.signal_stage(), "--teacher", model),
+            *("--token-streams", streams, "--out", folder),
+        )
+        size = sum(path.stat().st_size for path in folder.glob("shard-*"))
+        record = json.loads((folder / "signal.json").read_text())
+        return {"cpu_s": cpu_s, "bytes_per_token": size / record["tokens"]}
+
+    def run(kind, settings, student, teacher, seed):
+        folder = out / "runs" / kind / f"{student}-{teacher}-{seed}"
+        names = {"study": study.study, "teacher": teacher, "student": student}
+        init = paths.INIT_MODEL.format(**names, init=pruned_from(teacher))
+        kept = [] if kind == "online" else ["--signal", out / "signals" / kind / teacher]
+        cpu_s = cpu_seconds(
+            *(
+                "distill",
+                settings,
+                "--init",
+                init,
+                "--teacher",
+                paths.TEACHER_MODEL.format(**names),
+            ),
+            *(*kept, "--token-streams", streams, "--tokens", tokens, "--seed", seed),
+            *("--scratch", out / "scratch", "--out", folder),
+        )
+        length = study.evaluate.sequence_length
+        loss = mean_loss(
+            load_model(folder / "model"),
+            held_out,
+            sequence_length=length,
+            batch_tokens=study.evaluate.batch_tokens,
+            split="validation",
+        )
+        return {"cpu_s": cpu_s, "loss": loss}
+
+    for kind in kinds:
+        settings = study.distill.model_validate(common | {"teacher_signal": kind})
+        if kind != "online":
+            for teacher in dict.fromkeys(teacher for _, teacher in pairs):
+                yield (kind, "", teacher, -1), lambda k=kind, s=settings, t=teacher: signal(k, s, t)
+    for seed in seeds:
+        for student, teacher in pairs:
+            for kind in kinds:
+                settings = study.distill.model_validate(common | {"teacher_signal": kind})
+                key = (kind, student, teacher, seed)
+                yield key, lambda k=key, s=settings: run(k[0], s, *k[1:])
+
+
+def report(rows: pd.DataFrame) -> str:
+    """Markdown: cost of each kind, and its difference from online with an interval."""
+    lines = [
+        "| signal | bytes a token | CPU s, signals | CPU s, runs | share of online | loss | less online |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    runs = rows[rows.seed >= 0]
+    losses = runs.pivot(index=["seed", "student", "teacher"], columns="kind", values="loss")
+    online = runs[runs.kind == "online"].cpu_s.sum()
+    for kind in dict.fromkeys(runs.kind):
+        made = rows[(rows.kind == kind) & (rows.seed < 0)]
+        taught = runs[runs.kind == kind].cpu_s.sum()
+        cells = [kind, "-", "-"]
+        if len(made):
+            cells[1:] = [f"{made.bytes_per_token.mean():.0f}", f"{made.cpu_s.sum():.0f}"]
+        cells += [f"{taught:.0f}", f"{(taught + made.cpu_s.sum()) / online:.2f}"]
+        cells += [f"{losses[kind].mean():.4f}", "-"]
+        if kind != "online":
+            each = (losses[kind] - losses.online).groupby("seed").mean()
+            half = stats.t.ppf(0.975, len(each) - 1) * each.sem()
+            cells[-1] = f"{each.mean():+.4f} [{each.mean() - half:+.4f}, {each.mean() + half:+.4f}]"
+        lines.append("| " + " | ".join(cells) + " |")
+    worst = {
+        kind: (losses[kind] - losses.online).groupby(["student", "teacher"]).mean()
+        for kind in losses.columns
+        if kind != "online"
+    }
+    lines.append("")
+    for kind, means in worst.items():
+        student, teacher = means.abs().idxmax()
+        lines.append(
+            f"{kind}: largest mean difference of a pair {means[student, teacher]:+.4f} "
+            f"({student} from {teacher}); {(means.abs() <= BAR).sum()} of {len(means)} pairs within {BAR}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make what is missing, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--study", type=Path, default=Path("config.yaml"))
+    parser.add_argument("--pairs", nargs="+", required=True, help="student:teacher")
+    parser.add_argument("--tokens", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, required=True)
+    parser.add_argument("--kinds", nargs="+", default=["online", "top_k", "sampled"])
+    parser.add_argument("--out", type=Path, required=True, help="folder for signals and students")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    pairs = [tuple(pair.split(":")) for pair in args.pairs]
+    study, log = load_study(args.study), args.out / "rows.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    known = {(r["kind"], r["student"], r["teacher"], r["seed"]) for r in rows}
+    work = measure(study, args.kinds, pairs, parse_count(args.tokens), args.seeds, args.out)
+    for key, make in work:
+        if key not in known:
+            rows.append(
+                dict(zip(("kind", "student", "teacher", "seed"), key, strict=True)) | make()
+            )
+            with log.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(f"# {rows[-1]}", file=sys.stderr, flush=True)
+    print(report(pd.DataFrame(rows)))
+
+
+if __name__ == "__main__":
+    main()
