@@ -46,7 +46,7 @@ def capgap(objective: str, beta: float | None = None) -> Callable:
 
 def capgap_cached(kind: str) -> Callable:
     """Ours with the teacher's signal read from disk, so without the teacher's head."""
-    from capgap.config import SignalStage
+    from capgap.config import Distill
     from capgap.engine import signals
     from capgap.engine.losses import PartialSignal, mixture_loss
 
@@ -56,12 +56,10 @@ def capgap_cached(kind: str) -> Callable:
         import torch
 
         if not cache:
-            settings = SignalStage(
-                kind=kind, unique_tokens=len(labels), sequence_length=len(labels)
-            )
+            settings = Distill(teacher_signal=kind, unique_tokens=len(labels)).signal_stage()
             draws = torch.rand(len(labels), dtype=torch.float64)
-            kept = signals.reduce_to_signal(ht, wt, draws, settings)
-            cache.append(signals.partial_signal(kept))
+            pieces = signals.reduce_to_signal(ht, wt, draws, settings)
+            cache.append(signals.partial_signal(signals.join(pieces)))
         return mixture_loss(hs, ws, labels, cache[0], scale=1 / len(labels))[0]
 
     return loss

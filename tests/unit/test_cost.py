@@ -195,11 +195,11 @@ def test_memory_of_training_by_hand():
     assert (alone.weights, alone.gradients, alone.optimizer) == tuple(
         k * 4 * 124_439_808 for k in (1, 1, 2)
     )
-    assert alone.loss == 4 * (160 * 50257 + 768 * (2048 + 50257))
+    assert alone.loss == 4 * (128 * 50257 + 768 * (2048 + 50257))
     teacher = architecture(real("gpt2").plan.shapes["gpt2-xl"]).whole()
     taught = memory.training(model, settings, teacher)
     assert taught.teacher == 4 * 1_557_611_200
-    assert taught.loss - alone.loss == 2 * 4 * 160 * 50257  # 2^23 logits a chunk
+    assert taught.loss - alone.loss == 2 * 4 * 128 * 50257  # a chunk of 128 tokens
     half = memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
     assert half.activations * 2 == alone.activations
 

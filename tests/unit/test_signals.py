@@ -123,9 +123,7 @@ def test_the_expected_gradient_of_what_is_kept_is_the_gradient(kind, temperature
         whole.hidden.expand(phases, -1),
         *(whole.head, uniform, stage(kind, 4, temperature=temperature)),
     )
-    kept = signals.partial_signal(
-        {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    )
+    kept = signals.partial_signal(signals.join(pieces))
     many = hidden.expand(phases, -1)
     loss, _ = mixture_loss(many, head, label.expand(phases), kept, scale=1 / phases, **loss)
     (mean,) = torch.autograd.grad(loss, hidden)

@@ -21,6 +21,7 @@ chunk is worked through in blocks of rows that stay in its cache.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-ROW_ELEMENTS = 2**20
+ROW_ELEMENTS = 2**18  # of a block, 1 MB, which a core's cache holds
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
 
@@ -90,87 +91,68 @@ class Term(NamedTuple):
     beta: float | None
 
 
-class _Data(torch.autograd.Function):
-    """Cross-entropy against the data; separate from `_Mixture`, for pretraining needs no teacher
-    and must not change when the distillation loss does."""
+class _Fused(torch.autograd.Function):
+    """Weighted sums over tokens and their gradients, by chunks.
+
+    `differentiate` turns the logits of a block into the gradient and returns its sums: of the data
+    alone for pretraining, which must not change when the distillation loss does, or of the mixture.
+    """
 
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, labels_N, scale):
-        grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_head_VD = torch.zeros_like(head_VD)
-        data_ce = hidden_ND.new_zeros((), dtype=torch.float32)
-        chunk = chunk_tokens(head_VD.shape[0])
-        for start in range(0, hidden_ND.shape[0], chunk):
-            part = slice(start, start + chunk)
-            labels_C1 = labels_N[part].unsqueeze(1)
-            logits_CV = hidden_ND[part] @ head_VD.T
-            logits_CV -= logits_CV.amax(1, keepdim=True)  # the loss does not see a shift
-            data_ce -= logits_CV.gather(1, labels_C1).sum()
-            grad_CV = logits_CV.exp_()
-            sum_C1 = grad_CV.sum(1, keepdim=True)
-            data_ce += sum_C1.log().sum()
-            grad_CV /= sum_C1
-            grad_CV.scatter_add_(1, labels_C1, torch.full_like(sum_C1, -1.0)).mul_(scale)
-            torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
-            grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
-        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
-        ctx.mark_non_differentiable(data_ce)
-        return scale * data_ce, data_ce
-
-    @staticmethod
-    def backward(ctx, grad_loss, _data):
-        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
-        return grad_hidden_ND * grad_loss, grad_head_VD * grad_loss, None, None
-
-
-class _Mixture(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_ND, head_VD, labels_N, signal, term, scale):
+    def forward(ctx, hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale):
         tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         chunk = max(1, min(tokens, chunk_tokens(vocab)))
         rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
-        logits_CV, told_CV = hidden_ND.new_empty(chunk, vocab), signal.space(chunk)
+        logits_CV = hidden_ND.new_empty(chunk, vocab)
+        told_CV = signal.space(chunk) if signal else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_head_VD = torch.zeros_like(head_VD, dtype=wide)
-        sums = hidden_ND.new_zeros(2, dtype=torch.float32)
-        for start in range(0, tokens, chunk):
+        widened = wide != head_VD.dtype
+        grad_head_VD = (torch.zeros_like if widened else torch.empty_like)(head_VD, dtype=wide)
+        sums = hidden_ND.new_zeros(len(weights), dtype=torch.float32)
+        for start in range(0, max(tokens, 1), chunk):
             part = slice(start, min(start + chunk, tokens))
             grad_CV = logits_CV[: part.stop - start]
             torch.mm(hidden_ND[part], head_VD.T, out=grad_CV)
-            told = signal.told(part, told_CV)
+            told = signal.told(part, told_CV) if signal else []
             for first in range(0, part.stop - start, rows):
                 block = slice(first, first + rows)
                 logits_RV = grad_CV[block].to(wide)
                 labels_R1 = labels_N[part][block].unsqueeze(1)
-                sums += _differentiate(logits_RV, labels_R1, [t[block] for t in told], term)
-                if wide != grad_CV.dtype:
+                sums += differentiate(logits_RV, labels_R1, [t[block] for t in told])
+                if widened:
                     grad_CV[block] = logits_RV
             torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
-            if wide == head_VD.dtype:
-                grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
-            else:
+            if widened:
                 grad_head_VD += grad_CV.T @ hidden_ND[part]
+            else:  # the first chunk overwrites what an empty tensor holds
+                grad_head_VD.addmm_(grad_CV.T, hidden_ND[part], beta=min(start, 1))
         ctx.scale, ctx.dtype = scale, head_VD.dtype
         ctx.grads = grad_hidden_ND, grad_head_VD  # held by nothing else, so given away uncopied
-        data_ce, teacher = sums
-        ctx.mark_non_differentiable(data_ce, teacher)
-        return scale * ((1 - term.weight) * data_ce + term.weight * teacher), data_ce, teacher
+        ctx.mark_non_differentiable(sums)
+        return scale * sum(w * s for w, s in zip(weights, sums, strict=True)), sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss, _data, _teacher):
+    def backward(ctx, grad_loss, _sums):
         grad_hidden_ND, grad_head_VD = ctx.grads
         ctx.grads = None
         factor = grad_loss * ctx.scale
         grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
-        return grad_hidden_ND.mul_(factor), grad_head_VD, None, None, None, None
+        return grad_hidden_ND.mul_(factor), grad_head_VD, None, None, None, None, None
 
 
-def _differentiate(logits_RV, labels_R1, told, term: Term) -> torch.Tensor:
+def _differentiate_data(logits_RV, labels_R1, told) -> torch.Tensor:
+    """Turn logits into the gradient of the cross-entropy against the data; its sum (1, nats)."""
+    label_R1 = logits_RV.gather(1, labels_R1)
+    log_sum_R1 = _softmax_(logits_RV)
+    logits_RV.scatter_add_(1, labels_R1, torch.full_like(label_R1, -1.0))
+    return (log_sum_R1 - label_R1).sum().float()
+
+
+def _differentiate_mixture(logits_RV, labels_R1, told, term: Term) -> torch.Tensor:
     """Turn logits into the gradient of the mixture; the sums of its two parts (2, nats)."""
     weight, tau = term.weight, term.temperature
-    logits_RV -= logits_RV.amax(1, keepdim=True)  # no part sees a shift
     label_R1 = logits_RV.gather(1, labels_R1)
     if tau == 1:
         teacher, log_sum_R1 = _teacher_term(logits_RV, told, term, 1 - weight, weight)
@@ -178,17 +160,27 @@ def _differentiate(logits_RV, labels_R1, told, term: Term) -> torch.Tensor:
         soft_RV = logits_RV / tau
         teacher, _ = _teacher_term(soft_RV, told, term, 0.0, weight * tau)
         teacher *= tau**2
-        sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
-        log_sum_R1 = sum_R1.log()
-        logits_RV.mul_((1 - weight) / sum_R1).add_(soft_RV)
+        log_sum_R1 = _softmax_(logits_RV)
+        logits_RV.mul_(1 - weight).add_(soft_RV)
     logits_RV.scatter_add_(1, labels_R1, torch.full_like(label_R1, weight - 1))
-    return torch.stack([log_sum_R1.sum() - label_R1.sum(), teacher]).float()
+    return torch.stack([(log_sum_R1 - label_R1).sum(), teacher]).float()
+
+
+def _softmax_(logits_RV: torch.Tensor) -> torch.Tensor:
+    """Turn logits into probabilities; the logs of the sums of their exponentials (R x 1).
+
+    One fused pass, which is much faster on a CPU than exponentials, their sum and a division; the
+    sum comes back from the largest probability, which is never too small for a logarithm.
+    """
+    largest_R1 = logits_RV.amax(1, keepdim=True)
+    torch.softmax(logits_RV, 1, out=logits_RV)
+    return largest_R1 - logits_RV.amax(1, keepdim=True).log_()
 
 
 def _teacher_term(
     logits_RV, told, term: Term, plain: float, taught: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn logits, with maximum 0, into plain x softmax + taught x gradient of the teacher's term.
+    """Turn logits into plain x softmax + taught x gradient of the teacher's term.
 
     Returns the sum of the term and the log of the softmax's denominator (R x 1).
     """
@@ -204,21 +196,17 @@ def _teacher_term(
 
 def _cross_entropy(logits_RV, told_RV, plain, taught, less_entropy: bool):
     """-sum p log q, less the entropy of p for the forward KL divergence; gradient q - p."""
-    entropy = 0.0
-    if less_entropy:
-        log_p_RV = torch.log_softmax(told_RV, 1)
-        target_RV = torch.exp(log_p_RV, out=told_RV)
-        entropy = -_dot(target_RV, log_p_RV)
+    if less_entropy:  # sum p log(p / q) = sum p (told - logits) - their logs of sums
+        gap_RV = told_RV - logits_RV
+        log_sum_told_R1 = _softmax_(told_RV)
+        value = _dot(told_RV, gap_RV) - log_sum_told_R1.sum()
     else:
-        target_RV = torch.softmax(told_RV, 1, out=told_RV)
-    value = -_dot(target_RV, logits_RV)
-    sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
-    log_sum_R1 = sum_R1.log()
-    logits_RV /= sum_R1
+        value = -_dot(torch.softmax(told_RV, 1, out=told_RV), logits_RV)
+    log_sum_R1 = _softmax_(logits_RV)
     if plain + taught != 1:
         logits_RV *= plain + taught
-    logits_RV.sub_(target_RV, alpha=taught)
-    return value + log_sum_R1.sum() - entropy, log_sum_R1
+    logits_RV.sub_(told_RV, alpha=taught)
+    return value + log_sum_R1.sum(), log_sum_R1
 
 
 def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
@@ -227,10 +215,8 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
     Both are sum q r + (terms of p and m): gradient q (r - sum q r), with r = log(q/p) for the
     reverse KL and (1 - beta) log(q/m) for Jensen-Shannon, whose part of p is beta sum p log(p/m).
     """
-    q_RV = logits_RV.exp()
-    sum_R1 = q_RV.sum(1, keepdim=True)
-    log_sum_R1 = sum_R1.log()
-    q_RV /= sum_R1
+    q_RV = logits_RV.clone()
+    log_sum_R1 = _softmax_(q_RV)
     logits_RV -= log_sum_R1
     log_p_RV = torch.log_softmax(told_RV, 1, out=told_RV)
     rest = 0.0
@@ -250,9 +236,9 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
 def _sparse_cross_entropy(logits_RV, ids_RK, masses_RK, plain, taught):
     """-sum_k m_k log q_k: the cross-entropy under a target of K masses, whose sum is 1."""
     value = -_dot(masses_RK, logits_RV.gather(1, ids_RK))
-    sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
-    log_sum_R1 = sum_R1.log()
-    logits_RV *= (plain + taught) / sum_R1
+    log_sum_R1 = _softmax_(logits_RV)
+    if plain + taught != 1:
+        logits_RV *= plain + taught
     logits_RV.scatter_add_(1, ids_RK, masses_RK * -taught)
     return value + log_sum_R1.sum(), log_sum_R1
 
@@ -268,7 +254,10 @@ def data_loss(
     kept_N = labels_N != IGNORED
     if not kept_N.all():
         hidden_ND, labels_N = hidden_ND[kept_N], labels_N[kept_N]
-    return _Data.apply(hidden_ND, head_VD, labels_N, scale)
+    loss, sums = _Fused.apply(
+        hidden_ND, head_VD, labels_N, None, _differentiate_data, (1.0,), scale
+    )
+    return loss, sums[0]
 
 
 def mixture_loss(
@@ -300,8 +289,9 @@ def mixture_loss(
     if not kept_N.all():
         hidden_ND, labels_N, signal = hidden_ND[kept_N], labels_N[kept_N], signal.keep(kept_N)
     term = Term(objective, weight, temperature, beta)
-    loss, data_ce, teacher = _Mixture.apply(hidden_ND, head_VD, labels_N, signal, term, scale)
-    return loss, LossParts(data_ce, teacher)
+    differentiate, weights = partial(_differentiate_mixture, term=term), (1 - weight, weight)
+    loss, sums = _Fused.apply(hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale)
+    return loss, LossParts(*sums)
 
 
 @torch.no_grad()

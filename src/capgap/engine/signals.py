@@ -91,7 +91,7 @@ def write_signal(
             pieces += reduce_to_signal(
                 hidden_ND, output_head(teacher), torch.from_numpy(draws), settings
             )
-        whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        whole = join(pieces)
         tail += (1 - whole["probs"].double().sum(1)).sum().item() if "probs" in whole else 0.0
         save_file(whole, folder / _shard(first // per_shard))
         done = (first + len(windows)) * length
@@ -136,6 +136,11 @@ def reduce_to_signal(
         piece["ids"] = ids_CK.to(_id_dtype(head_VD.shape[0]))
         pieces.append({name: value.cpu() for name, value in piece.items()})
     return pieces
+
+
+def join(pieces: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Pieces one after another."""
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def draw(probs_CV: torch.Tensor, uniform_C: torch.Tensor, count: int) -> torch.Tensor:
