@@ -9,6 +9,7 @@ OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from capgap.artifacts import open_folder
@@ -51,7 +52,8 @@ def run(
     streams, init = Streams(tokens_folder), open_folder(init)
     student = load_model(init)
     start = read_lineage(init, student)
-    objective, teacher_model, teacher_name = data_objective, None, NONE
+    vocab = streams.meta.vocab_size
+    objective, teacher_model, teacher_name = _alone(settings, vocab), None, NONE
     if teacher is not None:
         teacher = open_folder(teacher)
         if settings.teacher_signal == "online":
@@ -59,12 +61,12 @@ def run(
             teacher_name = read_lineage(teacher, teacher_model).name
             _check_model(settings, teacher, teacher_model, streams)
             _check_pair(init, student, teacher, teacher_model.config.vocab_size)
-            objective = Distillation(teacher_model, settings)
+            objective = Distillation(teacher_model, settings, vocab)
         else:
             store = _open_signal(settings, signal, teacher, streams)
             teacher_name = store.record.teacher
             _check_pair(init, student, teacher, store.record.vocab_size)
-            objective = Distillation(store, settings)
+            objective = Distillation(store, settings, vocab)
     _check_model(settings, init, student, streams)
     lineage = Lineage(
         kind="student",
@@ -90,6 +92,16 @@ def run(
     )
 
 
+def _alone(settings: Distill, vocab: int):
+    """The objective of a student without a teacher."""
+    return partial(
+        data_objective,
+        precision=settings.precision,
+        vocab=vocab,
+        chunk=settings.loss_chunk_tokens,
+    )
+
+
 def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> None:
     """Refuse a model that cannot read the streams."""
     check_reads(
@@ -102,8 +114,11 @@ def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> No
 
 
 def _check_pair(init: Path, student, teacher: Path, vocab_size: int) -> None:
-    """Refuse a teacher that speaks another vocabulary than the student."""
-    if student.config.vocab_size != vocab_size or not same_tokenizer(init, teacher):
+    """Refuse a teacher that speaks another vocabulary than the student.
+
+    Heads may differ in the rows that pad them beyond the tokenizer, which no loss reads.
+    """
+    if not same_tokenizer(init, teacher):
         raise CapgapError(
             f"{teacher} and {init} have different tokenizers (vocabularies of {vocab_size} and "
             f"{student.config.vocab_size}); soft targets need one vocabulary: train the tokenizer "
@@ -166,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         args.token_streams,
         tokens=args.tokens,
         seed=args.seed,
-        place=Place(args.out, args.scratch, args.checkpoint_seconds),
+        place=Place(args.out, args.scratch, args.checkpoint_seconds, args.shard),
         trunk=args.trunk,
         signal=args.signal,
     )

@@ -6,3 +6,7 @@ class CapgapError(Exception):
 
     The command line prints the message without a traceback and exits with status 1.
     """
+
+
+class Terminated(CapgapError):
+    """A job was told to end (SIGTERM) and has saved its state; the next run goes on from it."""

@@ -48,6 +48,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
             sequence_length=settings.sequence_length,
             batch_tokens=settings.batch_tokens,
             split=split,
+            vocab=streams.meta.vocab_size,
         )
         if not loss < MAX_LOSS:
             raise CapgapError(

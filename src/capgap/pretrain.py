@@ -7,6 +7,7 @@ OUT  model/, curve.csv, train.json
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from capgap.artifacts import open_folder
@@ -45,7 +46,12 @@ def run(
         model,
         streams,
         settings,
-        data_objective,
+        partial(
+            data_objective,
+            precision=settings.precision,
+            vocab=streams.meta.vocab_size,
+            chunk=settings.loss_chunk_tokens,
+        ),
         place,
         lineage=lineage,
         tokenizer=tokenizer,
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
     add_job_arguments(parser)
     args, settings = parser.parse(argv)
-    place = Place(args.out, args.scratch, args.checkpoint_seconds)
+    place = Place(args.out, args.scratch, args.checkpoint_seconds, args.shard)
     record = run(settings, args.name, args.token_streams, args.tokenizer, place)
     print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from capgap.counts import parse_count
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, Terminated
 from capgap.study_file import check_section, sections_in, tags_of
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import claim_output, die_with_parent
@@ -67,7 +67,7 @@ class StageParser(argparse.ArgumentParser):
             raise CapgapError(
                 f"the source of {self.module} changed after the run was planned; run again"
             )
-        if spec:
+        if spec and os.environ.get("RANK", "0") == "0":  # the first of a job's processes writes
             self.claim = claim_output(args.out)
         if hasattr(args, "scratch"):  # no state may go on under another source
             args.scratch = args.scratch / source_digest(self.module)
@@ -115,13 +115,20 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
-    """Run a stage's `main` as a program: a user's mistake ends in one message and status 1."""
+    """Run a stage's `main` as a program: a user's mistake ends in one message and status 1.
+
+    A training job that was told to end (SIGTERM) saves its state and ends with status 75
+    (EX_TEMPFAIL of sysexits.h): run again to go on.
+    """
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
     sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
     try:
         main(argv)
         return
+    except Terminated as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(os.EX_TEMPFAIL)
     except CapgapError as error:
         message = str(error)
     except OSError as error:
@@ -191,4 +198,10 @@ def add_job_arguments(parser: StageParser) -> None:
         default=float(os.environ.get("CAPGAP_CHECKPOINT_SECONDS", 60)),
         metavar="S",
         help="seconds between saved states (default 60, or CAPGAP_CHECKPOINT_SECONDS)",
+    )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="with several processes (torchrun): share weights, gradients and optimizer among them "
+        "(FSDP2) instead of keeping a copy in each (DDP)",
     )

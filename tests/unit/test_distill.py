@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -210,3 +212,84 @@ def test_the_trunk_of_another_run_is_refused(world, tmp_path):
 def test_other_schedules_publish_no_trunk(world, tmp_path):
     assert run(world, tmp_path).trunk_tokens == 0
     assert not (tmp_path / "trunk").exists()
+
+
+DYING = """
+import os, signal, sys
+from capgap import distill
+from capgap.engine import training
+from capgap.stage import run_stage
+
+rate = training.learning_rate_at
+
+def dying(step, *args):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return rate(step, *args)
+
+training.learning_rate_at = dying
+run_stage(distill.main, sys.argv[1:])
+"""
+
+
+def arguments(world, out, **changes):
+    """Command line of a short distillation."""
+    options = {
+        **SHORT,
+        "student": world / "v270/teacher/model",
+        "teacher": world / "v270/teacher/model",
+        "token_streams": world / "v270/tokens",
+        "tokens": 640,
+        "out": out,
+        "scratch": f"{out}.scratch",
+        **changes,
+    }
+    return [word for k, v in options.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+
+
+def test_sigterm_saves_and_ends_with_a_status_of_its_own(world, tmp_path):
+    """As Slurm does when it takes the node of a job; the next run ends in the same bytes."""
+    run(world, tmp_path / "whole", tokens=640)
+    words = arguments(world, tmp_path / "cut")
+    ended = subprocess.run(
+        [sys.executable, "-c", DYING, *words], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 75
+    assert "terminated after step 4/10; the state is saved in" in ended.stderr
+    assert not (tmp_path / "cut" / "train.json").exists()
+    assert len(list((tmp_path / "cut.scratch").glob("*/*/step-*"))) == 1
+    again = subprocess.run(
+        [sys.executable, "-m", "capgap.distill", *words], capture_output=True, text=True, check=True
+    )
+    assert "resumed after step 4/10" in again.stdout
+    for file in ("model/manifest.json", "train.json", "curve.csv"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_heads_padded_differently_learn_over_the_tokenizer_alone(world, tmp_path):
+    """Rows of a head beyond the tokenizer are no tokens, whatever they hold."""
+    padded = {}
+    for name, rows in [("v270", 288), ("t", 320)]:
+        folder = tmp_path / name / "teacher" / "model"
+        model = load_model(world / "v270" / "teacher" / "model")
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[270:] = 3.0
+        model.save_pretrained(folder)
+        shutil.copyfile(world / "v270/teacher/model/tokenizer.json", folder / "tokenizer.json")
+        padded[name] = tmp_path / name
+    kept = run(world, tmp_path / "a", teacher=padded["t"], init=padded["v270"], weight_decay=0.0)
+    plain = run(world, tmp_path / "b", weight_decay=0.0)
+    assert kept.last_val_loss_nats_per_token == pytest.approx(plain.last_val_loss_nats_per_token)
+    first, second = (load_model(tmp_path / name / "model").state_dict() for name in "ab")
+    for key in second:
+        torch.testing.assert_close(first[key][: len(second[key])], second[key])
+    assert first["lm_head.weight"].shape[0] == 288
+    assert (first["lm_head.weight"][270:] == 3.0).all()
+    measured = [
+        evaluate.run(Evaluate(sequence_length=16), tmp_path / name / "model", world / "v270/tokens")
+        for name in "ab"
+    ]
+    assert measured[0].test.loss_nats_per_token == pytest.approx(
+        measured[1].test.loss_nats_per_token
+    )

@@ -1,13 +1,17 @@
 """The loop: same seed same bits, resumed equals uninterrupted, accumulation equals one batch."""
 
+import errno
 import math
+import signal
 
 import pytest
 import torch
 
 from capgap.config import Distill, Training
-from capgap.engine import checkpoints, training
+from capgap.engine import checkpoints, losses, training
+from capgap.engine.losses import IGNORED
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.parallel import Whole
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.streams import Streams
 from capgap.engine.training import TRUNK, train
@@ -32,7 +36,10 @@ def run(
     trunk=None,
     **changes,
 ):
-    objective = Distillation(teacher.eval(), Distill(**BASE)) if teacher else data_objective
+    objective = data_objective
+    if teacher:
+        precision = changes.get("precision", "float32")
+        objective = Distillation(teacher.eval(), Distill(**BASE, precision=precision))
     return train(
         model,
         streams,
@@ -75,15 +82,15 @@ def test_killed_and_resumed_equals_uninterrupted(token_streams, tiny_model, tmp_
     whole = tiny_model()
     expected = run(whole, streams, tmp_path / "whole", teacher=teacher)
 
-    real_step, calls = training._step, []
+    calls = []
 
-    def dying_step(*args):
+    def dying(*args):
         calls.append(1)
         if len(calls) in (5, 9):
             raise KeyboardInterrupt
-        return real_step(*args)
+        return learning_rate_at(*args)
 
-    monkeypatch.setattr(training, "_step", dying_step)
+    monkeypatch.setattr(training, "learning_rate_at", dying)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(tiny_model(), streams, tmp_path / "cut", teacher=teacher, seconds=0)
@@ -95,12 +102,13 @@ def test_killed_and_resumed_equals_uninterrupted(token_streams, tiny_model, tmp_
 
 
 def test_a_torn_checkpoint_is_passed_over(token_streams, tiny_model, tmp_path, capsys):
-    streams, model = Streams(token_streams()), tiny_model()
+    stream, model = Streams(token_streams())["train"], tiny_model()
     optimizer = training.make_optimizer(model, settings())
-    training._step(model, optimizer, streams["train"], settings(), data_objective, 0.01, 0, 0)
+    first, second = training._batches(stream, settings(), 0, range(2), model.device)
+    training._step(Whole(model), optimizer, first, settings(), data_objective, 0.01)
     checkpoints.save(tmp_path, 1, model, optimizer, {"curve": []})
     kept = weights(model)
-    training._step(model, optimizer, streams["train"], settings(), data_objective, 0.01, 1, 0)
+    training._step(Whole(model), optimizer, second, settings(), data_objective, 0.01)
     checkpoints.save(tmp_path, 2, model, optimizer, {"curve": []})
     path = tmp_path / "step-000000002" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
@@ -206,16 +214,16 @@ def test_killed_in_trunk_or_branch_ends_in_the_same_bits(
     whole = tiny_model()
     expected = run(whole, streams, tmp_path / "whole", **WSD)
 
-    real_step, done, left = training._step, [], list(deaths)
+    done, left = [], list(deaths)
 
-    def dying_step(*args):
-        if left and args[-2] == left[0]:
+    def dying(step, *args):
+        if left and step == left[0]:
             left.pop(0)
             raise KeyboardInterrupt
-        done.append(args[-2])
-        return real_step(*args)
+        done.append(step)
+        return learning_rate_at(step, *args)
 
-    monkeypatch.setattr(training, "_step", dying_step)
+    monkeypatch.setattr(training, "learning_rate_at", dying)
     for _ in deaths:
         with pytest.raises(KeyboardInterrupt):
             run(tiny_model(), streams, tmp_path / "cut", seconds=0, trunk=short / TRUNK, **WSD)
@@ -228,18 +236,18 @@ def test_killed_in_trunk_or_branch_ends_in_the_same_bits(
 
 
 def test_a_damaged_trunk_is_made_again(token_streams, tiny_model, tmp_path, monkeypatch):
-    streams, real_step = Streams(token_streams()), training._step
+    streams = Streams(token_streams())
 
-    def dying_step(*args):
-        if args[-2] == 11:
+    def dying(step, *args):
+        if step == 11:
             raise KeyboardInterrupt
-        return real_step(*args)
+        return learning_rate_at(step, *args)
 
-    monkeypatch.setattr(training, "_step", dying_step)
+    monkeypatch.setattr(training, "learning_rate_at", dying)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model(), streams, tmp_path / "cut", seconds=0, **WSD)
     (tmp_path / "cut" / TRUNK / "optimizer.safetensors").write_bytes(b"torn")
-    monkeypatch.setattr(training, "_step", real_step)
+    monkeypatch.setattr(training, "learning_rate_at", learning_rate_at)
     whole, resumed = tiny_model(), tiny_model()
     run(whole, streams, tmp_path / "whole", **WSD)
     run(resumed, streams, tmp_path / "cut", seconds=0, **WSD)
@@ -269,3 +277,213 @@ def test_a_good_teacher_beats_none(token_streams, tiny_model, tmp_path):
     without = run(alone, streams, tmp_path / "a", tokens=64 * 30)
     with_teacher = run(taught, streams, tmp_path / "b", tokens=64 * 30, teacher=teacher)
     assert with_teacher.losses[-1] < without.losses[-1]
+
+
+def one_step(model, batch, objective=data_objective, **changes):
+    """Parts of the loss; the weights after one step of plain descent are left in the model."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    chosen = settings(clip_norm=1e9, **changes)
+    return training._step(Whole(model), optimizer, batch, chosen, objective, 1.0)
+
+
+def batch_of(streams, model):
+    return next(training._batches(streams["train"], settings(), 0, range(1), model.device))
+
+
+@pytest.mark.parametrize("micro", [16, 32, 48])
+def test_accumulation_with_ignored_tokens_is_the_mean_over_the_step(
+    token_streams, tiny_model, micro
+):
+    """Micro-batches hold unequal numbers of tokens that count; each token weighs the same."""
+    streams, teacher = Streams(token_streams()), tiny_model(seed=9, hidden=32, heads=4).eval()
+    whole, parts, mean = tiny_model(), tiny_model(), tiny_model()
+    batch = batch_of(streams, whole)
+    batch = batch._replace(labels=batch.labels.clone())
+    batch.labels[0, 3:] = batch.labels[2, :9] = IGNORED
+    objective = Distillation(teacher, Distill(**BASE))
+    expected = one_step(whole, batch, objective)
+    settled = Training(**{**BASE, "clip_norm": 1e9}).model_copy(
+        update={"micro_batch_tokens": micro}
+    )
+    sgd = torch.optim.SGD(parts.parameters(), lr=1.0)
+    found = training._step(Whole(parts), sgd, batch, settled, objective, 1.0)
+    assert found == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
+
+    logits, told = (m(input_ids=batch.inputs).logits.reshape(-1, 64) for m in (mean, teacher))
+    kept = batch.labels.reshape(-1) != IGNORED
+    log_q, p = torch.log_softmax(logits[kept], 1), torch.softmax(told[kept], 1).detach()
+    data = -log_q.gather(1, batch.labels.reshape(-1)[kept, None]).mean()
+    taught = -(p * log_q).sum(1).mean()
+    assert found == pytest.approx((data.item(), taught.item()), rel=1e-5)
+    (0.5 * data + 0.5 * taught).backward()
+    by_hand = torch.cat([(p - p.grad).detach().flatten() for p in mean.parameters()])
+    torch.testing.assert_close(weights(parts), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_batch(token_streams, tiny_model, tmp_path):
+    streams, model = Streams(token_streams()), tiny_model()
+    batches = [*training._batches(streams["train"], settings(), 0, range(6), model.device)]
+
+    def objective(model, inputs, labels, starts, scale):
+        loss, parts = data_objective(model, inputs, labels, starts, scale)
+        bad = torch.equal(starts, batches[3].starts)
+        return (loss * math.nan if bad else loss), parts
+
+    first = f"{batches[3].starts[0]:,}"
+    with pytest.raises(
+        CapgapError, match=rf"at step 4/12 .*sequences at tokens {first}, .*step-0*3"
+    ):
+        train(
+            model, streams, settings(), objective, tokens=64 * 12, seed=0, scratch=tmp_path,
+            checkpoint_seconds=0, say=lambda line: None,
+        )  # fmt: skip
+
+
+def test_out_of_memory_names_the_micro_batch_and_keeps_the_checkpoint(
+    token_streams, tiny_model, tmp_path
+):
+    calls = []
+
+    def greedy(model, inputs, *rest):
+        calls.append(1)
+        if len(calls) == 4:
+            torch.empty(2**42)  # no machine has it
+        return data_objective(model, inputs, *rest)
+
+    with pytest.raises(CapgapError) as caught:
+        train(
+            tiny_model(), Streams(token_streams()), settings(), greedy, tokens=64 * 12, seed=0,
+            scratch=tmp_path, checkpoint_seconds=0, say=lambda line: None,
+        )  # fmt: skip
+    message = str(caught.value)
+    assert "out of memory at step 4/12, in the forward or backward pass" in message
+    assert "step-000000003" in message
+    assert "lower micro_batch_tokens from 64 to 32" in message
+    assert "set activation_checkpointing (now false)" in message
+    assert checkpoints.intact(tmp_path / "step-000000003")
+
+
+def test_out_of_memory_in_the_loss_names_its_chunk(
+    token_streams, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(losses, "_differentiate_data", lambda *_: torch.empty(2**42))
+    changes = {"micro_batch_tokens": 16, "activation_checkpointing": True, "loss_chunk_tokens": 8}
+    with pytest.raises(CapgapError) as caught:
+        run(tiny_model(), Streams(token_streams()), tmp_path, **changes)
+    message = str(caught.value)
+    assert "step 1/12, in the loss; no checkpoint was saved yet" in message
+    assert "set loss_chunk_tokens to 4 (now 8, of 64 logits each)" in message
+    assert "micro_batch_tokens" not in message  # one sequence is the least
+    assert "set activation_checkpointing" not in message
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    token_streams, tiny_model, tmp_path, monkeypatch
+):
+    streams, real, calls = Streams(token_streams()), checkpoints.save_file, []
+
+    def filling(tensors, path):
+        calls.append(path)
+        if len(calls) == 6:  # the optimizer's state after step 3
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", filling)
+    with pytest.raises(CapgapError, match="step-000000003: no space left on the disk.*run again"):
+        run(tiny_model(), streams, tmp_path / "cut", seconds=0)
+    assert checkpoints.latest(tmp_path / "cut").name == "step-000000002"
+    assert checkpoints.intact(tmp_path / "cut" / "step-000000002")
+    assert not list((tmp_path / "cut").glob(".*"))  # the torn one takes no space
+    monkeypatch.setattr(checkpoints, "save_file", real)
+    whole, resumed = tiny_model(), tiny_model()
+    run(whole, streams, tmp_path / "whole")
+    run(resumed, streams, tmp_path / "cut")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_sigterm_is_left_as_it_was_after_a_run(token_streams, tiny_model, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(tiny_model(), Streams(token_streams()), tmp_path, tokens=64)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def gradients(model, batch, chosen):
+    """Gradients of one batch of the mixture, and its loss, computed as the settings say."""
+    training.prepare(model.train(), chosen)
+    objective = Distillation(model_copy(model, seed=9), chosen)
+    loss, _ = objective(model, batch.inputs, batch.labels.reshape(-1), batch.starts, 1 / 64)
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def model_copy(model, seed):
+    torch.manual_seed(seed)
+    return type(model)(model.config).eval()
+
+
+def test_activation_checkpointing_gives_identical_gradients_from_less_memory(
+    token_streams, tiny_model
+):
+    plain, frugal = tiny_model(), tiny_model()
+    batch, held = batch_of(Streams(token_streams()), plain), {}
+
+    def bytes_kept(model, chosen, name):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: held.setdefault(name, []).append(t.nbytes) or t, lambda t: t
+        ):
+            return gradients(model, batch, chosen)
+
+    loss, expected = bytes_kept(plain, Distill(**BASE), "plain")
+    again, found = bytes_kept(frugal, Distill(**BASE, activation_checkpointing=True), "frugal")
+    assert again == loss
+    assert torch.equal(found, expected)
+    assert sum(held["frugal"]) < 0.5 * sum(held["plain"])
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_compiled_layers_give_the_same_gradients(token_streams, tiny_model, monkeypatch, frugal):
+    monkeypatch.setattr(training, "COMPILER", "aot_eager")
+    plain, compiled = tiny_model(), tiny_model()
+    batch = batch_of(Streams(token_streams()), plain)
+    loss, expected = gradients(plain, batch, Distill(**BASE))
+    chosen = Distill(**BASE, compile=True, activation_checkpointing=frugal)
+    torch._dynamo.utils.counters.clear()
+    again, found = gradients(compiled, batch, chosen)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it did compile
+    assert again == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert set(compiled.state_dict()) == set(plain.state_dict())  # it is saved as it was
+
+
+def test_bfloat16_follows_float32_and_keeps_its_weights_in_float32(
+    token_streams, tiny_model, tmp_path
+):
+    streams, teacher = Streams(token_streams()), tiny_model(seed=9, hidden=32, heads=4)
+    full, half = tiny_model(), tiny_model()
+    batch = batch_of(streams, full)
+    loss, expected = gradients(tiny_model(), batch, Distill(**BASE))
+    again, found = gradients(tiny_model(), batch, Distill(**BASE, precision="bfloat16"))
+    assert again == pytest.approx(loss, rel=2e-3)
+    assert again != loss
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.999
+    a = run(full, streams, tmp_path / "a", teacher=teacher)
+    b = run(half, streams, tmp_path / "b", teacher=teacher, precision="bfloat16")
+    assert b.losses[-1] == pytest.approx(a.losses[-1], abs=0.02)
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+
+
+def test_batches_ahead_are_the_same(token_streams, monkeypatch):
+    """What a GPU gets is made by a thread, one step ahead, in pinned memory."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
+    stream = Streams(token_streams())["train"]
+    for steps in (range(3, 9), range(4, 4)):
+        here, there = (
+            [*training._batches(stream, settings(), 5, steps, torch.device(kind))]
+            for kind in ("cpu", "cuda")
+        )
+        assert len(here) == len(there) == len(steps)
+        for one, other in zip(here, there, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len(pinned) == 3 * 6

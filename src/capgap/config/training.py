@@ -20,6 +20,23 @@ class Training(Section):
     micro_batch_tokens: Count | None = Field(
         None, gt=0, description="tokens per forward pass (gradients accumulate); all if not set"
     )
+    loss_chunk_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="tokens whose logits the loss holds at once; 128 to 256, by the vocabulary, if "
+        "not set",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of matrix products and logits; weights, optimizer and sums stay float32",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute each layer again in the backward pass: a third more work, less memory",
+    )
+    compile: bool = Field(
+        False, description="compile the layers (torch.compile): a minute at the start, faster steps"
+    )
     unique_tokens: Count | None = Field(
         None,
         gt=0,

@@ -1,7 +1,8 @@
 """
 The state of an unfinished training run: saved whole, checked when read, bounded in number.
 
-A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors. A torn
+A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors, whole
+tensors by the name of the parameter, whatever the number of processes that write or read it. A torn
 one does not match its manifest and is passed over for the one before it.
 """
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from capgap.artifacts import differences, publish_folder
+from capgap.engine.parallel import is_first, like, whole_tensor
 from capgap.paths import MANIFEST
 
 KEEP = 2
@@ -26,7 +28,7 @@ def save(
 ) -> None:
     """Save the state after `step` steps; `notes` is what the loop must remember, as JSON."""
     write(scratch / f"step-{step:09d}", step, model, optimizer, notes)
-    for old in _steps(scratch)[KEEP:]:
+    for old in _steps(scratch)[KEEP:] if is_first() else []:
         shutil.rmtree(old)
 
 
@@ -57,14 +59,31 @@ def latest(scratch: Path) -> Path | None:
 def write(
     folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
 ) -> None:
-    """Write the state after `step` steps as one folder artifact."""
+    """Write the state after `step` steps as one folder artifact; the first process does it."""
+    weights = whole_weights(model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{names[parameter]}/{key}": _on_first(value)
+        for parameter, entry in optimizer.state.items()
+        for key, value in entry.items()
+    }
+    if not is_first():
+        return
     with publish_folder(folder) as temporary:
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
         save_file(weights, temporary / "model.safetensors")
-        state = optimizer.state_dict()["state"]
-        flat = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-        save_file(flat, temporary / "optimizer.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
         (temporary / NOTES).write_text(json.dumps({"step": step} | notes), encoding="utf-8")
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Whole parameters by name; empty tensors on all processes but the first."""
+    return {name: _on_first(p.detach()) for name, p in model.named_parameters()}
+
+
+def _on_first(tensor: torch.Tensor) -> torch.Tensor:
+    """A whole tensor in main memory of the first process, one at a time."""
+    whole = whole_tensor(tensor)
+    return whole.contiguous().cpu() if is_first() else whole.new_empty(0)
 
 
 def intact(folder: Path) -> bool:
@@ -79,12 +98,18 @@ def load(
     weights = load_file(folder / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    state: dict[int, dict[str, torch.Tensor]] = {}
+            parameter.copy_(like(parameter, weights[name]))
+    moments: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        name, key = key.rsplit("/", 1)
+        moments.setdefault(name, {})[key] = value
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            key: like(parameter, value).to(parameter.device)
+            if value.shape == parameter.shape
+            else value.to(parameter.device)
+            for key, value in moments[name].items()
+        }
     notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
     return notes["step"], notes
 

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from capgap.engine.losses import data_ce_sum
-from capgap.engine.models import hidden_states, output_head
+from capgap.engine.models import hidden_and_head
 from capgap.engine.streams import check_long_enough, evaluation_windows
 
 
 @torch.no_grad()
 def mean_loss(
-    model, stream: np.ndarray, *, sequence_length: int, batch_tokens: int, split: str
+    model,
+    stream: np.ndarray,
+    *,
+    sequence_length: int,
+    batch_tokens: int,
+    split: str,
+    precision: str = "float32",
+    vocab: int | None = None,
+    compute: Callable | None = None,
 ) -> float:
     """Mean cross-entropy of the next token, nats per token.
 
     Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
-    none and `sequence_length` - 1 tokens before it.
+    none and `sequence_length` - 1 tokens before it. precision, vocab: see `hidden_and_head`.
+    compute: what calls a function on the model, where that is shared among processes.
     """
+
+    def summed(model, inputs_BT, labels_N) -> float:
+        hidden_ND, head_VD = hidden_and_head(model, inputs_BT, precision=precision, vocab=vocab)
+        return data_ce_sum(hidden_ND, head_VD, labels_N)
+
     check_long_enough(stream, sequence_length, split)
     was_training = model.training
     model.eval()
     total = 0.0
     batch_size = max(1, batch_tokens // sequence_length)
     for inputs_BT, labels_BT in evaluation_windows(stream, sequence_length, batch_size):
-        hidden_ND = hidden_states(model, inputs_BT.to(model.device))
-        total += data_ce_sum(hidden_ND, output_head(model), labels_BT.reshape(-1).to(model.device))
+        moved = inputs_BT.to(model.device), labels_BT.reshape(-1).to(model.device)
+        total += compute(summed, *moved) if compute else summed(model, *moved)
     model.train(was_training)
     return total / (len(stream) - 1)
 

@@ -18,8 +18,9 @@ import torch
 
 from capgap.artifacts import folder_of, open_folder, publish_folder, write_text
 from capgap.config import Training
-from capgap.engine import training
+from capgap.engine import checkpoints, training
 from capgap.engine.models import count_params, forward_flops, save_model
+from capgap.engine.parallel import is_first, join
 from capgap.engine.schedule import trunk_steps
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
@@ -35,6 +36,7 @@ class Place:
     out: Path
     scratch: Path
     checkpoint_seconds: float
+    shard: bool = False  # share the model among the processes instead of copying it to each
 
 
 IDENTITY = "identity"  # file in a trunk's folder: its digest
@@ -77,8 +79,28 @@ def train_and_publish(
     lineage: identity of the result; its tokens and seed decide the run. teacher: counts into the
     FLOPs only; what it teaches is part of the objective. trunk: of the same run at a smaller
     budget, to go on from; it saves time and changes nothing. Where the schedule has a trunk, its
-    end is published as well.
+    end is published as well. Of several processes the first one publishes, and all return the
+    record.
     """
+    with join(place.shard) as world:
+        return _train_and_publish(
+            model,
+            streams,
+            settings,
+            objective.on(world) if hasattr(objective, "on") else objective,
+            place,
+            world,
+            lineage=lineage,
+            tokenizer=tokenizer,
+            inputs=inputs,
+            teacher=teacher,
+            trunk=trunk,
+        )
+
+
+def _train_and_publish(
+    model, streams, settings, objective, place, world, *, lineage, tokenizer, inputs, teacher, trunk
+) -> TrainRecord:
     facts = lineage.model_dump(mode="json")
     scratch = place.scratch / state_key(settings, facts, inputs)
     key = trunk_key(settings, facts, inputs)
@@ -93,6 +115,8 @@ def train_and_publish(
         scratch=scratch,
         trunk=None if trunk is None else _open_trunk(trunk, key),
         checkpoint_seconds=place.checkpoint_seconds,
+        say=print if is_first() else lambda line: None,
+        world=world,
     )
     context = settings.sequence_length
     flops = training_flops(
@@ -115,18 +139,40 @@ def train_and_publish(
         best_step=int(outcome.curve[best][0]),
         last_val_loss_nats_per_token=losses[-1],
     )
+    finished = _whole_model(model)
+    if is_first():
+        _publish(finished, outcome, record, place.out, scratch, tokenizer, key)
+        training.discard(scratch)
+    world.wait()
+    return record
+
+
+def _whole_model(model: torch.nn.Module) -> torch.nn.Module:
+    """A model, put together on the first process where it is shared among several."""
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return model
+    weights = checkpoints.whole_weights(model)
+    with torch.device("meta"):
+        whole = type(model)(model.config)
+    if is_first():
+        whole.load_state_dict(weights, strict=False, assign=True)
+        whole.tie_weights()
+    return whole
+
+
+def _publish(
+    model, outcome: training.Outcome, record: TrainRecord, out, scratch, tokenizer, key
+) -> None:
     if record.trunk_tokens:
-        with publish_folder(place.out / TRUNK) as folder:
+        with publish_folder(out / TRUNK) as folder:
             for path in sorted((scratch / training.TRUNK).iterdir()):
                 if path.name != MANIFEST:
                     shutil.copyfile(path, folder / path.name)
             (folder / IDENTITY).write_text(key, encoding="utf-8")
-    with publish_folder(place.out / "model") as folder:
-        save_model(model, folder, lineage, tokenizer)
-    write_text(place.out / CURVE, outcome.curve_csv())
-    write_text(place.out / TRAIN, record.to_json())
-    training.discard(scratch)
-    return record
+    with publish_folder(out / "model") as folder:
+        save_model(model, folder, record.lineage, tokenizer)
+    write_text(out / CURVE, outcome.curve_csv())
+    write_text(out / TRAIN, record.to_json())
 
 
 def _open_trunk(path: Path, key: str) -> Path:

@@ -99,10 +99,10 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale):
+    def forward(ctx, hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale, chunk):
         tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        chunk = max(1, min(tokens, chunk_tokens(vocab)))
+        chunk = max(1, min(tokens, chunk))
         rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
         told_CV = signal.space(chunk) if signal else None
@@ -139,7 +139,8 @@ class _Fused(torch.autograd.Function):
         ctx.grads = None
         factor = grad_loss * ctx.scale
         grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
-        return grad_hidden_ND.mul_(factor), grad_head_VD, None, None, None, None, None
+        none = (None,) * 6
+        return grad_hidden_ND.mul_(factor), grad_head_VD, *none
 
 
 def _differentiate_data(logits_RV, labels_R1, told) -> torch.Tensor:
@@ -248,14 +249,23 @@ def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def data_loss(
-    hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor, *, scale: float = 1.0
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor,
+    labels_N: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy against the data, summed over tokens: (times `scale`, plain and detached)."""
+    """Cross-entropy against the data, summed over tokens: (times `scale`, plain and detached).
+
+    chunk: tokens whose logits are held at once, by default `chunk_tokens`.
+    """
     kept_N = labels_N != IGNORED
     if not kept_N.all():
         hidden_ND, labels_N = hidden_ND[kept_N], labels_N[kept_N]
+    chunk = chunk or chunk_tokens(head_VD.shape[0])
     loss, sums = _Fused.apply(
-        hidden_ND, head_VD, labels_N, None, _differentiate_data, (1.0,), scale
+        hidden_ND, head_VD, labels_N, None, _differentiate_data, (1.0,), scale, chunk
     )
     return loss, sums[0]
 
@@ -271,13 +281,15 @@ def mixture_loss(
     temperature: float = 1.0,
     beta: float | None = None,
     scale: float = 1.0,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, LossParts]:
     """Distillation loss summed over tokens and multiplied by `scale`, with its parts.
 
     objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
     0 and 1; a partial signal allows soft_ce alone. `scale` is one over the tokens of the optimizer
-    step for a mean loss. Tokens with the label IGNORED count in neither part. Raises ValueError for
-    an objective that cannot be had.
+    step for a mean loss. chunk: tokens whose logits are held at once, by default `chunk_tokens`.
+    Tokens with the label IGNORED count in neither part. Raises ValueError for an objective that
+    cannot be had.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
@@ -289,8 +301,11 @@ def mixture_loss(
     if not kept_N.all():
         hidden_ND, labels_N, signal = hidden_ND[kept_N], labels_N[kept_N], signal.keep(kept_N)
     term = Term(objective, weight, temperature, beta)
+    chunk = chunk or chunk_tokens(head_VD.shape[0])
     differentiate, weights = partial(_differentiate_mixture, term=term), (1 - weight, weight)
-    loss, sums = _Fused.apply(hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale)
+    loss, sums = _Fused.apply(
+        hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale, chunk
+    )
     return loss, LossParts(*sums)
 
 
@@ -298,9 +313,10 @@ def mixture_loss(
 def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision."""
     total, chunk = 0.0, chunk_tokens(head_VD.shape[0])
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
-        logits_CV = hidden_ND[part] @ head_VD.T
+        logits_CV = (hidden_ND[part] @ head_VD.T).to(wide)
         loss_C = torch.logsumexp(logits_CV, 1) - logits_CV.gather(1, labels_N[part, None])[:, 0]
         total += loss_C.double().sum().item()
     return total

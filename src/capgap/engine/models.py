@@ -208,6 +208,38 @@ def output_head(model: PreTrainedModel) -> torch.Tensor:
     return model.get_output_embeddings().weight
 
 
+def hidden_and_head(
+    model: PreTrainedModel,
+    input_ids_BT: torch.Tensor,
+    *,
+    precision: str = "float32",
+    vocab: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a loss is computed from: last hidden states, (B T) x D, and output head, V x D.
+
+    precision: float32, or bfloat16 for mixed precision: matrix products of the forward pass, hidden
+    states and head. vocab: size of the tokenizer; further rows of the head, which makers add to get
+    a round number, are no tokens and left out.
+    """
+    dtype = getattr(torch, precision)
+    with torch.autocast(input_ids_BT.device.type, torch.bfloat16, enabled=dtype != torch.float32):
+        hidden_ND = hidden_states(model, input_ids_BT)
+    head_VD = output_head(model)
+    if vocab is not None and vocab < head_VD.shape[0]:
+        head_VD = head_VD[:vocab]
+    return hidden_ND.to(dtype), head_VD.to(dtype)
+
+
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The layers of a model, which are alike."""
+    depth = model.config.num_hidden_layers
+    return next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+    )
+
+
 def count_params(model: PreTrainedModel) -> ParamGroups:
     """Parameters by group; a tensor that belongs to no group is refused by name."""
     groups = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0}

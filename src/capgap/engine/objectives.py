@@ -3,45 +3,63 @@ What a training step minimises: the data alone, or a mixture of data and teacher
 
 An objective maps (model, inputs B x T, labels (B T), starts B, scale) to a loss to differentiate
 and the sums of its parts in nats; starts are the places of the sequences in the training stream.
-The loop knows no more of it than that.
+The loop knows no more of it than that. One that holds a model has `on(world)`, which puts it where
+the job's processes compute.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from capgap.config import Distill
 from capgap.engine.losses import LossParts, PartialSignal, Signal, data_loss, mixture_loss
-from capgap.engine.models import hidden_states, output_head
+from capgap.engine.models import hidden_and_head
+from capgap.engine.parallel import Whole, World
 from capgap.engine.signals import SignalStore
 
 
 def data_objective(
-    model, inputs_BT, labels_N, starts_B, scale: float
+    model,
+    inputs_BT,
+    labels_N,
+    starts_B,
+    scale: float,
+    *,
+    precision: str = "float32",
+    vocab: int | None = None,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, LossParts]:
-    """Cross-entropy against the data."""
-    loss, data_ce = data_loss(
-        hidden_states(model, inputs_BT), output_head(model), labels_N, scale=scale
-    )
+    """Cross-entropy against the data. precision, vocab: see `hidden_and_head`; chunk: `data_loss`."""
+    hidden_ND, head_VD = hidden_and_head(model, inputs_BT, precision=precision, vocab=vocab)
+    loss, data_ce = data_loss(hidden_ND, head_VD, labels_N, scale=scale, chunk=chunk)
     return loss, LossParts(data_ce, torch.zeros_like(data_ce))
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Data and teacher: the teacher's model or its signal kept on disk, and the settings."""
+    """Data and teacher: the teacher's model or its signal kept on disk, and the settings.
+
+    vocab: size of the tokenizer that both share, where a head has more rows.
+    """
 
     teacher: torch.nn.Module | SignalStore
     settings: Distill
+    vocab: int | None = None
+
+    def on(self, world: World) -> Distillation:
+        """The same with the teacher where a world computes."""
+        if isinstance(self.teacher, SignalStore):
+            return self
+        return replace(self, teacher=world.place(self.teacher))
 
     def __call__(
         self, model, inputs_BT, labels_N, starts_B, scale: float
     ) -> tuple[torch.Tensor, LossParts]:
         """Mixture of the cross-entropy against the data and the teacher's term."""
         return mixture_loss(
-            hidden_states(model, inputs_BT),
-            output_head(model),
+            *self._read(model, inputs_BT),
             labels_N,
             self._signal(inputs_BT, starts_B),
             objective=self.settings.objective,
@@ -49,6 +67,7 @@ class Distillation:
             temperature=self.settings.temperature,
             beta=self.settings.beta,
             scale=scale,
+            chunk=self.settings.loss_chunk_tokens,
         )
 
     @torch.no_grad()
@@ -56,4 +75,11 @@ class Distillation:
         if isinstance(self.teacher, SignalStore):
             kept = self.teacher.read(starts_B)
             return PartialSignal(*(value.to(inputs_BT.device) for value in kept))
-        return Signal(hidden_states(self.teacher, inputs_BT), output_head(self.teacher))
+        if isinstance(self.teacher, Whole):
+            return Signal(*self.teacher(self._read, inputs_BT))
+        return Signal(*self._read(self.teacher, inputs_BT))
+
+    def _read(self, model, inputs_BT) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden_and_head(
+            model, inputs_BT, precision=self.settings.precision, vocab=self.vocab
+        )

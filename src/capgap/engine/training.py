@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +25,20 @@ import torch
 from capgap.config import Training
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.losses import LossParts
+from capgap.engine.losses import IGNORED, LossParts
+from capgap.engine.models import decoder_layers
+from capgap.engine.parallel import ALONE, World, whole_tensor
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
-from capgap.engine.streams import check_long_enough, training_batch
-from capgap.errors import CapgapError
+from capgap.engine.streams import Batch, check_long_enough, training_batch
+from capgap.errors import CapgapError, Terminated
+from capgap.shapes import chunk_tokens
 
 CURVE_COLUMNS = (
     "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"
     "val_loss_nats_per_token"
 )
 
+COMPILER = "inductor"
 TRUNK = "trunk"  # folder of the state at the end of a trunk, in scratch
 
 # (model, inputs B x T, labels (B T), starts B, scale) -> (loss, sums of its parts in nats)
@@ -62,7 +71,7 @@ def _number(value: float) -> str:
 
 
 def make_optimizer(model: torch.nn.Module, settings: Training) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not."""
+    """AdamW in one fused kernel; matrices decay, norms and biases do not."""
     parameters = list(model.parameters())
     return torch.optim.AdamW(
         [
@@ -74,6 +83,14 @@ def make_optimizer(model: torch.nn.Module, settings: Training) -> torch.optim.Ad
         weight_decay=settings.weight_decay,
         fused=True,
     )
+
+
+def prepare(model: torch.nn.Module, settings: Training) -> None:
+    """Make a model compute its layers as the settings say."""
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in decoder_layers(model) if settings.compile else []:
+        layer.forward = torch.compile(type(layer).forward.__get__(layer), backend=COMPILER)
 
 
 def train(
@@ -88,13 +105,16 @@ def train(
     trunk: Path | None = None,
     checkpoint_seconds: float = 60.0,
     say: Callable[[str], None] = print,
+    world: World = ALONE,
 ) -> Outcome:
     """Train a model in place and return its learning curve.
 
     tokens: budget; the last incomplete step is left out. scratch: folder for checkpoints, resumed
     from when it holds any, and for the state at the end of the trunk where the schedule has one.
-    trunk: such a state of a shorter run, to go on from instead of step 0. Raises CapgapError when
-    a loss or gradient is not finite, and for a trunk longer than this run's.
+    trunk: such a state of a shorter run, to go on from instead of step 0. world: the processes that
+    share the work. Raises Terminated when the process is told to end (SIGTERM), and CapgapError
+    when a loss or gradient is not finite, memory or disk space is short, and for a trunk longer
+    than this run's.
     """
     stream, held_out = streams["train"], streams["validation"][: settings.validation_tokens + 1]
     check_long_enough(stream, settings.sequence_length, "train")
@@ -104,6 +124,8 @@ def train(
             f"{tokens} tokens are less than one step of {settings.batch_tokens}; "
             "raise the tokens or lower batch_tokens"
         )
+    prepare(model, settings)
+    learner = world.learner(world.place(model))
     optimizer = make_optimizer(model, settings)
     measure_at, fork = measured_steps(steps, settings), trunk_steps(steps, settings)
 
@@ -112,8 +134,11 @@ def train(
             model,
             held_out,
             sequence_length=settings.sequence_length,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=settings.micro_batch_tokens or settings.batch_tokens,
             split="validation",
+            precision=settings.precision,
+            vocab=streams.meta.vocab_size,
+            compute=learner,
         )
 
     before_fork = None if fork is None or checkpoints.intact(scratch / TRUNK) else fork
@@ -125,42 +150,47 @@ def train(
                 f"{trunk} is a state after {restored[0]} steps, but a run of {steps} steps with "
                 f"schedule {settings.schedule} shares {fork or 0}; take the trunk of a smaller budget"
             )
-    if restored is None:
-        done, curve = 0, [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
-    else:
-        done, curve = restored[0], restored[1]["curve"]
-        say(f"resumed after step {done}/{steps}")
-    model.train()
-    clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-    for step in range(done, steps):
-        if step == fork:
-            checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
-        rate = learning_rate_at(step, steps, settings)
-        data_ce, teacher_term = _step(
-            model, optimizer, stream, settings, objective, rate, step, seed
-        )
-        if not math.isfinite(data_ce + teacher_term):
-            raise _diverged("loss or gradient", step, steps, rate, scratch)
-        if step + 1 in measure_at:
-            row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
-            curve.append([*row, validation_loss()])
-            if not math.isfinite(curve[-1][-1]):
-                raise _diverged("validation loss", step, steps, rate, scratch)
-        clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
-        if time.monotonic() - last_saved > checkpoint_seconds and step + 1 < steps:
-            checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
-            last_saved = time.monotonic()
+    done = 0 if restored is None else restored[0]
+    _check_same(done, world, scratch)
+    with _Advice(settings, scratch, steps, streams.meta.vocab_size) as told, _Stop() as stop:
+        told.step = done
+        if restored is None:
+            curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
+        else:
+            curve = restored[1]["curve"]
+            say(f"resumed after step {done}/{steps}")
+        model.train()
+        clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
+        batches = _batches(stream, settings, seed, range(done, steps), model.device)
+        for step, batch in zip(range(done, steps), batches, strict=True):
+            told.step = step
+            if step == fork:
+                checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
+            rate = learning_rate_at(step, steps, settings)
+            torch.manual_seed((seed << 32) + step + (world.rank << 24))  # dropout, if there is any
+            data_ce, teacher_term = _step(
+                learner, optimizer, batch, settings, objective, rate, world
+            )
+            if not math.isfinite(data_ce + teacher_term):
+                raise told.diverged("loss or gradient", rate, batch)
+            if step + 1 in measure_at:
+                row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
+                curve.append([*row, validation_loss()])
+                if not math.isfinite(curve[-1][-1]):
+                    raise told.diverged("validation loss", rate, batch)
+            clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
+            due = time.monotonic() - last_saved > checkpoint_seconds
+            due, ended = world.agree(due, stop.asked)
+            if (due or ended) and step + 1 < steps:
+                checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
+                last_saved = time.monotonic()
+                if ended:
+                    raise Terminated(
+                        f"terminated after step {step + 1}/{steps}; the state is saved in {scratch}, "
+                        "run again to go on"
+                    )
     model.eval()
     return Outcome(curve, steps, steps * settings.batch_tokens)
-
-
-def _diverged(what: str, step: int, steps: int, rate: float, scratch: Path) -> CapgapError:
-    saved = checkpoints.latest(scratch)
-    state = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
-    return CapgapError(
-        f"{what} is not finite at step {step + 1}/{steps} (learning rate {rate:.3g}); {state}. "
-        "Lower learning_rate, raise warmup_share or lower clip_norm"
-    )
 
 
 def discard(scratch: Path) -> None:
@@ -168,32 +198,77 @@ def discard(scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _step(
-    model, optimizer, stream: np.ndarray, settings: Training, objective: Objective, rate, step, seed
-) -> tuple[float, float]:
-    """One optimizer step; mean parts of the loss, nats per token.
+def _check_same(done: int, world: World, scratch: Path) -> None:
+    """Raise CapgapError where processes have restored different states."""
+    if world.sum(torch.tensor(done)).item() != done * world.size:
+        raise CapgapError(
+            f"{scratch}: process {world.rank} found a state after {done} steps and others found "
+            "another; put scratch where all processes see the same files"
+        )
 
-    A gradient norm that is not finite comes back as a NaN loss, before the weights are touched.
+
+def _batches(
+    stream: np.ndarray, settings: Training, seed: int, steps: range, device: torch.device
+) -> Iterator[Batch]:
+    """The global batch of every step; for a GPU in pinned memory, one step ahead."""
+
+    def make(step: int) -> Batch:
+        batch = training_batch(
+            stream,
+            sequence_length=settings.sequence_length,
+            batch_size=settings.batch_tokens // settings.sequence_length,
+            seed=seed,
+            step=step,
+            unique_tokens=settings.unique_tokens,
+        )
+        return batch if device.type == "cpu" else Batch(*(part.pin_memory() for part in batch))
+
+    if device.type == "cpu":  # whose cores have other work meanwhile
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(make, steps.start) if steps else None
+        for step in steps:
+            batch = coming.result()
+            if step + 1 in steps:
+                coming = ahead.submit(make, step + 1)
+            yield batch
+
+
+def _step(
+    learner,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    settings: Training,
+    objective: Objective,
+    rate: float,
+    world: World = ALONE,
+) -> tuple[float, float]:
+    """One optimizer step; mean parts of the loss over the global batch, nats per token.
+
+    Means are over the tokens of the whole step that are not ignored, however they lie in
+    micro-batches and processes. A gradient norm that is not finite comes back as a NaN loss, before
+    the weights are touched.
     """
-    torch.manual_seed((seed << 32) + step)  # dropout, where a model has it
-    batch = training_batch(
-        stream,
-        sequence_length=settings.sequence_length,
-        batch_size=settings.batch_tokens // settings.sequence_length,
-        seed=seed,
-        step=step,
-        unique_tokens=settings.unique_tokens,
-    )
+    counted = max(1, int((batch.labels != IGNORED).sum()))
+    mine = world.part(len(batch.labels))
     micro = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
     sums = torch.zeros(2, dtype=torch.float64)
-    for inputs, labels, starts in zip(*(part.split(micro) for part in batch), strict=True):
-        inputs, labels = inputs.to(model.device), labels.reshape(-1).to(model.device)
-        loss, parts = objective(model, inputs, labels, starts, 1 / settings.batch_tokens)
-        loss.backward()
+    parts_of_batch = [
+        *zip(*(part[mine].split(micro) for part in batch), strict=True),
+    ]
+    for number, (inputs, labels, starts) in enumerate(parts_of_batch, 1):
+        inputs, labels = (part.to(world.device, non_blocking=True) for part in (inputs, labels))
+        last = number == len(parts_of_batch)
+        with nullcontext() if last else world.accumulating(learner):
+            loss, parts = learner(
+                objective, inputs, labels.reshape(-1), starts, world.size * (1 / counted)
+            )
+            loss.backward()
         sums += torch.stack(parts).cpu()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    data_ce, teacher_term = (sums / settings.batch_tokens).tolist()
-    if math.isfinite(norm.item()):
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)
+    data_ce, teacher_term = (world.sum(sums) / counted).tolist()
+    if math.isfinite(whole_tensor(norm).item()):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -201,6 +276,95 @@ def _step(
         data_ce = math.nan
     optimizer.zero_grad(set_to_none=True)
     return data_ce, teacher_term
+
+
+class _Stop:
+    """Notes a SIGTERM, as Slurm sends before it takes a job's node, instead of dying of it."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> _Stop:
+        self.in_main = threading.current_thread() is threading.main_thread()
+        if self.in_main:
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_) -> None:
+        self.asked = True
+        print("asked to end: finishing this step and saving", flush=True)
+
+    def __exit__(self, *_) -> None:
+        if self.in_main:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+class _Advice:
+    """Says what went wrong in a run, at which step, and what to change."""
+
+    def __init__(self, settings: Training, scratch: Path, steps: int, vocab: int):
+        self.settings, self.scratch, self.steps, self.vocab = settings, scratch, steps, vocab
+        self.step = 0
+
+    def __enter__(self) -> _Advice:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, CapgapError) or not _out_of_memory(error):
+            return
+        files = [Path(frame.filename).name for frame in traceback.extract_tb(trace)]
+        raise CapgapError(
+            f"out of memory at step {self.step + 1}/{self.steps}, in {self._place(files)}; "
+            f"{self._saved()}. {self._mends(files)}"
+        ) from None
+
+    def _saved(self) -> str:
+        saved = checkpoints.latest(self.scratch)
+        return f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
+
+    def diverged(self, what: str, rate: float, batch: Batch) -> CapgapError:
+        """The error for a loss that is not finite."""
+        starts = [f"{start:,}" for start in batch.starts[:3].tolist()]
+        more = len(batch.starts) - len(starts)
+        return CapgapError(
+            f"{what} is not finite at step {self.step + 1}/{self.steps} (learning rate {rate:.3g}; "
+            f"batch of the sequences at tokens {', '.join(starts)} and {more} others of the training "
+            f"stream); {self._saved()}. Lower learning_rate, raise warmup_share or lower clip_norm"
+        )
+
+    @staticmethod
+    def _place(files: list[str]) -> str:
+        if "losses.py" in files:
+            return "the loss"
+        return "the optimizer" if "adamw.py" in files else "the forward or backward pass"
+
+    def _mends(self, files: list[str]) -> str:
+        settings = self.settings
+        micro = settings.micro_batch_tokens or settings.batch_tokens
+        mends = []
+        if micro > settings.sequence_length:
+            half = max(1, micro // settings.sequence_length // 2) * settings.sequence_length
+            while settings.batch_tokens % half:
+                half -= settings.sequence_length
+            mends.append(f"lower micro_batch_tokens from {micro} to {half}")
+        if not settings.activation_checkpointing:
+            mends.append("set activation_checkpointing (now false)")
+        if "losses.py" in files:
+            chunk = settings.loss_chunk_tokens or chunk_tokens(self.vocab)
+            mends.insert(
+                0,
+                f"set loss_chunk_tokens to {max(1, chunk // 2)} (now {chunk}, of {self.vocab:,} "
+                "logits each)",
+            )
+        mends.append("share the model among more devices (--shard)")
+        return "To need less, " + ", or ".join(mends)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in main memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class _Clock:
