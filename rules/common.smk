@@ -18,8 +18,12 @@ from capgap.workflow import planning
 planning.prepare_environment()
 
 try:
-    # Without --configfile the study is config.yaml; values of --config replace top-level keys.
-    STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
+    if workflow.is_main_process:
+        # Without --configfile the study is config.yaml; values of --config replace top-level keys.
+        STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
+        planning.hand_down(STUDY)
+    else:  # a job on a cluster parses this file again
+        STUDY = planning.handed_down()
 except CapgapError as error:
     raise WorkflowError(str(error))
 

@@ -14,6 +14,7 @@ from capgap.workflow import ledger
 
 SOURCE = Path(__file__).parents[2]
 TRACKED = ["Snakefile", "rules", "profiles", "envs", "src", "dvc.yaml", ".dvcignore", ".gitignore"]
+TRACKED += [".dvc/plots", ".dvc/config", ".dvc/.gitignore"]
 WORDS = (
     "law gap student teacher size loss the of a is and larger token tree sun river stone".split()
 )
@@ -167,9 +168,6 @@ def write_study(path: Path) -> Repository:
             shutil.copytree(source, path / name, ignore=skip)
         else:
             shutil.copy(source, path / name)
-    (path / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy(SOURCE / ".dvc" / name, path / ".dvc" / name)
     study = yaml.safe_load((SOURCE / "tests/tiny/config.yaml").read_text())
     study["teachers"] = {name: study["teachers"][name] for name in ("t6k", "t16k")}
     study["grid"] = {"students": ["3k"], "tokens": ["5k"], "seeds": [0]}

@@ -1,6 +1,6 @@
-"""Exactly the affected jobs run again. The sets are written out; a checkpoint hides what is behind.
+"""Exactly the affected jobs run again, in a pulled clone with arbitrary file times.
 
-While the law's choice is not up to date, Snakemake cannot know the final runs (4k), so a plan does
+The expected sets are written out. While the law's choice is not up to date, Snakemake cannot know the final runs (4k), so a plan does
 not hold them; `test_loss_edit_runs_distillation_and_what_follows` runs and sees them as well.
 """
 
@@ -9,7 +9,22 @@ import os
 import shutil
 
 import pytest
-from repository import RESULTS, edit_distillation_loss
+from repository import RESULTS, edit_distillation_loss, scramble_times
+
+
+@pytest.fixture(scope="module")
+def pulled(finished, tmp_path_factory):
+    """A colleague's clone in which nothing has run, its file times scrambled. Not to be changed."""
+    clone = finished.clone(tmp_path_factory.mktemp("colleague") / "elsewhere/clone")
+    scramble_times(clone, 0)
+    return clone
+
+
+@pytest.fixture
+def study(pulled, tmp_path):
+    """A copy of the clone to work in."""
+    return pulled.copy(tmp_path / "study")
+
 
 RUN = "students/3k/pruned-{0}/from-{0}/tokens-5k/seed-{1}"
 REPORT = {"write_report report"}  # shows the settings, so any change of them
@@ -163,7 +178,11 @@ def test_comments_docstrings_and_formatting_plan_nothing(study):
             lines[first.end_lineno - 1] += '"""'
         path.write_text("\n".join(lines) + "\n\n\n# a comment\n")
         ast.parse(path.read_text())
-    for path in sorted((study / "rules").glob("*.smk")):
+    rules = sorted((study / "rules").glob("*.smk"))
+    assert sum(path.read_text().count('    """') for path in rules) > 10
+    for path in rules:
+        path.write_text(path.read_text().replace('    """', '    """Other words: '))
+    for path in [study / "config.yaml", study / "Snakefile", study / "dvc.yaml", *rules]:
         path.write_text(path.read_text() + "\n\n# a comment\n")
     assert study.planned() == set()
 

@@ -65,13 +65,31 @@ def test_metrics_of_two_revisions_are_compared_by_name(study):
     assert {f"law.tokens-5k.{name}" for name in line} <= first.keys()
 
 
-def test_plots_of_two_revisions_are_drawn(study):
+def test_plots_of_two_revisions_show_each_students_curve(study):
+    """One curve a student and budget, of runs with their own teacher; the law as a picture."""
     table = study / RESULTS / "law/runs.csv"
-    table.write_text(table.read_text().replace("t6k", "t6x"))
+    head, *rows = table.read_text().splitlines()
+    table.write_text(
+        "\n".join([head, *rows, *[row.replace("3k,", "5k,", 1) for row in rows]]) + "\n"
+    )
     study.dvc("plots", "diff", "HEAD", "--out", "plots")
     page = (study / "plots/index.html").read_text()
-    assert "val_loss_nats_per_token" in page
-    assert "t6x" in page
+    spec = json.JSONDecoder().raw_decode(page, page.index("{", page.index("var spec = ")))[0]
+    curves = [(row["rev"], row["student"]) for row in spec["data"]["values"]]
+    assert curves.count(("workspace", "3k")) == curves.count(("HEAD", "3k")) == len(rows)
+    assert curves.count(("workspace", "5k")) == len(rows)
+    assert ("HEAD", "5k") not in curves
+    assert spec["transform"][0] == {"filter": "datum.arm === 'main'"}
+    assert "datum.student" in spec["transform"][1]["calculate"]
+    assert spec["facet"]["field"] == spec["transform"][1]["as"]
+    encoding, (mean, runs) = spec["spec"]["encoding"], spec["spec"]["layer"]
+    assert encoding["x"]["field"] == "teacher_params_non_embedding"
+    assert encoding["color"]["field"] == "rev"
+    assert mean["encoding"]["y"]["aggregate"] == "mean"
+    assert {e["encoding"]["y"]["field"] for e in (mean, runs)} == {"val_loss_nats_per_token"}
+    assert "<DVC_METRIC" not in json.dumps(spec)
+    pictures = sorted(path.name for path in (study / "plots/static").iterdir())
+    assert [name.split("_")[0] for name in pictures] == ["HEAD", "workspace"]
 
 
 @pytest.mark.slow

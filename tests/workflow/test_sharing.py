@@ -84,13 +84,21 @@ def test_merge_that_conflicts_in_the_lock_runs_the_difference_only(study):
     study.git("checkout", "--ours", "dvc.lock")
     study.commit("both")
     study.dvc("checkout", "-q")
-    assert study.planned() == {
+    chosen = {
         "choose_teacher law",
         "compare_final final",
         "write_headline .",
         "write_report report",
     }
+    assert study.planned() == chosen
+    before = study.made()
     study.capgap("run", "--cores", "2")
+    ran = {job for job, moment in study.made().items() if moment != before.get(job)}
+    assert ran == chosen | {
+        f"{rule} students/4k/pruned-{name}/from-{name}/tokens-9k/seed-0"
+        for rule in ("distill_student", "evaluate_student")
+        for name in ("t6k", "t16k")
+    }
     study.capgap("save")
     assert "up to date" in study.dvc("status").stdout
 
@@ -152,6 +160,26 @@ def test_results_that_were_not_saved_are_not_overwritten(study):
     assert f"{RESULTS}/headline.json" in result.stderr
     assert "capgap save" in result.stderr
     assert study.contents() == {**before, "headline.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pull"], "this revision holds no results"),
+        (["push"], "this revision holds no results"),
+        (["verify"], "no results here"),
+        (["accept"], "no results here"),
+        (["export", "--out", "model"], "no results here"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_without_results_every_command_says_where_they_come_from(finished, tmp_path, words, said):
+    clone = clone_of(finished, tmp_path / "clone", tmp_path / "nowhere")
+    (clone / "dvc.lock").unlink()
+    result = clone.capgap(*words, check=False)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "capgap run" in result.stderr
 
 
 def test_missing_remote_is_explained(finished, tmp_path):

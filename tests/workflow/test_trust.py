@@ -6,6 +6,9 @@ import sys
 import pytest
 from repository import RESULTS, edit_distillation_loss
 
+from capgap.study_file import load_study
+from capgap.workflow import ledger, planning
+
 WEIGHTS = f"{RESULTS}/teachers/t6k/model/model.safetensors"
 
 
@@ -24,8 +27,6 @@ def law_settings(study):
 
 def shell_command(study, output):
     """The command that made an output, as Snakemake has it on record."""
-    from capgap.workflow import ledger
-
     path = study / ledger.location(ledger.RECORDS, f"{RESULTS}/{output}")
     return json.loads(path.read_text())["shellcmd"].split(">")[0]
 
@@ -50,20 +51,56 @@ def test_failed_job_and_all_behind_it_stay_undone(study):
     assert study.capgap("save", check=False).returncode
 
 
-def test_source_edited_after_planning_is_refused(study):
-    command = shell_command(study, "law/law.json")
-    law = (study / f"{RESULTS}/law/law.json").read_bytes()
+def edit_fit(study):
+    """Insert a statement at the start of the law's `run`."""
     path = study / "src/capgap/fit.py"
     text = path.read_text()
     start = text.index("def run(")
     body = text.index('"""', text.index('"""', start) + 3) + 3
     path.write_text(text[:body] + "\n    print('other')" + text[body:])
+
+
+def test_source_edited_after_planning_is_refused(study):
+    command = shell_command(study, "law/law.json")
+    law = (study / f"{RESULTS}/law/law.json").read_bytes()
+    edit_fit(study)
     result = study.command(
         "bash", "-c", command, check=False, PATH=f"{sys.prefix}/bin:/usr/bin:/bin"
     )
     assert result.returncode == 1
     assert "the source of capgap.fit changed after the run was planned; run again" in result.stderr
     assert (study / f"{RESULTS}/law/law.json").read_bytes() == law
+
+
+def test_job_on_a_cluster_keeps_to_what_its_run_planned(study, monkeypatch):
+    """It parses the workflow again, maybe after an edit; its run records what was planned."""
+    for name in (planning.SETTINGS, planning.SOURCES):
+        monkeypatch.setenv(name, "")  # so that nothing of this test stays behind
+    settings = load_study(study / "config.yaml")
+    planning.hand_down(settings)
+    planning.spec("fit", settings.law)
+    words = (
+        "--mode remote --executor local --cores 1 --force --nolock --ignore-incomplete --no-hooks"
+    )
+    job = [sys.executable, "-m", "snakemake", *words.split(), "--allowed-rules", "fit_law"]
+    job += ["--target-jobs", "fit_law:study=tiny"]
+    path = study / f"{RESULTS}/law/law.json"
+    law = path.read_bytes()
+
+    path.write_text("{}")
+    study.configure(law_settings)
+    study.command(*job)
+    assert path.read_bytes() == law
+
+    edit_fit(study)
+    assert study.command(*job, check=False).returncode
+    log = (study / f"logs/fit_law/{RESULTS}.log").read_text()
+    assert "the source of capgap.fit changed after the run was planned; run again" in log
+
+    monkeypatch.delenv(planning.SETTINGS)
+    result = study.command(*job, check=False)
+    assert result.returncode
+    assert "did not reach this job" in result.stdout + result.stderr
 
 
 def test_flipped_bit_is_named_by_verify(damaged):

@@ -17,6 +17,8 @@ How, and what would break without it
                library function would leave stale results in place.
   planning.py  spec: stage, digest and settings as one text. Snakemake compares parameters without
                their names: swapped values would go unnoticed.
+               hand_down: jobs on a cluster parse the workflow again. After an edit they would run
+               what is new, and the run would put on record what was planned.
                reconcile: contents decide, not times. A file put back with an old time would hide
                what is stale; results without records would be taken as they are.
   ledger.py    reads Snakemake's records, which dvc.yaml versions beside the results. Without them

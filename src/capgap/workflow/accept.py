@@ -21,7 +21,7 @@ from capgap.study_file import load_study
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import only_run
-from capgap.workflow.verify import check
+from capgap.workflow.verify import check, results_of
 
 
 def outdated(records: dict[str, dict], stages: list[str]) -> dict[tuple[str, str], list[str]]:
@@ -41,8 +41,7 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
 
     Raises CapgapError when a result is not as its manifest or its record says.
     """
-    root = paths.ROOT.format(study=study)
-    records = ledger.read_all(root)
+    records = ledger.read_all(results_of(study))
     found = outdated(records, stages)
     lines = [
         f"{stage}: {len(outputs)} outputs made with source {before}, now "

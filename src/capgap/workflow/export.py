@@ -29,6 +29,7 @@ from capgap.errors import CapgapError
 from capgap.records import FinalRecord, LawRecord, Lineage, Metrics
 from capgap.stage import run_stage
 from capgap.study_file import load_study
+from capgap.workflow.verify import results_of
 
 CARD = """
 # {name}
@@ -88,6 +89,7 @@ def run(
     study = load_study(study_file)
     if out.exists():
         raise CapgapError(f"{out} exists already; name another folder or delete it")
+    results_of(study.study)
     model = open_folder(paths.FINAL_MODEL.format(study=study.study))
     final = FinalRecord.read(paths.FINAL.format(study=study.study))
     law = LawRecord.read(paths.LAW.format(study=study.study))

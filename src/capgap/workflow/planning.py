@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from capgap.config import Section
+from capgap.config import Section, Study
 from capgap.errors import CapgapError
+from capgap.study_file import load_study
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
+
+SETTINGS = "CAPGAP_STUDY"  # what a run planned with, for jobs that parse the workflow again
+SOURCES = "CAPGAP_SOURCES"
 
 
 def prepare_environment() -> None:
@@ -21,9 +25,37 @@ def prepare_environment() -> None:
     os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
 
 
+def hand_down(study: Study) -> None:
+    """Leave the settings of a run to jobs that parse the workflow again, as on a cluster.
+
+    The workflow may have been edited meanwhile, and what the run had planned goes on record.
+    """
+    os.environ[SETTINGS] = study.model_dump_json(exclude_none=True)
+    os.environ[SOURCES] = "{}"
+
+
+def handed_down() -> Study:
+    """The settings that a job's run planned with."""
+    if SETTINGS not in os.environ:
+        raise CapgapError(
+            f"{SETTINGS} of the run did not reach this job; have the cluster pass the environment "
+            "on (Slurm: --export=ALL)"
+        )
+    return load_study(json.loads(os.environ[SETTINGS]))
+
+
+def _source(stage: str) -> str:
+    """The digest of a stage's source, in a job the one its run planned with."""
+    planned = json.loads(os.environ.get(SOURCES, "{}"))
+    if stage not in planned:
+        planned[stage] = source_digest(f"capgap.{stage}")
+        os.environ[SOURCES] = json.dumps(planned)
+    return planned[stage]
+
+
 def spec(stage: str, settings: Section | None = None) -> str:
     """Sorted JSON, so that Snakemake compares one text in which every value has its name."""
-    data = {"stage": stage, "source": source_digest(f"capgap.{stage}")}
+    data = {"stage": stage, "source": _source(stage)}
     if settings is not None:
         data["settings"] = settings.model_dump(mode="json", exclude_none=True)
     return json.dumps(data, sort_keys=True)

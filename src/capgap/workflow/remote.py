@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc_data.hashfile.hash_info import HashInfo
 
+LOCK = Path("dvc.lock")
 SHARED_SETTINGS = Path(".dvc/config")  # in git; .dvc/config.local is not
 SECRETS = {
     "access_key_id",
@@ -51,11 +52,13 @@ SILENT = {
 def pull(choose: Callable[[Iterable[str]], list[str]]) -> list[str]:
     """Bring files that `dvc.lock` names into place; the names that `choose` picked from all.
 
-    Raises CapgapError, and leaves every file as it was, when a file is not in the remote or is
-    not what its author saved, when the remote cannot be read, and when a file here was not saved.
+    Raises CapgapError, and leaves every file as it was, when nothing was saved at this revision,
+    when a file is not in the remote or is not what its author saved, when the remote cannot be
+    read, and when a file here was not saved.
     """
     from dvc.exceptions import DvcException
 
+    _check_saved()
     with _connected("read") as (repo, remote):
         # lists of files first, hashed like files, for the index would take them unseen
         lists = {str(out): out.hash_info for out in repo.index.outs if out.hash_info}
@@ -75,10 +78,11 @@ def pull(choose: Callable[[Iterable[str]], list[str]]) -> list[str]:
 def push() -> int:
     """Store the files that `dvc.lock` names in the remote; the number of objects that were new.
 
-    Raises CapgapError when a file is neither here nor there, when the shared settings hold a
-    secret, and when the remote cannot be written.
+    Raises CapgapError when nothing was saved, when a file is neither here nor there, when the
+    shared settings hold a secret, and when the remote cannot be written.
     """
     refuse_secrets()
+    _check_saved()
     with _connected("write") as (repo, remote):
         lists = {str(out): out.hash_info for out in repo.index.outs if out.hash_info}
         files = {**_files(repo), **lists}
@@ -106,6 +110,14 @@ def refuse_secrets(path: Path = SHARED_SETTINGS) -> None:
                     f"{path} is in git and holds a credential ({name} of remote {remote}); take "
                     f"it out and keep it here only: dvc remote modify --local {remote} {name} ..."
                 )
+
+
+def _check_saved() -> None:
+    if not LOCK.is_file():
+        raise CapgapError(
+            f"this revision holds no results: there is no {LOCK}. Whoever has them types capgap "
+            f"save, git add {LOCK}, git commit and capgap push; without them, capgap run"
+        )
 
 
 class _Incomplete(Exception):

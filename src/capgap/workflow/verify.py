@@ -18,13 +18,19 @@ from capgap.study_file import load_study
 from capgap.workflow import ledger
 
 
-def problems(study: str) -> list[str]:
-    """What is not as recorded, one sentence each: manifests, inputs of each result, unfinished."""
+def results_of(study: str) -> Path:
+    """The folder of a study's results; CapgapError where there are none."""
     root = Path(paths.ROOT.format(study=study))
     if not root.is_dir():
         raise CapgapError(
-            f"{root}: no results here; `dvc pull` brings them, `capgap run` makes them"
+            f"{root}: no results here; `capgap pull` brings them, `capgap run` makes them"
         )
+    return root
+
+
+def problems(study: str) -> list[str]:
+    """What is not as recorded, one sentence each: manifests, inputs of each result, unfinished."""
+    root = results_of(study)
     found = [f"{output} is unfinished" for output in ledger.unfinished(root)]
     for manifest in sorted(root.rglob(paths.MANIFEST)):
         try:
