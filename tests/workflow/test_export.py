@@ -24,12 +24,22 @@ def test_final_student_is_exported_with_a_model_card(study):
     assert yaml.safe_load(head)["license"] == "apache-2.0"
     final = json.loads((study / RESULTS / "final/final.json").read_text())
     row = next(r for r in final["rows"] if r["teacher"] == final["choice"]["chosen"])
+    name = final["choice"]["chosen"]
+    teacher = json.loads((study / RESULTS / f"teachers/{name}/metrics.json").read_text())
+    law = json.loads((study / RESULTS / "law/law.json").read_text())
     for text in (
-        final["choice"]["chosen"],
-        f"{row['test_loss_nats_per_token']:.4f} nats per token",
+        f"| teacher | {name}: trained from random weights",
+        f"| test loss | {row['test_loss_by_seed']['0']:.4f} nats per token |",
+        f"| test bits per byte | {row['test_bits_per_byte']:.4f} |",
+        f"| regret of the choice | {final['regret_nats']:.4f} nats",
+        f"| teacher's test loss | {teacher['test']['loss_nats_per_token']:.4f} nats per token |",
+        f"| law | {law['verdict']} |",
         "Licence of the data: CC0-1.0",
         "Licence of the teacher: that of the data",
-        "capgap run --study config.yaml",
+        "| distillation tokens | 8,000 |\n| seed | 0 |",
+        "local files `corpus/*.txt`",
+        "capgap run --study config.yaml\ncapgap export --study config.yaml --out out "
+        "--licence apache-2.0 --data-licence CC0-1.0\n",
         str(study.path),
     ):
         assert (text in card) == (text != str(study.path)), text

@@ -8,13 +8,14 @@ OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import yaml
 
-from capgap import paths
+from capgap import design, paths
 from capgap.artifacts import open_folder, sha256
 from capgap.config import (
     FilesCorpus,
@@ -35,8 +36,8 @@ CARD = """
 # {name}
 
 A language model of {params:,} parameters without embeddings ({total:,} in all), pruned from its
-teacher and distilled from it. The teacher was chosen by the law of capacity gap, as measured in the
-study `{study}`.
+teacher and distilled from it. The teacher is the choice of the study `{study}`, which measures the
+law of capacity gap.
 
 | | |
 |---|---|
@@ -47,7 +48,7 @@ study `{study}`.
 | choice | {choice} |
 | test loss | {loss:.4f} nats per token |
 | test bits per byte | {bits:.4f} |
-| regret | {regret:.4f} nats above the best alternative tried |
+| regret of the choice | {regret:.4f} nats above the best teacher tried, mean over seeds |
 | teacher's test loss | {teacher_loss:.4f} nats per token |
 
 {sentence}
@@ -64,7 +65,7 @@ Licence of the teacher: {teacher_licence}. Licence of this model: {licence}.
 
 ```bash
 capgap run --study {study_file}
-capgap export --study {study_file} --out {out_name}
+{command}
 ```
 
 SHA-256 of `model.safetensors`: `{weights}`
@@ -86,6 +87,13 @@ def run(
     teacher_licence: str | None = None,
 ) -> None:
     """Write the folder. Raises CapgapError when a licence is unknown, or `out` exists."""
+    options = {
+        "--study": study_file,
+        "--out": out.name,
+        "--licence": licence,
+        "--data-licence": data_licence,
+        "--teacher-licence": teacher_licence,
+    }
     study = load_study(study_file)
     if out.exists():
         raise CapgapError(f"{out} exists already; name another folder or delete it")
@@ -95,7 +103,9 @@ def run(
     law = LawRecord.read(paths.LAW.format(study=study.study))
     lineage = Lineage.read(model / "lineage.json")
     teacher = Metrics.read(paths.TEACHER_METRICS.format(study=study.study, teacher=lineage.teacher))
-    row = next(row for row in final.rows if row.teacher == lineage.teacher)
+    runs = design.final_runs(study.final, [lineage.teacher])
+    made = next(run for run in runs if run.seed == lineage.seed)
+    test = Metrics.read(paths.RUN_METRICS.format(study=study.study, **made._asdict())).test
     data, known = _data(study)
     data_licence = _required(data_licence or known, "data", data)
     source, known = _teacher(study, lineage.teacher)
@@ -118,8 +128,8 @@ def run(
         seed=lineage.seed,
         law=law.verdict,
         choice=final.choice.basis_note,
-        loss=row.test_loss_nats_per_token,
-        bits=row.test_bits_per_byte,
+        loss=test.loss_nats_per_token,
+        bits=test.bits_per_byte,
         regret=final.regret_nats,
         teacher_loss=teacher.test.loss_nats_per_token,
         sentence=final.sentence,
@@ -128,6 +138,9 @@ def run(
         teacher_licence=teacher_licence,
         licence=licence or "not stated; it follows from those of the data and the teacher",
         study_file=study_file,
+        command=shlex.join(
+            ["capgap", "export", *(str(w) for o in options.items() if o[1] for w in o)]
+        ),
         out_name=out.name,
         weights=sha256(model / "model.safetensors"),
     )
