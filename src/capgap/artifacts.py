@@ -131,7 +131,10 @@ def differences(folder: str | Path) -> list[str]:
     """What in a folder is not as its manifest says, one sentence each; empty if all is well."""
     folder = folder_of(folder)
     found = []
-    for name, entry in json.loads((folder / MANIFEST).read_text())["files"].items():
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    if len(files) > 1 and not any((folder / name).is_file() for name in files):
+        return [f"the {len(files)} files of {folder} are missing"]  # as `capgap pull` leaves it
+    for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             found.append(f"{path} is missing")
@@ -158,6 +161,6 @@ def open_folder(path: str | Path) -> Path:
         if problems:
             raise CapgapError(
                 "; ".join(problems)
-                + f". Fetch the folder again (dvc pull {folder}), or delete it and run again"
+                + f". Fetch the folder again (dvc pull --force {folder}), or delete it and run again"
             )
     return folder

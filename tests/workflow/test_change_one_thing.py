@@ -217,4 +217,6 @@ def test_results_without_records_are_refused(study):
     result = study.capgap("run", "-n", check=False)
     assert result.returncode
     assert "have no record of how they were made" in result.stdout + result.stderr
-    assert "dvc pull" in result.stdout + result.stderr
+    assert "capgap pull" in result.stdout + result.stderr
+    study.capgap("pull")
+    assert study.planned() == set()

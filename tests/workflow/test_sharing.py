@@ -157,9 +157,13 @@ def test_results_that_were_not_saved_are_not_overwritten(study):
     path.write_text("{}")
     result = study.capgap("pull", check=False)
     assert result.returncode == 1
-    assert f"{RESULTS}/headline.json" in result.stderr
+    assert f"{RESULTS}/headline.json is not as saved" in result.stderr
     assert "capgap save" in result.stderr
     assert study.contents() == {**before, "headline.json": b"{}"}
+    assert f"dvc checkout --force {RESULTS}/headline.json" in result.stderr
+    study.dvc("checkout", "--force", f"{RESULTS}/headline.json")
+    study.capgap("pull")
+    assert study.contents() == before
 
 
 @pytest.mark.parametrize(

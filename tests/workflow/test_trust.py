@@ -108,6 +108,9 @@ def test_flipped_bit_is_named_by_verify(damaged):
     assert result.returncode == 1
     assert f"{WEIGHTS} has other contents than its manifest says" in result.stderr
     assert "1 result(s)" in result.stderr
+    assert "dvc pull --force FILE" in result.stderr
+    damaged.dvc("pull", "--force", WEIGHTS)
+    assert "as recorded" in damaged.capgap("verify").stdout
 
 
 def test_flipped_bit_is_named_by_the_job_that_reads_it(damaged):
@@ -118,7 +121,7 @@ def test_flipped_bit_is_named_by_the_job_that_reads_it(damaged):
     )
     assert result.returncode == 1
     assert f"{WEIGHTS} has other contents" in result.stderr
-    assert f"dvc pull {RESULTS}/teachers/t6k/model" in result.stderr
+    assert f"dvc pull --force {RESULTS}/teachers/t6k/model" in result.stderr
     assert (damaged / f"{RESULTS}/teachers/t6k/metrics.json").read_bytes() == before
 
 

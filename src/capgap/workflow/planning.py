@@ -76,7 +76,7 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
     if unknown:
         raise CapgapError(
             f"{unknown[0]} and {len(unknown) - 1} other results have no record of how they were "
-            f"made, so they cannot be trusted; `dvc pull` brings records and results together, or "
+            f"made, so they cannot be trusted; `capgap pull` brings records and results together, or "
             f"delete them ({Path(root)}) to make them again"
         )
     now = time.time()

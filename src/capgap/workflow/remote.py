@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import configparser
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,8 +70,14 @@ def pull(choose: Callable[[Iterable[str]], list[str]]) -> list[str]:
         try:
             repo.checkout(targets=None if len(names) == len(files) else names)
         except DvcException as error:
+            first, *others = str(error).splitlines()
+            if "unsaved files" not in first:
+                raise
+            unsaved = [os.path.relpath(path) for path in others]
             raise CapgapError(
-                f"nothing was put in place: {error}. Keep what is here with capgap save, or delete it"
+                f"nothing was put in place: {_some(unsaved)} not as saved and would be lost. Keep "
+                f"what is here (capgap save), or give it up (dvc checkout --force {unsaved[0]}), "
+                "and pull again"
             ) from None
     return names
 

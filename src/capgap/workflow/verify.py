@@ -49,9 +49,9 @@ def check(study: str, purpose: str) -> None:
     if found:
         lines = "\n".join(f"  {line}" for line in found)
         raise CapgapError(
-            f"{purpose}, {len(found)} result(s) are not as recorded:\n{lines}\n"
-            "Missing or damaged files come back with `dvc pull` or `dvc checkout`; results made "
-            "from other inputs are made again by `capgap run`"
+            f"{purpose}: {len(found)} result(s) are not as recorded:\n{lines}\n"
+            "Missing files come back with `capgap pull --models`, damaged ones with `dvc pull "
+            "--force FILE`; results made from other inputs are made again by `capgap run`"
         )
 
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
     )
     study = load_study(parser.parse_args(argv).study).study
-    check(study, f"study {study} is damaged")
+    check(study, f"study {study}")
     print(f"study {study}: all results are as recorded")
 
 
