@@ -30,7 +30,7 @@ $(READY): requirements.lock pyproject.toml
 test: $(READY)
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
 
-test-slow: $(READY)  ## the same study killed twenty times
+test-slow: $(READY)  ## a study killed at random moments, other revisions, merges, part of a clone
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m slow
 
 remotes: $(READY)  ## what DVC needs to share through S3 and SSH

@@ -13,8 +13,6 @@ from repository import RESULTS
 
 from capgap.workflow import ledger
 
-pytestmark = pytest.mark.slow
-
 RUN = "students/3k/pruned-t6k/from-t6k/tokens-5k/seed-0"
 
 
@@ -22,6 +20,7 @@ def checkpoints(study):
     return list((study / f"scratch/{RESULTS}/{RUN}").glob("*/*/step-*"))
 
 
+@pytest.mark.slow
 def test_killed_run_and_killed_job_resume_and_end_in_the_same_bytes(finished, study):
     shutil.rmtree(study / RESULTS / RUN)
 
@@ -59,6 +58,7 @@ def test_finished_output_without_a_record_is_made_again(study):
     assert "evaluate_student 4k/pruned-t6k" in plan.stdout + plan.stderr
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(finished, study):
     """capgap run and dvc repro in turn; the run, Snakemake, DVC or a job is killed."""
     draw = random.Random(0)
