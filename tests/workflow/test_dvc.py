@@ -107,6 +107,11 @@ def test_part_of_a_study_plans_nothing_and_names_the_missing_model(finished, tmp
     words = ["--law", f"{law}/law.json", "--runs", f"{law}/runs.csv", "--student", "4k"]
     answer = json.loads(clone.capgap("recommend", *words, "--json").stdout)
     assert {row["teacher"] for row in answer["ranked"]} == {"t6k", "t16k"}
+    lock = (clone / "dvc.lock").read_text()
+    result = clone.dvc("repro", check=False)  # DVC would take the models out of dvc.lock
+    assert result.returncode
+    assert "capgap pull --models" in result.stdout + result.stderr
+    assert (clone / "dvc.lock").read_text() == lock
     clone.configure(lambda data: data["evaluate"].update(sequence_length=16))
     result = clone.capgap("run", check=False)
     assert result.returncode

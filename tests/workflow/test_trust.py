@@ -130,6 +130,15 @@ def test_flipped_bit_is_named_by_dvc(damaged):
     assert WEIGHTS in damaged.dvc("data", "status", "--granular").stdout
 
 
+def test_flipped_bit_does_not_enter_dvc_through_repro(damaged):
+    """Nothing is planned, so the run succeeds; DVC would commit what it finds."""
+    lock = (damaged / "dvc.lock").read_text()
+    result = damaged.dvc("repro", check=False)
+    assert result.returncode
+    assert f"{WEIGHTS} has other contents" in result.stdout + result.stderr
+    assert (damaged / "dvc.lock").read_text() == lock
+
+
 def test_damaged_manifest_is_named(study):
     manifest = study / f"{RESULTS}/tokens/manifest.json"
     manifest.write_text(manifest.read_text()[:-20])

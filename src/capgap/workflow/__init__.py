@@ -25,7 +25,8 @@ How, and what would break without it
                a clone sees times only, and a changed setting is invisible.
   process.py   one run a folder, one writer an output, all ending with the run. A killed run would
                leave jobs that overwrite what the next one makes, and locks to remove by hand.
-  execute.py   `capgap run`: lock, clear what a killed run left, Snakemake.
+  execute.py   `capgap run`: lock, clear what a killed run left, Snakemake; under `dvc repro` also
+               verify, for DVC would put a damaged or missing checkpoint into dvc.lock.
   pending.py   what a run would make: for dry runs, `capgap plan` and `capgap save`.
   verify.py    `capgap verify`: reads everything. Planning reads small files only, so that it costs
                seconds; a rotten byte in a checkpoint shows here, in the job that opens the folder,

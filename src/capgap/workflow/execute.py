@@ -28,6 +28,7 @@ from capgap.summary import run as print_summary
 from capgap.workflow import ledger
 from capgap.workflow.pending import not_done, snakemake_command
 from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run
+from capgap.workflow.verify import check
 
 DRY_RUN = {"-n", "--dry-run", "--dryrun"}
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
@@ -109,9 +110,13 @@ def main(argv: list[str] | None = None) -> None:
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
     )
     args, rest = parser.parse_known_args(argv)
-    if "DVC_STAGE" in os.environ:  # `dvc repro`: a run that DVC no longer waits for has no use
+    under_dvc = "DVC_STAGE" in os.environ  # `dvc repro` and `dvc exp run`
+    if under_dvc:  # a run that DVC no longer waits for has no use
         die_with_parent()
-    sys.exit(run(args.study, rest))
+    status = run(args.study, rest)
+    if under_dvc and status == 0:  # DVC takes whatever is there
+        check(load_study(args.study).study, "DVC is given nothing")
+    sys.exit(status)
 
 
 if __name__ == "__main__":
