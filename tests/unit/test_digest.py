@@ -120,7 +120,7 @@ def test_editing_the_loss_touches_training_only(monkeypatch):
     def edited(module):
         found = dict(real(module))
         if module == "capgap.engine.losses":
-            found["_Mixture"] += "\npass"
+            found["mixture_loss"] += "\npass"
         return found
 
     digest.source_digest.cache_clear()
