@@ -46,7 +46,8 @@ test-slurm: $(READY)  ## a small study on a real Slurm of two nodes on this mach
 	@$(PIP) --no-deps --requirement tests/slurm/requirements.txt throttler==1.2.3
 	@test -x /usr/sbin/slurmctld || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
-	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m slurm tests/slurm
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m "slurm or not (slow or remotes)" \
+		tests/slurm tests/workflow/test_profile_runs.py
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

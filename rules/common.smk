@@ -13,7 +13,7 @@ from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.records import Choice
 from capgap.study_file import load_study
-from capgap.workflow import planning
+from capgap.workflow import devices, planning
 
 planning.prepare_environment()
 
@@ -22,6 +22,8 @@ try:
         # Without --configfile the study is config.yaml; values of --config replace top-level keys.
         STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
         planning.hand_down(STUDY)
+        if workflow.local_exec and "gpu" in workflow.global_resources:
+            devices.share_out(workflow.global_resources["gpu"].value)
     else:  # a job on a cluster parses this file again
         STUDY = planning.handed_down()
 except CapgapError as error:

@@ -94,7 +94,7 @@ rule distill_student:
         scratch=paths.scratch(paths.RUN_DIR),
     shell:
         r"""
-        exec python -m capgap.distill \
+        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
             --signal {input.signal:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
@@ -124,7 +124,7 @@ rule evaluate_student:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.evaluate \
+        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -35,7 +35,7 @@ rule pretrain_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.pretrain \
+        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
@@ -91,7 +91,7 @@ rule evaluate_teacher:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.evaluate \
+        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -119,7 +119,7 @@ rule score_importance:
         spec=spec("score", STUDY.prune.scoring()),
     shell:
         r"""
-        exec python -m capgap.score \
+        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -147,7 +147,7 @@ rule cache_teacher_signal:
         spec=spec("signal", signal_stage()),
     shell:
         r"""
-        exec python -m capgap.signal \
+        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.signal \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

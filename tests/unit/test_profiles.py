@@ -1,0 +1,175 @@
+"""Profiles: what they agree on, which devices jobs get, and the Jobs that Kubernetes is sent."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from capgap.errors import CapgapError
+from capgap.workflow import devices
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+
+
+@pytest.mark.parametrize("name", ["slurm", "local-gpu", "kubernetes"])
+def test_profiles_agree_on_what_decides_a_rerun(name):
+    default = yaml.safe_load((PROFILES / "default/config.yaml").read_text())
+    profile = yaml.safe_load((PROFILES / name / "config.yaml").read_text())
+    for key in ("keep-going", "rerun-incomplete", "rerun-triggers", "max-checksum-file-size"):
+        assert profile[key] == default[key]
+    assert profile["logger"] == ["capgap"]
+
+
+# --- devices of one machine -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Function that starts a job on N of the shared devices; it tells which, and ends when told."""
+    started = []
+
+    def start(number: int, shared: str | None) -> tuple[subprocess.Popen, Path]:
+        told, end = tmp_path / f"job-{len(started)}", tmp_path / f"end-{len(started)}"
+        script = (
+            f'printf "[$CUDA_VISIBLE_DEVICES]" >{told}; until test -e {end}; do sleep 0.02; done'
+        )
+        environment = {**os.environ, "TMPDIR": str(tmp_path)} | (
+            {devices.VARIABLE: shared} if shared is not None else {}
+        )
+        environment.pop(devices.VISIBLE, None)
+        command = [sys.executable, "-m", "capgap.workflow.devices", str(number), "sh", "-c", script]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        started.append((process, end))
+        return process, told
+
+    def finish(process: subprocess.Popen) -> None:
+        next(end for one, end in started if one is process).touch()
+        assert process.wait(10) == 0
+
+    start.finish = finish
+    yield start
+    for process, _ in started:
+        process.kill()
+        process.wait()
+
+
+def told(path: Path) -> str:
+    end = time.monotonic() + 20
+    while not (path.is_file() and path.read_text().endswith("]")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return path.read_text()[1:-1]
+
+
+def test_jobs_at_the_same_time_have_different_devices(job):
+    running = [job(1, "0,1,5") for _ in range(3)]
+    assert {told(path) for _, path in running} == {"0", "1", "5"}
+    waiting, path = job(1, "0,1,5")
+    time.sleep(0.5)
+    assert not path.exists()
+    freed = told(running[1][1])
+    job.finish(running[1][0])
+    assert told(path) == freed
+    assert waiting.poll() is None
+
+
+def test_a_killed_job_frees_its_device_and_a_job_of_two_takes_two(job):
+    (first, path), (second, other) = job(1, "0,1"), job(1, "0,1")
+    assert {told(path), told(other)} == {"0", "1"}
+    _, both = job(2, "0,1")
+    first.kill()
+    first.wait()
+    time.sleep(0.5)
+    assert not both.exists()  # takes none while one is missing
+    again, third = job(1, "0,1")
+    assert told(third) == told(path)
+    job.finish(again)
+    job.finish(second)
+    assert told(both) == "0,1"
+
+
+def test_where_devices_are_not_shared_out_a_job_sees_them_all_and_one_without_sees_none(job):
+    assert told(job(1, None)[1]) == ""  # the variable is not set
+    running, path = job(0, "0,1")
+    assert told(path) == ""
+    assert (
+        f"{devices.VISIBLE}=\0".encode()
+        in Path(f"/proc/{running.pid}/environ").read_bytes() + b"\0"
+    )
+
+
+def test_devices_are_those_the_run_may_see(monkeypatch):
+    monkeypatch.setenv(devices.VARIABLE, "")
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    devices.share_out(3)
+    assert os.environ[devices.VARIABLE] == "0,1,2"
+    monkeypatch.setenv(devices.VISIBLE, "4,6,7")
+    devices.share_out(2)
+    assert os.environ[devices.VARIABLE] == "4,6"
+    with pytest.raises(CapgapError, match=r"gpu=4 is more than the 3 GPU\(s\)"):
+        devices.share_out(4)
+    with pytest.raises(CapgapError, match="needs 3 GPUs, 2 are shared out"):
+        devices.claim(3, ["4", "6"])
+
+
+# --- Kubernetes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kube():
+    spec = importlib.util.spec_from_file_location("kube", PROFILES / "kubernetes/kube.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_job_of_kubernetes_asks_for_what_the_plan_says(kube, tmp_path, monkeypatch):
+    script, job = tmp_path / "job.sh", {"rule": "distill_student", "threads": 2}
+    job["resources"] = {"mem_mb": 1500, "runtime": 30, "gpu": 1, "tasks": 1}
+    script.write_text(f"#!/bin/sh\n# properties = {json.dumps(job)}\npython -m snakemake\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPGAP_RUN", "abc")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    made = kube.manifest(script, yaml.safe_load(kube.TEMPLATE.read_text()))
+    assert made["spec"]["activeDeadlineSeconds"] == 1800
+    assert made["spec"]["backoffLimit"] == 0
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["/bin/sh", str(script)]
+    assert container["workingDir"] == str(tmp_path)
+    assert container["resources"] == {
+        "requests": {"cpu": "2", "memory": "1500M", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "1500M", "nvidia.com/gpu": "1"},
+    }
+    assert {"name": "CAPGAP_RUN", "value": "abc"} in container["env"]
+    assert "secret" not in json.dumps(made)
+    mounted = {volume["name"] for volume in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in made["spec"]["template"]["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "expected"),
+    [
+        ({"status": {"active": 1}}, 0, "running"),
+        ({"status": {"conditions": [{"type": "Complete", "status": "True"}]}}, 0, "success"),
+        ({"status": {"conditions": [{"type": "Failed", "status": "True"}]}}, 0, "failed"),
+        ({"status": {"conditions": [{"type": "Failed", "status": "False"}]}}, 0, "running"),
+        (None, 0, "failed"),  # gone
+        (None, 1, "running"),  # the control plane is away
+    ],
+)
+def test_states_of_a_job_of_kubernetes(
+    kube, tmp_path, monkeypatch, capsys, answer, status, expected
+):
+    kubectl = tmp_path / "kubectl"
+    text = json.dumps(answer) if answer else ""
+    kubectl.write_text(f"#!/bin/sh\nprintf '%s' '{text}'\nexit {status}\n")
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    kube.status("capgap-1")
+    assert capsys.readouterr().out.strip() == expected

@@ -1,0 +1,43 @@
+"""A study under the profiles for GPUs and clusters."""
+
+import importlib.util
+import re
+
+import pytest
+from repository import RESULTS, SOURCE, write_study
+
+PLUGINS = {
+    "slurm": "snakemake_executor_plugin_slurm",
+    "kubernetes": "snakemake_executor_plugin_cluster_generic",
+}
+
+
+@pytest.mark.parametrize("profile", ["local-gpu", *PLUGINS])
+def test_a_profile_is_dry_run(profile, tmp_path):
+    plugin = PLUGINS.get(profile)
+    if plugin and importlib.util.find_spec(plugin) is None:
+        pytest.skip(f"needs {plugin}; profiles/{profile}/config.yaml says which")
+    repository = write_study(tmp_path / "study")
+    study = (SOURCE / "configs/smollm2-family.yaml").read_text()
+    (repository / "config.yaml").write_text(study)
+    run = repository.capgap("run", "--profile", f"profiles/{profile}", "--dry-run")
+    assert "GPU hours" in run.stdout
+    assert "Nothing to be done" not in run.stderr
+
+
+@pytest.mark.slow
+def test_jobs_at_the_same_time_get_different_gpus(tmp_path):
+    repository = write_study(tmp_path / "study")
+
+    def on_gpus(data):
+        data["plan"] = {"device": "a100-40gb"}
+        data["pretrain"]["tokens"] = "400k"
+
+    repository.configure(on_gpus)
+    words = ("--profile", "profiles/local-gpu", "--cores", "4", "--resources", "gpu=2", "teachers")
+    repository.capgap("run", *words, CUDA_VISIBLE_DEVICES="3,5", TMPDIR=str(tmp_path))
+    logs = sorted(repository.path.glob(f"logs/pretrain_teacher/{RESULTS}/teachers/*.log"))
+    used = [re.search(r"^on GPU (.*)$", log.read_text(), re.M)[1] for log in logs]
+    assert sorted(used) == ["3", "5"]
+    (corpus,) = repository.path.glob(f"logs/prepare_corpus/{RESULTS}.log")
+    assert "on GPU" not in corpus.read_text()
