@@ -24,7 +24,7 @@ OPTIONS = [
     *("--profile", "profiles/slurm", "--jobs", "2", "--latency-wait", "5"),
     *("--default-resources", "mem_mb=1000", "runtime=30", "nodes=1"),
     *("slurm_partition=main", "--slurm-no-account"),
-    *("--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"),
+    *("--slurm-init-seconds-before-status-checks", "5", "--max-status-checks-per-second", "1"),
 ]
 LONG = "1.5M"  # tokens of a training job that lasts long enough to be disturbed
 
@@ -50,7 +50,9 @@ class Login:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "capgap.cli", "run", *OPTIONS, *targets],
             cwd=study.path,
-            env=study.environment(PATH=slurm.path, CAPGAP_CHECKPOINT_SECONDS="1"),
+            env=study.environment(
+                PATH=slurm.path, CAPGAP_CHECKPOINT_SECONDS="1", PYTHONDONTWRITEBYTECODE=""
+            ),
             stdout=self.log.open("a"),
             stderr=subprocess.STDOUT,
         )
