@@ -202,6 +202,12 @@ def test_memory_of_training_by_hand():
     assert taught.loss - alone.loss == 2 * 4 * 128 * 50257  # a chunk of 128 tokens
     half = memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
     assert half.activations * 2 == alone.activations
+    again = memory.training(model, settings.model_copy(update={"activation_checkpointing": True}))
+    layer = 4 * 768 + 4 * 768 + 5 * 3072
+    assert alone.activations == 4 * 2048 * (12 * layer + 2 * 768)
+    assert again.activations == 4 * 2048 * (layer + 12 * 768 + 2 * 768)
+    few = memory.training(model, settings.model_copy(update={"loss_chunk_tokens": 16}))
+    assert alone.loss - few.loss == 4 * (128 - 16) * 50257
 
 
 def test_a_kept_signal_is_a_job_of_its_own_and_saves_the_teacher_in_every_other():
@@ -241,6 +247,17 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
         if "micro" in m
     ]
     assert suggested
+    assert "set distill.activation_checkpointing" not in text  # the whole batch is too large
+    data["distill"]["micro_batch_tokens"] = 2 * min(suggested)
+    checkpointed = load_study(data)
+    found = fit.misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
+    assert all("set distill.activation_checkpointing" in misfit.mends for misfit in found)
+    data["distill"]["activation_checkpointing"] = True
+    checkpointed = load_study(data)
+    more = {job.output: job.flops for job in StudyCost(checkpointed).jobs}
+    assert all((more[job.output] > job.flops) == (job.rule == "distill_student") for job in jobs)
+    fit.refuse_misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
+    del data["distill"]["activation_checkpointing"]
     data["distill"]["micro_batch_tokens"] = min(suggested)
     smaller = load_study(data)
     fit.refuse_misfits(smaller, StudyCost(smaller).jobs, "l4-24gb")

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from capgap.config import Study
-from capgap.cost.jobs import Job
+from capgap.cost.jobs import Job, StudyCost
 from capgap.cost.memory import Memory
 from capgap.devices import CPU, DEVICES
 from capgap.errors import CapgapError
 
 GIB = 2**30
 MOST_SHARDS = 64  # devices that sharing is suggested for
+TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # settings of a rule
 USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
 
 
@@ -33,10 +34,11 @@ def misfits(study: Study, jobs: list[Job], device: str) -> list[Misfit]:
     if device == CPU:
         return []
     limit = DEVICES[device].memory_gib * USABLE
+    large = [job for job in jobs if job.device and job.device.total / GIB > limit]
+    less = _checkpointed(study) if large else {}
     found = [
-        Misfit(job, job.device.total / GIB, limit, tuple(_mends(study, job, limit)))
-        for job in jobs
-        if job.device and job.device.total / GIB > limit
+        Misfit(job, job.device.total / GIB, limit, tuple(_mends(study, job, limit, less)))
+        for job in large
     ]
     return sorted(found, key=lambda misfit: -misfit.needed_gib)
 
@@ -64,17 +66,29 @@ def describe(misfit: Misfit) -> str:
     )
 
 
-def _mends(study: Study, job: Job, limit_gib: float):
+def _checkpointed(study: Study) -> dict[str, Memory | None]:
+    """What jobs would hold on a device with activation checkpointing, by output."""
+    change = {
+        name: settings.model_copy(update={"activation_checkpointing": True})
+        for name in TRAINED.values()
+        if (settings := getattr(study, name))
+    }
+    return {job.output: job.device for job in StudyCost(study.model_copy(update=change)).jobs}
+
+
+def _mends(study: Study, job: Job, limit_gib: float, checkpointed: dict[str, Memory | None]):
     held, limit = job.device, limit_gib * GIB
     fixed = held.total - held.activations
-    if job.rule in ("distill_student", "pretrain_teacher"):
-        section = "distill" if job.rule == "distill_student" else "pretrain"
+    if job.rule in TRAINED:
+        section = TRAINED[job.rule]
         settings = getattr(study, section)
         tokens = settings.micro_batch_tokens or settings.batch_tokens
         fits = int((limit - fixed) / (held.activations / tokens)) if fixed < limit else 0
         sequences = fits // settings.sequence_length
         while sequences and settings.batch_tokens % (sequences * settings.sequence_length):
             sequences -= 1
+        if checkpointed[job.output].total <= limit < held.total:
+            yield f"set {section}.activation_checkpointing"
         if sequences:
             yield f"set {section}.micro_batch_tokens to {sequences * settings.sequence_length}"
     shards = _shards(held, limit)

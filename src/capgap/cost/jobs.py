@@ -3,7 +3,7 @@ Every job of a study with what it costs, from the settings alone.
 
 FLOPs are counted as in capgap.shapes: 2 per weight and token forward, head included, input
 embedding not (it is a look-up), plus attention; training costs three forward passes of the student
-and one of the teacher. Passes over validation text count as well. Without attention and embedding
+(four with activation checkpointing) and one of the teacher. Passes over validation text count as well. Without attention and embedding
 terms this is the 6 N_S D + 2 N_T D of the literature (`capgap.shapes.simple_training_flops`).
 """
 
@@ -206,7 +206,7 @@ class StudyCost(StudySizes):
         if isinstance(teacher, PretrainedTeacher):
             settings = self.study.pretrain_stage(name)
             tokens = settings.tokens // settings.batch_tokens * settings.batch_tokens
-            flops = 3 * model.forward_flops(settings.sequence_length) * tokens
+            flops = _passes(settings) * model.forward_flops(settings.sequence_length) * tokens
             return Job(
                 "pretrain_teacher",
                 output,
@@ -319,7 +319,7 @@ class StudyCost(StudySizes):
         model = self.student(run.student, run.init)
         tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
         shorter = design.next_smaller(run, runs) if settings.schedule == "wsd" else None
-        flops = 3 * model.forward_flops(settings.sequence_length)
+        flops = _passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
         kind = "train"
         if run.teacher != design.NONE:
@@ -353,3 +353,8 @@ class StudyCost(StudySizes):
             init=run.init,
         )
         return [trained, measured]
+
+
+def _passes(settings: Training) -> int:
+    """Forward passes that a step of training costs; with checkpointing it makes one again."""
+    return 4 if settings.activation_checkpointing else 3

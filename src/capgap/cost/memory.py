@@ -1,5 +1,6 @@
 """
-Bytes a job holds at its peak, group by group. Everything is float32: that is what the engine uses.
+Bytes a job holds at its peak, group by group. Everything is counted as float32; with
+`precision: bfloat16` activations take less.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
 by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
@@ -36,8 +37,19 @@ class Memory:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def saved_channels(model: Model) -> int:
-    """Floats a token that the backward pass needs, without the loss."""
+def saved_channels(model: Model, *, checkpointed: bool = False) -> int:
+    """Floats a token that the backward pass needs, without the loss.
+
+    checkpointed: whether only the input of each layer is kept, and one layer at a time made again.
+    """
+    layer, ends = _layer_channels(model)
+    if checkpointed:
+        return layer + model.layers * model.hidden + ends
+    return model.layers * layer + ends
+
+
+def _layer_channels(model: Model) -> tuple[int, int]:
+    """Floats a token that one layer keeps, and what is kept outside of the layers."""
     d, a, k, f = model.hidden, model.attention, model.key_value, model.neurons
     if model.family in LLAMA_LIKE:
         # each norm: input and normalised input; the input of the projections; rotated query and
@@ -45,11 +57,11 @@ def saved_channels(model: Model) -> int:
         layer = 6 * d + 2 * a + 2 * k + 4 * f
         if model.family == "qwen3":
             layer += 2 * a + 2 * k  # norms of query and key: input and normalised
-        return model.layers * layer + 3 * d
+        return layer, 3 * d
     # each norm: input and output; query, key, value, its output; copies of query and key where they
     # are rotated; steps of the MLP's activation
     copies, activation = {"gpt2": (0, 5), "gpt_neox": (2, 2), "opt": (0, 1)}[model.family]
-    return model.layers * (4 * d + (4 + copies) * a + activation * f) + 2 * d
+    return 4 * d + (4 + copies) * a + activation * f, 2 * d
 
 
 def transient_channels(model: Model) -> int:
@@ -60,7 +72,8 @@ def transient_channels(model: Model) -> int:
 def training(student: Model, settings: Training, teacher: Model | None = None) -> Memory:
     """Peak of a training job with AdamW; `teacher` in distillation."""
     tokens = settings.micro_batch_tokens or settings.batch_tokens
-    chunk = min(chunk_tokens(student.vocab), tokens)
+    chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
+    saved = saved_channels(student, checkpointed=settings.activation_checkpointing)
     parameters = FLOAT * student.params
     logits = FLOAT * chunk * student.vocab
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
@@ -73,7 +86,7 @@ def training(student: Model, settings: Training, teacher: Model | None = None) -
         gradients=parameters,
         optimizer=2 * parameters,
         teacher=FLOAT * teacher.params if teacher else 0,
-        activations=FLOAT * tokens * saved_channels(student) + passing,
+        activations=FLOAT * tokens * saved + passing,
         loss=logits + gradients_of_loss,
     )
 
