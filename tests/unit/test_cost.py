@@ -19,7 +19,7 @@ from capgap.cost.jobs import Job, StudyCost, Work
 from capgap.cost.memory import Memory
 from capgap.cost.requests import Requests
 from capgap.cost.schedule import schedule
-from capgap.cost.speed import Assumed, Measured
+from capgap.cost.speed import DEVICE_STARTUP_S, Assumed, Measured
 from capgap.engine.models import count_params, forward_flops, hidden_states
 from capgap.errors import CapgapError
 from capgap.pruning.surgery import sizes_of
@@ -323,6 +323,16 @@ def test_jobs_without_a_device_take_none():
     jobs = [job("a", seconds=5), job("b", seconds=5), job("c", seconds=4, device=Memory())]
     found = schedule(jobs, of, 1, uses_worker=lambda job: job.device is not None)
     assert (found.work_s, found.makespan_s) == (4, 5)
+
+
+def test_precision_decides_the_peak_of_a_device():
+    work = (Work("train", 1, 312 * 10**12),)
+    for precision, tflops in [("float32", 19.5), ("bfloat16", 312)]:
+        trained = Job("distill_student", "x", (), work, Memory(), precision=precision)
+        seconds = Assumed("a100-80gb", 0.5).seconds(trained)
+        assert seconds == pytest.approx(DEVICE_STARTUP_S + 312 / (0.5 * tflops))
+    jobs = StudyCost(real("gpt2")).jobs
+    assert {job.rule for job in jobs if job.precision == "bfloat16"} == {"distill_student"}
 
 
 def test_rates_are_straight_lines_between_the_measured_cases():

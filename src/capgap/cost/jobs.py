@@ -48,6 +48,7 @@ class Job:
     needs: tuple[str, ...]  # outputs of other jobs
     work: tuple[Work, ...] = ()
     device: Memory | None = None  # what lies on the device; None for a job that needs none
+    precision: str = "float32"  # of its matrix products
     host_mb: int = 0  # what lies in main memory, on a machine without such a device
     disk_bytes: int = 0
     scratch_bytes: int = 0  # while it runs
@@ -213,6 +214,7 @@ class StudyCost(StudySizes):
                 (self.path(paths.TOKENS), self.path(paths.TOKENIZER)),
                 work=(Work("pretrain", tokens, flops), self._validation(model, settings)),
                 device=memory.training(model, settings),
+                precision=settings.precision,
                 host_mb=host_mb(self, "pretrain_teacher", teacher=name),
                 disk_bytes=FLOAT * model.params,
                 scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
@@ -340,6 +342,7 @@ class StudyCost(StudySizes):
             tuple(needs),
             work=(Work(kind, tokens, tokens * flops), self._validation(model, settings)),
             device=self.distill_memory(run.student, run.init, run.teacher),
+            precision=settings.precision,
             host_mb=host_mb(self, "distill_student", **names),
             disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
             scratch_bytes=CHECKPOINTS * state,

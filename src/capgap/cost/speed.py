@@ -39,18 +39,23 @@ class Assumed:
     def __init__(self, device: str, mfu: float):
         if device == CPU:
             self.name = f"assumed {ASSUMED_GFLOPS:g} GFLOP/s a core; --calibrate measures"
-            self.flops_per_s, self.startup_s = ASSUMED_GFLOPS * 1e9, JOB_STARTUP_S
+            reached = ASSUMED_GFLOPS * 1e9
+            self.flops_per_s = {"float32": reached, "bfloat16": reached}
+            self.startup_s = JOB_STARTUP_S
         else:
-            peak = DEVICES[device].peak_tflops_float32
-            self.name = f"{device}, {peak:g} TFLOP/s in float32 at {mfu:.0%}"
-            self.flops_per_s, self.startup_s = peak * mfu * 1e12, DEVICE_STARTUP_S
+            full, half = DEVICES[device].peak_tflops_float32, DEVICES[device].peak_tflops_16bit
+            self.name = (
+                f"{device}, {full:g} TFLOP/s in float32 and {half:g} in 16 bits at {mfu:.0%}"
+            )
+            self.flops_per_s = {"float32": full * mfu * 1e12, "bfloat16": half * mfu * 1e12}
+            self.startup_s = DEVICE_STARTUP_S
 
     def seconds(self, job: Job) -> float:
         """Start-up, FLOPs, text and download."""
         text = sum(work.tokens for work in job.work if work.kind == "text")
         return (
             (self.startup_s if job.device else JOB_STARTUP_S)
-            + job.flops / self.flops_per_s
+            + job.flops / self.flops_per_s[job.precision]
             + ASSUMED_TEXT_S_PER_MB * text / MEGA
             + job.download_bytes / DOWNLOAD_BYTES_PER_S
         )
