@@ -14,7 +14,9 @@ from capgap.config import Law
 from capgap.law.claims import sentence
 from capgap.law.study import law_record
 from capgap.law.table import read_runs
+from capgap.law.words import about
 from capgap.records import LawRecord
+from capgap.reporting import wording
 from capgap.stage import StageParser, run_stage
 
 
@@ -23,16 +25,54 @@ def run(runs_path: str | Path, settings: Law) -> LawRecord:
     return law_record(read_runs(runs_path), settings)
 
 
+def text(record: LawRecord) -> str:
+    """What was found, for a reader who has not read the paper: verdict first."""
+    blocks = [
+        sentence(record.overall, record.optima),
+        record.verdict,
+        optima_text(record),
+    ]
+    if len(record.lines) > 1 and record.surface is not None:
+        blocks.append(wording.tokens(record))
+    return "\n\n".join([*blocks, scores_text(record)])
+
+
+def optima_text(record: LawRecord) -> str:
+    """The best teacher of every student at every budget, a line each."""
+    lines = [
+        f"Best teacher size T* of every student (S) with {record.confidence:.0%} intervals; sizes "
+        "are parameters without embeddings",
+        f"  {'student':<12}{'S':>7}{'tokens':>8}  {'T*':<24}{'T*/S':>6}  curve",
+    ]
+    for found in record.optima:
+        ratio = "" if found.ratio is None else f"{found.ratio.value:.2f}"
+        lines.append(
+            f"  {found.student:<12}{about(found.student_params_non_embedding):>7}"
+            f"{about(found.tokens):>8}  {wording.optimum(found):<24}{ratio:>6}  "
+            f"{found.shape.replace('_', ' ')}"
+        )
+    return "\n".join(lines)
+
+
 def scores_text(record: LawRecord) -> str:
-    """How each law chose for student sizes left out, a line each."""
-    lines = [f"{'law, one student left out':<26}{'cases':>6}{'regret':>9}{'worst':>9}{'hits':>6}"]
+    """How each law and rule chose for student sizes it had not seen, a line each."""
+    lines = [
+        "Each law fitted without one student size and asked for its teacher. Regret: loss of its "
+        "choice above",
+        f"the best tried, nats per token; hits: regrets up to {record.tie_nats:g}. FLOPs: of the "
+        "runs it was fitted on",
+        "with one run of its choice, and of one run with every teacher (exhaustive)",
+        f"  {'law':<14}{'cases':>6}{'regret':>9}{'worst':>9}{'hits':>6}{'chance':>8}"
+        f"{'FLOPs':>9}{'exhaustive':>12}",
+    ]
     for score in record.scores:
         if score.status == "not_available":
-            lines.append(f"{score.law:<26}     -  {score.reason}")
+            lines.append(f"  {score.law:<14}{'-':>6}  {score.reason}")
         else:
             lines.append(
-                f"{score.law:<26}{score.n_cases:>6}{score.mean_regret_nats:>9.4f}"
-                f"{score.max_regret_nats:>9.4f}{score.hit_rate:>6.0%}"
+                f"  {score.law:<14}{score.n_cases:>6}{score.mean_regret_nats:>9.4f}"
+                f"{score.max_regret_nats:>9.4f}{score.hit_rate:>6.0%}{score.chance_hit_rate:>8.0%}"
+                f"{score.pilot_flops + score.choice_flops:>9.1e}{score.exhaustive_flops:>12.1e}"
             )
     return "\n".join(lines)
 
@@ -49,9 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     record = run(args.runs or args.table, settings)
     if args.out:
         write_text(args.out, record.to_json())
-    print(record.verdict)
-    print(sentence(record.overall, record.optima))
-    print(scores_text(record))
+    print(text(record))
 
 
 if __name__ == "__main__":

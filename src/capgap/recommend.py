@@ -1,17 +1,19 @@
 """
 Recommend a teacher for a student size by a fitted law, or say that the data cannot.
 
-IN   law.json   the fitted law
+IN   law.json   the fitted law       (both of a study where they are not named)
      runs.csv   the table it was fitted on
 OUT  the answer as text, or as JSON with --json
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
 
+from capgap import paths
 from capgap.artifacts import write_text
 from capgap.config import Law
 from capgap.counts import parse_count
@@ -23,8 +25,9 @@ from capgap.law.study import Fit, fit_law
 from capgap.law.table import main_arm, read_runs, teacher_sizes
 from capgap.law.target import nearest_budget
 from capgap.law.words import about, budget, span
-from capgap.records import Interval, LawRecord, Recommendation
+from capgap.records import Interval, LawRecord, Recommendation, RuleRegret
 from capgap.stage import StageParser, count_argument, run_stage
+from capgap.study_file import load_study
 
 
 def run(
@@ -120,47 +123,76 @@ def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int
     return sizes
 
 
-def text(answer: Recommendation, tie_nats: float) -> str:
-    """The answer for a reader, a few lines and a table."""
+def text(answer: Recommendation, law: LawRecord) -> str:
+    """The answer for a reader who has not read the paper: a few sentences and two tables."""
     size, tokens = about(answer.student_params_non_embedding), budget(answer.tokens)
+    level = f"{law.confidence:.0%}"
     if answer.status == "abstains":
-        head = f"No recommendation for a student of {size} at {tokens}: {answer.reason}."
-        head += f" What there is: {answer.basis_note}."
+        lines = [
+            f"No recommendation for a student of {size} at {tokens}: {answer.reason}.",
+            f"What there is: {answer.basis_note}.",
+        ]
     else:
         first = answer.ranked[0]
-        head = f"For a student of {size} at {tokens}: {first.teacher}. Basis: {answer.basis_note}."
-    lines = [head]
+        lines = [
+            f"For a student of {size} at {tokens}: {first.teacher}.",
+            f"Basis: {answer.basis_note}.",
+        ]
     if answer.teacher_params_star is not None:
         star = answer.teacher_params_star
-        lines.append(f"T* = {about(star.value)} ({span(star)})")
-    lines.append(f"{'teacher':<16}{'size':>8}{'ratio':>7}  {'loss':<24}{'regret':<24}{'FLOPs':>9}")
-    for row in answer.ranked:
-        mark = "*" if row.within_tie else ""
         lines.append(
-            f"{row.teacher + mark:<16}{about(row.teacher_params_non_embedding):>8}{row.ratio:>7.2f}"
-            f"  {_nats(row.predicted_loss):<24}{_nats(row.predicted_regret):<24}"
-            f"{row.train_flops:>9.2g}"
+            f"Best teacher size T* = {about(star.value)} ({level} interval: {span(star)}), "
+            f"{star.value / answer.student_params_non_embedding:.2g} times the student."
         )
-    if answer.within_tie:
-        lines.append(f"* predicted within {tie_nats:g} nats of the best")
-    for rule in answer.rules:
-        regret = rule.expected_regret_nats
-        cost = "unknown" if regret is None else f"{regret:.4f} nats"
-        lines.append(f"rule '{rule.rule}' ({rule.teacher or 'none'}): expected regret {cost}")
-    share = answer.saved_flops / answer.exhaustive_flops
-    lines.append(
-        f"compute: {answer.ranked[0].train_flops:.2g} FLOPs for the first, "
-        f"{answer.exhaustive_flops:.2g} for all; {share:.0%} saved. The pilot took "
-        f"{answer.pilot_flops:.2g}"
-    )
     for name, factor in (
         ("student size", answer.student_extrapolation),
         ("token budget", answer.tokens_extrapolation),
         ("ratio T*/S", answer.teacher_extrapolation),
     ):
         if factor > 1.005:
-            lines.append(f"extrapolation: the {name} lies {factor:.3g} times beyond the pilot")
-    return "\n".join([*lines, *(f"note: {note}" for note in answer.notes)])
+            lines.append(f"Extrapolation: the {name} lies {factor:.3g} times beyond the pilot.")
+    if (
+        max(answer.student_extrapolation, answer.tokens_extrapolation, answer.teacher_extrapolation)
+        <= 1.005
+    ):
+        lines.append("No extrapolation: student, tokens and ratio lie inside the pilot.")
+    lines += [
+        "",
+        f"Teachers, best first; losses in nats per token with {level} intervals",
+        f"  {'teacher':<14}{'size':>7}{'T/S':>7}  {'predicted loss':<22}{'above the best':<22}"
+        f"{'FLOPs':>8}",
+    ]
+    for row in answer.ranked:
+        mark = "*" if row.within_tie else ""
+        lines.append(
+            f"  {row.teacher + mark:<14}{about(row.teacher_params_non_embedding):>7}"
+            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_nats(row.predicted_regret):<22}"
+            f"{row.train_flops:>8.2g}"
+        )
+    if answer.within_tie:
+        lines.append(
+            f"  * expected within {law.tie_nats:g} nats of the best, which counts as equally good"
+        )
+    lines += [
+        "",
+        "Rules of thumb instead: loss expected above the best teacher (regret), nats per token",
+        *(_rule(rule) for rule in answer.rules),
+        "",
+        f"Compute: {answer.ranked[0].train_flops:.2g} FLOPs for the first, "
+        f"{answer.exhaustive_flops:.2g} for all on offer: "
+        f"{answer.saved_flops / answer.exhaustive_flops:.0%} saved. The runs of the pilot took "
+        f"{answer.pilot_flops:.2g} already. (6 S D + 2 T D a run; the teacher's own training is "
+        "free.)",
+    ]
+    return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
+
+
+def _rule(rule: RuleRegret) -> str:
+    regret = rule.expected_regret_nats
+    cost = "unknown" if regret is None else f"{regret:.4f}"
+    if rule.teacher is None and regret is None:
+        cost += " (the table has no runs without a teacher)"
+    return f"  {rule.rule:<14}{rule.teacher or '-':<14}{cost}"
 
 
 def _nats(interval: Interval | None) -> str:
@@ -171,11 +203,26 @@ def _nats(interval: Interval | None) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
+def _paths(args: argparse.Namespace) -> tuple[str, str]:
+    """Law and table as given, or those of the study in this folder."""
+    if (args.law is None) != (args.runs is None):
+        raise CapgapError("--law and --runs belong together: give both, or neither for a study's")
+    if args.law is not None:
+        return args.law, args.runs
+    if not Path(args.study).is_file():
+        raise CapgapError(
+            f"{args.study}: no such study file; name a law and its table with --law and --runs"
+        )
+    study = load_study(args.study).study
+    return paths.LAW.format(study=study), paths.RUNS_TABLE.format(study=study)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = StageParser("capgap.recommend", __doc__)
-    parser.add_argument("--law", required=True, help="law record, JSON")
-    parser.add_argument("--runs", required=True, help="table the law was fitted on, CSV")
+    parser.add_argument("--law", help="law record, JSON (default: the study's)")
+    parser.add_argument("--runs", help="table the law was fitted on, CSV (default: the study's)")
+    parser.add_argument("--study", default="config.yaml", help="study file whose law is asked")
     parser.add_argument("--student", type=count_argument, help="student size without embeddings")
     parser.add_argument(
         "--teachers", help="names of the table or sizes, separated by commas (default: the table's)"
@@ -189,18 +236,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", help="also write the answer to this file, JSON")
     args, _ = parser.parse(argv)
+    if args.student is None and args.fits is None:
+        parser.error("--student or --fits is needed")
+    law_path, runs_path = _paths(args)
     if args.fits is not None:
-        print(inverse(args.law, args.runs, args.fits, args.tokens))
+        print(inverse(law_path, runs_path, args.fits, args.tokens))
     if args.student is None:
-        if args.fits is None:
-            parser.error("--student or --fits is needed")
         return
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
-    answer = run(args.law, args.runs, args.student, args.tokens, teachers)
+    answer = run(law_path, runs_path, args.student, args.tokens, teachers)
     if args.out:
         write_text(args.out, answer.to_json())
-    tie_nats = LawRecord.read(args.law).tie_nats
-    print(answer.to_json().rstrip() if args.json else text(answer, tie_nats))
+    print(answer.to_json().rstrip() if args.json else text(answer, LawRecord.read(law_path)))
 
 
 if __name__ == "__main__":

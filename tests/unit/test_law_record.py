@@ -56,9 +56,10 @@ def test_command_line_writes_the_record_and_prints_the_verdict(runs_table, tmp_p
     main(["--runs", str(runs_table(simulate())), "--out", str(out), "--resamples", "150"])
     record = json.loads(out.read_text())
     assert record["resamples"] == 150
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == record["verdict"]
-    assert printed[1].startswith("The runs are inconclusive") or "The law is" in printed[1]
-    assert any(row.startswith("fixed_ratio") for row in printed)
+    printed = capsys.readouterr().out.split("\n\n")
+    assert printed[0].startswith("The runs are inconclusive") or "The law is" in printed[0]
+    assert printed[1] == record["verdict"]
+    assert printed[2].count("interior") == 3
+    assert "fixed_ratio" in printed[3]
     with pytest.raises(CapgapError, match="resamples"):
         main(["--runs", "x", "--out", str(out), "--resamples", "5"])

@@ -1,9 +1,12 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from capgap import paths
 from capgap.choose import run as choose
 from capgap.config import Law
 from capgap.errors import CapgapError
@@ -12,6 +15,7 @@ from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import law_record
 from capgap.law.target import beyond
 from capgap.recommend import main, run, text
+from capgap.records import LawRecord
 
 STUDENTS = (60e3, 80e3, 100e3, 130e3, 160e3)
 LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)
@@ -115,13 +119,15 @@ def test_how_far_it_extrapolates(pilot):
     assert answer.student_extrapolation == pytest.approx(2)
     assert answer.tokens_extrapolation == pytest.approx(3)
     assert answer.teacher_extrapolation == 1
-    shown = text(answer, 0.005)
+    law = LawRecord.read(pilot[0])
+    shown = text(answer, law)
     assert "student size lies 2 times beyond" in shown
     assert "token budget lies 3 times beyond" in shown
     assert "the pilot had one budget" in shown
     inside = run(*pilot, student=125_000)
     assert inside.student_extrapolation == inside.tokens_extrapolation == 1
-    assert "beyond the pilot" not in text(inside, 0.005)
+    assert "beyond the pilot" not in text(inside, law)
+    assert "No extrapolation" in text(inside, law)
 
 
 def test_beyond_by_hand():
@@ -149,10 +155,12 @@ def test_at_a_budget_of_the_table_the_line_answers(armed):
     ],
 )
 def test_it_abstains_where_the_data_cannot_say(write, world, reason):
-    answer = run(*write(simulate(**world)), student=70_000)
+    law, runs = write(simulate(**world))
+    answer = run(law, runs, student=70_000)
     assert answer.status == "abstains"
     assert reason in answer.reason
-    assert "No recommendation for a student of 70k at 1M tokens" in text(answer, 0.005)
+    shown = text(answer, LawRecord.read(law))
+    assert shown.startswith("No recommendation for a student of 70k at 1M tokens")
     assert answer.ranked[0].teacher_params_non_embedding > 70_000
 
 
@@ -205,10 +213,27 @@ def test_command_line(pilot, tmp_path, capsys):
     assert printed["ranked"][0]["teacher"] == "t280000"
     main([*options, "--teachers", "200k, 300k"])
     shown = capsys.readouterr().out
-    assert shown.startswith("For a student of 125k at 1M tokens: 300k. Basis: the line over 5")
+    assert shown.startswith("For a student of 125k at 1M tokens: 300k.\nBasis: the line over 5")
     assert "T* = 3" in shown
-    assert "rule 'largest' (300k)" in shown
+    assert re.search(r"largest +300k +0\.\d{4}\n", shown)
     assert "% saved" in shown
+    with pytest.raises(CapgapError, match="--law and --runs belong together"):
+        main([*options[2:]])
+
+
+def test_without_a_law_the_study_in_the_folder_is_asked(pilot, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CapgapError, match=r"config\.yaml: no such study file; name a law"):
+        main(["--student", "125k"])
+    (tmp_path / "config.yaml").write_text(
+        (Path(__file__).parents[1] / "tiny/config.yaml").read_text()
+    )
+    folder = tmp_path / Path(paths.LAW.format(study="tiny")).parent
+    folder.mkdir(parents=True)
+    for path in pilot:
+        (folder / path.name).write_bytes(path.read_bytes())
+    main(["--student", "125k"])
+    assert capsys.readouterr().out.startswith("For a student of 125k at 1M tokens: t280000.")
 
 
 def test_the_inverse_on_the_command_line(pilot, capsys):

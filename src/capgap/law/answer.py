@@ -22,6 +22,7 @@ import math
 
 import numpy as np
 import statsmodels.api as sm
+from scipy import stats
 
 from capgap.law.study import Fit
 from capgap.law.surface import Surface
@@ -51,7 +52,7 @@ def recommend(
     target = target_of(fit, law, student, tokens)
     names = sorted(teachers, key=lambda name: (teachers[name], name))
     size_K = np.array([teachers[name] for name in names], dtype=float)
-    excess_RK = _excess(fit.surface, target, size_K, student, tokens, law.seed)
+    excess_RK = _excess(fit.surface, law, target, size_K, student, tokens)
     loss_K, regret_K, mean_K = _predictions(fit, law, excess_RK, target, size_K, student, tokens)
     flat = _flat(law, target)
     order = np.arange(len(names)) if flat else _order(mean_K, target, size_K)
@@ -102,11 +103,11 @@ def recommend(
 
 def _excess(
     surface: Surface | None,
+    law: LawRecord,
     target: Target,
     size_K: np.ndarray,
     student: int,
     tokens: int,
-    seed: int,
 ) -> np.ndarray | None:
     """Loss above the lowest point of the curve, (R, K), nats; None without a fitted surface."""
     if surface is None or surface.status != "fitted" or target.value <= 0:
@@ -118,10 +119,10 @@ def _excess(
     known = half_R > 0
     if known.mean() < 0.5:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(law.seed)
     pick_R = rng.choice(np.flatnonzero(known), size=DRAWS)
     half_R, third_R = half_R[pick_R], third_R[pick_R]
-    x_RK = np.log(size_K) - _draw_star(target, size_K, rng)[:, None]
+    x_RK = np.log(size_K) - _draw_star(target, size_K, law.confidence, rng)[:, None]
     # beyond the far turning point of a cubic the curve is not known: it stays at that height
     turn_R = np.divide(-2 * half_R, 3 * third_R, out=np.full(DRAWS, np.inf), where=third_R != 0)
     low_R, high_R = np.where(turn_R < 0, turn_R, -np.inf), np.where(turn_R > 0, turn_R, np.inf)
@@ -129,7 +130,9 @@ def _excess(
     return half_R[:, None] * x_RK**2 + third_R[:, None] * x_RK**3
 
 
-def _draw_star(target: Target, size_K: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw_star(
+    target: Target, size_K: np.ndarray, confidence: float, rng: np.random.Generator
+) -> np.ndarray:
     """Draws of log T*, (R,)."""
     centre = math.log(target.value)
     low = high = None
@@ -138,7 +141,7 @@ def _draw_star(target: Target, size_K: np.ndarray, rng: np.random.Generator) -> 
     below = centre - math.log(low) if low else max(WIDE, centre - math.log(size_K.min()))
     above = math.log(high) - centre if high else max(WIDE, math.log(size_K.max()) - centre)
     z_R = rng.normal(size=DRAWS)
-    return centre + np.where(z_R < 0, below, above) * z_R / 1.96
+    return centre + np.where(z_R < 0, below, above) * z_R / stats.norm.ppf((1 + confidence) / 2)
 
 
 def _predictions(
@@ -184,7 +187,8 @@ def _level(surface: Surface, law: LawRecord, student: int, tokens: int) -> Inter
     floors = np.array([_floor(surface, key, sizes[key[0]]) for key in keys])
     for key, floor in zip(keys, floors, strict=True):
         if abs(math.log(sizes[key[0]] / student)) < 0.01 and key[1] == tokens:
-            half = 1.96 * float(np.std(surface.level_R[key]))
+            z = stats.norm.ppf((1 + law.confidence) / 2)
+            half = float(z * np.std(surface.level_R[key]))
             return Interval(value=float(floor), low=float(floor - half), high=float(floor + half))
     columns = np.array([[math.log(sizes[name]), math.log(d)] for name, d in keys])
     use = np.ptp(columns, axis=0) > 0.01

@@ -165,7 +165,7 @@ TOKEN_SHAPES = {
     "constant": "the best ratio does not move with them, or too little to matter",
     "rising": "the more tokens, the larger the best teacher",
     "falling": "the more tokens, the smaller the best teacher",
-    "saturating": "it moves with them, but hardly between the two largest budgets",
+    "saturating": "it moves with them, but hardly any more from {} to {}",
     "unknown": "whether it moves with them is not known",
 }
 
@@ -177,9 +177,11 @@ def tokens(law: LawRecord) -> str:
     if found.status != "fitted" or found.by_tokens is None:
         return f"The runs of all budgets together do not tell: {found.reason}."
     moves = found.by_tokens
+    largest = sorted({at.tokens for at in found.ratios})[-2:]
+    shape = TOKEN_SHAPES[found.tokens_shape].format(*map(size, largest))
     twice = Interval(**{k: None if v is None else 2.0**v for k, v in moves.model_dump().items()})
     return (
-        f"Over all token budgets, {TOKEN_SHAPES[found.tokens_shape]}: T* of a student grows as the "
+        f"Over all token budgets, {shape}: T* of a student grows as the "
         f"tokens to the power {interval(moves)}, so twice the tokens multiply it by "
         f"{interval(twice)}."
     )
