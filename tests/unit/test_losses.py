@@ -1,6 +1,8 @@
 """The fused loss against hand-computed values, identities and the dense formula by autograd."""
 
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,15 +158,90 @@ def test_bfloat16_agrees_with_float32_of_the_same_numbers(objective, beta):
         assert error < 0.02  # eight bits of precision
 
 
-def test_a_tied_head_gets_the_gradients_of_both_its_uses():
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
+def test_a_tied_head_gets_the_gradients_of_both_its_uses(objective, beta):
     _, table, labels, signal = problem()
     ids = torch.randint(0, 50, (31,))
-    loss, _ = mixture_loss(table[ids], table, labels, signal)
+    loss, _ = mixture_loss(table[ids], table, labels, signal, objective=objective, beta=beta)
     told = signal.hidden @ signal.head.T
-    expected = dense(table[ids], table, labels, told, "soft_ce", None, 0.5, 1.0)
+    expected = dense(table[ids], table, labels, told, objective, beta, 0.5, 1.0)
     torch.testing.assert_close(
         *(gradients(x, table)[0] for x in (loss, expected)), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
+def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, beta):
+    hidden, head, labels, signal = problem()
+    labels = labels % 40  # entries of the tokenizer
+    padded = Signal(
+        signal.hidden, torch.cat([signal.head, torch.randn(14, 20)])
+    )  # otherwise padded
+    loss, _ = mixture_loss(
+        *(hidden, head[:40], labels, Signal(padded.hidden, padded.head[:40])),
+        objective=objective,
+        beta=beta,
+    )
+    told = signal.hidden @ signal.head[:40].T
+    expected = dense(hidden, head[:40], labels, told, objective, beta, 0.5, 1.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not gradients(
+        mixture_loss(hidden, head[:40], labels, Signal(padded.hidden, padded.head[:40]))[0], head
+    )[0][40:].any()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
+def test_padding_counts_in_neither_part(objective, beta):
+    hidden, head, labels, signal = problem()
+    if objective is None:  # what a kept signal says
+        signal, objective = (
+            PartialSignal(torch.randint(0, 50, (31, 4)), torch.rand(31, 4)),
+            "soft_ce",
+        )
+    padding = torch.zeros(31, dtype=torch.bool)
+    padding[[0, 7, 8, 30]] = True
+    options = {"objective": objective, "beta": beta}
+    kept = mixture_loss(
+        *(hidden[~padding], head, labels[~padding], signal.keep(~padding)), **options
+    )
+    masked = mixture_loss(hidden, head, labels.masked_fill(padding, IGNORED), signal, **options)
+    for ours, theirs in zip((masked[0], *masked[1]), (kept[0], *kept[1]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for_hidden, for_head = gradients(masked[0], hidden, head)
+    expected_hidden, expected_head = gradients(kept[0], hidden, head)
+    torch.testing.assert_close(for_head, expected_head)
+    torch.testing.assert_close(for_hidden, expected_hidden)
+    assert not for_hidden[padding].any()
+    nothing, parts = mixture_loss(hidden, head, torch.full_like(labels, IGNORED), signal, **options)
+    assert [nothing.item(), *map(torch.Tensor.item, parts)] == [0, 0, 0]
+    assert not any(gradient.any() for gradient in gradients(nothing, hidden, head))
+
+
+@pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
+def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, beta):
+    """On torch's device without memory, which refuses operands of another and has no cache."""
+    hidden, head, labels, signal = (
+        part.to("meta") if isinstance(part, torch.Tensor) else Signal(*(x.to("meta") for x in part))
+        for part in problem(tokens=300)
+    )
+    if objective is None:
+        signal = PartialSignal(labels[:, None], torch.ones(300, 1, device="meta"))
+    term = losses.Term(objective or "soft_ce", 0.5, 2.0, beta)
+    differentiate = partial(losses._differentiate_mixture, term=term)
+    context = SimpleNamespace(mark_non_differentiable=lambda *_: None)
+    with torch.no_grad():
+        loss, sums = losses._Fused.forward(
+            *(context, hidden, head, labels, signal, differentiate, (0.5, 0.5), 1.0)
+        )
+        found = losses._Fused.backward(context, torch.ones((), device="meta"), None)[:2]
+    assert {x.device.type for x in (loss, sums, *found)} == {"meta"}
+    assert [x.shape for x in found] == [hidden.shape, head.shape]
 
 
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES[1:])
@@ -271,8 +348,10 @@ def test_a_partial_signal_allows_soft_cross_entropy_alone():
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_data_alone_agrees_with_cross_entropy():
+@pytest.mark.parametrize("tied", [False, True])
+def test_data_alone_agrees_with_cross_entropy(tied):
     hidden, head, labels, _ = problem()
+    hidden = head[:31] if tied else hidden
     labels[5] = IGNORED
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
     loss, _ = data_loss(hidden, head, labels, scale=0.5)
@@ -281,6 +360,18 @@ def test_data_alone_agrees_with_cross_entropy():
         gradients(loss, hidden, head), gradients(expected / 2, hidden, head), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_bfloat16_data_alone_agrees_with_float32_of_the_same_numbers():
+    hidden, head, labels, _ = problem(dtype=torch.bfloat16)
+    wide = [x.detach().float().requires_grad_() for x in (hidden, head)]
+    expected = torch.nn.functional.cross_entropy(wide[0] @ wide[1].T, labels, reduction="sum")
+    loss, _ = data_loss(hidden, head, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
+    for ours, theirs in zip(gradients(loss, hidden, head), gradients(expected, *wide), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_large_logits_do_not_overflow():
