@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from capgap.engine import losses
 from capgap.engine.losses import (
@@ -25,6 +27,16 @@ OBJECTIVES = [
     ("jensen_shannon", 0.5),
     ("jensen_shannon", 0.9),
 ]
+
+
+class OnMeta(TorchDispatchMode):
+    """Fails at an operation with a tensor that is not on the meta device."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            assert not isinstance(value, torch.Tensor) or value.is_meta, operation
+        return result
 
 
 @pytest.fixture
@@ -225,7 +237,7 @@ def test_padding_counts_in_neither_part(objective, beta):
 
 @pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
 def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, beta):
-    """On torch's device without memory, which refuses operands of another and has no cache."""
+    """On torch's device without memory: no operation gets or makes a tensor of another."""
     hidden, head, labels, signal = (
         part.to("meta") if isinstance(part, torch.Tensor) else Signal(*(x.to("meta") for x in part))
         for part in problem(tokens=300)
@@ -235,7 +247,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
     term = losses.Term(objective or "soft_ce", 0.5, 2.0, beta)
     differentiate = partial(losses._differentiate_mixture, term=term)
     context = SimpleNamespace(mark_non_differentiable=lambda *_: None)
-    with torch.no_grad():
+    with torch.no_grad(), OnMeta():
         loss, sums = losses._Fused.forward(
             *(context, hidden, head, labels, signal, differentiate, (0.5, 0.5), 1.0)
         )
