@@ -34,7 +34,7 @@ def run(settings: SignalStage, teacher: Path, tokens_folder: Path, out: Path) ->
         sequence_length=settings.sequence_length,
         setting="distill.sequence_length",
     )
-    vocab = model.config.vocab_size
+    vocab = streams.meta.vocab_size  # rows that pad a head beyond the tokenizer are left out
     if settings.entries > vocab:
         raise CapgapError(
             f"distill.signal_entries: {settings.entries} is more than the {vocab} entries of the "
@@ -42,7 +42,7 @@ def run(settings: SignalStage, teacher: Path, tokens_folder: Path, out: Path) ->
         )
     print(f"signal of {teacher}: {require_space(settings, vocab, out)}", flush=True)
     with publish_folder(out) as folder:
-        written = write_signal(folder, model, streams["train"], settings)
+        written = write_signal(folder, model, streams["train"], settings, vocab)
         record = SignalRecord(
             teacher=read_lineage(teacher, model).name,
             settings=settings,

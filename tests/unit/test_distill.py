@@ -281,6 +281,11 @@ def test_heads_padded_differently_learn_over_the_tokenizer_alone(world, tmp_path
     kept = run(world, tmp_path / "a", teacher=padded["t"], init=padded["v270"], weight_decay=0.0)
     plain = run(world, tmp_path / "b", weight_decay=0.0)
     assert kept.last_val_loss_nats_per_token == pytest.approx(plain.last_val_loss_nats_per_token)
+    settings = Distill(**{**SHORT, **KEPT, "teacher_signal": "sampled"}).signal_stage()
+    for name, root in [("kept", padded["t"]), ("plain", world / "v270")]:  # the same is kept
+        signal.run(settings, root / "teacher/model", world / "v270/tokens", tmp_path / name)
+    shards = [(tmp_path / n / "shard-00000.safetensors").read_bytes() for n in ("kept", "plain")]
+    assert shards[0] == shards[1]
     first, second = (load_model(tmp_path / name / "model").state_dict() for name in "ab")
     for key in second:
         torch.testing.assert_close(first[key][: len(second[key])], second[key])

@@ -249,7 +249,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
     context = SimpleNamespace(mark_non_differentiable=lambda *_: None)
     with torch.no_grad(), OnMeta():
         loss, sums = losses._Fused.forward(
-            *(context, hidden, head, labels, signal, differentiate, (0.5, 0.5), 1.0)
+            *(context, hidden, head, labels, signal, differentiate, (0.5, 0.5), 1.0, 128)
         )
         found = losses._Fused.backward(context, torch.ones((), device="meta"), None)[:2]
     assert {x.device.type for x in (loss, sums, *found)} == {"meta"}

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from capgap.artifacts import open_folder
 from capgap.config import SignalStage
 from capgap.engine.losses import PartialSignal
-from capgap.engine.models import hidden_states, output_head
+from capgap.engine.models import hidden_and_head
 from capgap.engine.streams import lattice
 from capgap.errors import CapgapError
 from capgap.records import SignalRecord
@@ -68,14 +68,19 @@ def require_space(settings: SignalStage, vocab: int, out: Path) -> str:
 
 @torch.no_grad()
 def write_signal(
-    folder: Path, teacher: torch.nn.Module, stream: np.ndarray, settings: SignalStage
+    folder: Path,
+    teacher: torch.nn.Module,
+    stream: np.ndarray,
+    settings: SignalStage,
+    vocab: int,
 ) -> dict:
     """Fill an empty folder with the shards of a teacher's signal on a training stream.
 
+    vocab: size of the tokenizer; further rows of the teacher's head are no tokens.
     Returns what the record says about them: tokens, windows_per_shard and mean_tail_mass (None
     unless kind is top_k).
     """
-    length, vocab = settings.sequence_length, output_head(teacher).shape[0]
+    length = settings.sequence_length
     starts = lattice(len(stream), length, settings.unique_tokens)
     per_shard = max(1, SHARD_BYTES // (settings.bytes_per_token(vocab) * length))
     batch = max(1, settings.batch_tokens // length)
@@ -86,11 +91,10 @@ def write_signal(
         for start in range(0, len(windows), batch):
             part = windows[start : start + batch]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
-            hidden_ND = hidden_states(teacher, torch.from_numpy(rows).to(teacher.device))
+            inputs_BT = torch.from_numpy(rows).to(teacher.device)
+            hidden_ND, head_VD = hidden_and_head(teacher, inputs_BT, vocab=vocab)
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
-            pieces += reduce_to_signal(
-                hidden_ND, output_head(teacher), torch.from_numpy(draws), settings
-            )
+            pieces += reduce_to_signal(hidden_ND, head_VD, torch.from_numpy(draws), settings)
         whole = join(pieces)
         tail += (1 - whole["probs"].double().sum(1)).sum().item() if "probs" in whole else 0.0
         save_file(whole, folder / _shard(first // per_shard))
