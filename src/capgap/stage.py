@@ -28,6 +28,11 @@ from capgap.workflow.digest import source_digest
 from capgap.workflow.process import claim_output, die_with_parent
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of its job, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class StageParser(argparse.ArgumentParser):
     """Argument parser of one stage: paths are added by the stage, settings by their class."""
 
@@ -67,7 +72,7 @@ class StageParser(argparse.ArgumentParser):
             raise CapgapError(
                 f"the source of {self.module} changed after the run was planned; run again"
             )
-        if spec and os.environ.get("RANK", "0") == "0":  # the first of a job's processes writes
+        if spec and is_first_process():  # which writes
             self.claim = claim_output(args.out)
         if hasattr(args, "scratch"):  # no state may go on under another source
             args.scratch = args.scratch / source_digest(self.module)
@@ -123,6 +128,8 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
     sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
+    if not is_first_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  one log, not one a process
     try:
         main(argv)
         return

@@ -115,7 +115,6 @@ def _train_and_publish(
         scratch=scratch,
         trunk=None if trunk is None else _open_trunk(trunk, key),
         checkpoint_seconds=place.checkpoint_seconds,
-        say=print if is_first() else lambda line: None,
         world=world,
     )
     context = settings.sequence_length

@@ -66,11 +66,18 @@ class World:
         """The same for a model that learns: gradients become means over the processes."""
         if self.size == 1 or self.shard:
             return whole
-        return DistributedDataParallel(whole, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            whole, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     def accumulating(self, whole: torch.nn.Module) -> AbstractContextManager:
         """Around all but the last micro-batch of a step: DDP need not exchange gradients yet."""
         return whole.no_sync() if isinstance(whole, DistributedDataParallel) else nullcontext()
+
+    def settle(self, whole: torch.nn.Module) -> None:
+        """After a forward pass that no backward pass follows: FSDP holds whole weights until then."""
+        if self.shard and self.size > 1:
+            whole.reshard()
 
     def part(self, sequences: int) -> slice:
         """The sequences of a global batch that are this process's; CapgapError for unequal parts."""

@@ -88,7 +88,7 @@ def make_optimizer(model: torch.nn.Module, settings: Training) -> torch.optim.Ad
 def prepare(model: torch.nn.Module, settings: Training) -> None:
     """Make a model compute its layers as the settings say."""
     if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     for layer in decoder_layers(model) if settings.compile else []:
         layer.forward = torch.compile(type(layer).forward.__get__(layer), backend=COMPILER)
 
@@ -130,7 +130,7 @@ def train(
     measure_at, fork = measured_steps(steps, settings), trunk_steps(steps, settings)
 
     def validation_loss() -> float:
-        return mean_loss(
+        loss = mean_loss(
             model,
             held_out,
             sequence_length=settings.sequence_length,
@@ -140,6 +140,8 @@ def train(
             vocab=streams.meta.vocab_size,
             compute=learner,
         )
+        world.settle(learner)
+        return loss
 
     before_fork = None if fork is None or checkpoints.intact(scratch / TRUNK) else fork
     restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork)
