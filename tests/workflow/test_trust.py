@@ -139,6 +139,23 @@ def test_flipped_bit_does_not_enter_dvc_through_repro(damaged):
     assert (damaged / "dvc.lock").read_text() == lock
 
 
+@pytest.mark.parametrize("name", ["law/law.json", "teachers/t6k/model/manifest.json"])
+def test_result_that_was_edited_by_hand_is_refused_and_named(study, name):
+    """What follows would be made from it, and then look right."""
+    path = study / RESULTS / name
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b"1", b"2", 1))
+    for words in (["run"], ["save"]):
+        result = study.capgap(*words, check=False)
+        said = result.stdout + result.stderr
+        assert result.returncode
+        assert f"{RESULTS}/{name} is not what" in said
+        assert f"dvc checkout --force {RESULTS}/{name}" in said
+    study.dvc("checkout", "--force", f"{RESULTS}/{name}")
+    assert path.read_bytes() == sound
+    assert study.planned() == set()
+
+
 def test_damaged_manifest_is_named(study):
     manifest = study / f"{RESULTS}/tokens/manifest.json"
     manifest.write_text(manifest.read_text()[:-20])

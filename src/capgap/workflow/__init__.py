@@ -20,7 +20,8 @@ How, and what would break without it
                hand_down: jobs on a cluster parse the workflow again. After an edit they would run
                what is new, and the run would put on record what was planned.
                reconcile: contents decide, not times. A file put back with an old time would hide
-               what is stale; results without records would be taken as they are.
+               what is stale; results without records, and what was edited or damaged after others
+               were made from it, would be taken as they are.
   ledger.py    reads Snakemake's records, which dvc.yaml versions beside the results. Without them
                a clone sees times only, and a changed setting is invisible.
   process.py   one run a folder, one writer an output, all ending with the run. A killed run would

@@ -68,10 +68,12 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
     than recorded. So an input with another checksum is made newer, whatever its time was. It
     stops at an input from the future, as clocks of other machines leave them: those become past.
     Raises CapgapError for expected results without a record: nothing tells what they were made
-    from, and Snakemake would take them as they are.
+    from, and Snakemake would take them as they are. Likewise for a result that is not what others
+    were made from though no job has made it since: what follows would be made from the damage.
     """
     records = ledger.read_all(root)
-    exempt = {*records, *ledger.unfinished(root)}
+    unfinished = ledger.unfinished(root)
+    exempt = {*records, *unfinished}
     unknown = [path for path in expected if path not in exempt and os.path.exists(path)]
     if unknown:
         raise CapgapError(
@@ -83,5 +85,13 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
     for path in records:
         if os.path.getmtime(path) >= now:
             os.utime(path, (now - 1, now - 1))
-    for name in ledger.changed_inputs(records):
+    for name, outputs in ledger.changed_inputs(records).items():
+        if name in records and name not in unfinished:
+            used = max(outputs, key=lambda output: records[output]["starttime"])
+            if records[name]["endtime"] <= records[used]["starttime"]:
+                raise CapgapError(
+                    f"{name} is not what {used} was made from, and no job has made it since: it was "
+                    f"edited or damaged. Bring back what was saved (dvc checkout --force {name}), or "
+                    "delete it to have it made again"
+                )
         os.utime(name, (now, now))
