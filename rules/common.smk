@@ -13,7 +13,7 @@ from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.records import Choice
 from capgap.study_file import load_study
-from capgap.workflow import devices, planning
+from capgap.workflow import launch, planning
 
 planning.prepare_environment()
 
@@ -23,13 +23,14 @@ try:
         STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
         planning.hand_down(STUDY)
         if workflow.local_exec and "gpu" in workflow.global_resources:
-            devices.share_out(workflow.global_resources["gpu"].value)
+            launch.share_out(workflow.global_resources["gpu"].value)
     else:  # a job on a cluster parses this file again
         STUDY = planning.handed_down()
 except CapgapError as error:
     raise WorkflowError(str(error))
 
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
+SHARE = "--shard" if STUDY.plan.shard else ""
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []

@@ -24,10 +24,11 @@ rule pretrain_teacher:
         teacher=one_of(PRETRAINED),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.processes
     resources:
         mem_mb=NEEDS.mem_mb("pretrain_teacher"),
         runtime=NEEDS.runtime("pretrain_teacher"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.processes,
         tasks=1,
     params:
         spec=pretrain_spec,
@@ -35,10 +36,10 @@ rule pretrain_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.pretrain \
+        exec python -m capgap.workflow.launch {resources.gpu} {NEEDS.processes} capgap.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
-            --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
+            --scratch {params.scratch:q} --out {params.out:q} {SHARE} >{log:q} 2>&1
         """
 
 
@@ -91,7 +92,7 @@ rule evaluate_teacher:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -119,7 +120,7 @@ rule score_importance:
         spec=spec("score", STUDY.prune.scoring()),
     shell:
         r"""
-        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.score \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -147,7 +148,7 @@ rule cache_teacher_signal:
         spec=spec("signal", signal_stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.devices {resources.gpu} python -m capgap.signal \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.signal \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -193,7 +193,9 @@ def _identity(job: Job) -> str:
 
 
 def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bool) -> list[str]:
-    seconds = sum(plan.speed.seconds(job) for job in left if job.device or not on_device)
+    seconds = sum(
+        plan.speed.seconds(job) * job.processes for job in left if job.device or not on_device
+    )
     cells = [
         name,
         str(len(left)),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import cluster, missing
+from processes import alive
 from repository import RESULTS, write_study
 
 from capgap.cost.requests import Requests
@@ -141,6 +142,20 @@ def test_job_on_a_lost_node_is_resubmitted_and_resumes(study, slurm):
         assert slurm.ask("sinfo", "-h", "-n", node, "-o", "%t").startswith("dr")
     finally:
         slurm.ask("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def test_two_processes_train_in_one_job(study, slurm):
+    study.configure(lambda data: data.update(plan={"processes": 2}))
+    login = Login(study, slurm, pretraining(study, "200k"))
+    wait_for(lambda: slurm.running("pretrain_teacher"), login)
+    (job,) = slurm.running("pretrain_teacher")
+    assert slurm.ask("squeue", "-h", "-j", job, "-o", "%C %D") == "2 1"  # cores, nodes
+    workers = wait_for(
+        lambda: [p for p in alive(study, "capgap.pretrain") if "RANK" in p.environ()][1:], login
+    )
+    assert workers[0].environ()["WORLD_SIZE"] == "2"
+    assert {p.environ()["SLURM_JOB_ID"] for p in workers} == {job}
+    assert login.finish() == 0, login.said()
 
 
 def test_error_names_the_logs(study, slurm):

@@ -272,8 +272,49 @@ def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
     found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
     largest = next(m for m in found if m.job.rule == "distill_student")
     assert "from-l70b" in largest.job.output
-    assert any("FSDP" in mend for mend in largest.mends)
+    assert any("plan.processes 16, plan.shard true" in mend for mend in largest.mends)
+    shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
+    found = fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
+    assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process
+    assert not any("FSDP" in mend for m in found for mend in m.mends)
     assert fit.misfits(study, StudyCost(study).jobs, "cpu") == []
+
+
+def test_memory_of_several_processes_by_hand():
+    model = architecture(real("gpt2").plan.shapes["gpt2"]).whole()
+    settings = Distill(sequence_length=512, batch_tokens=4096, micro_batch_tokens=2048)
+    alone = memory.training(model, settings)
+    copies = memory.training(model, settings, processes=4)  # 1024 tokens of a step each
+    assert copies.activations * 2 == alone.activations
+    assert (copies.weights, copies.optimizer) == (alone.weights, alone.optimizer)
+    shared = memory.training(model, settings, model, processes=4, shard=True)
+    ends, layer = (50257 + 1024) * 768, 85_056_000 // 12
+    part = 4 * 124_439_808 // 4
+    assert shared.optimizer == 2 * part
+    whole_at_a_time = 4 * (ends + 2 * layer)
+    assert shared.weights == shared.gradients == shared.teacher == part + whole_at_a_time
+
+
+def test_several_processes_take_as_many_devices_and_the_same_device_hours():
+    study = real("gpt2")
+    plan = study.plan.model_copy(update={"processes": 4})
+    shared = study.model_copy(update={"plan": plan})
+    speed, one, four = Assumed("a100-80gb", 0.4), StudyCost(study).jobs, StudyCost(shared).jobs
+    for alone, together in zip(one, four, strict=True):
+        trained = alone.rule == "distill_student"
+        assert together.processes == (4 if trained else 1)
+        assert together.flops == alone.flops
+        computing = speed.seconds(alone) - DEVICE_STARTUP_S
+        if trained:
+            assert speed.seconds(together) - DEVICE_STARTUP_S == pytest.approx(computing / 4)
+    jobs = [job("a", seconds=3, processes=2), job("b", seconds=1), job("c", seconds=1)]
+    assert schedule(jobs, of, 2).work_s == 8
+    assert schedule(jobs, of, 2).makespan_s == 4  # b and c beside each other, a alone
+    assert schedule(jobs, of, 3).makespan_s == 3
+    asked = [Requests(s).mem_mb("distill_student") for s in (study, shared)]
+    run = {"student": "32M", "init": "pruned-gpt2", "teacher": "gpt2", "tokens": "50M"}
+    alone_mb, together_mb = (ask(run, 1) for ask in asked)
+    assert together_mb == pytest.approx(4 * alone_mb, abs=4)
 
 
 def test_a_shape_of_another_size_is_refused():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from capgap.errors import CapgapError
-from capgap.workflow import devices
+from capgap.workflow import launch
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 
@@ -29,22 +29,30 @@ def test_profiles_agree_on_what_decides_a_rerun(name):
 # --- devices of one machine -----------------------------------------------------------------------
 
 
+TOY = """
+import os, pathlib, sys, time
+told, end = map(pathlib.Path, sys.argv[1:])
+told.write_text(f"[{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}]")
+while not end.exists():
+    time.sleep(0.02)
+"""
+
+
 @pytest.fixture
 def job(tmp_path):
     """Function that starts a job on N of the shared devices; it tells which, and ends when told."""
     started = []
+    (tmp_path / "toy.py").write_text(TOY)
 
-    def start(number: int, shared: str | None) -> tuple[subprocess.Popen, Path]:
+    def start(gpus: int, shared: str | None) -> tuple[subprocess.Popen, Path]:
         told, end = tmp_path / f"job-{len(started)}", tmp_path / f"end-{len(started)}"
-        script = (
-            f'printf "[$CUDA_VISIBLE_DEVICES]" >{told}; until test -e {end}; do sleep 0.02; done'
-        )
-        environment = {**os.environ, "TMPDIR": str(tmp_path)} | (
-            {devices.VARIABLE: shared} if shared is not None else {}
-        )
-        environment.pop(devices.VISIBLE, None)
-        command = [sys.executable, "-m", "capgap.workflow.devices", str(number), "sh", "-c", script]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+        environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": path}
+        environment.pop(launch.VISIBLE, None)
+        if shared is not None:
+            environment[launch.VARIABLE] = shared
+        words = ["-m", "capgap.workflow.launch", gpus, 1, "toy", told, end]
+        process = subprocess.Popen([sys.executable, *map(str, words)], env=environment)
         started.append((process, end))
         return process, told
 
@@ -95,27 +103,31 @@ def test_a_killed_job_frees_its_device_and_a_job_of_two_takes_two(job):
 
 
 def test_where_devices_are_not_shared_out_a_job_sees_them_all_and_one_without_sees_none(job):
-    assert told(job(1, None)[1]) == ""  # the variable is not set
-    running, path = job(0, "0,1")
-    assert told(path) == ""
-    assert (
-        f"{devices.VISIBLE}=\0".encode()
-        in Path(f"/proc/{running.pid}/environ").read_bytes() + b"\0"
-    )
+    assert told(job(1, None)[1]) == "all"
+    assert told(job(0, "0,1")[1]) == ""
+
+
+def test_several_processes_are_started_by_torchrun_with_one_thread_each():
+    single = launch.command(1, "capgap.distill", ["--seed", "1"])
+    assert single == [sys.executable, "-m", "capgap.distill", "--seed", "1"]
+    words = launch.command(4, "capgap.distill", ["--seed", "1"])
+    assert words[1:3] == ["-m", "torch.distributed.run"]
+    assert "--nproc-per-node=4" in words
+    assert words[-4:] == ["--module", "capgap.distill", "--seed", "1"]
 
 
 def test_devices_are_those_the_run_may_see(monkeypatch):
-    monkeypatch.setenv(devices.VARIABLE, "")
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
-    devices.share_out(3)
-    assert os.environ[devices.VARIABLE] == "0,1,2"
-    monkeypatch.setenv(devices.VISIBLE, "4,6,7")
-    devices.share_out(2)
-    assert os.environ[devices.VARIABLE] == "4,6"
+    monkeypatch.setenv(launch.VARIABLE, "")
+    monkeypatch.delenv(launch.VISIBLE, raising=False)
+    launch.share_out(3)
+    assert os.environ[launch.VARIABLE] == "0,1,2"
+    monkeypatch.setenv(launch.VISIBLE, "4,6,7")
+    launch.share_out(2)
+    assert os.environ[launch.VARIABLE] == "4,6"
     with pytest.raises(CapgapError, match=r"gpu=4 is more than the 3 GPU\(s\)"):
-        devices.share_out(4)
+        launch.share_out(4)
     with pytest.raises(CapgapError, match="needs 3 GPUs, 2 are shared out"):
-        devices.claim(3, ["4", "6"])
+        launch.claim(3, ["4", "6"])
 
 
 # --- Kubernetes -----------------------------------------------------------------------------------

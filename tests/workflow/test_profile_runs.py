@@ -1,9 +1,11 @@
 """A study under the profiles for GPUs and clusters."""
 
 import importlib.util
+import json
 import re
 
 import pytest
+from processes import alive, start, wait_for
 from repository import RESULTS, SOURCE, write_study
 
 PLUGINS = {
@@ -41,3 +43,25 @@ def test_jobs_at_the_same_time_get_different_gpus(tmp_path):
     assert sorted(used) == ["3", "5"]
     (corpus,) = repository.path.glob(f"logs/prepare_corpus/{RESULTS}.log")
     assert "on GPU" not in corpus.read_text()
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_learns_the_same(tmp_path):
+    target, losses = f"{RESULTS}/teachers/t6k/train.json", []
+    for processes in (1, 2):
+        study = write_study(tmp_path / f"study-{processes}")
+        study.configure(
+            lambda data, n=processes: data.update(plan={"processes": n, "shard": n > 1})
+        )
+        run = start(study, "capgap.cli", "run", "--cores", "2", target)
+        if processes > 1:
+            workers = wait_for(
+                lambda study=study: [
+                    p for p in alive(study, "capgap.pretrain") if "RANK" in p.environ()
+                ][1:]
+            )
+            assert workers[0].environ()["WORLD_SIZE"] == "2"
+        assert run.wait(300) == 0, study.logs()
+        record = json.loads((study / target).read_text())
+        losses.append(record["last_val_loss_nats_per_token"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

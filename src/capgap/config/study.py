@@ -82,10 +82,21 @@ class Final(Section):
 
 
 class Plan(Section):
-    """What is assumed of machines and of models that are not here; changes no result."""
+    """Machines, and models that are not here: decides where and how long, not what comes out."""
 
     device: str = Field(DEVICE_NAMES[0], description=f"one of {', '.join(DEVICE_NAMES)}")
     gpus: int = Field(1, gt=0, description="devices that work at the same time")
+    processes: int = Field(
+        1,
+        gt=0,
+        description="processes of one training job, each with a device where one is named; results "
+        "differ by rounding alone",
+    )
+    shard: bool = Field(
+        False,
+        description="whether these share weights, gradients, optimizer and teacher (FSDP2) instead of "
+        "having a copy each (DDP)",
+    )
     mfu: float = Field(
         0.4, gt=0, le=1, description="achieved share of the device's peak, for large models"
     )

@@ -4,18 +4,17 @@ Which jobs a device cannot hold, and what would make them fit.
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from capgap.config import Study
 from capgap.cost.jobs import Job, StudyCost
-from capgap.cost.memory import Memory
 from capgap.devices import CPU, DEVICES
 from capgap.errors import CapgapError
 
 GIB = 2**30
-MOST_SHARDS = 64  # devices that sharing is suggested for
+SHARDS = (2, 4, 8, 16, 32, 64)  # devices that sharing is suggested for
 TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # settings of a rule
 USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
 
@@ -35,9 +34,9 @@ def misfits(study: Study, jobs: list[Job], device: str) -> list[Misfit]:
         return []
     limit = DEVICES[device].memory_gib * USABLE
     large = [job for job in jobs if job.device and job.device.total / GIB > limit]
-    less = _checkpointed(study) if large else {}
+    held_with = cache(lambda **change: _held(study, **change))
     found = [
-        Misfit(job, job.device.total / GIB, limit, tuple(_mends(study, job, limit, less)))
+        Misfit(job, job.device.total / GIB, limit, tuple(_mends(study, job, limit, held_with)))
         for job in large
     ]
     return sorted(found, key=lambda misfit: -misfit.needed_gib)
@@ -66,19 +65,21 @@ def describe(misfit: Misfit) -> str:
     )
 
 
-def _checkpointed(study: Study) -> dict[str, Memory | None]:
-    """What jobs would hold on a device with activation checkpointing, by output."""
-    change = {
-        name: settings.model_copy(update={"activation_checkpointing": True})
-        for name in TRAINED.values()
-        if (settings := getattr(study, name))
-    }
-    return {job.output: job.device for job in StudyCost(study.model_copy(update=change)).jobs}
+def _held(study: Study, *, checkpointed: bool = False, shards: int = 0) -> dict[str, float]:
+    """Bytes that jobs would hold on a device under other settings, by output."""
+    change = {}
+    for name in TRAINED.values() if checkpointed else []:
+        if settings := getattr(study, name):
+            change[name] = settings.model_copy(update={"activation_checkpointing": True})
+    if shards:
+        change["plan"] = study.plan.model_copy(update={"processes": shards, "shard": True})
+    jobs = StudyCost(study.model_copy(update=change)).jobs
+    return {job.output: job.device.total for job in jobs if job.device}
 
 
-def _mends(study: Study, job: Job, limit_gib: float, checkpointed: dict[str, Memory | None]):
+def _mends(study: Study, job: Job, limit_gib: float, held_with: Callable[..., dict[str, float]]):
     held, limit = job.device, limit_gib * GIB
-    fixed = held.total - held.activations
+    fixed, shards = held.total - held.activations, None
     if job.rule in TRAINED:
         section = TRAINED[job.rule]
         settings = getattr(study, section)
@@ -87,23 +88,15 @@ def _mends(study: Study, job: Job, limit_gib: float, checkpointed: dict[str, Mem
         sequences = fits // settings.sequence_length
         while sequences and settings.batch_tokens % (sequences * settings.sequence_length):
             sequences -= 1
-        if checkpointed[job.output].total <= limit < held.total:
+        if held_with(checkpointed=True)[job.output] <= limit:
             yield f"set {section}.activation_checkpointing"
         if sequences:
             yield f"set {section}.micro_batch_tokens to {sequences * settings.sequence_length}"
-    shards = _shards(held, limit)
-    if shards:
-        yield f"share weights, gradients and optimizer among {shards} devices (FSDP)"
+        shards = next((n for n in SHARDS if held_with(shards=n)[job.output] <= limit), None)
+        if shards:
+            yield f"share it among {shards} devices (FSDP: plan.processes {shards}, plan.shard true)"
     larger = [name for name, d in DEVICES.items() if held.total / GIB <= d.memory_gib * USABLE]
     if larger:
         yield f"take a device like {larger[0]}"
     elif not shards:
-        yield "prune smaller models"
-
-
-def _shards(held: Memory, limit: float) -> int | None:
-    """Devices among which the state must be shared; None where activations alone are too much."""
-    kept = replace(held, weights=0, gradients=0, optimizer=0, teacher=0).total
-    state = held.total - kept
-    shards = math.ceil(state / (limit - kept)) if kept < limit else MOST_SHARDS + 1
-    return shards if shards <= MOST_SHARDS else None
+        yield "leave its model out, or take a smaller one"

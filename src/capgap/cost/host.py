@@ -30,13 +30,14 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
 
     With a device the device holds the tensors, and main memory holds weights while they load.
     """
-    base = base_mb(rule)
+    base, on_device = base_mb(rule), sizes.study.plan.device != CPU
     if rule in TEXT_RULES:
         return base + round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
     match rule:
         case "pretrain_teacher":
             settings = sizes.study.pretrain_stage(teacher)
-            held = memory.training(sizes.architecture(teacher).whole(), settings)
+            model = sizes.architecture(teacher).whole()
+            held = sizes.training_memory(model, settings, alone=on_device)
         case "fetch_teacher":
             held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
         case "evaluate_teacher":
@@ -56,13 +57,15 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             cut = sizes.student(student, design.RANDOM)
             held = memory.cutting(sizes.architecture(like).whole(), cut)
         case "distill_student":
-            held = sizes.distill_memory(student, init, teacher)
+            held = sizes.distill_memory(student, init, teacher, alone=on_device)
         case "evaluate_student":
             model = sizes.student(student, init)
             held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)
         case _:
             return base
+    if not held.optimizer:
+        return base + round(held.total / MEGA)
     size = held.total
-    if sizes.study.plan.device != CPU and held.optimizer:
-        size = held.weights + held.teacher + held.optimizer  # loading, then writing a checkpoint
-    return base + round(size / MEGA)
+    if on_device:  # loading, then writing a checkpoint
+        size = held.weights + held.teacher + held.optimizer
+    return sizes.study.plan.processes * (base + round(size / MEGA))

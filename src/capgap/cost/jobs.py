@@ -47,7 +47,8 @@ class Job:
     output: str  # the output that stands for the job
     needs: tuple[str, ...]  # outputs of other jobs
     work: tuple[Work, ...] = ()
-    device: Memory | None = None  # what lies on the device; None for a job that needs none
+    device: Memory | None = None  # what lies on each device; None for a job that needs none
+    processes: int = 1  # which share the job, each with a device
     precision: str = "float32"  # of its matrix products
     host_mb: int = 0  # what lies in main memory, on a machine without such a device
     disk_bytes: int = 0
@@ -213,7 +214,8 @@ class StudyCost(StudySizes):
                 output,
                 (self.path(paths.TOKENS), self.path(paths.TOKENIZER)),
                 work=(Work("pretrain", tokens, flops), self._validation(model, settings)),
-                device=memory.training(model, settings),
+                device=self.training_memory(model, settings),
+                processes=self.study.plan.processes,
                 precision=settings.precision,
                 host_mb=host_mb(self, "pretrain_teacher", teacher=name),
                 disk_bytes=FLOAT * model.params,
@@ -342,6 +344,7 @@ class StudyCost(StudySizes):
             tuple(needs),
             work=(Work(kind, tokens, tokens * flops), self._validation(model, settings)),
             device=self.distill_memory(run.student, run.init, run.teacher),
+            processes=self.study.plan.processes,
             precision=settings.precision,
             host_mb=host_mb(self, "distill_student", **names),
             disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),

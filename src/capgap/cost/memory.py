@@ -10,6 +10,7 @@ GPT-2 and OPT have, is left out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from capgap.config import Training
@@ -69,12 +70,24 @@ def transient_channels(model: Model) -> int:
     return 3 * model.hidden + 2 * model.attention + 2 * model.key_value + 3 * model.neurons
 
 
-def training(student: Model, settings: Training, teacher: Model | None = None) -> Memory:
-    """Peak of a training job with AdamW; `teacher` in distillation."""
-    tokens = settings.micro_batch_tokens or settings.batch_tokens
+def training(
+    student: Model,
+    settings: Training,
+    teacher: Model | None = None,
+    *,
+    processes: int = 1,
+    shard: bool = False,
+) -> Memory:
+    """Peak of one process of a training job with AdamW; `teacher` in distillation.
+
+    shard: whether the processes share the models, each gathering a layer at a time and the ends.
+    """
+    batch = settings.batch_tokens // processes
+    tokens = min(settings.micro_batch_tokens or batch, batch)
     chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
     saved = saved_channels(student, checkpointed=settings.activation_checkpointing)
-    parameters = FLOAT * student.params
+    shards = processes if shard else 1
+    parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
     passing = 0
@@ -82,13 +95,22 @@ def training(student: Model, settings: Training, teacher: Model | None = None) -
         logits *= 3  # student's, teacher's, target distribution
         passing = FLOAT * tokens * (transient_channels(teacher) + teacher.hidden)
     return Memory(
-        weights=parameters,
-        gradients=parameters,
+        weights=parameters + _gathered(student, shards),
+        gradients=parameters + _gathered(student, shards),
         optimizer=2 * parameters,
-        teacher=FLOAT * teacher.params if teacher else 0,
+        teacher=FLOAT * math.ceil(teacher.params / shards) + _gathered(teacher, shards)
+        if teacher
+        else 0,
         activations=FLOAT * tokens * saved + passing,
         loss=logits + gradients_of_loss,
     )
+
+
+def _gathered(model: Model, shards: int) -> int:
+    """Bytes of what is whole at a time though it is shared: embeddings, a layer and the next one."""
+    if shards == 1:
+        return 0
+    return FLOAT * (model.params - model.non_embedding + 2 * model.non_embedding // model.layers)
 
 
 def evaluation(model: Model, batch_tokens: int) -> Memory:

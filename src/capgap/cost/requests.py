@@ -28,6 +28,7 @@ class Requests:
         self.study, self.cost = study, StudyCost(study)
         self.speed = Assumed(study.plan.device, study.plan.mfu)
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
+        self.processes = study.plan.processes  # of a training job
         # seeds of one run cost the same, and a study asks for each of its jobs several times
         self._needs = cache(self._needs)
 

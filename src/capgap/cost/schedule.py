@@ -30,9 +30,13 @@ def schedule(
     """Schedule jobs, those first that have the longest chain behind them.
 
     jobs: each after the ones it needs; needs that are not among them are done. uses_worker: which
-    jobs take a worker, by default all.
+    jobs take workers, one for each process, by default all.
     """
     uses_worker = uses_worker or (lambda job: True)
+
+    def takes(job: Job) -> int:
+        return min(job.processes, workers) if uses_worker(job) else 0
+
     cost = {job.output: seconds(job) for job in jobs}
     by_output = {job.output: job for job in jobs}
     behind = dict(cost)  # seconds from a job's start to the end of the longest chain it starts
@@ -48,14 +52,14 @@ def schedule(
         chain.append(by_output[at])
         at = follower[at]
     return Schedule(
-        work_s=sum(cost[job.output] for job in jobs if uses_worker(job)),
+        work_s=sum(cost[job.output] * job.processes for job in jobs if uses_worker(job)),
         critical_s=max(behind.values(), default=0.0),
-        makespan_s=_makespan(jobs, cost, behind, workers, uses_worker),
+        makespan_s=_makespan(jobs, cost, behind, workers, takes),
         chain=tuple(chain),
     )
 
 
-def _makespan(jobs, cost, behind, workers, uses_worker) -> float:
+def _makespan(jobs, cost, behind, workers, takes) -> float:
     missing = {job.output: sum(need in cost for need in job.needs) for job in jobs}
     wanted_by: dict[str, list[Job]] = {}
     for job in jobs:
@@ -67,7 +71,7 @@ def _makespan(jobs, cost, behind, workers, uses_worker) -> float:
     free, now = workers, 0.0
 
     def offer(job: Job) -> None:
-        if uses_worker(job):
+        if takes(job):
             heapq.heappush(ready, (-behind[job.output], order[job.output], job))
         else:
             heapq.heappush(running, (now + cost[job.output], order[job.output], job))
@@ -76,12 +80,12 @@ def _makespan(jobs, cost, behind, workers, uses_worker) -> float:
         if missing[job.output] == 0:
             offer(job)
     while ready or running:
-        while ready and free:
+        while ready and free >= takes(ready[0][-1]):
             _, number, job = heapq.heappop(ready)
             heapq.heappush(running, (now + cost[job.output], number, job))
-            free -= 1
+            free -= takes(job)
         now, _, job = heapq.heappop(running)
-        free += uses_worker(job)
+        free += takes(job)
         for waiting in wanted_by.get(job.output, []):
             missing[waiting.output] -= 1
             if missing[waiting.output] == 0:

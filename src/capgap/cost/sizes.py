@@ -18,6 +18,7 @@ from capgap.config import (
     PretrainedTeacher,
     Study,
     TeacherTokenizer,
+    Training,
 )
 from capgap.cost import memory
 from capgap.cost.architectures import (
@@ -151,11 +152,23 @@ class StudySizes:
         except CapgapError as error:
             raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
 
-    def distill_memory(self, student: str, init: str, teacher: str) -> Memory:
-        """Memory of one distillation."""
+    def distill_memory(
+        self, student: str, init: str, teacher: str, *, alone: bool = False
+    ) -> Memory:
+        """Memory of one process of a distillation; `alone` as in training_memory."""
         absent = teacher == design.NONE or self.keeps_signal
         taught_by = None if absent else self.architecture(teacher).whole()
-        return memory.training(self.student(student, init), self.study.distill, taught_by)
+        model = self.student(student, init)
+        return self.training_memory(model, self.study.distill, taught_by, alone=alone)
+
+    def training_memory(
+        self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
+    ) -> Memory:
+        """Memory of one process of a training job; `alone` if it had no others to share with."""
+        plan = self.study.plan
+        if alone:
+            return memory.training(model, settings, teacher)
+        return memory.training(model, settings, teacher, processes=plan.processes, shard=plan.shard)
 
     @property
     def keeps_signal(self) -> bool:

@@ -27,7 +27,7 @@ class Speed(Protocol):
     name: str
 
     def seconds(self, job: Job) -> float:
-        """Seconds of a job on one worker."""
+        """Seconds of a job on as many workers as it has processes."""
 
     def memory_mb(self, job: Job) -> float:
         """Peak of main memory, MB of 10^6 bytes."""
@@ -55,7 +55,7 @@ class Assumed:
         text = sum(work.tokens for work in job.work if work.kind == "text")
         return (
             (self.startup_s if job.device else JOB_STARTUP_S)
-            + job.flops / self.flops_per_s[job.precision]
+            + job.flops / self.flops_per_s[job.precision] / job.processes
             + ASSUMED_TEXT_S_PER_MB * text / MEGA
             + job.download_bytes / DOWNLOAD_BYTES_PER_S
         )
@@ -80,7 +80,8 @@ class Measured:
                 rate = self.calibration.text_s_per_mb.get(job.rule, ASSUMED_TEXT_S_PER_MB)
                 total += rate * work.tokens / MEGA
             elif work.tokens:
-                total += work.tokens * self._per_token(work.kind, work.flops / work.tokens)
+                rate = self._per_token(work.kind, work.flops / work.tokens)
+                total += rate * work.tokens / job.processes
         return total + job.download_bytes / DOWNLOAD_BYTES_PER_S
 
     def _per_token(self, kind: str, flops: float) -> float:

@@ -26,6 +26,7 @@ How, and what would break without it
                a clone sees times only, and a changed setting is invisible.
   process.py   one run a folder, one writer an output, all ending with the run. A killed run would
                leave jobs that overwrite what the next one makes, and locks to remove by hand.
+  launch.py    starts the stages that use GPUs: which ones, and as how many processes.
   execute.py   `capgap run`: lock, clear what a killed run left, Snakemake; under `dvc repro` also
                verify, for DVC would put a damaged or missing checkpoint into dvc.lock.
   pending.py   what a run would make: for dry runs, `capgap plan` and `capgap save`.

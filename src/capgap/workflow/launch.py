@@ -1,8 +1,9 @@
 """
-GPUs of this machine, one job each: `python -m capgap.workflow.devices N COMMAND...`.
+Start a stage as one process or several: `python -m capgap.workflow.launch GPUS PROCESSES MODULE...`.
 
-Runs a command on N of the devices in CAPGAP_GPUS that no other job of this user has, as the only
-ones it sees. Without that variable the command runs as it is: a cluster gives out devices itself.
+Where the variable CAPGAP_GPUS names devices of this machine, the stage gets as many of them as it
+asks for, which no other job of this user has, as the only ones it sees. Where it is not set a
+cluster gives out devices itself. Several processes are torchrun's.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import time
 from pathlib import Path
 
 from capgap.errors import CapgapError
+from capgap.workflow.process import die_with_parent
 
 VARIABLE = "CAPGAP_GPUS"  # ids of the devices to share out, with commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAIT_SECONDS = 0.2
+THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # Snakemake sets these to a job's threads
 
 
 def share_out(number: int) -> None:
@@ -59,17 +62,29 @@ def claim(number: int, ids: list[str]) -> list[str]:
     return list(held)
 
 
+def command(processes: int, module: str, options: list[str]) -> list[str]:
+    """What runs a stage: Python, or torchrun for several processes on this machine."""
+    if processes == 1:
+        return [sys.executable, "-m", module, *options]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *torchrun, "--module", module, *options]
+
+
 def main() -> None:
-    """Claim devices and become the command."""
-    number, *command = sys.argv[1:]
+    """Claim devices and become the stage."""
+    gpus, processes, module, *options = sys.argv[1:]
+    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        die_with_parent()  # holds for what this becomes, too
     if VARIABLE in os.environ:
         try:
-            names = claim(int(number), os.environ[VARIABLE].split(","))
+            names = claim(int(gpus), os.environ[VARIABLE].split(","))
         except CapgapError as error:
             sys.exit(f"error: {error}")
         os.environ[VISIBLE] = ",".join(names)
         print(f"on GPU {os.environ[VISIBLE] or 'none'}", flush=True)
-    os.execvp(command[0], command)
+    os.environ.update({f"{name}_NUM_THREADS": "1" for name in THREADS})
+    words = command(int(processes), module, options)
+    os.execv(words[0], words)
 
 
 if __name__ == "__main__":
