@@ -293,6 +293,17 @@ class StartExplains(Record):
     p_start: float  # F test: the start explains nothing beyond teacher size
 
 
+class Pick(Record):
+    """The teacher that a law chose for a student it had not seen."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher: str
+    teacher_params_non_embedding: int
+    regret_nats: float
+
+
 class Score(Record):
     """How well a law chose for student sizes it had not seen; means over students and budgets."""
 
@@ -309,6 +320,7 @@ class Score(Record):
     pilot_flops: float | None  # of the runs it was fitted to
     choice_flops: float | None  # of one run with its choice
     exhaustive_flops: float | None  # of one run with every teacher
+    picks: list[Pick] = []  # of a law or rule that names a teacher, case by case
 
 
 class ArmEffects(Record):

@@ -10,9 +10,9 @@ from capgap import paths
 from capgap.choose import run as choose
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answer import train_flops
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import law_record
+from capgap.law.table import train_flops
 from capgap.law.target import beyond
 from capgap.recommend import main, run, text
 from capgap.records import LawRecord

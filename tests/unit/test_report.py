@@ -5,10 +5,12 @@ import struct
 from collections import Counter
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from report_records import (
     SETTINGS,
     STUDENTS,
+    TEACHERS,
     TOKENS,
     make_final,
     make_law,
@@ -18,14 +20,17 @@ from report_records import (
 )
 
 from capgap.artifacts import differences
+from capgap.config import Law
 from capgap.errors import CapgapError
+from capgap.law.answer import recommend
+from capgap.law.study import fit_law
 from capgap.records import Interval
 from capgap.report import main, render_svg, run, specification
 from capgap.reporting import charts, wording
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.theme import size_axis
 
-FIGURES = ["curves", "law", "pareto", "final", "teachers", "regret"]
+FIGURES = ["curves", "law", "pareto", "final", "teachers", "regret", "flatness"]
 ALL_ARMS = ("no_teacher", "random_init", "cross_teacher")
 
 
@@ -281,7 +286,8 @@ def test_law_chart_draws_no_line_it_does_not_have_and_bounds_as_bounds():
     law = make_law(make_runs(ratio=0.3))
     figure = law_chart(law, None)
     kinds = set(figure.data.kind)
-    assert kinds == {"tried", "upper_bound", "published: 2.5 × S"}
+    rivals = {"choice of Busbridge et al.", "choice of the P2 law"}
+    assert kinds - rivals == {"tried", "upper_bound", "published: 2.5 × S"}
     bound = figure.data[figure.data.kind == "upper_bound"].set_index("student")
     assert bound.teacher_params["60k"] == bound.params_high["60k"] == 179_000
     assert "no line: 0 of 3 optima" in figure.chart.to_json()
@@ -329,7 +335,13 @@ def test_pareto_frontier_is_what_nothing_beats():
         zip(frontier.train_flops, frontier.loss_nats_per_token, strict=True)
     )
     assert "final" in set(data.kind)
-    assert charts.pareto([r.model_copy(update={"train_flops": None}) for r in runs], None) is None
+
+
+def test_compute_that_a_table_does_not_tell_is_counted():
+    runs = make_runs()
+    told = charts.pareto(runs, None).data
+    counted = charts.pareto([r.model_copy(update={"train_flops": None}) for r in runs], None).data
+    assert list(counted.train_flops) == pytest.approx(list(told.train_flops))
 
 
 def test_regret_table_marks_the_best_and_the_tie():
@@ -397,10 +409,12 @@ def test_page_says_the_verdict_first_with_its_numbers(report):
         text.index(part)
         for part in (
             wording.headline(law),
-            law.verdict,
+            f"The law is {law.overall.status}",
+            wording.verdict(law),
             "Slope of T* against S",
             wording.interval(law.lines[0].slope),
             final.choice.chosen,
+            "Does the law hold?",
             "Which teacher makes the best student?",
         )
     ]
@@ -409,6 +423,64 @@ def test_page_says_the_verdict_first_with_its_numbers(report):
     assert "2,000" not in text
     assert "200 resamples" in text
     assert "distill.teacher_weight 0.5" in text
+
+
+def test_page_shows_the_whole_recommendation(tmp_path):
+    runs, final = make_runs(), make_final()
+    law = make_law(runs)
+    fit = fit_law(pd.DataFrame([row.model_dump() for row in runs]), Law(resamples=200))
+    answer = recommend(fit, law, TEACHERS, final.choice.student_params_non_embedding, 3 * TOKENS, 1)
+    choice = final.choice.model_copy(update={"recommendation": answer})
+    final = final.model_copy(update={"choice": choice})
+    run(runs, law, final, make_teachers(), "pocket", {}, tmp_path / "out")
+    text = Page((tmp_path / "out/report.html").read_text()).text
+    shown = text[text.index("What was to be expected of each teacher") :]
+    assert "the token budget lies 3 times beyond the runs" in shown
+    for row in answer.ranked:
+        found = f"{row.teacher} {row.ratio:.2f} {wording.nats_interval(row.predicted_loss)} "
+        assert found + wording.nats_interval(row.predicted_regret) in shown
+    for rule in answer.rules:
+        regret = rule.expected_regret_nats
+        cost = "unknown" if regret is None else f"{regret:.4f}"
+        assert f"{rule.rule} {rule.teacher or '–'} {cost}" in shown
+    assert f"saves {wording.flops(answer.saved_flops)} of" in shown
+
+
+def test_page_shows_what_there_is_about_the_line(report):
+    text = Page((report / "report.html").read_text()).text
+    line = make_law(make_runs()).lines[0]
+    row = [line.slope, line.slope_resampled, None, line.ratio_through_origin, line.elasticity]
+    cells = [wording.interval(found) for found in row if found is not None]
+    cells.insert(2, wording.interval(line.intercept, as_size=True))
+    without = ", ".join(f"{one.student}: {one.slope_without:.2f}" for one in line.influence)
+    assert len(line.influence) == 3
+    assert f"{' '.join(cells)} {line.r_squared:.3f} {without}" in text
+
+
+def test_flatness_by_hand():
+    law = make_law(make_runs())
+    data = charts.flatness(law).data
+    cells = data[data.kind == "cell"]
+    assert len(cells) == sum(len(found.cells) for found in law.optima)
+    for found in law.optima:
+        own = cells[cells.student == found.student].set_index("teacher")
+        for cell in found.cells:
+            times = cell.teacher_params_non_embedding / found.teacher_params.value
+            assert own.times_best[cell.teacher] == pytest.approx(times)
+            assert own.regret_nats[cell.teacher] == cell.regret_nats
+    assert charts.flatness(make_law(make_runs(ratio=0.3))) is None
+
+
+def test_rivals_stand_in_the_figure_of_the_law_where_they_choose():
+    law = make_law(make_runs())
+    data = law_chart(law, None).data
+    for score in law.scores:
+        if score.law == "busbridge":
+            own = data[data.kind == "choice of Busbridge et al."]
+            assert list(own.teacher_params) == [
+                pick.teacher_params_non_embedding for pick in score.picks
+            ]
+            assert len(own) == score.n_cases > 0
 
 
 def test_table_holds_every_run(report):

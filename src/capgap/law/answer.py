@@ -26,17 +26,13 @@ from scipy import stats
 
 from capgap.law.study import Fit
 from capgap.law.surface import Surface
+from capgap.law.table import train_flops
 from capgap.law.target import Target, beyond, target_of
 from capgap.law.words import about, budget, listed
 from capgap.records import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
 
 DRAWS = 2000
 WIDE = math.log(3)  # least width of a side of T* without a limit
-
-
-def train_flops(student: float, teacher: float, tokens: float) -> float:
-    """Training compute of one distillation: 6 S D + 2 T D, teacher pretraining free."""
-    return tokens * (6.0 * student + 2.0 * teacher)
 
 
 def recommend(

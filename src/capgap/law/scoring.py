@@ -37,7 +37,7 @@ from capgap.law.line import fit_line
 from capgap.law.optimum import Located, limits, size_interval
 from capgap.law.rivals import fit_busbridge, fit_p2, spent_flops
 from capgap.law.surface import fit_surface
-from capgap.records import Interval, Score
+from capgap.records import Interval, Pick, Score
 
 LEARNED = ("line", "ratio", "surface", "busbridge", "p2")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
@@ -236,7 +236,7 @@ def _score(
     if not answers.picks:
         reason = answers.reasons[0] if answers.reasons else "no student has two teachers"
         return _empty(law, reason)
-    regrets, hits, chosen, pilot, chance = [], [], [], [], []
+    regrets, hits, chosen, pilot, chance, picks = [], [], [], [], [], []
     for i, pick in answers.picks.items():
         teachers = cases[i].teachers
         row = teachers[teachers["teacher"] == pick].iloc[0]
@@ -246,6 +246,16 @@ def _score(
         chance.append(float((teachers["loss"] - best <= settings.tie_nats).mean()))
         chosen.append(float(row["flops"]))
         pilot.append(_pilot(law, cases[i], cells))
+        picks.append(
+            Pick(
+                student=cases[i].student,
+                student_params_non_embedding=cases[i].size,
+                tokens=cases[i].tokens,
+                teacher=pick,
+                teacher_params_non_embedding=int(row["teacher_params"]),
+                regret_nats=regrets[-1],
+            )
+        )
     reason = f"{len(answers.picks)} of {len(cases)} students and budgets"
     if answers.reasons:
         reason += f"; in the others: {answers.reasons[0]}"
@@ -263,6 +273,7 @@ def _score(
         pilot_flops=float(np.mean(pilot)),
         choice_flops=float(np.mean(chosen)),
         exhaustive_flops=float(np.mean([cases[i].teachers["flops"].sum() for i in answers.picks])),
+        picks=picks,
     )
 
 

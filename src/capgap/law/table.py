@@ -64,6 +64,11 @@ def main_arm(runs: pd.DataFrame) -> pd.DataFrame:
     return main
 
 
+def train_flops(student: float, teacher: float, tokens: float) -> float:
+    """Training compute of one distillation: 6 S D + 2 T D, teacher pretraining free."""
+    return tokens * (6.0 * student + 2.0 * teacher)
+
+
 def teacher_sizes(runs: pd.DataFrame) -> dict[str, int]:
     """Parameters without embeddings of every teacher in the table, smallest first."""
     taught = runs[runs["teacher"] != NONE]

@@ -14,6 +14,7 @@ import altair as alt
 import numpy as np
 
 from capgap.design import NONE, RANDOM
+from capgap.law.table import train_flops
 from capgap.records import FinalRecord, LawRecord, Metrics, Optimum, RunRow
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.theme import (
@@ -63,8 +64,8 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
         rows += [known | row for row in _curve_rows(found, runs, pruned, law.tie_nats)]
     data = table(
         rows,
-        "panel student tokens kind teacher teacher_params seed loss_nats_per_token loss_high "
-        "params_low params_high",
+        "panel student tokens kind teacher teacher_params seed loss_nats_per_token loss_low "
+        "loss_high params_low params_high",
     )
     x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
     x_low = size_x("params_low", "Teacher size, parameters", data.teacher_params)
@@ -83,6 +84,10 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
         of_kind(data, "no_teacher")
         .mark_point(color=ORANGE, shape="diamond", size=42, fill="white", strokeWidth=1.3)
         .encode(x=x, y=y, tooltip=hover),
+        of_kind(data, "mean")
+        .transform_filter("isValid(datum.loss_low)")
+        .mark_rule(color=BLUE, strokeWidth=5, opacity=0.3)
+        .encode(x=x, y=loss_y("loss_low:Q"), y2="loss_high:Q"),
         of_kind(data, "mean").mark_line(color=BLUE, strokeWidth=2).encode(x=x, y=y),
         of_kind(data, "seed").mark_circle(color=BLUE, size=40).encode(x=x, y=y, tooltip=hover),
     ]
@@ -111,6 +116,8 @@ def _curve_rows(
             "teacher": cell.teacher,
             "teacher_params": cell.teacher_params_non_embedding,
             "loss_nats_per_token": cell.mean_loss_nats_per_token,
+            "loss_low": cell.loss_low,
+            "loss_high": cell.loss_high,
         }
         for cell in found.cells
     ]
@@ -188,12 +195,11 @@ def ratios(law: LawRecord) -> Figure | None:
     """T*/S of the joint surface against tokens per student parameter; None with one budget."""
     if law.surface is None or not several_budgets(law):
         return None
-    tried = [
-        cell.teacher_params_non_embedding / found.student_params_non_embedding
-        for found in law.optima
-        for cell in found.cells
-    ]
-    least, most = min(tried) / 1.15, max(tried) * 1.15
+    known = [law.lines[0].published_slope]
+    for at in law.surface.ratios:
+        if at.ratio is not None:
+            known += [end for end in (at.ratio.value, at.ratio.low, at.ratio.high) if end]
+    least, most = min(known) / 1.3, max(known) * 1.3
     rows = [
         {
             "kind": "inside the teachers tried" if at.inside_grid else "beyond the teachers tried",
@@ -254,11 +260,12 @@ def ratios(law: LawRecord) -> Figure | None:
     return Figure("ratios", titled(chart, "Best teacher in multiples of the student, T*/S"), data)
 
 
-def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
-    """Training compute against loss, with the runs that no other beats; None without compute.
+def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
+    """Training compute against loss, with the runs that no other beats.
 
     Compute: forward and backward of the student, forward of the teacher; the teacher's own
-    training is not counted (the accounting of arXiv 2311.07052).
+    training is not counted (the accounting of arXiv 2311.07052). Where the table does not say, it
+    is 6 S D + 2 T D.
     """
     rows = [
         {
@@ -269,11 +276,13 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
             "student_params": run.student_params_non_embedding,
             "tokens": run.tokens,
             "seed": run.seed,
-            "train_flops": run.train_flops,
+            "train_flops": run.train_flops
+            or train_flops(
+                run.student_params_non_embedding, run.teacher_params_non_embedding or 0, run.tokens
+            ),
             "loss_nats_per_token": run.val_loss_nats_per_token,
         }
         for run in runs
-        if run.train_flops
     ]
     rows += [
         {
@@ -288,8 +297,6 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
         }
         for row in (final.rows if final else [])
     ]
-    if not rows:
-        return None
     best = float("inf")
     for row in sorted(rows, key=lambda r: (r["train_flops"], r["loss_nats_per_token"])):
         if row["loss_nats_per_token"] < best:
@@ -305,7 +312,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
         scale=alt.Scale(type="log", domain=[min(compute) / 1.3, max(compute) * 1.3], nice=False),
         axis=alt.Axis(labelExpr="format(datum.value, '.0e')", values=_flop_ticks(compute)),
     )
-    _, shape = arm_scales(run.arm for run in runs if run.train_flops)
+    _, shape = arm_scales(run.arm for run in runs)
     ordered = data.sort_values("student_params").student.unique().tolist()
     colour = alt.Color(
         "student:N",
@@ -325,9 +332,12 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure | None:
         base.transform_filter("datum.kind == 'final'")
         .mark_point(shape="circle", size=130, color=RED, strokeWidth=2, opacity=1)
         .encode(tooltip=hover),
-        base.transform_filter("datum.kind == 'final'")
-        .mark_text(dy=-16, fontSize=12, color=RED)
-        .encode(text="teacher:N"),
+        *(
+            base.transform_filter("datum.kind == 'final'")
+            .mark_text(dy=-16, fontSize=12, **ink)
+            .encode(text="teacher:N")
+            for ink in ({"stroke": "#ffffff", "strokeWidth": 4}, {"color": RED})
+        ),
     ).properties(**WIDE)
     return Figure("pareto", titled(chart, "Validation loss, nats per token"), data)
 
@@ -477,6 +487,70 @@ def regret(law: LawRecord) -> Figure:
     return Figure("regret", titled(chart, "Loss above the best teacher, nats per token"), data)
 
 
+def flatness(law: LawRecord) -> Figure | None:
+    """Loss above the best teacher against T/T*, all students on one curve; None without any T*."""
+    several = several_budgets(law)
+    rows = [
+        {
+            "kind": "cell",
+            "student": found.student,
+            "student_params": found.student_params_non_embedding,
+            "tokens": found.tokens,
+            "panel": f"{size(found.tokens)} tokens" if several else "",
+            "teacher": cell.teacher,
+            "times_best": cell.teacher_params_non_embedding / found.teacher_params.value,
+            "regret_nats": cell.regret_nats,
+        }
+        for found in ordered(law.optima)
+        if found.teacher_params is not None
+        for cell in found.cells
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row["tokens"])
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    rows += [{"kind": "tie", "panel": panel, "regret_nats": law.tie_nats} for panel in panels]
+    data = table(rows, "panel kind student student_params tokens teacher times_best regret_nats")
+    times = data.times_best.dropna()
+    x = alt.X(
+        "times_best:Q",
+        title="T/T*",
+        scale=alt.Scale(type="log", domain=[times.min() / 1.15, times.max() * 1.15], nice=False),
+        axis=alt.Axis(
+            values=[v for v in (0.1, 0.2, 0.5, 1, 2, 5, 10) if times.min() <= v <= times.max()],
+            format="~r",
+        ),
+    )
+    most = float(np.quantile(data.regret_nats.dropna(), 0.9))
+    y = alt.Y(
+        "regret_nats:Q",
+        title=None,
+        scale=alt.Scale(domain=[0, max(most, 4 * law.tie_nats)], nice=False),
+        axis=alt.Axis(tickCount=5),
+    )
+    names = data.dropna(subset="student").sort_values("student_params").student.unique().tolist()
+    colour = alt.Color(
+        "student:N",
+        sort=names,
+        scale=alt.Scale(domain=names, range=_ramp(len(names))),
+        legend=alt.Legend(title="student", titleOrient="left"),
+    )
+    cells = of_kind(data, "cell").encode(x=x, y=y, color=colour)
+    layers = [
+        of_kind(data, "tie").mark_rect(color=SAND).encode(y=y, y2=alt.datum(0)),
+        cells.mark_line(strokeWidth=1.5, clip=True),
+        cells.mark_circle(size=45, opacity=1, clip=True).encode(
+            tooltip=tips("student teacher tokens", regret="regret_nats", times="times_best")
+        ),
+    ]
+    title = "Loss above the best teacher, nats per token"
+    if several:
+        panel = {"width": 246, "height": 220}
+        return Figure("flatness", titled(facet(layers, data, panels, 3, panel), title), data)
+    chart = alt.layer(*layers, data=data).properties(width=WIDE["width"], height=280)
+    return Figure("flatness", titled(chart, title), data)
+
+
 def all_figures(
     runs: list[RunRow], law: LawRecord, final: FinalRecord | None, teachers: list[Metrics]
 ) -> list[Figure]:
@@ -490,5 +564,6 @@ def all_figures(
         final_student(final) if final else None,
         teacher_family(teachers),
         regret(law),
+        flatness(law),
     ]
     return [figure for figure in figures if figure is not None]

@@ -10,6 +10,7 @@ from capgap.reporting.theme import (
     BLUE,
     GREY,
     INK,
+    ORANGE,
     PALE_BLUE,
     RED,
     WIDE,
@@ -26,11 +27,14 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import interval, ordered, size
 
+RIVALS = {"busbridge": "choice of Busbridge et al.", "p2": "choice of the P2 law"}
+
 
 def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     """Best teacher size against student size, with the fitted and the published line.
 
-    Optima at an edge of the grid are bounds: triangles that point where the optimum may lie.
+    Optima at an edge of the grid are bounds: triangles that point where the optimum may lie. The
+    rivals' choices are those for a student they were not fitted on.
     """
     points = [row for found in ordered(law.optima) for row in _optimum_rows(found)]
     star = final.choice.teacher_params_star if final else None
@@ -44,12 +48,23 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
         points.append(at | {"student_params": student} | limits(star))
     students = [row["student_params"] for row in points]
     slopes = [found.published_slope for found in law.lines]
-    log = max(students) > 12 * min(students)
-    shown = [row["teacher_params"] for row in points]
+    log = max(students) > 4 * min(students)
+    points += _rival_rows(law)
+    shown = [
+        row[key]
+        for row in points
+        if row["kind"] != "tried"
+        for key in ("teacher_params", "params_low", "params_high")
+        if row.get(key)
+    ]
     right, top = 1.12 * max(students), 1.12 * max([*shown, *(s * max(students) for s in slopes)])
     left, bottom = (min(students) / 1.3, min(shown) / 1.3) if log else (0.0, 0.0)
     xs = np.geomspace(left, right, 61) if log else np.array([left, right])
-    points = [close_ends(row, bottom, top) for row in points]
+    points = [
+        close_ends(row, bottom, top)
+        for row in points
+        if row["kind"] != "tried" or bottom < row["teacher_params"] < top
+    ]
     rows = points + [row for found in law.lines for row in _line_rows(found, xs, bottom, log)]
     rows += [row for found in law.lines for row in _band_rows(found, bottom, top)]
     data = table(
@@ -96,6 +111,20 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
         .mark_tick(orient="horizontal", color=GREY, size=12, thickness=1)
         .encode(x=x, y=y),
     ]
+    chosen = [name for name in RIVALS.values() if (data.kind == name).any()]
+    if chosen:
+        marks = alt.Scale(domain=chosen, range=["cross", "square"][: len(chosen)])
+        layers.append(
+            alt.Chart(data)
+            .transform_filter(alt.FieldOneOfPredicate("kind", chosen))
+            .mark_point(stroke=ORANGE, fill="#ffffff", size=55, strokeWidth=1.5, opacity=1)
+            .encode(
+                x=x,
+                y=y,
+                shape=alt.Shape("kind:N", legend=alt.Legend(title=None), scale=marks),
+                tooltip=tips("student kind", size="teacher_params"),
+            )
+        )
     for kind, colour, shape in (
         ("interior", BLUE, "circle"),
         ("lower_bound", INK, "triangle-up"),
@@ -149,6 +178,22 @@ def _optimum_rows(found: Optimum) -> list[dict]:
         middle = (low * high) ** 0.5
         where = {"teacher_params": middle, "params_low": low, "params_high": high}
     return [*rows, at | {"kind": found.status} | where]
+
+
+def _rival_rows(law: LawRecord) -> list[dict]:
+    """What the rival laws choose for every student without having seen it."""
+    return [
+        {
+            "tokens": pick.tokens,
+            "kind": RIVALS[score.law],
+            "student": pick.student,
+            "student_params": pick.student_params_non_embedding,
+            "teacher_params": pick.teacher_params_non_embedding,
+        }
+        for score in law.scores
+        if score.law in RIVALS
+        for pick in score.picks
+    ]
 
 
 def _published(found: Line) -> str:

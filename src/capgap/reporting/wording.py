@@ -15,7 +15,16 @@ from statistics import fmean
 from capgap.design import NONE, pruned_from
 from capgap.law.claims import grows
 from capgap.law.words import about, listed
-from capgap.records import FinalRecord, Interval, LawRecord, Line, Metrics, Optimum, RunRow
+from capgap.records import (
+    FinalRecord,
+    Interval,
+    LawRecord,
+    Line,
+    Metrics,
+    Optimum,
+    Recommendation,
+    RunRow,
+)
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 ARMS = {
@@ -23,6 +32,31 @@ ARMS = {
     "no_teacher": "no teacher",
     "cross_teacher": "another teacher’s start",
     "random_init": "random start",
+}
+LAWS = {
+    "line": "the line T* = a + b S",
+    "ratio": "one ratio T*/S",
+    "surface": "the joint surface over S, T and tokens",
+    "busbridge": "distillation scaling law (Busbridge et al.)",
+    "p2": "P2 law of pruning damage, blind to the teacher",
+    "least_damage": "the start that pruning damaged least",
+    "fixed_ratio": "the published ratio",
+    "next_size_up": "the next size up",
+    "largest": "the largest teacher",
+    "no_teacher": "no teacher",
+    "chance": "a teacher at random",
+}
+CAUSES = {
+    "init": "the start that pruning leaves, not the teacher",
+    "teacher": "the teacher",
+    "both": "the start and the teacher",
+    "unknown": "not known",
+}
+CLAIMS = {
+    "interior": "The best teacher stands inside the range tried",
+    "proportional": "It grows in proportion to the student",
+    "ratio": "It grows by the published factor",
+    "all_budgets": "It does not move with the training tokens",
 }
 
 
@@ -108,6 +142,46 @@ def headline(law: LawRecord) -> str:
         f"The best teacher grows {slope:.2g} times as fast as the student{at}; "
         f"{fits if growing[0].published_slope_inside else misses}"
     )
+
+
+def verdict(law: LawRecord) -> str:
+    """Why the law is judged as it is, and what makes the optimum, in a sentence or two."""
+    assert law.overall is not None, law
+    reason = law.overall.reason
+    text = f"{reason[0].upper()}{reason[1:]}."
+    if law.overall.cause == "init":
+        text += (
+            " Where there is a best size, the start that pruning leaves makes it, not the teacher."
+        )
+    return text
+
+
+def rivals_drawn(law: LawRecord) -> bool:
+    """Whether the figure of the law shows what its rivals choose."""
+    return any(score.picks for score in law.scores if score.law in ("busbridge", "p2"))
+
+
+def reach(answer: Recommendation) -> str:
+    """How far an answer extrapolates."""
+    far = [
+        f"the {name} lies {factor:.2g} times beyond the runs"
+        for name, factor in (
+            ("student size", answer.student_extrapolation),
+            ("token budget", answer.tokens_extrapolation),
+            ("ratio T*/S", answer.teacher_extrapolation),
+        )
+        if factor > 1.005
+    ]
+    return f"This extrapolates: {listed(far)}." if far else "Nothing here is extrapolated."
+
+
+def nats_interval(found: Interval | None) -> str:
+    """A predicted loss with its interval: '3.512 [3.498, 3.526]'."""
+    if found is None:
+        return "unknown"
+    if found.low is None or found.high is None:
+        return f"{nats(found.value)} [no interval]"
+    return f"{nats(found.value)} [{nats(found.low)}, {nats(found.high)}]"
 
 
 def ordered(optima: list[Optimum]) -> list[Optimum]:
