@@ -10,7 +10,8 @@ differences are of the signal alone. In the folder of a study whose teachers and
 
 CPU seconds are those of whole processes, start-up with them: of all runs with one kind of signal,
 and of making it once a teacher. Loss is that of the whole validation split, not timed. The interval
-is of the mean over seeds of the mean difference over pairs (95 %, t). Rows go to OUT/rows.jsonl as
+is of the mean over seeds of the mean difference over pairs (95 %, t). The kind `rounding` is online
+with another chunk of the loss: what rounding alone does to a run. Rows go to OUT/rows.jsonl as
 they are made, and a row that is there is not made again.
 """
 
@@ -53,6 +54,10 @@ def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
     """Yield (key, maker of the row) of every signal and every run."""
     streams = Path(paths.TOKENS.format(study=study.study)).parent
     common = study.distill.model_dump() | {"unique_tokens": tokens}
+    recipes = {
+        kind: study.distill.model_validate(common | {"teacher_signal": kind})
+        for kind in ("online", "top_k", "sampled")
+    } | {"rounding": study.distill.model_validate(common | {"loss_chunk_tokens": 100})}
     held_out = Streams(streams)["validation"]
 
     def signal(kind, settings, teacher):
@@ -70,7 +75,8 @@ def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
         folder = out / "runs" / kind / f"{student}-{teacher}-{seed}"
         names = {"study": study.study, "teacher": teacher, "student": student}
         init = paths.INIT_MODEL.format(**names, init=pruned_from(teacher))
-        kept = [] if kind == "online" else ["--signal", out / "signals" / kind / teacher]
+        online = settings.teacher_signal == "online"
+        kept = [] if online else ["--signal", out / "signals" / kind / teacher]
         cpu_s = cpu_seconds(
             *(
                 "distill",
@@ -94,16 +100,14 @@ def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
         return {"cpu_s": cpu_s, "loss": loss}
 
     for kind in kinds:
-        settings = study.distill.model_validate(common | {"teacher_signal": kind})
-        if kind != "online":
+        if (settings := recipes[kind]).teacher_signal != "online":
             for teacher in dict.fromkeys(teacher for _, teacher in pairs):
                 yield (kind, "", teacher, -1), lambda k=kind, s=settings, t=teacher: signal(k, s, t)
     for seed in seeds:
         for student, teacher in pairs:
             for kind in kinds:
-                settings = study.distill.model_validate(common | {"teacher_signal": kind})
                 key = (kind, student, teacher, seed)
-                yield key, lambda k=key, s=settings: run(k[0], s, *k[1:])
+                yield key, lambda k=key: run(k[0], recipes[k[0]], *k[1:])
 
 
 def report(rows: pd.DataFrame) -> str:
