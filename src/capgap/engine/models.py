@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers.utils
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from capgap.artifacts import open_folder
 from capgap.errors import CapgapError
@@ -68,8 +68,11 @@ def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def load_model(path: str | Path) -> PreTrainedModel:
-    """Load a folder (checked against its manifest if it has one) in float32, ready to evaluate."""
+def load_model(path: str | Path, *, as_stored: bool = False) -> PreTrainedModel:
+    """Load a folder (checked against its manifest if it has one) in float32, ready to evaluate.
+
+    as_stored: keep the type of the file, so that weights stay mapped from it until they are used.
+    """
     folder = open_folder(path)
     architecture = _architecture(folder)
     if not list(folder.glob("*.safetensors")):
@@ -79,7 +82,7 @@ def load_model(path: str | Path) -> PreTrainedModel:
     try:
         model, report = architecture.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=_stored_type(folder) if as_stored else torch.float32,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -95,6 +98,16 @@ def load_model(path: str | Path) -> PreTrainedModel:
             "config.json asks for; they would be random. Fetch or make the model again"
         )
     return model.eval()
+
+
+def _stored_type(folder: Path) -> torch.dtype:
+    """The one type of all a folder's weights; float32 where there are several."""
+    types = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            types |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    small = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return small.get(*types, torch.float32) if len(types) == 1 else torch.float32
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:

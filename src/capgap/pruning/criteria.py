@@ -22,12 +22,13 @@ model. (Masking the stream itself after every block would multiply early writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from capgap.engine.losses import data_loss
 from capgap.engine.models import hidden_states, output_head
@@ -50,15 +51,16 @@ def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> 
             )
             for shape in shapes
         ]
-        with _hooks(_masked(model, family, masks)):
+        with _hooks(_masked(model, family, masks)), _recomputed(model.get_submodule(family.layers)):
             hidden_ND = hidden_states(model, inputs.to(model.device))
-        loss, _ = data_loss(
-            hidden_ND,
-            output_head(model),
-            labels.reshape(-1).to(model.device),
-            scale=1 / inputs.shape[1],
-        )
-        for total, gradient in zip(totals, torch.autograd.grad(loss, masks), strict=True):
+            loss, _ = data_loss(
+                hidden_ND,
+                output_head(model),
+                labels.reshape(-1).to(model.device),
+                scale=1 / inputs.shape[1],
+            )
+            gradients = torch.autograd.grad(loss, masks)
+        for total, gradient in zip(totals, gradients, strict=True):
             total += gradient.double().abs().sum(0)
     return totals
 
@@ -94,12 +96,19 @@ def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
         kinds, layer = family.kinds(name)
         for dim, (repeats, kind) in enumerate(kinds):
             if kind in squares:
-                squared = parameter.detach().double().square().movedim(dim, 0)
                 of = getattr(sizes.full, kind)
-                units = squared.reshape(repeats, of, -1).sum((0, 2))
+                units = _squares(parameter.detach(), dim).reshape(repeats, of, -1).sum((0, 2))
                 total = squares[kind]
                 (total if total.ndim == 1 else total[layer]).add_(units)
     return [total.sqrt() for total in squares.values()]
+
+
+def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum of squares in float64 over all dimensions but one; of some rows at a time, for memory."""
+    blocks = weight.split(1024)
+    if dim == 0:
+        return torch.cat([rows.double().square().reshape(len(rows), -1).sum(1) for rows in blocks])
+    return sum(rows.double().square().sum(0) for rows in blocks)
 
 
 def random_scores(sizes: Sizes, seed: int) -> Scores:
@@ -138,6 +147,23 @@ def _hooks(hooks: tuple[list[Hook], list[Hook]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _recomputed(layers: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Layers keep only their inputs for the backward pass, which runs each of them once more.
+
+    Otherwise the activations of all layers would take more memory than the weights.
+    """
+    for layer in layers:
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _masked(

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
+from capgap.pruning.mapped import release
 from capgap.pruning.solver import Sizes, Widths
 
 
@@ -111,10 +112,11 @@ def pruned_config(
 
 
 def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    """The model with only the kept units, ready to evaluate.
+    """The model with only the kept units, in float32, ready to evaluate.
 
     Takes `model` over: each tensor is given up once its cut is made, so both models together never
-    hold more than the original and one tensor. Cut a deep copy to go on using the original.
+    hold more than the original and one tensor; of an original that `load_model` mapped from a file
+    only one tensor is in memory at a time. Cut a deep copy to go on using the original.
     """
     family, sizes = family_of(type(model).__name__), sizes_of(model)
     of = sizes.full._asdict() | {"vocab": model.config.vocab_size}
@@ -125,7 +127,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     weights = {}
     for name, parameter in model.named_parameters():  # shared tensors come once
         kinds, layer = family.kinds(name)
-        weight, new_name = parameter.data, name
+        original, new_name = parameter.data, name
+        weight = original
         parameter.data = weight.new_empty(0)
         if layer is not None:
             if layer not in place:
@@ -138,11 +141,13 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
                 units = indices if indices.ndim == 1 else indices[layer]
                 channels = _channels(units, of[kind], repeats, weight.shape[dim])
                 weight = weight.index_select(dim, channels.to(weight.device))
-        weights[new_name] = weight
+        weights[new_name] = weight.float()
+        if weights[new_name].data_ptr() != original.data_ptr():
+            release(original)
     if family.embeddings_times_root_hidden and kept.widths.hidden < sizes.full.hidden:
         _keep_scale(weights, math.sqrt(sizes.full.hidden / kept.widths.hidden))
     student, report = type(model).from_pretrained(
-        None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
+        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
     assert not any(report.values()), report
     student.generation_config = model.generation_config
