@@ -2,13 +2,12 @@
 How much memory does pruning take?
 
 Cuts a model to a share of its parameters as `capgap prune` does, in this process, and prints the
-peak of memory above what the libraries take, as a multiple of the model's weights: memory of its
-own, which cannot be taken back, and resident memory, which adds the pages of the weight file that
-is mapped while it is read and that the kernel drops when others need the room. By default the model
-is a random Llama of 1.1 B parameters (TinyLlama's shape), 4.4 GB in float32.
+peak of resident memory, pages of the mapped weight file included, above what the libraries take, as
+a multiple of the model's weights; with --score-tokens the same for scoring. By default the model is
+a random Llama of 1.1 B parameters (TinyLlama's shape), 4.4 GB in float32. Linux only.
 
     python benchmarks/pruning_memory.py --share 0.5
-    python benchmarks/pruning_memory.py --share 0.5 --model FOLDER
+    python benchmarks/pruning_memory.py --share 0.9 --score-tokens 1024
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,8 @@ from transformers import LlamaForCausalLM
 from capgap import prune
 from capgap.artifacts import publish_folder
 from capgap.config import Depth
-from capgap.engine.models import llama_config, load_shape
-from capgap.pruning.importance import Importance
+from capgap.engine.models import llama_config, load_model, load_shape
+from capgap.pruning.importance import Importance, measure
 from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.pruning.surgery import sizes_of
@@ -37,26 +36,19 @@ from capgap.shapes import LlamaShape
 SHAPE = LlamaShape(22, 2048, 32, 4, 64, 5632, vocab=32000, tied=False)
 
 
-class Peak(threading.Thread):
-    """Highest memory of this process while it runs, sampled every few milliseconds, in bytes."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.own = self.resident = 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        """Sample until done."""
-        while not self.done.wait(0.003):
-            own, resident = memory()
-            self.own, self.resident = max(self.own, own), max(self.resident, resident)
-
-
-def memory() -> tuple[int, int]:
-    """Anonymous and resident memory of this process, bytes (Linux)."""
+def memory(key: str) -> int:
+    """VmRSS or VmHWM, present and highest memory of this process, mapped files included, bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
-    return tuple(1024 * int(fields[key].split()[0]) for key in ("RssAnon", "VmRSS"))
+    return 1024 * int(fields[key].split()[0])
+
+
+def measured(job: Callable, *args, **options) -> tuple[int, float]:
+    """Highest memory of a job above the present, bytes, and its CPU seconds."""
+    Path("/proc/self/clear_refs").write_text("5")  # the highest is the present
+    before, started = memory("VmRSS"), time.process_time()
+    job(*args, **options)
+    return memory("VmHWM") - before, time.process_time() - started
 
 
 def random_model(folder: Path) -> None:
@@ -73,13 +65,25 @@ def _save_random(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def score_random(folder: Path, tokens: int, sequence_length: int) -> None:
+    """Score a model by mask gradients on random tokens, in one micro-batch."""
+    model = load_model(folder)
+    shape = (tokens // sequence_length, sequence_length + 1)
+    ids = torch.randint(model.config.vocab_size, shape)
+    measure(model, ids[:, :-1], ids[:, 1:], micro_batch_tokens=tokens)
+
+
 def main() -> None:
-    """Prune once and print the figures."""
+    """Prune, and score where asked, once, and print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--share", type=float, default=0.5, help="of the parameters to keep")
     parser.add_argument("--model", type=Path, help="model folder (default: a random 1.1B Llama)")
+    parser.add_argument(
+        "--score-tokens", type=int, help="tokens to score at a time (default: no scoring)"
+    )
+    parser.add_argument("--sequence-length", type=int, default=512, help="of scoring, tokens")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -93,26 +97,23 @@ def main() -> None:
         scores = Importance(*(random.random(shape, dtype=np.float32) for shape in shapes))
         with publish_folder(Path(temporary) / "scores") as target:
             write_importance(target, scores, weights_digest(folder))
-        own, resident = memory()
-        peak, started = Peak(), time.process_time()
-        peak.start()
-        size = round(args.share * sizes.params(sizes.full))
-        _, solution = prune.run(
-            Depth(),
-            folder,
-            Path(temporary) / "scores",
-            Target("params", size),
-            Path(temporary) / "out",
-        )
-        peak.done.set()
-        peak.join()
+        target = Target("params", round(args.share * sizes.params(sizes.full)))
+        place = Path(temporary)
+        figures = {
+            f"pruning to {args.share:.0%}": measured(
+                prune.run, Depth(), folder, place / "scores", target, place / "out"
+            )
+        }
+        if args.score_tokens:
+            figures[f"scoring, {args.score_tokens:,} tokens at a time"] = measured(
+                score_random, folder, args.score_tokens, args.sequence_length
+            )
         weights = 4 * sizes.total(sizes.full)
-    print(solution.describe(sizes))
     print(
-        f"weights {weights / 1e9:.2f} GB; peak above the libraries, times the weights: "
-        f"{(peak.own - own) / weights:.2f} own, {(peak.resident - resident) / weights:.2f} with "
-        f"the mapped file; {time.process_time() - started:.0f} CPU seconds"
+        f"weights in float32 {weights / 1e9:.2f} GB; peak of resident memory above the libraries:"
     )
+    for name, (peak, seconds) in figures.items():
+        print(f"{name}: {peak / weights:.2f} times the weights, {seconds:.0f} CPU seconds")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,22 @@
 """The stages score, prune, randomise and trim: same bytes, plain Hugging Face folders, refusals."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pruning_models import HIDDEN, LAYERS, NEURONS, VOCAB, build, logits, token_ids
+from pruning_models import (
+    HIDDEN,
+    LAYERS,
+    MODELS,
+    NEURONS,
+    VOCAB,
+    build,
+    kept_some,
+    logits,
+    token_ids,
+)
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -13,9 +24,18 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from capgap import prune, randomise, score
 from capgap.artifacts import publish_folder
-from capgap.engine.models import count_params, load_model, read_lineage, save_model
+from capgap.config import Depth, Score
+from capgap.engine.models import (
+    count_params,
+    load_model,
+    load_tokenizer,
+    read_lineage,
+    save_model,
+)
 from capgap.errors import CapgapError
+from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest
+from capgap.pruning.surgery import cut, sizes_of
 from capgap.records import Lineage, TokenStreams
 
 torch.set_num_threads(1)
@@ -108,6 +128,22 @@ def test_pruning_to_the_full_size_changes_no_weight(study, tmp_path):
     assert torch.equal(
         logits(load_model(tmp_path / "same"), token_ids()), logits(teacher, token_ids())
     )
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_give_the_bytes_of_their_float32_copy(study, tmp_path, kind):
+    half = load_model(study / "big").to(kind)
+    for name, model in (("half", half), ("full", copy.deepcopy(half).float())):
+        lineage = Lineage(kind="teacher", name="big", params=count_params(model))
+        with publish_folder(tmp_path / name) as folder:
+            save_model(model, folder, lineage, study / "tokenizer")
+        how = Score(calibration_sequences=5, sequence_length=16)
+        score.run(how, tmp_path / name, study / "tokens", tmp_path / f"scores-{name}")
+        target, out = Target("params", 8000), tmp_path / f"cut-{name}"
+        prune.run(Depth(), tmp_path / name, tmp_path / f"scores-{name}", target, out)
+        randomise.run(Depth(), tmp_path / name, 8000, 0, tmp_path / f"random-{name}")
+    assert contents(tmp_path / "cut-half") == contents(tmp_path / "cut-full")
+    assert contents(tmp_path / "random-half") == contents(tmp_path / "random-full")
 
 
 def test_scores_of_another_model_are_refused(study, tmp_path):
@@ -303,18 +339,37 @@ def test_criteria_give_different_scores(study, tmp_path):
     run_score(study, "big")
 
 
-def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path, name):
     missing = "lm-eval is not there: pip install --no-deps -r requirements-lm-eval.txt"
-    models = pytest.importorskip("lm_eval.models.huggingface", reason=missing)
+    evaluators = pytest.importorskip("lm_eval.models.huggingface", reason=missing)
     requests = pytest.importorskip("lm_eval.api.instance", reason=missing)
-    run_prune(study, tmp_path / "init")
-    evaluator = models.HFLM(
-        pretrained=str(tmp_path / "init"), device="cpu", dtype="float32", max_length=32
+    model = build(name)
+    sizes = sizes_of(model)
+    groups = max(1, sizes.full.groups - 1)
+    hidden = groups * sizes.heads_per_group * sizes.head_dim
+    student = cut(model, kept_some(model, groups, 13, hidden))
+    lineage = Lineage(kind="init", name="x", init="pruned-y", params=count_params(student))
+    with publish_folder(tmp_path / "init") as folder:
+        save_model(student, folder, lineage, study / "tokenizer")
+    evaluator = evaluators.HFLM(
+        pretrained=str(tmp_path / "init"),
+        tokenizer=load_tokenizer(tmp_path / "init"),
+        device="cpu",
+        dtype="float32",
+        max_length=32,
     )
-    text = " ".join(f"w{i}" for i in range(5, 25))
+    words = range(5, 25)
+    text = " ".join(f"w{i}" for i in words)
     instance = requests.Instance("loglikelihood_rolling", {}, (text,), 0)
     (got,) = evaluator.loglikelihood_rolling([instance], disable_tqdm=True)
-    ids = torch.tensor([[0, *range(5, 25)]])
-    log_p = logits(load_model(tmp_path / "init"), ids)[0, :-1].log_softmax(-1)
-    expected = log_p.gather(1, ids[0, 1:, None]).sum().item()
-    assert got == pytest.approx(expected, rel=1e-4)
+    log_p = logits(student, torch.tensor([[0, *words]]))[0, :-1].log_softmax(-1)
+    expected = log_p.gather(1, torch.tensor(words)[:, None]).sum().item()
+    assert got == pytest.approx(expected, rel=1e-5)
+    options = {"max_gen_toks": 3, "until": ["never"]}
+    generation = requests.Instance("generate_until", {}, (text, options), 0)
+    (said,) = evaluator.generate_until([generation], disable_tqdm=True)
+    ids = torch.tensor([list(words)])
+    for _ in range(3):
+        ids = torch.cat([ids, logits(student, ids)[:, -1:].argmax(-1)], dim=1)
+    assert said.split() == [f"w{i}" for i in ids[0, -3:].tolist() if i]

@@ -11,7 +11,7 @@ GPT-2 and OPT have, is left out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from capgap.config import Training
 from capgap.cost.architectures import LLAMA_LIKE, Model
@@ -124,17 +124,22 @@ def evaluation(model: Model, batch_tokens: int) -> Memory:
 
 
 def scoring(model: Model, sequence_length: int) -> Memory:
-    """Peak of scoring importance by mask gradients: masked copies are kept beside the rest."""
+    """Peak of scoring importance by mask gradients: inputs of all layers, and one layer that is run
+    again, with masked copies and the gradients of all that."""
     tokens = max(SCORE_TOKENS, sequence_length)
-    masked = model.layers * (model.attention + model.neurons + 2 * model.hidden)
+    layer = replace(model, layers=1)
+    masked = model.attention + model.neurons + 2 * model.hidden
+    kept = model.layers * model.hidden + 2 * (saved_channels(layer) + masked)
     return Memory(
         weights=FLOAT * model.params,
-        activations=FLOAT * tokens * (saved_channels(model) + masked),
-        loss=FLOAT
-        * (chunk_tokens(model.vocab) * model.vocab + model.hidden * (tokens + model.vocab)),
+        activations=FLOAT * tokens * kept,
+        loss=FLOAT * (chunk_tokens(model.vocab) * model.vocab + model.hidden * tokens),
     )
 
 
 def cutting(teacher: Model, student: Model) -> Memory:
-    """Peak of cutting one model out of another: both, and what is being written."""
-    return Memory(weights=2 * FLOAT * student.params, teacher=FLOAT * teacher.params)
+    """Peak of cutting one model out of another: what is cut already, and a table of embeddings that
+    is being cut, as it lies in the file and after the cut of either dimension."""
+    return Memory(
+        weights=FLOAT * student.params, teacher=3 * FLOAT * teacher.vocab * teacher.hidden
+    )

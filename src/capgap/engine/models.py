@@ -105,7 +105,8 @@ def _stored_type(folder: Path) -> torch.dtype:
     types = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            types |= {file.get_slice(name).get_dtype() for name in file.keys()}
+            names = file.keys()
+            types |= {file.get_slice(name).get_dtype() for name in names}
     small = {"F16": torch.float16, "BF16": torch.bfloat16}
     return small.get(*types, torch.float32) if len(types) == 1 else torch.float32
 

@@ -14,14 +14,16 @@ MAPS = Path("/proc/self/maps")  # Linux only
 def release(tensor: torch.Tensor) -> None:
     """Give back the memory of a tensor that is a view of a mapped safetensors file.
 
-    Its values stay: they are read again from the file when they are used. So a tensor must not have
-    been written to. Whole pages only; nothing happens to a tensor that lies elsewhere.
+    Its values stay: they are read again from the file when they are used. So it must not have been
+    written to. Whole pages only; nothing happens to a tensor that lies elsewhere. What else is free
+    goes back too: the C library keeps the memory of tensors that were dropped in between.
     """
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if start < end and any(first <= start and end <= last for first, last in _mapped_files()):
-        libc = ctypes.CDLL(None, use_errno=True)
+        libc = ctypes.CDLL(None)
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        libc.malloc_trim(0)
 
 
 def _mapped_files() -> list[tuple[int, int]]:
