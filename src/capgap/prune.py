@@ -93,6 +93,8 @@ def find_model(name: str, revision: str | None) -> Path:
     """The folder of a model: the one of that path, or a model of the hub in the local cache."""
     if folder_of(name).is_dir():
         return folder_of(name)
+    if Path(name).exists():
+        raise CapgapError(f"{name}: not a folder; name the folder that the model's files are in")
     if Path(name).is_absolute() or name.count("/") != 1 or name.startswith("."):
         raise CapgapError(f"{name}: no such folder, and not a model id of the hub (owner/name)")
     return download_model(name, revision or "main")
@@ -177,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.prune", __doc__, Prune)
     parser.add_argument("model", help="model folder, or model id of the hub")
-    parser.add_argument("--revision", help="commit, where the model is one of the hub")
+    parser.add_argument("--revision", help="commit, where the model is one of the hub (default main)")
     add_target(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")

@@ -213,7 +213,7 @@ def test_explicit_shapes_as_given_or_refused_with_the_nearest():
         ({"heads": 5}, r"heads 5: 2 key-value head\(s\) .* nearest possible is 6"),
         ({"heads": 6, "kv_heads": 3}, r"heads 6: 3 key-value .* nearest possible is 9"),
         ({"neurons": 385}, r"neurons 385: the nearest possible is 384"),
-        ({"layers": 5}, r"layers 5: .* nearest possible is 4"),
+        ({"layers": 5, "neurons": 0}, r"layers 5: .* is 4; neurons 0: the nearest possible is 1"),
         ({"depth": 5}, r"unknown depth"),
     ]:
         with pytest.raises(CapgapError, match=message):

@@ -231,7 +231,6 @@ def solve_shape(sizes: Sizes, shape: dict[str, int]) -> Solution:
     full, per_group = sizes.full, sizes.heads_per_group
     if unknown := sorted(set(shape) - set(SHAPE_KEYS)):
         raise CapgapError(f"shape: unknown {', '.join(unknown)}; it has {', '.join(SHAPE_KEYS)}")
-    layers = check_layers(sizes, shape.get("layers"))
     problems = []
 
     def bounded(key: str, default: int, most: int) -> int:
@@ -241,6 +240,7 @@ def solve_shape(sizes: Sizes, shape: dict[str, int]) -> Solution:
             problems.append(f"{key} {value}: the nearest possible is {nearest}")
         return nearest
 
+    layers = bounded("layers", sizes.layers, sizes.layers)
     implied = shape.get("kv_heads", full.groups) * per_group
     heads = bounded("heads", implied, full.groups * per_group)
     groups = bounded("kv_heads", min(max(round(heads / per_group), 1), full.groups), full.groups)
