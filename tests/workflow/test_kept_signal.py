@@ -37,7 +37,7 @@ def test_one_signal_of_a_teacher_serves_all_its_students(study, kind, seeds):
     study.configure(keep)
     (row,) = [
         line.split()
-        for line in study.capgap("plan").stdout.splitlines()
+        for line in study.capgap("plan", COLUMNS="200").stdout.splitlines()
         if line.startswith("cache_teacher_signal")
     ]
     disk = len(TEACHERS) * TOKENS * BYTES
