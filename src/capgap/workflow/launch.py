@@ -20,6 +20,7 @@ from capgap.workflow.process import die_with_parent
 
 VARIABLE = "CAPGAP_GPUS"  # ids of the devices to share out, with commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SHUTDOWN_SECONDS = 300  # that processes have to finish a step and save it when told to end
 WAIT_SECONDS = 0.2
 THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # Snakemake sets these to a job's threads
 
@@ -67,6 +68,7 @@ def command(processes: int, module: str, options: list[str]) -> list[str]:
     if processes == 1:
         return [sys.executable, "-m", module, *options]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    torchrun += [f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
     return [sys.executable, *torchrun, "--module", module, *options]
 
 

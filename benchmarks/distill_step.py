@@ -1,0 +1,372 @@
+"""
+One step of distillation against its peers: tokens per CPU second, side by side in one run.
+
+    pip install --no-deps -r requirements-bench.txt
+    python benchmarks/distill_step.py --out distill_step.json
+
+Our loop, TRL's GKDTrainer (on plain packed text, lmbda 0, beta 0: forward KL alone) and a Hugging
+Face Trainer whose compute_loss is 0.5 CE + 0.5 forward KL; float32, AdamW, random weights. Every one
+runs in a fresh process on the same sequences. CPU seconds are between the starts of consecutive
+steps, so they hold batches, forward and backward passes, clipping and the optimizer, and no
+start-up; the first steps warm up. Model FLOPs utilisation is the step's FLOPs over CPU seconds,
+against this machine's own rate in one large matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+WARM = 2  # steps
+# student, teacher: layers, hidden, heads, heads of keys, neurons
+PAIRS = {
+    "smollm2": {
+        "vocab": 49_152,
+        "length": 256,
+        "batch": 1024,
+        "steps": 4,
+        "student": (30, 384, 6, 3, 896),
+        "teacher": (30, 576, 9, 3, 1536),
+    },
+    "default": {
+        "vocab": 1024,
+        "length": 64,
+        "batch": 1024,
+        "steps": 100,
+        "student": (4, 24, 3, 3, 26),
+        "teacher": (4, 32, 4, 4, 64),
+    },
+}
+
+
+def models(pair: dict):
+    """Student and teacher with random weights."""
+    from capgap.engine.models import llama_config, new_model
+    from capgap.shapes import LlamaShape
+
+    made = []
+    for name in ("student", "teacher"):
+        layers, hidden, heads, kv_heads, neurons = pair[name]
+        shape = LlamaShape(
+            layers, hidden, heads, kv_heads, hidden // heads, neurons, pair["vocab"], True
+        )
+        made.append(
+            new_model(llama_config(shape, max_positions=2048, bos_id=0, eos_id=0), len(made))
+        )
+    return made[0], made[1].eval()
+
+
+def stream(pair: dict):
+    """Random tokens."""
+    import numpy as np
+
+    count = pair["batch"] * (WARM + pair["steps"] + 4)
+    return np.random.default_rng(0).integers(0, pair["vocab"], count).astype(np.uint16)
+
+
+def ours(pair: dict, folder: Path, **settings) -> list[float]:
+    """CPU clock at the start of every step of our loop."""
+    from capgap.config import Distill
+    from capgap.engine import training
+    from capgap.engine.objectives import Distillation
+
+    student, teacher = models(pair)
+    chosen = Distill(
+        sequence_length=pair["length"],
+        batch_tokens=pair["batch"],
+        validations=1,
+        validation_tokens=2 * pair["length"],
+        objective="forward_kl",
+        **settings,
+    )
+    distillation, clock = Distillation(teacher, chosen, pair["vocab"]), []
+
+    def objective(*arguments):
+        clock.append(time.process_time())
+        return distillation(*arguments)
+
+    tokens = stream(pair)
+
+    class Streams(dict):
+        meta = SimpleNamespace(vocab_size=pair["vocab"])
+
+    training.train(
+        student,
+        Streams(train=tokens, validation=tokens[: 4 * pair["length"]]),
+        chosen,
+        objective,
+        tokens=pair["batch"] * (WARM + pair["steps"] + 1),
+        seed=0,
+        scratch=folder,
+        checkpoint_seconds=1e9,
+        say=lambda line: None,
+    )
+    return clock
+
+
+def rows(pair: dict) -> list[dict]:
+    """The same text as examples for a Trainer."""
+    flat, length = stream(pair), pair["length"]
+    return [
+        {"input_ids": flat[at : at + length + 1].tolist()}
+        for at in range(0, len(flat) - length - 1, length)
+    ]
+
+
+def clocked(clock: list[float]):
+    """A callback that reads the CPU clock at the start of every step."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            clock.append(time.process_time())
+
+    return Clock()
+
+
+def trainer_options(pair: dict, folder: Path) -> dict:
+    """What both Trainers are told."""
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": pair["batch"] // pair["length"],
+        "max_steps": WARM + pair["steps"] + 1,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "cosine",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+
+
+def hf_trainer(pair: dict, folder: Path) -> list[float]:
+    """A Trainer with a dense CE + KL loss, as recipes have it."""
+    import torch
+    import torch.nn.functional as F
+    from transformers import Trainer, TrainingArguments
+
+    student, teacher = models(pair)
+
+    class Distilling(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            ids = inputs["input_ids"]
+            logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+            with torch.no_grad():
+                told = teacher(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+            kl = F.kl_div(
+                F.log_softmax(logits, -1),
+                F.log_softmax(told, -1),
+                log_target=True,
+                reduction="batchmean",
+            )
+            return 0.5 * F.cross_entropy(logits, ids[:, 1:].flatten()) + 0.5 * kl
+
+    clock: list[float] = []
+    Distilling(
+        student,
+        TrainingArguments(**trainer_options(pair, folder)),
+        train_dataset=rows(pair),
+        data_collator=lambda items: {"input_ids": torch.tensor([i["input_ids"] for i in items])},
+        callbacks=[clocked(clock)],
+    ).train()
+    return clock
+
+
+def gkd(pair: dict, folder: Path) -> list[float]:
+    """TRL's GKDTrainer on packed text."""
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    student, teacher = models(pair)
+    words = {f"w{i}": i for i in range(pair["vocab"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(kinds.WordLevel(words, unk_token="w1")),
+        eos_token="w0",
+        pad_token="w0",
+    )
+
+    def collate(items):
+        ids = torch.tensor([i["input_ids"] for i in items])[:, : pair["length"] + 1]
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": ids,
+            "prompts": ids[:, :1],
+            "prompt_attention_mask": torch.ones_like(ids[:, :1]),
+        }
+
+    clock: list[float] = []
+    options = trainer_options(pair, folder) | {
+        "lmbda": 0.0,
+        "beta": 0.0,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": pair["length"] + 1,
+    }
+    GKDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=GKDConfig(**options),
+        train_dataset=Dataset.from_list(rows(pair)),
+        processing_class=tokenizer,
+        data_collator=collate,
+        callbacks=[clocked(clock)],
+    ).train()
+    return clock
+
+
+RUNS = {"capgap": ours, "TRL GKDTrainer": gkd, "HF Trainer, CE + KL": hf_trainer}
+
+
+def flops_per_token(pair: dict) -> int:
+    """Forward and backward of the student, forward of the teacher, with attention."""
+    from capgap.engine.models import forward_flops
+    from capgap.shapes import training_flops
+
+    student, teacher = models(pair)
+    length = pair["length"]
+    return training_flops(1, forward_flops(student, length), forward_flops(teacher, length))
+
+
+def matmul_rate() -> float:
+    """FLOPs per CPU second of one large matrix product here."""
+    import torch
+
+    size, seconds = 2048, []
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    for _ in range(6):
+        start = time.process_time()
+        a @ b
+        seconds.append(time.process_time() - start)
+    return 2 * size**3 / min(seconds)
+
+
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"),
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "optimizer": ("_fused_adamw", "Optimizer.step", "_foreach", "clip_grad"),
+}
+
+
+def part_of(event) -> str:
+    """Which part of a step an event of the profile belongs to: its own or that of a caller."""
+    names = []
+    while event is not None:
+        names.append(event.name)
+        event = event.cpu_parent
+    in_loss = any("_Fused" in name and "adam" not in name for name in names)
+    if in_loss:
+        return "loss, products" if "aten::mm" in names[0] or "addmm" in names[0] else "loss, rest"
+    for part, words in PARTS.items():
+        if any(word in name for word in words for name in names):
+            return part
+    return "rest"
+
+
+def profile(pair: dict, folder: Path) -> dict[str, float]:
+    """Shares of our step's CPU time."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        ours({**pair, "steps": min(pair["steps"], 10)}, folder)
+    seconds: Counter = Counter()
+    for event in seen.events():
+        seconds[part_of(event)] += event.self_cpu_time_total
+    total = sum(seconds.values())
+    return {part: value / total for part, value in seconds.most_common()}
+
+
+def measure(name: str, pair: dict) -> dict:
+    """Run one implementation in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "profile":
+            return {"shares": profile(pair, Path(folder))}
+        if name == "rate":
+            return {"flops_per_cpu_s": matmul_rate(), "flops_per_token": flops_per_token(pair)}
+        clock = RUNS[name](pair, Path(folder))[WARM:]
+    steps = [after - before for before, after in pairwise(clock)]
+    assert len(steps) >= pair["steps"], (name, len(steps))
+    return {
+        "tokens_per_cpu_s": pair["batch"] / median(steps),
+        "slowest": pair["batch"] / max(steps),
+        "fastest": pair["batch"] / min(steps),
+    }
+
+
+def in_fresh_process(name: str, pair: str) -> dict:
+    """The same in a process of its own, on one thread."""
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+    command = [sys.executable, __file__, "--one", name, "--pairs", pair]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{name}, {pair}: failed\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(pair: str, found: dict[str, dict]) -> str:
+    """Markdown, with the ratios that the comparison is about."""
+    rate, per_token = (found["rate"][key] for key in ("flops_per_cpu_s", "flops_per_token"))
+    peers = [found[name]["tokens_per_cpu_s"] for name in RUNS if name != "capgap"]
+    own = found["capgap"]["tokens_per_cpu_s"]
+    lines = [
+        f"\n{pair}: {per_token / 1e6:,.1f} MFLOP a token, one large matrix product "
+        f"{rate / 1e9:.0f} GFLOP per CPU s\n",
+        "| implementation | tokens per CPU s | range | FLOPs utilisation |",
+        "|---|---|---|---|",
+    ]
+    for name in RUNS:
+        row = found[name]
+        lines.append(
+            f"| {name} | {row['tokens_per_cpu_s']:,.0f} | {row['slowest']:,.0f}-{row['fastest']:,.0f} "
+            f"| {row['tokens_per_cpu_s'] * per_token / rate:.0%} |"
+        )
+    lines.append(f"\ncapgap is {own / max(peers):.2f} times as fast as the best peer")
+    shares = found["profile"]["shares"].items()
+    lines.append("profile of our step: " + ", ".join(f"{k} {v:.0%}" for k, v in shares))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*RUNS, "rate", "profile"]
+    parser.add_argument("--one", choices=names, help="measure this one here, and print JSON")
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--out", type=Path, help="also write what was found as JSON")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, PAIRS[args.pairs[0]])))
+        return
+    found = {pair: {n: in_fresh_process(n, pair) for n in names} for pair in args.pairs}
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    for pair in args.pairs:
+        print(table(pair, found[pair]))
+
+
+if __name__ == "__main__":
+    main()
