@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 
-.PHONY: study setup test test-slow test-remotes test-slurm remotes lint plan
+.PHONY: study setup test test-slow test-remotes test-slurm remotes lm-eval lint plan
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -35,6 +35,9 @@ test-slow: $(READY)  ## a study killed at random moments, other revisions, merge
 
 remotes: $(READY)  ## what DVC needs to share through S3 and SSH
 	@$(PIP) --no-deps --requirement requirements-remotes.txt
+
+lm-eval: $(READY)  ## lm-evaluation-harness, for studies that say harness
+	@$(PIP) --no-deps --requirement requirements-lm-eval.txt
 
 test-remotes: remotes  ## sharing through real servers on this machine
 	@$(PIP) --no-deps --requirement tests/workflow/requirements.txt

@@ -11,6 +11,7 @@ include: "rules/teachers.smk"
 include: "rules/students.smk"
 include: "rules/law.smk"
 include: "rules/final.smk"
+include: "rules/harness.smk"
 
 
 # On a cluster these run beside Snakemake: they take seconds, where a job costs half a minute more.

@@ -11,6 +11,7 @@ from capgap.config import CollectStage, PretrainedTeacher, TeacherTokenizer
 from capgap.cost.requests import Requests
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
+from capgap.packages import check_lm_eval
 from capgap.records import Choice
 from capgap.study_file import load_study
 from capgap.workflow import launch, planning
@@ -72,6 +73,22 @@ def runs_of_grid(path):
     return list(dict.fromkeys(every))
 
 
+def harness_results():
+    """What lm-evaluation-harness says of the models that the study names; nothing without it."""
+    names = STUDY.harness.measured(STUDY.teachers) if STUDY.harness else []
+    return [paths.harness(STUDY.study, name) for name in names]
+
+
+def harness_files():
+    """The files of the study's own tasks."""
+    folder = (
+        Path(STUDY.harness.task_folder) if STUDY.harness and STUDY.harness.task_folder else None
+    )
+    if folder and not folder.is_dir():
+        raise WorkflowError(f"harness.task_folder: {folder} is no folder; check the path")
+    return sorted(str(p) for p in folder.rglob("*.*") if p.is_file()) if folder else []
+
+
 def results_of_study():
     """Every result that is known before the law has chosen."""
     return [
@@ -87,6 +104,7 @@ def results_of_study():
         ],
         *runs_of_grid(paths.RUN_METRICS),
         *map(of_study, [paths.RUNS_TABLE, paths.LAW, paths.CHOICE]),
+        *harness_results(),
         *map(of_study, [paths.FINAL, paths.HEADLINE, paths.REPORT]),
     ]
 
@@ -213,5 +231,7 @@ except CapgapError as error:
 onstart:  # not for a dry run, which says it and goes on
     try:
         NEEDS.check_fit()
+        if STUDY.harness:
+            check_lm_eval()
     except CapgapError as error:
         raise WorkflowError(str(error))

@@ -68,6 +68,7 @@ rule write_report:
         law=paths.LAW,
         final=paths.FINAL,
         teachers=teachers_of_study(paths.TEACHER_METRICS),
+        harness=harness_results(),
     output:
         paths.REPORT,
     log:
@@ -86,7 +87,8 @@ rule write_report:
         r"""
         exec python -m capgap.report \
             --runs {input.runs:q} --law {input.law:q} --final {input.final:q} \
-            --teachers {input.teachers:q} --study-name {wildcards.study:q} \
+            --teachers {input.teachers:q} --harness {input.harness:q} \
+            --study-name {wildcards.study:q} \
             --study-spec {params.settings:q} --spec {params.spec:q} --out {output:q} \
             >{log:q} 2>&1
         """

@@ -32,6 +32,7 @@ COMMANDS = {
     "randomise": ("capgap.randomise", "make a random start of a student's size"),
     "distill": ("capgap.distill", "train a student, with a teacher or without"),
     "evaluate": ("capgap.evaluate", "measure a model on held-out text"),
+    "harness": ("capgap.harness", "measure a model on tasks of lm-evaluation-harness"),
     "collect": ("capgap.collect", "gather finished runs into runs.csv"),
     "fit": ("capgap.fit", "fit the law on a table of runs"),
     "choose": ("capgap.choose", "choose a teacher for a student size by the law"),

@@ -17,3 +17,12 @@ def package_folder(package: str) -> Path:
             "or name another source"
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def check_lm_eval() -> None:
+    """Raise CapgapError where lm-eval is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise CapgapError(
+            "harness: lm-evaluation-harness is not installed; run make lm-eval (or pip install "
+            "--no-deps -r requirements-lm-eval.txt), or leave harness out of the study"
+        )

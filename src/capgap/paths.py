@@ -5,13 +5,13 @@ results/<study>/
   corpus/{train,validation,test}.parquet          documents
   tokenizer/                                      Hugging Face tokenizer
   tokens/{train,validation,test}.npy              flat token streams
-  teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,signal/}
+  teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,signal/,harness.json}
   inits/<student>/<init>/model/
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
                                                    trunk/ where the schedule is wsd}
   law/{runs.csv,law.json,choice.json}
-  final/{model/,final.json}
+  final/{model/,final.json,harness.json}
   headline.json                                   the few numbers to compare between revisions
   report/                                         report.html and its figures
 
@@ -40,6 +40,7 @@ TEACHER_MODEL = f"{TEACHER_DIR}/{MODEL}"
 TEACHER_TRAIN = f"{TEACHER_DIR}/{TRAIN}"
 TEACHER_CURVE = f"{TEACHER_DIR}/{CURVE}"
 TEACHER_METRICS = f"{TEACHER_DIR}/{METRICS}"
+TEACHER_HARNESS = f"{TEACHER_DIR}/harness.json"
 TEACHER_IMPORTANCE = f"{TEACHER_DIR}/importance/{MANIFEST}"
 TEACHER_SIGNAL = f"{TEACHER_DIR}/signal/{MANIFEST}"
 
@@ -57,11 +58,18 @@ CHOICE = f"{ROOT}/law/choice.json"
 
 FINAL_MODEL = f"{ROOT}/final/{MODEL}"
 FINAL = f"{ROOT}/final/final.json"
+FINAL_HARNESS = f"{ROOT}/final/harness.json"
 
 HEADLINE = f"{ROOT}/headline.json"
 ACCEPTED = f"{ROOT}/accepted.json"  # by hand, `capgap accept`
 
 REPORT = f"{ROOT}/report/{MANIFEST}"
+
+
+def harness(study: str, teacher: str) -> str:
+    """What the harness says of a teacher, or, without a name, of the final student."""
+    path = TEACHER_HARNESS if teacher else FINAL_HARNESS
+    return path.format(study=study, teacher=teacher)
 
 
 def log(rule: str, identity: str) -> str:

@@ -179,7 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.prune", __doc__, Prune)
     parser.add_argument("model", help="model folder, or model id of the hub")
-    parser.add_argument("--revision", help="commit, where the model is one of the hub (default main)")
+    parser.add_argument(
+        "--revision", help="commit, where the model is one of the hub (default main)"
+    )
     add_target(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")

@@ -134,6 +134,34 @@ class Metrics(Record):
     forward_flops_per_token: int
 
 
+class HarnessScore(Record):
+    """One metric of a task, or of a group of tasks, of lm-evaluation-harness."""
+
+    task: str
+    shots: int | None  # None where the tasks of a group differ
+    task_version: str | None
+    documents: int | None  # None for a group
+    metric: str
+    filter: str  # how the answer was read from what the model wrote; 'none' for likelihoods
+    value: float | None  # as lm-eval gives it; None where it is no number
+    standard_error: float | None
+    higher_is_better: bool | None
+
+
+class HarnessRecord(Record):
+    """`harness.json`: a model measured on tasks of lm-evaluation-harness."""
+
+    lineage: Lineage
+    lm_eval_version: str
+    tasks: dict[str, int]  # those asked for, with their few-shot examples; groups hold others
+    limit: int | None  # documents of a task at most
+    scores: list[HarnessScore]
+
+    def asked(self) -> list[HarnessScore]:
+        """The scores of the tasks and groups that were asked for, without those inside groups."""
+        return [score for score in self.scores if score.task in self.tasks]
+
+
 class RunRow(Record):
     """A row of `runs.csv`, the table the law is fitted on; one finished run.
 

@@ -1,7 +1,8 @@
 """
 Report what a study found, for a reader who has not read the paper.
 
-IN   runs.csv, law.json, final.json (where there is one), metrics.json of the teachers
+IN   runs.csv, law.json, final.json (where there is one), metrics.json of the teachers, harness.json
+     of models (where there are any)
 OUT  folder with report.html, one page that needs no network, and every figure as <name>.svg,
      <name>.png and, as the table behind it, <name>.csv
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from markupsafe import Markup
 from capgap.artifacts import publish_folder
 from capgap.errors import CapgapError
 from capgap.law.table import read_runs
-from capgap.records import FinalRecord, LawRecord, Metrics, RunRow
+from capgap.records import FinalRecord, HarnessRecord, LawRecord, Metrics, RunRow
 from capgap.reporting import wording
 from capgap.reporting.charts import all_figures
 from capgap.reporting.theme import THEME, Figure
@@ -43,6 +45,7 @@ def run(
     study_name: str,
     settings: dict[str, Any],
     out: str | Path,
+    harness: Sequence[HarnessRecord] = (),
 ) -> None:
     """Draw all figures and write the report's folder.
 
@@ -73,6 +76,7 @@ def run(
                 law=law,
                 final=final,
                 teachers=teachers,
+                harness=harness,
                 settings=wording.settings_rows(settings),
                 pictures=pictures,
                 specs=specs,
@@ -183,6 +187,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--teachers", nargs="*", default=[], metavar="METRICS", help="metrics.json of every teacher"
     )
+    parser.add_argument(
+        "--harness", nargs="*", default=[], metavar="RECORD", help="harness.json of every model"
+    )
     parser.add_argument("--study-name", required=True, help="name of the study")
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
     parser.add_argument("--out", required=True, help="folder to write")
@@ -195,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
         args.study_name,
         _settings(args.study_spec),
         args.out,
+        [HarnessRecord.read(path) for path in args.harness],
     )
     print(f"wrote {args.out}")
 

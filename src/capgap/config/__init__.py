@@ -6,6 +6,7 @@ stage the one section it needs; a stage run by hand takes the same fields as com
 This package imports no torch.
 """
 
+from capgap.config.harness import Harness, HarnessStage
 from capgap.config.pruning import Depth, Prune, Score
 from capgap.config.section import Section
 from capgap.config.study import CollectStage, Evaluate, Final, Grid, Law, Study
@@ -42,6 +43,8 @@ __all__ = [
     "FilesCorpus",
     "Final",
     "Grid",
+    "Harness",
+    "HarnessStage",
     "HubCorpus",
     "HubTeacher",
     "HubText",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from capgap.config.harness import Harness
 from capgap.config.pruning import StudyPrune
 from capgap.config.section import Count, Section, Seed
 from capgap.config.teachers import (
@@ -137,6 +138,7 @@ class Study(Section):
     grid: Grid = Field(description="the runs the law is fitted on")
     law: Law = Field(default_factory=Law, description="regression")
     final: Final = Field(description="the law-guided distillation")
+    harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness, if any")
     plan: Plan = Field(default_factory=Plan, description="assumptions about machines and sizes")
 
     @model_validator(mode="after")
@@ -182,6 +184,9 @@ def _inconsistencies(study: Study):
     for name in study.plan.shapes:
         if not isinstance(study.teachers.get(name), HubTeacher | PackageTeacher | PathTeacher):
             yield f"plan.shapes.{name}: no teacher of this name is fetched"
+    for name in (study.harness and study.harness.teachers) or []:
+        if name not in study.teachers:
+            yield f"harness.teachers: no teacher is called {name}"
     sizes = {name: study.teacher_size(name) for name in study.teachers}
     largest = max(sizes, key=sizes.get)
     for key, students in (

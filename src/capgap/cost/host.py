@@ -58,6 +58,8 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = memory.cutting(sizes.architecture(like).whole(), cut)
         case "distill_student":
             held = sizes.distill_memory(student, init, teacher, alone=on_device)
+        case "harness_teacher" | "harness_final":
+            held = sizes.harness_memory(teacher)
         case "evaluate_student":
             model = sizes.student(student, init)
             held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)

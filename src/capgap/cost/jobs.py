@@ -30,6 +30,20 @@ CHECKPOINTS = 3  # two are kept while a third is written
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
 
 
+# tokens of all prompts and answers of a task with the shots of the published table, millions, about
+TASK_MTOKENS = {
+    "mmlu": 10,
+    "ceval-valid": 1.2,
+    "drop": 11,
+    "humaneval": 0.2,
+    "bbh": 13,
+    "gsm8k": 2,
+    "lambada_openai": 0.5,
+    "wikitext": 0.3,
+}
+OTHER_TASK_MTOKENS = 5
+
+
 @dataclass(frozen=True)
 class Work:
     """Tokens that pass through a model in one way."""
@@ -101,6 +115,8 @@ class StudyCost(StudySizes):
             run = design.Run(student, init, teacher, tokens, int(seed))
             trained, measured = self._run(run, self.grid, ())
             return trained if rule == "distill_student" else measured
+        if rule in ("harness_teacher", "harness_final"):
+            return self._harness(teacher)
         return Job(rule, "", (), host_mb=host_mb(self, rule))
 
     @cached_property
@@ -151,6 +167,7 @@ class StudyCost(StudySizes):
                 final_json,
                 [choice, *(self.path(paths.RUN_METRICS, **run._asdict()) for run in final)],
             ),
+            *self._harnesses(),
             light("write_headline", self.path(paths.HEADLINE), [law, final_json]),
             light("write_report", self.path(paths.REPORT), [table, law, final_json]),
         ]
@@ -288,6 +305,29 @@ class StudyCost(StudySizes):
             device=memory.evaluation(model, settings.batch_tokens),
             host_mb=host_mb(self, "cache_teacher_signal", teacher=name),
             disk_bytes=tokens * settings.bytes_per_token(self.vocab),
+        )
+
+    def _harnesses(self) -> list[Job]:
+        if self.study.harness is None:
+            return []
+        self.notes.append("tokens of the harness's tasks are rough")
+        return [self._harness(name) for name in self.study.harness.measured(self.study.teachers)]
+
+    def _harness(self, teacher: str) -> Job:
+        """A teacher on the tasks; without a name the final student."""
+        rule = "harness_teacher" if teacher else "harness_final"
+        source = paths.TEACHER_MODEL if teacher else paths.FINAL_MODEL
+        settings, model = self.study.harness, self.harness_model(teacher)
+        millions = (TASK_MTOKENS.get(name, OTHER_TASK_MTOKENS) for name in settings.shots())
+        most = (settings.limit or 10**9) * memory.TASK_CONTEXT
+        tokens = round(sum(min(1e6 * million, most) for million in millions))
+        return Job(
+            rule,
+            paths.harness(self.study.study, teacher),
+            (self.path(source, teacher=teacher),),
+            work=(Work("evaluate", tokens, tokens * model.forward_flops(memory.TASK_CONTEXT)),),
+            device=memory.tasks(model, settings.batch_size),
+            host_mb=host_mb(self, rule, teacher=teacher),
         )
 
     def _start(self, student: str, init: str) -> Job:

@@ -18,6 +18,7 @@ from capgap.cost.architectures import LLAMA_LIKE, Model
 from capgap.shapes import chunk_tokens
 
 FLOAT = 4  # bytes
+TASK_CONTEXT = 1024  # tokens of a few-shot prompt with its answer, about
 SCORE_TOKENS = 1024  # of a forward pass when scoring (pruning/importance.py)
 
 
@@ -120,6 +121,16 @@ def evaluation(model: Model, batch_tokens: int) -> Memory:
         weights=FLOAT * model.params,
         activations=FLOAT * batch_tokens * transient_channels(model),
         loss=2 * FLOAT * chunk * model.vocab,
+    )
+
+
+def tasks(model: Model, batch_size: int) -> Memory:
+    """Peak of lm-evaluation-harness: all logits of a batch, and their logarithms."""
+    tokens = batch_size * TASK_CONTEXT
+    return Memory(
+        weights=FLOAT * model.params,
+        activations=FLOAT * tokens * transient_channels(model),
+        loss=2 * FLOAT * tokens * model.vocab,
     )
 
 

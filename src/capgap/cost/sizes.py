@@ -170,6 +170,17 @@ class StudySizes:
             return memory.training(model, settings, teacher)
         return memory.training(model, settings, teacher, processes=plan.processes, shard=plan.shard)
 
+    def harness_model(self, teacher: str) -> Model:
+        """A teacher, or without a name the final student, as its shape teacher would give it."""
+        if teacher:
+            return self.architecture(teacher).whole()
+        size = format_count(self.study.final.student)
+        return self.student(size, design.pruned_from(self.shape_teacher[size]))
+
+    def harness_memory(self, teacher: str) -> Memory:
+        """Memory of measuring a teacher or the final student on tasks."""
+        return memory.tasks(self.harness_model(teacher), self.study.harness.batch_size)
+
     @property
     def keeps_signal(self) -> bool:
         """Whether a teacher reads the text once for all students."""

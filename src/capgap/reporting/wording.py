@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
+from typing import NamedTuple
 
 from capgap.design import NONE, pruned_from
 from capgap.law.claims import grows
 from capgap.law.words import about, listed
 from capgap.records import (
     FinalRecord,
+    HarnessRecord,
+    HarnessScore,
     Interval,
     LawRecord,
     Line,
@@ -385,3 +389,41 @@ def pruned_sizes(runs: list[RunRow]) -> dict[str, int]:
         for run in runs
         if run.teacher != NONE and run.teacher_params_non_embedding is not None
     }
+
+
+class HarnessRow(NamedTuple):
+    """A metric of a task, in words."""
+
+    task: str
+    metric: str
+    values: list[str]  # by model
+
+
+def harness_name(record: HarnessRecord) -> str:
+    """A model that was measured on tasks, by what it is."""
+    lineage = record.lineage
+    return lineage.name if lineage.kind == "teacher" else f"{lineage.kind} {lineage.name}"
+
+
+def harness_rows(records: Sequence[HarnessRecord]) -> list[HarnessRow]:
+    """Metrics of the tasks that were asked for, each with the values of all models."""
+    found: dict[tuple, dict[int, HarnessScore]] = {}
+    for i, record in enumerate(records):
+        for score in record.asked():
+            found.setdefault((score.task, score.metric, score.filter), {})[i] = score
+    rows = []
+    for (task, metric, filter_name), scores in found.items():
+        one = next(iter(scores.values()))
+        shots = f", {one.shots}-shot" if one.shots else ""
+        read = "" if filter_name == "none" else f", {filter_name}"
+        arrow = {True: " ↑", False: " ↓", None: ""}[one.higher_is_better]
+        values = [_score(scores.get(i)) for i in range(len(records))]
+        rows.append(HarnessRow(f"{task}{shots}", f"{metric}{read}{arrow}", values))
+    return rows
+
+
+def _score(score: HarnessScore | None) -> str:
+    if score is None or score.value is None:
+        return "–"
+    error = "" if score.standard_error is None else f" ± {score.standard_error:.4f}"
+    return f"{score.value:.4f}{error}"

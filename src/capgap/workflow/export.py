@@ -27,7 +27,8 @@ from capgap.config import (
     Study,
 )
 from capgap.errors import CapgapError
-from capgap.records import FinalRecord, LawRecord, Lineage, Metrics
+from capgap.records import FinalRecord, HarnessRecord, LawRecord, Lineage, Metrics
+from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stage import run_stage
 from capgap.study_file import load_study
 from capgap.workflow.verify import results_of
@@ -52,7 +53,7 @@ law of capacity gap.
 | teacher's test loss | {teacher_loss:.4f} nats per token |
 
 {sentence}
-
+{tasks}
 ## Data
 
 {data}. Licence of the data: {data_licence}.
@@ -133,6 +134,7 @@ def run(
         regret=final.regret_nats,
         teacher_loss=teacher.test.loss_nats_per_token,
         sentence=final.sentence,
+        tasks=_tasks(study),
         data=data,
         data_licence=data_licence,
         teacher_licence=teacher_licence,
@@ -152,6 +154,21 @@ def _required(licence: str | None, what: str, source: str) -> str:
     if not licence:
         raise CapgapError(f"the licence of {source} is not known; give --{what}-licence")
     return licence
+
+
+def _tasks(study: Study) -> str:
+    """A section of the card: the student beside its teachers on the tasks that were measured."""
+    if not (study.harness and study.harness.final):
+        return ""
+    names = study.harness.measured(study.teachers)
+    *teachers, final = (HarnessRecord.read(paths.harness(study.study, name)) for name in names)
+    records = [final, *teachers]
+    heads = ["task", "metric", "this model", *map(harness_name, records[1:])]
+    rows = [heads, ["---"] * len(heads)]
+    rows += [[row.task, row.metric, *row.values] for row in harness_rows(records)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    limit = f", at most {final.limit} documents a task" if final.limit else ""
+    return f"\n## Tasks\n\nlm-evaluation-harness {final.lm_eval_version}{limit}.\n\n{table}\n"
 
 
 def _data(study: Study) -> tuple[str, str | None]:
