@@ -4,9 +4,7 @@ import pytest
 import statsmodels.api as sm
 from law_worlds import LADDER, PAPER, QUICK, STUDENTS, simulate
 
-from capgap.law.cells import cells_of, pool
-from capgap.law.line import FittedLine, fit_line, hull
-from capgap.law.optimum import locate
+from capgap.law.line import FittedLine, hull
 from capgap.law.simulate import simulate_runs
 from capgap.law.study import fit_law, law_record, optima_of
 from capgap.records import Interval
@@ -51,9 +49,9 @@ def test_line_and_ratio_by_hand():
 
 
 def fitted(student, star, noise):
-    """A line over optima whose resamples spread by `noise`, a share of S."""
+    """A line over optima whose resamples spread by `noise` in log T*."""
     student, star = np.array(student), np.array(star)
-    drawn = star + np.random.default_rng(0).normal(size=(4000, len(star))) * noise * student
+    drawn = star * np.exp(np.random.default_rng(0).normal(size=(4000, len(star))) * noise)
     return FittedLine(1.0, student, star, drawn, drawn, 0.95)
 
 
@@ -73,10 +71,11 @@ def test_weights_follow_noise_and_scatter():
     one_seed = FittedLine(1.0, np.array(student), np.array(star), None, None, 0.95)
     assert ours(one_seed) == pytest.approx(statsmodels(student), rel=1e-6)
     # noise far above the distances: no scatter is left, the noise alone weighs
-    noise = np.array([0.5, 1.0, 0.2, 0.7])
+    noise = np.array([0.2, 0.4, 0.08, 0.28])
     noisy = fitted(student, star, noise)
     assert noisy.scatter == pytest.approx(0, abs=1e-5)
-    assert noisy.noise_I == pytest.approx(noise, rel=0.05)
+    ratio = np.exp(np.mean(np.log(np.divide(star, student))))
+    assert noisy.noise_I == pytest.approx(ratio * noise, rel=0.05)
     assert ours(noisy) == pytest.approx(statsmodels(noisy.noise_I * student), rel=1e-6)
     # no noise: scatter takes up all of the distances, and their weighted squares are n - 2
     sharp = fitted(student, star, 1e-9)
@@ -89,7 +88,7 @@ def test_resamples_beyond_the_grid_count_with_their_bound():
     high = low.copy()
     high[:5, 0], low[-5:, 1] = np.inf, 0
     line = FittedLine(1.0, np.array([1.0, 2.0]), np.array([1.0, 2.0]), low, high, 0.95)
-    assert line.noise_I == pytest.approx([0.2, 0.1])
+    assert line.noise_I == pytest.approx([np.log(1.2 / 0.8) / 2, np.log(2.2 / 1.8) / 2])
 
 
 def test_the_reported_interval_is_that_of_the_regression_and_a_decision_asks_both():
@@ -145,9 +144,7 @@ def test_each_budget_has_its_own_line():
 
 def fit_slope(runs):
     """(slope, slope over runs) of one budget, without surface and shapes."""
-    cells = cells_of(runs)
-    noise, rng = pool(cells), np.random.default_rng(0)
-    fitted = fit_line([locate(c, noise, None, 200, rng) for c in cells], 0.95)
+    (fitted,) = fit_law(runs, QUICK, with_surface=False).lines.values()
     _, low, high = fitted.estimate(fitted.line, [0.0, 1.0])
     runs_alone = fitted.resampled(fitted.line, [0.0, 1.0])
     return Interval(value=fitted.line.coefficient_P[1], low=low, high=high), runs_alone

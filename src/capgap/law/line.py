@@ -89,14 +89,18 @@ class FittedLine:
     def noise_I(self) -> np.ndarray:
         """Standard deviation of each optimum over resamples, in multiples of its `_scale`.
 
-        Half of the central 68 %; a resample that says only that T* lies beyond the grid counts
-        with that bound. 0 with one seed a cell.
+        Half of the central 68 % of log T*, so that an optimum that came out small does not weigh
+        more for it. A resample that says only that T* lies beyond the grid counts with that bound.
+        0 with one seed a cell.
         """
         if self.low_RI is None:
             return np.zeros(len(self.star_I))
         known_RI = np.where(np.isfinite(self.high_RI), self.high_RI, self.low_RI)
+        if self.relative:
+            known_RI = np.log(known_RI)
         low_I, high_I = np.quantile(known_RI, stats.norm.cdf([-1, 1]), axis=0)
-        return (high_I - low_I) / 2 / self._scale(self.student_I)
+        ratio = np.exp(np.mean(np.log(self.star_I / self.student_I))) if self.relative else 1.0
+        return ratio * (high_I - low_I) / 2
 
     @cached_property
     def scatter(self) -> float:

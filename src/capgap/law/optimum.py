@@ -139,16 +139,20 @@ def size_interval(value: float, low: float, high: float) -> Interval:
     )
 
 
+def interval_of(located: Located, confidence: float) -> Interval | None:
+    """T* with its interval over resamples (none with one seed); None unless inside the grid."""
+    if located.star is None:
+        return None
+    if located.low_R is None:
+        return Interval(value=located.star, low=None, high=None)
+    return size_interval(located.star, *limits(located.low_R, located.high_R, confidence))
+
+
 def describe(located: Located, settings: Law, between: tuple[float, int] | None) -> Optimum:
     """The record of an optimum; `between`: standard deviation between seeds (nats) and its df."""
     cells = located.cells
-    star = ratio = None
-    if located.status == "interior":
-        if located.low_R is None:
-            star = Interval(value=located.star, low=None, high=None)
-        else:
-            low, high = limits(located.low_R, located.high_R, settings.confidence)
-            star = size_interval(located.star, low, high)
+    star, ratio = interval_of(located, settings.confidence), None
+    if star is not None:
         ratio = Interval(
             **{
                 name: None if value is None else value / cells.student_params

@@ -34,7 +34,7 @@ import pandas as pd
 from capgap.config import Law
 from capgap.law.cells import Noise
 from capgap.law.line import fit_line
-from capgap.law.optimum import Located, limits, size_interval
+from capgap.law.optimum import Located, interval_of
 from capgap.law.rivals import fit_busbridge, fit_p2, spent_flops
 from capgap.law.surface import fit_surface
 from capgap.records import Interval, Pick, Score
@@ -148,18 +148,10 @@ def _cases(cells: pd.DataFrame, located: dict[int, list[Located]], confidence: f
                     teachers=teachers,
                     no_teacher=float(alone["loss"].iloc[0]) if len(alone) else None,
                     star=place.star,
-                    own_interval=_own_interval(place, confidence),
+                    own_interval=interval_of(place, confidence),
                 )
             )
     return cases
-
-
-def _own_interval(place: Located, confidence: float) -> Interval | None:
-    if place.star is None:
-        return None
-    if place.low_R is None:
-        return Interval(value=place.star, low=None, high=None)
-    return size_interval(place.star, *limits(place.low_R, place.high_R, confidence))
 
 
 def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -> list[Located]:

@@ -36,10 +36,10 @@ class Fit:
     unevenness: Unevenness | None
     located: dict[int, list[Located]]  # by token budget, students by size
     lines: dict[int, FittedLine | None]  # by token budget
-    surface: Surface | None  # over all budgets
+    surface: Surface | None  # over all budgets, where asked for and possible
 
 
-def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
+def fit_law(runs: pd.DataFrame, settings: Law, with_surface: bool = True) -> Fit:
     """Locate every optimum and fit every line; `runs` as `read_runs` returns it.
 
     The same runs and settings give the same numbers: resamples come from settings.seed, and cells
@@ -54,7 +54,9 @@ def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
         for tokens, group in groupby(cells, key=lambda c: c.tokens)
     }
     lines = {tokens: fit_line(places, settings.confidence) for tokens, places in located.items()}
-    surface = fit_surface(cells, noise, settings.resamples, settings.confidence, settings.seed)
+    surface = None
+    if with_surface:
+        surface = fit_surface(cells, noise, settings.resamples, settings.confidence, settings.seed)
     return Fit(noise, between_seeds(cells), unevenness, located, lines, surface)
 
 
