@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from capgap.config import Law
-from capgap.law import busbridge, pruning_null
+from capgap.law import busbridge, pruning_null, scoring
 from capgap.law.busbridge import DISTILLED, SUPERVISED, log_distilled, log_supervised
 from capgap.law.huber import DELTA, fit_huber, huber, logadd, softplus, with_gradient
 from capgap.law.rivals import cell_table, fit_busbridge, fit_p2, rival_fits, spent_flops
@@ -268,6 +268,27 @@ def test_scores_by_hand(scored):
     assert by_law["surface"].exhaustive_flops == pytest.approx(np.mean(flops), rel=1e-4)
     # two seeds of every teacher of the two other students
     assert by_law["surface"].pilot_flops == pytest.approx(2 * 2 * np.mean(flops), rel=1e-4)
+
+
+def test_what_is_left_out_is_not_looked_at(monkeypatch):
+    """Starts of one student differ a little in size, as pruning leaves them."""
+    runs = simulate_study(np.random.default_rng(1), STUDENTS, LADDER, budgets=(10**6,), arms=())
+    runs["student_params_non_embedding"] += 7 * runs.groupby("init").ngroup()
+    looked_at = []
+
+    def spy(cells, *rest):
+        looked_at.append(set(cells["student"]))
+        return fit_p2(cells, *rest)
+
+    monkeypatch.setattr(scoring, "fit_p2", spy)
+    record = law_record(runs, Law(resamples=100))
+    names = {"60000", "100000", "160000"}
+    assert sorted(map(sorted, looked_at)) == sorted(sorted(names - {name}) for name in names)
+    flops = runs["tokens"] * (
+        6 * runs["student_params_non_embedding"] + 2 * runs["teacher_params_non_embedding"]
+    )
+    (p2,) = [score for score in record.scores if score.law == "p2"]
+    assert p2.pilot_flops == pytest.approx(2 / 3 * flops.sum())
 
 
 def test_a_law_that_cannot_answer_says_so():

@@ -83,7 +83,7 @@ def _interior(optima: list[Optimum], published_slope: float) -> Claim:
     contra = sum(speaks is False for _, speaks in found)
     shapes = [o.shape for o, _ in found]
     counts = listed(f"{shapes.count(s)} {s.replace('_', ' ')}" for s in dict.fromkeys(shapes))
-    reason = f"of {len(found)} students and budgets the curves are {counts}"
+    reason = f"the curves of students and budgets: {counts}"
     if pro + contra < LEAST:
         return Claim(name="interior", answer="unknown", reason=f"{reason}: too few can tell")
     if pro == contra:
@@ -234,4 +234,6 @@ def sentence(overall: Overall, optima: list[Optimum]) -> str:
             f"({overall.cause_reason})"
         )
     students = sorted({o.student_params_non_embedding for o in optima})
+    if len(students) == 1:
+        return f"{text}. One student size, {about(students[0])} parameters."
     return f"{text}. Students of {about(students[0])} to {about(students[-1])} parameters."

@@ -43,6 +43,8 @@ LEARNED = ("line", "ratio", "surface", "busbridge", "p2")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
 QUICK = 2  # starts of L-BFGS in a refit without one student
 
+SAME = 0.01  # of log size; students this close are one size
+
 
 @dataclass(frozen=True)
 class Case:
@@ -55,6 +57,10 @@ class Case:
     no_teacher: float | None  # observed loss of the start of the smallest teacher without one
     star: float | None  # its own T*, only where interior
     own_interval: Interval | None  # of that
+
+    def holds(self, student: str, size: float) -> bool:
+        """Whether runs of a student are left out: its starts differ a little in size."""
+        return student == self.student or abs(np.log(size / self.size)) < SAME
 
 
 @dataclass
@@ -161,7 +167,7 @@ def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -
         for budget, places in located.items()
         if tokens in (None, budget)
         for place in places
-        if abs(np.log(place.cells.student_params / case.size)) > 1e-9
+        if not case.holds(place.cells.student, place.cells.student_params)
     ]
 
 
@@ -202,6 +208,12 @@ def _surface(case: Case, located, noise: Noise | None, settings: Law):
     return scaled["value"], Interval(**scaled) if has_interval else None
 
 
+def _own(case: Case, cells: pd.DataFrame) -> np.ndarray:
+    """Which cells are of the student left out."""
+    pairs = zip(cells["student"], cells["student_params"], strict=True)
+    return np.array([case.holds(student, size) for student, size in pairs])
+
+
 def _least_damage(case: Case):
     if "start_loss" not in case.teachers or case.teachers["start_loss"].isna().any():
         return "the table has no losses of the starts"
@@ -210,7 +222,7 @@ def _least_damage(case: Case):
 
 def _by_loss(case: Case, cells: pd.DataFrame, fit: Callable, refits: dict):
     if (fit, case.size) not in refits:
-        away = np.abs(np.log(cells["student_params"] / case.size)) > 1e-9
+        away = ~_own(case, cells)
         if not away.any():
             return "there is no other student size to fit on"
         refits[fit, case.size] = fit(cells[away], QUICK)
@@ -273,7 +285,7 @@ def _pilot(law: str, case: Case, cells: pd.DataFrame) -> float:
     """FLOPs of the runs that a law was fitted to."""
     if law not in LEARNED:
         return 0.0
-    use_N = np.abs(np.log(cells["student_params"].to_numpy(float) / case.size)) > 1e-9
+    use_N = ~_own(case, cells)
     use_N &= cells["arm"].to_numpy() == "main"
     if law in ("line", "ratio"):  # one budget: nothing is shared with others
         cells = cells.assign(own_share=1.0)
