@@ -161,6 +161,7 @@ def open_folder(path: str | Path) -> Path:
         if problems:
             raise CapgapError(
                 "; ".join(problems)
-                + f". Fetch the folder again (dvc pull --force {folder}), or delete it and run again"
+                + f". Fetch the folder again (dvc pull --force {folder}; all that is missing: capgap "
+                "pull --models), or delete it and run again"
             )
     return folder
