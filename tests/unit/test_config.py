@@ -98,6 +98,10 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
         ),
         (lambda d: d["distill"].update(decay_share=1.0), "distill.decay_share"),
         (lambda d: d["teachers"].update(none=d["teachers"]["t6k"]), "teachers.none"),
+        (
+            lambda d: d.update(plan={"processes": 3}),
+            "plan.processes: the 8 sequences of distill.batch_tokens cannot be shared equally among 3",
+        ),
     ],
 )
 def test_each_mistake_is_named(tiny, change, expected):

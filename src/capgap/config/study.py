@@ -187,6 +187,14 @@ def _inconsistencies(study: Study):
     for name in (study.harness and study.harness.teachers) or []:
         if name not in study.teachers:
             yield f"harness.teachers: no teacher is called {name}"
+    for section in ("pretrain", "distill"):
+        settings, processes = getattr(study, section), study.plan.processes
+        sequences = settings and settings.batch_tokens // settings.sequence_length
+        if sequences and sequences % processes:
+            yield (
+                f"plan.processes: the {sequences} sequences of {section}.batch_tokens cannot be shared "
+                f"equally among {processes} processes; change one of them"
+            )
     sizes = {name: study.teacher_size(name) for name in study.teachers}
     largest = max(sizes, key=sizes.get)
     for key, students in (
