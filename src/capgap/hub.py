@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from httpx2 import HTTPError
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 from capgap.artifacts import sha256
 from capgap.errors import CapgapError
 
+HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
 MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 
 
@@ -100,12 +102,13 @@ def _check(where: str, folder: Path) -> None:
     """
     damaged = []
     for path in filter(Path.is_file, folder.rglob("*")):
-        if not path.is_symlink():
+        said = path.readlink().name if path.is_symlink() else ""
+        if not re.fullmatch(HASH, said):
             raise CapgapError(
                 f"{path} is no link to a file named after its hash, so it cannot be checked; set "
-                "HF_HOME to a folder where symbolic links work, and unset HF_HUB_DISABLE_SYMLINKS"
+                "HF_HOME to a folder where symbolic links work, unset HF_HUB_DISABLE_SYMLINKS, and "
+                "use a hub or mirror that gives hashes as ETag"
             )
-        said = path.readlink().name
         if said != (sha256(path) if len(said) == 64 else _git_sha1(path)):
             damaged.append(path.relative_to(folder).as_posix())
             path.resolve().unlink()

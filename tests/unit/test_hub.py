@@ -117,6 +117,15 @@ def test_a_file_damaged_in_the_cache_is_refused_without_a_network(hub, repo, off
         download_model(NAME, commit)
 
 
+def test_a_file_that_cannot_be_checked_is_refused(hub, repo):
+    commit = repo.commit(files())
+    path = download_model(NAME, commit) / WEIGHTS
+    path.unlink()
+    path.write_bytes(weights(0))  # as where links are not possible
+    with pytest.raises(CapgapError, match=f"{WEIGHTS} is no link to a file named after its hash"):
+        download_model(NAME, commit)
+
+
 def test_a_broken_connection_is_resumed_where_it_broke(hub, repo, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64)  # kept when a connection breaks
     commit = repo.commit(files())
