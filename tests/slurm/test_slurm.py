@@ -36,11 +36,18 @@ def slurm(tmp_path_factory):
         yield running
 
 
-@pytest.fixture
-def study(tmp_path):
-    repository = write_study(tmp_path / "study")
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A study whose text is packed, made without Slurm: jobs there cost half a minute each."""
+    repository = write_study(tmp_path_factory.mktemp("packed") / "study")
     repository.commit("settings and source")
+    repository.capgap("run", "--cores", "2", f"{RESULTS}/tokens/manifest.json")
     return repository
+
+
+@pytest.fixture
+def study(packed, tmp_path):
+    return packed.copy(tmp_path / "study")
 
 
 class Login:
