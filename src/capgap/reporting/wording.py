@@ -23,7 +23,6 @@ from capgap.records import (
     HarnessScore,
     Interval,
     LawRecord,
-    Line,
     Metrics,
     Optimum,
     Recommendation,
@@ -217,25 +216,6 @@ def curves(law: LawRecord) -> str:
     return (
         f"{len(inside)} of {len(law.optima)} {cases} have their best teacher inside the range "
         f"tried. {flatness}"
-    )
-
-
-def line(found: Line) -> str:
-    """One budget's line against the published slope."""
-    if found.status != "fitted":
-        return f"At {size(found.tokens)} tokens no line can be fitted: {found.reason}."
-    assert found.slope is not None, found
-    assert found.intercept is not None, found
-    verdict = {
-        True: f"the published {found.published_slope:g} lies inside the interval",
-        False: f"the published {found.published_slope:g} lies outside the interval",
-        None: f"whether it differs from the published {found.published_slope:g} is open",
-    }[found.published_slope_inside]
-    fit = "" if found.r_squared is None else f", R² {found.r_squared:.3f}"
-    return (
-        f"At {size(found.tokens)} tokens: slope {interval(found.slope)}, intercept "
-        f"{interval(found.intercept, as_size=True)} parameters, over {found.n_students} students"
-        f"{fit}; {verdict}."
     )
 
 
