@@ -9,11 +9,13 @@ OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger 
 
 from __future__ import annotations
 
+import os
+import tempfile
 from functools import partial
 from pathlib import Path
 
 from capgap.artifacts import open_folder
-from capgap.config import Distill
+from capgap.config import Distill, FilesCorpus
 from capgap.design import NONE
 from capgap.engine.jobs import Place, train_and_publish
 from capgap.engine.models import check_reads, load_model, read_lineage, same_tokenizer
@@ -144,6 +146,23 @@ def _open_signal(
     return store
 
 
+def pack_text(pattern: str, student: Path, out: Path) -> Path:
+    """Pack text files into token streams of the student's tokenizer; the folder of these."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise CapgapError(
+            "--data is for one process; pack the text before (capgap corpus, capgap pack) and name "
+            "it with --token-streams"
+        )
+    from capgap import corpus, pack  # reading text takes longer to import than a short job has
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".corpus-") as folder:
+        corpus.run(FilesCorpus(source="files", pattern=pattern), Path(folder) / "corpus")
+        packed = pack.run(Path(folder) / "corpus", student, out)
+    print(f"packed {packed.tokens['train']:,} tokens of training text to {out}")
+    return out
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.distill", __doc__, Distill)
@@ -162,7 +181,14 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="folder of the teacher's signal, unless --teacher-signal is online",
     )
-    parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--token-streams", type=Path, help="packed tokens folder")
+    text.add_argument(
+        "--data",
+        metavar="PATTERN",
+        help="text files instead (.txt, .jsonl, .parquet), like 'texts/*.txt': split by document and "
+        "packed with the student's tokenizer to tokens/ in --out",
+    )
     parser.add_argument(
         "--tokens", required=True, type=count_argument, help="distillation budget, like 2.5M"
     )
@@ -178,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         settings,
         args.init,
         args.teacher,
-        args.token_streams,
+        args.token_streams or pack_text(args.data, args.init, args.out / "tokens"),
         tokens=args.tokens,
         seed=args.seed,
         place=Place(args.out, args.scratch, args.checkpoint_seconds, args.shard),

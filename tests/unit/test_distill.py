@@ -1,6 +1,7 @@
 """One student from start to published artifact, and the pairs that are refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -298,3 +299,36 @@ def test_heads_padded_differently_learn_over_the_tokenizer_alone(world, tmp_path
     assert measured[0].test.loss_nats_per_token == pytest.approx(
         measured[1].test.loss_nats_per_token
     )
+
+
+def test_text_files_are_packed_with_the_students_tokenizer(world, tmp_path, capsys):
+    """The whole of a distillation in one command, ending as with streams that were packed before."""
+    words = arguments(world, tmp_path / "told", data=f"{world}/texts/*.txt", tokens=320)
+    at = words.index("--token-streams")
+    distill.main(words[:at] + words[at + 2 :])
+    assert "packed" in capsys.readouterr().out
+    run(world, tmp_path / "packed")
+    for file in ("model/manifest.json", "train.json", "curve.csv"):
+        found = (tmp_path / "told" / file).read_bytes()
+        assert found == (tmp_path / "packed" / file).read_bytes()
+    assert differences(tmp_path / "told" / "tokens") == []
+    assert not list(tmp_path.glob(".corpus-*"))
+
+
+def test_progress_in_a_log_file_is_plain_lines(world, tmp_path):
+    """Step, parts of the loss, speed and time left; no redrawn bars, no colours."""
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        subprocess.run(
+            [sys.executable, "-m", "capgap.distill", *arguments(world, tmp_path / "out")],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    *progress, end = log.read_text().splitlines()
+    assert re.fullmatch(
+        r"step 10/10  data \d\.\d{3}  teacher \d\.\d{3}  val \d\.\d{3}  lr \S+  [\d,]+ tok/s  left 0:00",
+        progress[-1],
+    )
+    assert end.startswith("validation loss ")
+    assert not set(log.read_text()) & {"\r", "\x1b"}
