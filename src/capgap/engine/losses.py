@@ -312,11 +312,19 @@ def mixture_loss(
 @torch.no_grad()
 def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision."""
-    total, chunk = 0.0, chunk_tokens(head_VD.shape[0])
+    tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
+    chunk = max(1, min(tokens, chunk_tokens(vocab)))
+    rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    for start in range(0, hidden_ND.shape[0], chunk):
-        part = slice(start, start + chunk)
-        logits_CV = (hidden_ND[part] @ head_VD.T).to(wide)
-        loss_C = torch.logsumexp(logits_CV, 1) - logits_CV.gather(1, labels_N[part, None])[:, 0]
-        total += loss_C.double().sum().item()
+    space_CV, total = hidden_ND.new_empty(chunk, vocab), 0.0
+    for start in range(0, tokens, chunk):
+        part = slice(start, min(start + chunk, tokens))
+        logits_CV = space_CV[: part.stop - start]
+        torch.mm(hidden_ND[part], head_VD.T, out=logits_CV)
+        for first in range(0, part.stop - start, rows):
+            logits_RV = logits_CV[first : first + rows].to(wide)
+            labels_R1 = labels_N[part][first : first + rows, None]
+            label_R1, highest_R1 = logits_RV.gather(1, labels_R1), logits_RV.amax(1, keepdim=True)
+            log_sum_R1 = logits_RV.sub_(highest_R1).exp_().sum(1, keepdim=True).log_()
+            total += (log_sum_R1 + highest_R1 - label_R1).double().sum().item()
     return total
