@@ -8,7 +8,7 @@ distillation has seen.
 
     python benchmarks/pruning.py --out scratch/pruning-benchmark
 
-About 40 CPU minutes with the defaults. Every finished cell lies in --out as JSON; a second run
+About 20 CPU minutes with the defaults. Every finished cell lies in --out as JSON; a second run
 takes up where the first stopped and prints the table of all cells.
 """
 
