@@ -507,6 +507,24 @@ def test_budgets_that_share_a_trunk_cost_what_is_behind_it():
     assert short.output in long.needs
 
 
+def test_tasks_of_the_harness_are_jobs_with_the_outputs_of_their_rules():
+    data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
+    without = {job.output for job in StudyCost(load_study(data)).jobs}
+    data["harness"] = {"preset": "plain", "tasks": {"gsm8k": 8}, "limit": 100, "teachers": ["t6k"]}
+    study = load_study(data)
+    cost = StudyCost(study)
+    added = {job.output: job for job in cost.jobs if job.output not in without}
+    assert {output: job.needs for output, job in added.items()} == {
+        f"results/tiny/{place}/harness.json": (f"results/tiny/{place}/model/manifest.json",)
+        for place in ("teachers/t6k", "final")
+    }
+    assert {job.tokens for job in added.values()} == {3 * 100 * 1024}
+    assert "tokens of the harness's tasks are rough" in cost.notes
+    needs = Requests(study)
+    assert needs.mem_mb("harness_teacher")(Wildcards(study="tiny", teacher="t6k"), 1) > 500
+    assert needs.runtime("harness_final")(Wildcards(study="tiny"), 1) == 10
+
+
 def test_students_of_one_shape_are_counted_with_it():
     data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
     data["prune"]["one_shape"] = False
