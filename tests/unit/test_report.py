@@ -24,7 +24,7 @@ from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
 from capgap.law.study import fit_law
-from capgap.records import Interval
+from capgap.records import HarnessRecord, Interval
 from capgap.report import main, render_svg, run, specification
 from capgap.reporting import charts, wording
 from capgap.reporting.law_chart import law_chart
@@ -532,6 +532,25 @@ def test_names_are_text_not_markup(tmp_path):
 def test_stage_reads_the_records_and_writes_the_same_report(report, tmp_path):
     main([*write_study(tmp_path), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/manifest.json").read_text() == (report / "manifest.json").read_text()
+
+
+def test_page_shows_what_was_measured_on_tasks(report, tmp_path):
+    paths = []
+    for metrics, value in zip(make_teachers()[:2], (0.25, 0.5), strict=True):
+        score = {"task": "mmlu", "shots": 5, "task_version": "1", "documents": 100, "metric": "acc"}
+        score |= {"filter": "none", "value": value, "standard_error": 0.01}
+        record = HarnessRecord(
+            lineage=metrics.lineage, lm_eval_version="0.4.13", tasks={"mmlu": 5}, limit=100,
+            scores=[score | {"higher_is_better": True}],
+        )  # fmt: skip
+        paths.append(tmp_path / f"{value}.json")
+        paths[-1].write_text(record.to_json())
+    names = [metrics.lineage.name for metrics in make_teachers()[:2]]
+    main([*write_study(tmp_path), "--harness", *map(str, paths), "--out", str(tmp_path / "out")])
+    text = Page((tmp_path / "out/report.html").read_text()).text
+    assert "lm-evaluation-harness 0.4.13 on at most 100 documents a task" in text
+    assert f"Task Metric {names[0]} {names[1]} mmlu, 5-shot acc ↑ 0.2500 ± 0.0100 0.5000" in text
+    assert "lm-evaluation-harness" not in (report / "report.html").read_text()
 
 
 def test_stage_refuses_records_that_do_not_belong_together(tmp_path):
