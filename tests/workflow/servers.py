@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -102,7 +103,7 @@ def s3_server(folder: Path):
             return False
 
     command = [
-        shutil.which("weed"),
+        weed(),
         "-logtostderr=true",
         "server",
         f"-dir={folder / 'data'}",
@@ -153,6 +154,11 @@ def ssh_server(folder: Path):
     command = [sshd(), "-D", "-e", "-f", str(folder / "config")]
     with _running(command, answers, folder / "log"):
         yield SSH(port, folder / "key", folder / "other", folder / "store")
+
+
+def weed() -> str | None:
+    """Path of the S3 server beside this interpreter, None if it is not installed."""
+    return shutil.which("weed", path=f"{sys.prefix}/bin:{os.environ['PATH']}")
 
 
 def sshd() -> str | None:

