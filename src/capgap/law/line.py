@@ -21,7 +21,7 @@ regression over estimates with errors). A second one is kept beside it:
         exactly on a line, and then much narrower with few students.
 
 The hull of both would cover more than its level. But with three students the distances are by luck
-so small in one study of eight that the t interval is the narrower one: what decides something
+so small in one study of six that the t interval is the narrower one: what decides something
 (claims.py, the T* of another student) asks both. benchmarks/coverage.py measures all of this.
 
 The slope, the intercept, the ratio through the origin and the prediction at a student size are all
