@@ -15,6 +15,7 @@ from capgap.config import Evaluate
 from capgap.engine.evaluation import bits_per_byte, mean_loss
 from capgap.engine.models import (
     check_reads,
+    compute_device,
     count_params,
     forward_flops,
     load_model,
@@ -31,7 +32,7 @@ MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
 def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
     """Loss on the validation and the test split, with the model's size and cost."""
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
-    model = load_model(folder)
+    model = load_model(folder).to(compute_device())
     check_reads(
         model,
         folder,

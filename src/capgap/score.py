@@ -16,7 +16,7 @@ import torch
 
 from capgap.artifacts import open_folder, publish_folder
 from capgap.config import Score
-from capgap.engine.models import check_reads, load_model
+from capgap.engine.models import check_reads, compute_device, load_model
 from capgap.engine.streams import Streams, calibration_batch, check_long_enough
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.store import weights_digest, write_importance
@@ -27,7 +27,7 @@ def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> 
     """Measure the importance of all units of a model and publish it."""
     torch.set_num_threads(1)
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
-    model = load_model(folder)
+    model = load_model(folder).to(compute_device())
     check_reads(
         model,
         folder,

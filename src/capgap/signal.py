@@ -14,7 +14,13 @@ from pathlib import Path
 
 from capgap.artifacts import open_folder, publish_folder
 from capgap.config import SignalStage
-from capgap.engine.models import check_reads, forward_flops, load_model, read_lineage
+from capgap.engine.models import (
+    check_reads,
+    compute_device,
+    forward_flops,
+    load_model,
+    read_lineage,
+)
 from capgap.engine.signals import RECORD, require_space, write_signal
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
@@ -26,7 +32,7 @@ from capgap.stage import StageParser, run_stage
 def run(settings: SignalStage, teacher: Path, tokens_folder: Path, out: Path) -> SignalRecord:
     """Compute and publish the signal of one teacher."""
     teacher, streams = open_folder(teacher), Streams(tokens_folder)
-    model = load_model(teacher)
+    model = load_model(teacher).to(compute_device())
     check_reads(
         model,
         teacher,

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from capgap.artifacts import publish_folder
 from capgap.engine.evaluation import bits_per_byte, mean_loss
 from capgap.engine.models import (
+    compute_device,
     count_params,
     forward_flops,
     llama_config,
@@ -121,3 +122,10 @@ def test_torn_weights_are_refused_by_name(tiny_model, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CapgapError, match=f"{tmp_path}: this model cannot be loaded"):
         load_model(tmp_path)
+
+
+def test_a_job_computes_on_the_gpu_that_is_its_own(monkeypatch):
+    assert str(compute_device()) == ("cuda:0" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")  # of torchrun
+    assert str(compute_device()) == "cuda:3"

@@ -108,6 +108,7 @@ def test_two_processes_with_copies_follow_the_curve_of_one(job):
     assert done.stdout.count("validation loss") == 1
 
 
+@pytest.mark.slow
 def test_a_state_of_two_that_share_a_model_goes_on_in_one(job):
     """The second process alone is told to end; both save and stop after the same step."""
     _, alone = job("alone")
@@ -120,6 +121,7 @@ def test_a_state_of_two_that_share_a_model_goes_on_in_one(job):
     check_equal(alone, cut)
 
 
+@pytest.mark.slow
 def test_a_state_of_one_goes_on_in_two_that_share_the_model(job):
     """With layers computed twice, as large models need it; rank 0 puts the model together."""
     settings = {**SETTINGS, "activation_checkpointing": True}

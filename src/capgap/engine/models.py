@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,13 @@ def _stored_type(folder: Path) -> torch.dtype:
             types |= {file.get_slice(name).get_dtype() for name in names}
     small = {"F16": torch.float16, "BF16": torch.bfloat16}
     return small.get(*types, torch.float32) if len(types) == 1 else torch.float32
+
+
+def compute_device() -> torch.device:
+    """Where a job computes: the GPU that is its own of those it sees, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def load_shape(path: str | Path) -> PreTrainedModel:

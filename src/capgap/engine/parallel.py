@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from capgap.engine.models import decoder_layers
+from capgap.engine.models import compute_device, decoder_layers
 from capgap.errors import CapgapError
 
 CPU = torch.device("cpu")
@@ -117,9 +117,8 @@ def join(shard: bool = False) -> Iterator[World]:
     A GPU is used where there is one, in order of the processes of this machine.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = CPU
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = compute_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         yield World(device=device)
