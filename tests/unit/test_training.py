@@ -6,10 +6,12 @@ import signal
 
 import pytest
 import torch
+from pruning_models import MODELS, build
 
 from capgap.config import Distill, Training
 from capgap.engine import checkpoints, losses, training
 from capgap.engine.losses import IGNORED
+from capgap.engine.models import decoder_layers
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.parallel import Whole
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
@@ -439,6 +441,25 @@ def test_activation_checkpointing_gives_identical_gradients_from_less_memory(
     assert again == loss
     assert torch.equal(found, expected)
     assert sum(held["frugal"]) < 0.5 * sum(held["plain"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_of_every_family_are_computed_again(name):
+    gradients = []
+    for chosen in (Distill(**BASE), Distill(**BASE, activation_checkpointing=True)):
+        model, tokens = build(name).train(), torch.arange(48).reshape(3, 16)
+        calls = []
+        for layer in decoder_layers(model):
+            inner = next(layer.children())  # hooks of the layer itself stay outside
+            inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        training.prepare(model, chosen)
+        torch.manual_seed(0)  # GPT-2 and OPT drop out
+        data_objective(model, tokens, tokens.reshape(-1), None, 1 / 48)[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+        again = 2 if chosen.activation_checkpointing else 1
+        assert len(calls) == again * model.config.num_hidden_layers
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("frugal", [False, True])

@@ -124,8 +124,9 @@ def train(
             f"{tokens} tokens are less than one step of {settings.batch_tokens}; "
             "raise the tokens or lower batch_tokens"
         )
-    prepare(model, settings)
-    learner = world.learner(world.place(model))
+    whole = world.place(model)
+    prepare(model, settings)  # of layers as they are shared: FSDP gives them another class
+    learner = world.learner(whole)
     optimizer = make_optimizer(model, settings)
     measure_at, fork = measured_steps(steps, settings), trunk_steps(steps, settings)
 
@@ -293,8 +294,7 @@ class _Stop:
         return self
 
     def _note(self, *_) -> None:
-        self.asked = True
-        print("asked to end: finishing this step and saving", flush=True)
+        self.asked = True  # no word of it here: the signal may come while another is written
 
     def __exit__(self, *_) -> None:
         if self.in_main:
