@@ -197,8 +197,10 @@ def test_the_published_table_is_a_preset_and_code_needs_consent():
     assert Harness(preset="minima-no-code").shots() == {
         name: shots for name, shots in table.shots().items() if name != "humaneval"
     } | {"gsm8k": 8}
-    with pytest.raises(ValueError, match="no task is named"):
-        Harness()
+    for nothing in ({}, {"tasks": ""}):
+        with pytest.raises(ValueError, match="no task is named"):
+            Harness(**nothing)
+    assert Harness(tasks="mmlu=5, wikitext").shots() == {"mmlu": 5, "wikitext": 0}
     chosen = Harness(preset="plain", teachers=["b"], final=False)
     assert chosen.measured(["a", "b"]) == ["b"]
     assert Harness(preset="plain").measured(["a", "b"]) == ["a", "b", ""]

@@ -20,9 +20,8 @@ def _parse_tasks(value):
     """On a command line tasks are like mmlu=5,lambada_openai=0."""
     if not isinstance(value, str):
         return value
-    return dict(
-        part.strip().split("=", 1) if "=" in part else (part, 0) for part in value.split(",")
-    )
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    return dict(part.split("=", 1) if "=" in part else (part, 0) for part in parts)
 
 
 Shots = Annotated[int, Field(ge=0)]
