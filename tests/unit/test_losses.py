@@ -246,7 +246,9 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
         signal = PartialSignal(labels[:, None], torch.ones(300, 1, device="meta"))
     term = losses.Term(objective or "soft_ce", 0.5, 2.0, beta)
     differentiate = partial(losses._differentiate_mixture, term=term)
-    context = SimpleNamespace(mark_non_differentiable=lambda *_: None)
+    context = SimpleNamespace(
+        mark_non_differentiable=lambda *_: None, needs_input_grad=(True, True)
+    )
     with torch.no_grad(), OnMeta():
         loss, sums = losses._Fused.forward(
             *(context, hidden, head, labels, signal, differentiate, (0.5, 0.5), 1.0, 128)

@@ -107,8 +107,10 @@ class _Fused(torch.autograd.Function):
         logits_CV = hidden_ND.new_empty(chunk, vocab)
         told_CV = signal.space(chunk) if signal else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        widened = wide != head_VD.dtype
-        grad_head_VD = (torch.zeros_like if widened else torch.empty_like)(head_VD, dtype=wide)
+        widened, wanted = wide != head_VD.dtype, ctx.needs_input_grad[1]  # scoring freezes the head
+        grad_head_VD = None
+        if wanted:
+            grad_head_VD = (torch.zeros_like if widened else torch.empty_like)(head_VD, dtype=wide)
         sums = hidden_ND.new_zeros(len(weights), dtype=torch.float32)
         for start in range(0, max(tokens, 1), chunk):
             part = slice(start, min(start + chunk, tokens))
@@ -123,9 +125,9 @@ class _Fused(torch.autograd.Function):
                 if widened:
                     grad_CV[block] = logits_RV
             torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
-            if widened:
+            if wanted and widened:
                 grad_head_VD += grad_CV.T @ hidden_ND[part]
-            else:  # the first chunk overwrites what an empty tensor holds
+            elif wanted:  # the first chunk overwrites what an empty tensor holds
                 grad_head_VD.addmm_(grad_CV.T, hidden_ND[part], beta=min(start, 1))
         ctx.scale, ctx.dtype = scale, head_VD.dtype
         ctx.grads = grad_hidden_ND, grad_head_VD  # held by nothing else, so given away uncopied
@@ -138,7 +140,8 @@ class _Fused(torch.autograd.Function):
         grad_hidden_ND, grad_head_VD = ctx.grads
         ctx.grads = None
         factor = grad_loss * ctx.scale
-        grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
+        if grad_head_VD is not None:
+            grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
         none = (None,) * 6
         return grad_hidden_ND.mul_(factor), grad_head_VD, *none
 
