@@ -27,7 +27,7 @@ OPTIONS = [
     *("slurm_partition=main", "--slurm-no-account"),
     *("--slurm-init-seconds-before-status-checks", "5", "--max-status-checks-per-second", "1"),
 ]
-LONG = "1.5M"  # tokens of a training job that lasts long enough to be disturbed
+LONG = "400k"  # tokens of a training job that lasts long enough to be disturbed
 
 
 @pytest.fixture(scope="module")
