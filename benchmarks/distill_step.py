@@ -29,14 +29,14 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-WARM = 3  # steps
+WARM = 2  # steps
 # student, teacher: layers, hidden, heads, heads of keys, neurons
 PAIRS = {
     "smollm2": {
         "vocab": 49_152,
         "length": 256,
         "batch": 512,
-        "steps": 4,
+        "steps": 3,
         "student": (30, 384, 6, 3, 896),
         "teacher": (30, 576, 9, 3, 1536),
     },

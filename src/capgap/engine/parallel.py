@@ -49,10 +49,17 @@ class World:
     device: torch.device = CPU
     shard: bool = False
 
+    @property
+    def shares(self) -> bool:
+        """Whether models lie in parts on several processes."""
+        return self.shard and self.size > 1
+
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
         """Move a model to this process's device; with `shard`, keep a part of its weights there."""
-        whole = Whole(model.to(self.device))
-        if self.shard and self.size > 1:
+        whole = Whole(model)
+        if not self.shares:
+            whole.to(self.device)
+        else:  # which moves one layer at a time, for the whole may not fit
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
@@ -64,7 +71,7 @@ class World:
 
     def learner(self, whole: torch.nn.Module) -> torch.nn.Module:
         """The same for a model that learns: gradients become means over the processes."""
-        if self.size == 1 or self.shard:
+        if self.size == 1 or self.shares:
             return whole
         return DistributedDataParallel(
             whole, forward_sync_buffers=False, gradient_as_bucket_view=True
@@ -76,7 +83,7 @@ class World:
 
     def settle(self, whole: torch.nn.Module) -> None:
         """After a forward pass that no backward pass follows: FSDP holds whole weights until then."""
-        if self.shard and self.size > 1:
+        if self.shares:
             whole.reshard()
 
     def part(self, sequences: int) -> slice:

@@ -124,6 +124,7 @@ def train(
             f"{tokens} tokens are less than one step of {settings.batch_tokens}; "
             "raise the tokens or lower batch_tokens"
         )
+    world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
     whole = world.place(model)
     prepare(model, settings)  # of layers as they are shared: FSDP gives them another class
     learner = world.learner(whole)
