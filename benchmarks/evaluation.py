@@ -57,13 +57,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--tokens", type=int, help="of the text (default: as the case says)")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
         "| model | capgap, CPU s | lm-eval, CPU s | ratio | losses differ by |\n|---|---|---|---|---|"
     )
-    for name, (shape, context, count) in CASES.items():
+    for name in args.cases:
+        shape, context, count = CASES[name]
+        count = (args.tokens or count) // context * context
         tokenizer = words(shape.vocab)
         model = new_model(llama_config(shape, max_positions=context, bos_id=0, eos_id=0), seed=0)
         model.eval()
