@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +27,12 @@ from capgap.engine.models import (
 )
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
+from capgap.paths import harness as harness_path
 from capgap.records import HarnessRecord, Lineage
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.shapes import LlamaShape
+from capgap.study_file import load_study
+from capgap.workflow.export import tasks_of_card
 
 torch.set_num_threads(1)
 THERE = importlib.util.find_spec("lm_eval") is not None
@@ -214,7 +218,7 @@ def test_names_of_the_presets_are_tasks_of_lm_eval():
     assert set(table.shots()) <= set(TaskManager().all_tasks)
 
 
-def test_rows_hold_the_tasks_that_were_asked_for_of_all_models():
+def test_rows_hold_the_tasks_that_were_asked_for_of_all_models(tmp_path, monkeypatch):
     params = {"embedding": 1, "attention": 1, "mlp": 1, "norm": 0, "non_embedding": 2, "total": 3}
 
     def record(kind, name, **values):
@@ -238,6 +242,26 @@ def test_rows_hold_the_tasks_that_were_asked_for_of_all_models():
         ("mmlu, 5-shot", "acc ↑", ["0.5000 ± 0.0100", "0.2500"]),
         ("drop, 5-shot", "acc ↑", ["–", "–"]),
     ]
+    monkeypatch.chdir(tmp_path)
+    data = yaml.safe_load((Path(__file__).parents[1] / "tiny/config.yaml").read_text())
+    assert tasks_of_card(load_study(data)) == ""
+    for name, found in (("t6k", teacher), ("", student)):
+        place = Path(harness_path("tiny", name))
+        place.parent.mkdir(parents=True)
+        place.write_text(found.to_json())
+    data["harness"] = {"preset": "plain", "teachers": ["t6k"]}
+    assert tasks_of_card(load_study(data)).splitlines()[1:] == [
+        "## Tasks",
+        "",
+        "lm-evaluation-harness 0.",
+        "",
+        "| task | metric | this model | t1 |",
+        "| --- | --- | --- | --- |",
+        "| mmlu, 5-shot | acc ↑ | 0.2500 | 0.5000 ± 0.0100 |",
+        "| drop, 5-shot | acc ↑ | – | – |",
+    ]
+    data["harness"]["final"] = False
+    assert tasks_of_card(load_study(data)) == ""
 
 
 @needs_lm_eval

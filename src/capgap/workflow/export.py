@@ -134,7 +134,7 @@ def run(
         regret=final.regret_nats,
         teacher_loss=teacher.test.loss_nats_per_token,
         sentence=final.sentence,
-        tasks=_tasks(study),
+        tasks=tasks_of_card(study),
         data=data,
         data_licence=data_licence,
         teacher_licence=teacher_licence,
@@ -156,7 +156,7 @@ def _required(licence: str | None, what: str, source: str) -> str:
     return licence
 
 
-def _tasks(study: Study) -> str:
+def tasks_of_card(study: Study) -> str:
     """A section of the card: the student beside its teachers on the tasks that were measured."""
     if not (study.harness and study.harness.final):
         return ""
