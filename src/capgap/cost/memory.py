@@ -136,11 +136,11 @@ def tasks(model: Model, batch_size: int) -> Memory:
 
 def scoring(model: Model, sequence_length: int) -> Memory:
     """Peak of scoring importance by mask gradients: inputs of all layers, and one layer that is run
-    again, with masked copies and the gradients of all that."""
+    again, with masked copies and the gradients of all that, twice: the allocator keeps as much."""
     tokens = max(SCORE_TOKENS, sequence_length)
     layer = replace(model, layers=1)
     masked = model.attention + model.neurons + 2 * model.hidden
-    kept = model.layers * model.hidden + 2 * (saved_channels(layer) + masked)
+    kept = model.layers * model.hidden + 4 * (saved_channels(layer) + masked)
     return Memory(
         weights=FLOAT * model.params,
         activations=FLOAT * tokens * kept,
