@@ -55,9 +55,12 @@ def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
     streams = Path(paths.TOKENS.format(study=study.study)).parent
     common = study.distill.model_dump() | {"unique_tokens": tokens}
     recipes = {
-        kind: study.distill.model_validate(common | {"teacher_signal": kind})
-        for kind in ("online", "top_k", "sampled")
-    } | {"rounding": study.distill.model_validate(common | {"loss_chunk_tokens": 100})}
+        kind: study.distill.model_validate(
+            common
+            | ({"loss_chunk_tokens": 100} if kind == "rounding" else {"teacher_signal": kind})
+        )
+        for kind in kinds
+    }
     held_out = Streams(streams)["validation"]
 
     def signal(kind, settings, teacher):
