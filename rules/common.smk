@@ -31,7 +31,6 @@ except CapgapError as error:
     raise WorkflowError(str(error))
 
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
-SHARE = "--shard" if STUDY.plan.shard else ""
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []

@@ -88,6 +88,8 @@ rule distill_student:
         mem_mb=NEEDS.mem_mb("distill_student"),
         runtime=NEEDS.runtime("distill_student"),
         gpu=NEEDS.devices * NEEDS.processes,
+        processes=NEEDS.processes,
+        shard=int(STUDY.plan.shard),
         tasks=1,
     params:
         spec=spec("distill", STUDY.distill),
@@ -95,11 +97,11 @@ rule distill_student:
         scratch=paths.scratch(paths.RUN_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {NEEDS.processes} capgap.distill \
+        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
             --signal {input.signal:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
-            --scratch {params.scratch:q} --out {params.out:q} {SHARE} >{log:q} 2>&1
+            --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """
 
 
@@ -125,7 +127,7 @@ rule evaluate_student:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

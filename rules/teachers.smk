@@ -29,6 +29,8 @@ rule pretrain_teacher:
         mem_mb=NEEDS.mem_mb("pretrain_teacher"),
         runtime=NEEDS.runtime("pretrain_teacher"),
         gpu=NEEDS.devices * NEEDS.processes,
+        processes=NEEDS.processes,
+        shard=int(STUDY.plan.shard),
         tasks=1,
     params:
         spec=pretrain_spec,
@@ -36,10 +38,10 @@ rule pretrain_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {NEEDS.processes} capgap.pretrain \
+        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
-            --scratch {params.scratch:q} --out {params.out:q} {SHARE} >{log:q} 2>&1
+            --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """
 
 
@@ -92,7 +94,7 @@ rule evaluate_teacher:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -120,7 +122,7 @@ rule score_importance:
         spec=spec("score", STUDY.prune.scoring()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.score \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -148,7 +150,7 @@ rule cache_teacher_signal:
         spec=spec("signal", signal_stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 capgap.signal \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.signal \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

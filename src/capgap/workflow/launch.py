@@ -1,9 +1,12 @@
 """
-Start a stage as one process or several: `python -m capgap.workflow.launch GPUS PROCESSES MODULE...`.
+Start a stage as one process or several.
+
+    python -m capgap.workflow.launch GPUS PROCESSES SHARD MODULE [OPTION...]
 
 Where the variable CAPGAP_GPUS names devices of this machine, the stage gets as many of them as it
 asks for, which no other job of this user has, as the only ones it sees. Where it is not set a
-cluster gives out devices itself. Several processes are torchrun's.
+cluster gives out devices itself. Several processes are torchrun's; SHARD is 1 where they share the
+model out.
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ def command(processes: int, module: str, options: list[str]) -> list[str]:
 
 def main() -> None:
     """Claim devices and become the stage."""
-    gpus, processes, module, *options = sys.argv[1:]
+    gpus, processes, shard, module, *options = sys.argv[1:]
+    if int(shard):
+        options.append("--shard")
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()  # holds for what this becomes, too
     if VARIABLE in os.environ:
