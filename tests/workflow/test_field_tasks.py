@@ -8,7 +8,7 @@ import yaml
 from repository import RESULTS
 
 THERE = importlib.util.find_spec("lm_eval") is not None
-TEACHERS = ("t6k", "t9k", "t16k")
+TEACHERS = ("t6k", "t16k")
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ JOBS = {f"harness_teacher teachers/{name}" for name in TEACHERS} | {"harness_fin
 
 def test_tasks_add_their_jobs_and_the_report_and_nothing_else(asked):
     assert asked.planned() == JOBS | {"write_report report"}
-    asked.configure(lambda data: data["harness"].update(teachers=["t9k"], final=False))
-    assert asked.planned() == {"harness_teacher teachers/t9k", "write_report report"}
+    asked.configure(lambda data: data["harness"].update(teachers=["t6k"], final=False))
+    assert asked.planned() == {"harness_teacher teachers/t6k", "write_report report"}
 
 
 @pytest.mark.skipif(THERE, reason="lm-eval is installed")
@@ -67,7 +67,7 @@ def test_results_of_tasks_reach_the_report_and_the_model_card(asked):
     assert all(f'<td class="number">{value}</td>' in page for value in bits)
     asked.capgap("export", "--out", "out", "--data-licence", "CC0-1.0")
     card = (asked / "out/README.md").read_text()
-    assert "| task | metric | this model | t6k | t9k | t16k |" in card
+    assert "| task | metric | this model | t6k | t16k |" in card
     assert f"| corpus_text | bits_per_byte ↓ | {bits[0]} | " in card
     assert asked.planned() == set()
     text = (asked / "tasks/corpus.jsonl").read_text()
