@@ -316,7 +316,7 @@ class StudyCost(StudySizes):
     def _harness(self, teacher: str) -> Job:
         """A teacher on the tasks; without a name the final student."""
         rule = "harness_teacher" if teacher else "harness_final"
-        source = paths.TEACHER_MODEL if teacher else paths.FINAL_MODEL
+        source = paths.TEACHER_MODEL if teacher else paths.FINAL  # made together with its model
         settings, model = self.study.harness, self.harness_model(teacher)
         millions = (TASK_MTOKENS.get(name, OTHER_TASK_MTOKENS) for name in settings.shots())
         most = (settings.limit or 10**9) * memory.TASK_CONTEXT
