@@ -51,7 +51,7 @@ def recommend(
     excess_RK = _excess(fit.surface, law, target, size_K, student, tokens)
     loss_K, regret_K, mean_K = _predictions(fit, law, excess_RK, target, size_K, student, tokens)
     flat = _flat(law, target)
-    order = np.arange(len(names)) if flat else _order(mean_K, target, size_K)
+    order = np.arange(len(names)) if flat else _order(target, size_K)
     tie = [names[k] for k in order if mean_K is not None and mean_K[k] <= law.tie_nats]
     ranked = [
         RankedTeacher(
@@ -205,14 +205,16 @@ def _floor(surface: Surface, key: tuple[str, int], size: float) -> float:
     return surface.levels[key] + float(at_star[0, 0])
 
 
-def _order(mean_K: np.ndarray | None, target: Target, size_K: np.ndarray) -> np.ndarray:
-    """Teachers by expected regret, or by their distance to T* in log size (T* <= 0: by size)."""
-    if mean_K is None:
-        away_K = np.log(size_K)
-        if target.value > 0:
-            away_K = np.abs(away_K - math.log(target.value))
-        mean_K = away_K
-    return np.argsort(mean_K, kind="stable")
+def _order(target: Target, size_K: np.ndarray) -> np.ndarray:
+    """Teachers by their distance to T* in log size (T* <= 0: by size).
+
+    Not by expected regret: over few students the interval of T* is so wide and, in log size, so
+    lopsided that the mean over it prefers a small teacher to the one at T* itself.
+    """
+    away_K = np.log(size_K)
+    if target.value > 0:
+        away_K = np.abs(away_K - math.log(target.value))
+    return np.argsort(away_K, kind="stable")
 
 
 def _abstain(
