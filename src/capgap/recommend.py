@@ -171,7 +171,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         )
     if answer.within_tie:
         lines.append(
-            f"  * expected within {law.tie_nats:g} nats of the best, which counts as equally good"
+            f"  * predicted within {law.tie_nats:g} nats of the best, which counts as equally good"
         )
     lines += [
         "",

@@ -76,6 +76,40 @@ def test_teachers_are_ranked_by_what_the_truth_says_they_cost(pilot):
     assert answer.within_tie == ["t280000"]
 
 
+def test_a_wide_interval_does_not_move_the_choice_away_from_the_optimum(write):
+    """Three optima near 42k do not tell a line: its interval reaches below the smallest teacher."""
+    sizes = {"t23k": 23_256, "t41k": 41_248, "t64k": 64_360, "t126k": 125_944}
+    losses = {  # of a study that was run, two seeds
+        13_000: [(4.045, 4.046), (4.031, 4.027), (4.035, 4.036), (4.077, 4.075)],
+        16_000: [(4.033, 4.033), (4.006, 4.004), (4.023, 4.015), (4.059, 4.060)],
+        20_000: [(3.919, 3.918), (3.892, 3.890), (3.899, 3.902), (3.933, 3.933)],
+    }
+    runs = pd.DataFrame(
+        {
+            "student": f"{student // 1000}k",
+            "init": f"pruned-{teacher}",
+            "teacher": teacher,
+            "arm": "main",
+            "student_params_non_embedding": student,
+            "teacher_params_non_embedding": sizes[teacher],
+            "tokens": 500_000,
+            "seed": seed,
+            "val_loss_nats_per_token": loss,
+        }
+        for student, row in losses.items()
+        for teacher, pair in zip(sizes, row, strict=True)
+        for seed, loss in enumerate(pair)
+    )
+    answer = run(*write(runs), student=18_000)
+    star, first = answer.teacher_params_star, answer.ranked[0]
+    assert star.low < sizes["t23k"] < 38_000 < star.value < 46_000
+    assert first.teacher_params_non_embedding == sizes["t41k"]
+    assert first.predicted_regret.value == 0
+    assert first.predicted_regret.high > 0.01
+    regrets = [row.predicted_regret.value for row in answer.ranked]
+    assert regrets == sorted(regrets)
+
+
 def test_rules_of_thumb_are_held_against_it(pilot):
     rules = {rule.rule: rule for rule in run(*pilot, student=125_000).rules}
     assert rules["2.5 times"].teacher == "t280000"

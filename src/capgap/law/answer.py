@@ -48,11 +48,11 @@ def recommend(
     target = target_of(fit, law, student, tokens)
     names = sorted(teachers, key=lambda name: (teachers[name], name))
     size_K = np.array([teachers[name] for name in names], dtype=float)
-    excess_RK = _excess(fit.surface, law, target, size_K, student, tokens)
-    loss_K, regret_K, mean_K = _predictions(fit, law, excess_RK, target, size_K, student, tokens)
+    excess = _excess(fit.surface, law, target, size_K, student, tokens)
+    loss_K, regret_K = _predictions(fit, law, excess, size_K, student, tokens)
     flat = _flat(law, target)
-    order = np.arange(len(names)) if flat else _order(target, size_K)
-    tie = [names[k] for k in order if mean_K is not None and mean_K[k] <= law.tie_nats]
+    order = np.arange(len(names)) if flat else _order(regret_K, target, size_K)
+    tie = [names[k] for k in order if regret_K[k] and regret_K[k].value <= law.tie_nats]
     ranked = [
         RankedTeacher(
             teacher=names[k],
@@ -60,7 +60,7 @@ def recommend(
             ratio=float(size_K[k] / student),
             predicted_loss=loss_K[k],
             predicted_regret=regret_K[k],
-            within_tie=None if mean_K is None else names[k] in tie,
+            within_tie=None if regret_K[k] is None else names[k] in tie,
             train_flops=train_flops(student, size_K[k], tokens),
         )
         for k in order
@@ -89,7 +89,7 @@ def recommend(
         student_extrapolation=beyond(student, students),
         tokens_extrapolation=beyond(tokens, [float(line.tokens) for line in law.lines]),
         teacher_extrapolation=min(beyond_ratio, 1e9),
-        rules=_rules(law, names, size_K, mean_K, student, tokens, published_slope),
+        rules=_rules(law, names, size_K, regret_K, student, tokens, published_slope),
         exhaustive_flops=everything,
         saved_flops=everything - ranked[0].train_flops,
         pilot_flops=pilot_flops,
@@ -104,8 +104,11 @@ def _excess(
     size_K: np.ndarray,
     student: int,
     tokens: int,
-) -> np.ndarray | None:
-    """Loss above the lowest point of the curve, (R, K), nats; None without a fitted surface."""
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Loss above the lowest point of the curve, nats: at T* itself, (K,), and over draws, (R, K).
+
+    None without a fitted surface.
+    """
     if surface is None or surface.status != "fitted" or target.value <= 0:
         return None
     half_R = surface.curvature(student, tokens) / 2
@@ -118,12 +121,16 @@ def _excess(
     rng = np.random.default_rng(law.seed)
     pick_R = rng.choice(np.flatnonzero(known), size=DRAWS)
     half_R, third_R = half_R[pick_R], third_R[pick_R]
-    x_RK = np.log(size_K) - _draw_star(target, size_K, law.confidence, rng)[:, None]
     # beyond the far turning point of a cubic the curve is not known: it stays at that height
     turn_R = np.divide(-2 * half_R, 3 * third_R, out=np.full(DRAWS, np.inf), where=third_R != 0)
     low_R, high_R = np.where(turn_R < 0, turn_R, -np.inf), np.where(turn_R > 0, turn_R, np.inf)
-    x_RK = np.clip(x_RK, low_R[:, None], high_R[:, None])
-    return half_R[:, None] * x_RK**2 + third_R[:, None] * x_RK**3
+
+    def rise(star_R: np.ndarray) -> np.ndarray:
+        x_RK = np.clip(np.log(size_K) - star_R[:, None], low_R[:, None], high_R[:, None])
+        return half_R[:, None] * x_RK**2 + third_R[:, None] * x_RK**3
+
+    at_star_RK = rise(np.full(DRAWS, math.log(target.value)))
+    return at_star_RK.mean(axis=0), rise(_draw_star(target, size_K, law.confidence, rng))
 
 
 def _draw_star(
@@ -143,33 +150,42 @@ def _draw_star(
 def _predictions(
     fit: Fit,
     law: LawRecord,
-    excess_RK: np.ndarray | None,
-    target: Target,
+    excess: tuple[np.ndarray, np.ndarray] | None,
     size_K: np.ndarray,
     student: int,
     tokens: int,
 ):
-    """Predicted loss and regret of each teacher, and expected regrets; Nones without a surface."""
-    if excess_RK is None:
-        return [None] * len(size_K), [None] * len(size_K), None
+    """Predicted loss and regret of each teacher; Nones without a surface.
+
+    A prediction is that at T*, with the interval over draws of T*. It is not the mean over draws:
+    from few students T* has a wide interval, lopsided in log size, whose mean would prefer a small
+    teacher to the one at T* itself.
+    """
+    if excess is None:
+        return [None] * len(size_K), [None] * len(size_K)
     tail = 100 * (1 - law.confidence) / 2
+    excess_K, excess_RK = excess
+    regret_K = excess_K - excess_K.min()
     regret_RK = excess_RK - excess_RK.min(axis=1, keepdims=True)
     level = _level(fit.surface, law, student, tokens)
     losses, regrets = [], []
     for k in range(len(size_K)):
-        low, high = np.percentile(regret_RK[:, k], [tail, 100 - tail])
-        mean = float(regret_RK[:, k].mean())
-        regrets.append(Interval(value=mean, low=float(low), high=float(high)))
-        low, high = np.percentile(excess_RK[:, k], [tail, 100 - tail])
-        mean = float(excess_RK[:, k].mean())
-        ends = {"low": None, "high": None}
+        regrets.append(_around(regret_K[k], regret_RK[:, k], tail))
+        rise = _around(excess_K[k], excess_RK[:, k], tail)
+        loss, ends = level.value + rise.value, {"low": None, "high": None}
         if level.low is not None:
             ends = {
-                "low": level.value + mean - math.hypot(level.value - level.low, mean - low),
-                "high": level.value + mean + math.hypot(level.high - level.value, high - mean),
+                "low": loss - math.hypot(level.value - level.low, rise.value - rise.low),
+                "high": loss + math.hypot(level.high - level.value, rise.high - rise.value),
             }
-        losses.append(Interval(value=level.value + mean, **ends))
-    return losses, regrets, regret_RK.mean(axis=0)
+        losses.append(Interval(value=loss, **ends))
+    return losses, regrets
+
+
+def _around(value: float, draw_R: np.ndarray, tail: float) -> Interval:
+    """A value with the percentiles of its draws, which hold it."""
+    low, high = np.percentile(draw_R, [tail, 100 - tail])
+    return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value)))
 
 
 def _level(surface: Surface, law: LawRecord, student: int, tokens: int) -> Interval:
@@ -205,15 +221,14 @@ def _floor(surface: Surface, key: tuple[str, int], size: float) -> float:
     return surface.levels[key] + float(at_star[0, 0])
 
 
-def _order(target: Target, size_K: np.ndarray) -> np.ndarray:
-    """Teachers by their distance to T* in log size (T* <= 0: by size).
-
-    Not by expected regret: over few students the interval of T* is so wide and, in log size, so
-    lopsided that the mean over it prefers a small teacher to the one at T* itself.
-    """
-    away_K = np.log(size_K)
-    if target.value > 0:
-        away_K = np.abs(away_K - math.log(target.value))
+def _order(regret_K: list[Interval | None], target: Target, size_K: np.ndarray) -> np.ndarray:
+    """Teachers by predicted loss, or by their distance to T* in log size (T* <= 0: by size)."""
+    if regret_K[0] is not None:
+        away_K = np.array([regret.value for regret in regret_K])
+    elif target.value > 0:
+        away_K = np.abs(np.log(size_K / target.value))
+    else:
+        away_K = size_K
     return np.argsort(away_K, kind="stable")
 
 
@@ -256,7 +271,7 @@ def _rules(
     law: LawRecord,
     names: list[str],
     size_K: np.ndarray,
-    mean_K: np.ndarray | None,
+    regret_K: list[Interval | None],
     student: int,
     tokens: int,
     published_slope: float,
@@ -268,7 +283,7 @@ def _rules(
         RuleRegret(
             rule=rule,
             teacher=names[k],
-            expected_regret_nats=None if mean_K is None else float(mean_K[k]),
+            expected_regret_nats=regret_K[k] and regret_K[k].value,
             train_flops=train_flops(student, size_K[k], tokens),
         )
         for rule, k in picks.items()
