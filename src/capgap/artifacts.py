@@ -165,3 +165,9 @@ def open_folder(path: str | Path) -> Path:
                 "pull --models), or delete it and run again"
             )
     return folder
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of its job, or the first of those that torchrun started;
+    it alone writes."""
+    return os.environ.get("RANK", "0") == "0"

@@ -21,16 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from capgap.artifacts import is_first_process
 from capgap.counts import parse_count
 from capgap.errors import CapgapError, Terminated
 from capgap.study_file import check_section, sections_in, tags_of
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import claim_output, die_with_parent
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process of its job, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class StageParser(argparse.ArgumentParser):

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from capgap.artifacts import differences, publish_folder
-from capgap.engine.parallel import is_first, like, whole_tensor
+from capgap.artifacts import differences, is_first_process, publish_folder
+from capgap.engine.parallel import like, whole_tensor
 from capgap.paths import MANIFEST
 
 KEEP = 2
@@ -28,7 +28,7 @@ def save(
 ) -> None:
     """Save the state after `step` steps; `notes` is what the loop must remember, as JSON."""
     write(scratch / f"step-{step:09d}", step, model, optimizer, notes)
-    for old in _steps(scratch)[KEEP:] if is_first() else []:
+    for old in _steps(scratch)[KEEP:] if is_first_process() else []:
         shutil.rmtree(old)
 
 
@@ -67,7 +67,7 @@ def write(
         for parameter, entry in optimizer.state.items()
         for key, value in entry.items()
     }
-    if not is_first():
+    if not is_first_process():
         return
     with publish_folder(folder) as temporary:
         save_file(weights, temporary / "model.safetensors")
@@ -83,7 +83,7 @@ def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _on_first(tensor: torch.Tensor) -> torch.Tensor:
     """A whole tensor in main memory of the first process, one at a time."""
     whole = whole_tensor(tensor)
-    return whole.contiguous().cpu() if is_first() else whole.new_empty(0)
+    return whole.contiguous().cpu() if is_first_process() else whole.new_empty(0)
 
 
 def intact(folder: Path) -> bool:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from capgap.artifacts import folder_of, open_folder, publish_folder, write_text
+from capgap.artifacts import folder_of, is_first_process, open_folder, publish_folder, write_text
 from capgap.config import Training
 from capgap.engine import checkpoints, training
 from capgap.engine.models import count_params, forward_flops, save_model
-from capgap.engine.parallel import is_first, join
+from capgap.engine.parallel import join
 from capgap.engine.schedule import trunk_steps
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
@@ -139,7 +139,7 @@ def _train_and_publish(
         last_val_loss_nats_per_token=losses[-1],
     )
     finished = _whole_model(model)
-    if is_first():
+    if is_first_process():
         _publish(finished, outcome, record, place.out, scratch, tokenizer, key)
         training.discard(scratch)
     world.wait()
@@ -153,7 +153,7 @@ def _whole_model(model: torch.nn.Module) -> torch.nn.Module:
     weights = checkpoints.whole_weights(model)
     with torch.device("meta"):
         whole = type(model)(model.config)
-    if is_first():
+    if is_first_process():
         whole.load_state_dict(weights, strict=False, assign=True)
         whole.tie_weights()
     return whole

@@ -135,11 +135,6 @@ def join(shard: bool = False) -> Iterator[World]:
     torch.distributed.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this is the first or only process of its job, the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that may lie in parts on all processes, all of which must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
