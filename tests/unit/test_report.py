@@ -26,7 +26,7 @@ from capgap.law.answer import recommend
 from capgap.law.study import fit_law
 from capgap.records import HarnessRecord, Interval
 from capgap.report import main, render_svg, run, specification
-from capgap.reporting import charts, wording
+from capgap.reporting import charts, regret_charts, wording
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.theme import size_axis
 
@@ -346,7 +346,7 @@ def test_compute_that_a_table_does_not_tell_is_counted():
 
 def test_regret_table_marks_the_best_and_the_tie():
     law = make_law(make_runs())
-    data = charts.regret(law).data
+    data = regret_charts.regret(law).data
     for found in law.optima:
         rows = data[data.student == found.student].set_index("teacher")
         assert rows.text[found.best_teacher] == "best"
@@ -459,7 +459,7 @@ def test_page_shows_what_there_is_about_the_line(report):
 
 def test_flatness_by_hand():
     law = make_law(make_runs())
-    data = charts.flatness(law).data
+    data = regret_charts.flatness(law).data
     cells = data[data.kind == "cell"]
     assert len(cells) == sum(len(found.cells) for found in law.optima)
     for found in law.optima:
@@ -468,7 +468,7 @@ def test_flatness_by_hand():
             times = cell.teacher_params_non_embedding / found.teacher_params.value
             assert own.times_best[cell.teacher] == pytest.approx(times)
             assert own.regret_nats[cell.teacher] == cell.regret_nats
-    assert charts.flatness(make_law(make_runs(ratio=0.3))) is None
+    assert regret_charts.flatness(make_law(make_runs(ratio=0.3))) is None
 
 
 def test_rivals_stand_in_the_figure_of_the_law_where_they_choose():
