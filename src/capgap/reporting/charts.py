@@ -11,7 +11,6 @@ from collections import defaultdict
 from statistics import fmean
 
 import altair as alt
-import numpy as np
 
 from capgap.design import NONE, RANDOM
 from capgap.law.table import train_flops
@@ -35,6 +34,7 @@ from capgap.reporting.theme import (
     limits,
     loss_y,
     of_kind,
+    ramp,
     size_axis,
     size_x,
     table,
@@ -237,7 +237,7 @@ def ratios(law: LawRecord) -> Figure | None:
     colour = alt.Color(
         "student:N",
         sort=students,
-        scale=alt.Scale(domain=students, range=_ramp(len(students))),
+        scale=alt.Scale(domain=students, range=ramp(len(students))),
         legend=alt.Legend(title="student", titleOrient="left"),
     )
     own = alt.Chart(data).transform_filter("datum.kind != 'published'")
@@ -317,7 +317,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
     colour = alt.Color(
         "student:N",
         sort=ordered,
-        scale=alt.Scale(domain=ordered, range=_ramp(len(ordered))),
+        scale=alt.Scale(domain=ordered, range=ramp(len(ordered))),
         legend=alt.Legend(title="student", titleOrient="left"),
     )
     base = alt.Chart(data).encode(x=x, y=loss_y())
@@ -345,15 +345,6 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
 def _flop_ticks(values: list[float]) -> list[float]:
     low, high = min(values) / 1.3, max(values) * 1.3
     return [d * 10.0**e for e in range(31) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
-
-
-def _ramp(n: int) -> list[str]:
-    """n colours from light to dark blue, for an ordered quantity."""
-    light, dark = np.array([138, 185, 220]), np.array([13, 51, 92])
-    shares = np.linspace(0, 1, n) if n > 1 else np.array([1.0])
-    return [
-        "#" + bytes(np.rint(light + (dark - light) * s).astype(int).tolist()).hex() for s in shares
-    ]
 
 
 def final_student(final: FinalRecord) -> Figure:

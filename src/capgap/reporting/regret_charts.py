@@ -16,6 +16,7 @@ from capgap.reporting.theme import (
     case,
     facet,
     of_kind,
+    ramp,
     table,
     tips,
     titled,
@@ -123,7 +124,7 @@ def flatness(law: LawRecord) -> Figure | None:
     colour = alt.Color(
         "student:N",
         sort=names,
-        scale=alt.Scale(domain=names, range=_ramp(len(names))),
+        scale=alt.Scale(domain=names, range=ramp(len(names))),
         legend=alt.Legend(title="student", titleOrient="left"),
     )
     cells = of_kind(data, "cell").encode(x=x, y=y, color=colour)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from capgap.records import Interval
@@ -195,3 +196,12 @@ def titled(chart: alt.TopLevelMixin, text: str, says: list[str] = ()) -> alt.Top
     """The chart with the name and unit of its vertical axis on top, and sentences if any."""
     title = alt.Title(text=text, subtitle=list(says)) if says else alt.Title(text=text)
     return chart.properties(title=title)
+
+
+def ramp(n: int) -> list[str]:
+    """n colours from light to dark blue, for an ordered quantity."""
+    light, dark = np.array([138, 185, 220]), np.array([13, 51, 92])
+    shares = np.linspace(0, 1, n) if n > 1 else np.array([1.0])
+    return [
+        "#" + bytes(np.rint(light + (dark - light) * s).astype(int).tolist()).hex() for s in shares
+    ]
