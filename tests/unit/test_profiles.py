@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from capgap.errors import CapgapError
 from capgap.workflow import launch
@@ -110,10 +111,17 @@ def test_where_devices_are_not_shared_out_a_job_sees_them_all_and_one_without_se
 def test_several_processes_are_started_by_torchrun_with_one_thread_each():
     single = launch.command(1, "capgap.distill", ["--seed", "1"])
     assert single == [sys.executable, "-m", "capgap.distill", "--seed", "1"]
-    words = launch.command(4, "capgap.distill", ["--seed", "1"])
+    options = ["--signal", "", "--seed", "1", "--role", "x"]  # torchrun has some like them
+    words = launch.command(4, "capgap.distill", options)
     assert words[1:3] == ["-m", "torch.distributed.run"]
-    assert "--nproc-per-node=4" in words
-    assert words[-4:] == ["--module", "capgap.distill", "--seed", "1"]
+    understood = get_args_parser().parse_args(words[3:])
+    assert (understood.nproc_per_node, understood.module, understood.standalone) == (
+        "4",
+        True,
+        True,
+    )
+    assert understood.training_script == "capgap.distill"
+    assert understood.training_script_args == options
 
 
 def test_devices_are_those_the_run_may_see(monkeypatch):

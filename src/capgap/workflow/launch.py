@@ -72,7 +72,8 @@ def command(processes: int, module: str, options: list[str]) -> list[str]:
         return [sys.executable, "-m", module, *options]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     torchrun += [f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
-    return [sys.executable, *torchrun, "--module", module, *options]
+    # without -- torchrun takes a stage's --signal for an abbreviation of an option of its own
+    return [sys.executable, *torchrun, "--module", "--", module, *options]
 
 
 def main() -> None:
