@@ -36,7 +36,7 @@ def test_jobs_at_the_same_time_get_different_gpus(tmp_path):
         data["pretrain"]["tokens"] = "400k"
 
     repository.configure(on_gpus)
-    words = ("--profile", "profiles/local-gpu", "--cores", "4", "--resources", "gpu=2", "teachers")
+    words = ("teachers", "--profile", "profiles/local-gpu", "--cores", "4", "--resources", "gpu=2")
     repository.capgap("run", *words, CUDA_VISIBLE_DEVICES="3,5", TMPDIR=str(tmp_path))
     logs = sorted(repository.path.glob(f"logs/pretrain_teacher/{RESULTS}/teachers/*.log"))
     used = [re.search(r"^on GPU (.*)$", log.read_text(), re.M)[1] for log in logs]
