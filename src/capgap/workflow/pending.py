@@ -22,7 +22,8 @@ def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
     """Command line of Snakemake for a study; CapgapError outside of the repository."""
     if not Path("Snakefile").is_file():
         raise CapgapError("no Snakefile here; run from the top folder of the repository")
-    return [sys.executable, "-m", "snakemake", "--configfile", str(study_file), *options]
+    # --configfile takes all words behind it, so a target must stand before it
+    return [sys.executable, "-m", "snakemake", *options, "--configfile", str(study_file)]
 
 
 def pending(study_file: Path) -> list[Pending]:
