@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("capgap.workflow.export", "hand over the final student with a model card"),
     "accept": ("capgap.workflow.accept", "keep results under source that gives the same ones"),
     "summary": ("capgap.summary", "print what a study found"),
+    "tensorboard": ("capgap.tensorboard", "show learning curves in TensorBoard"),
     "corpus": ("capgap.corpus", "read a corpus and split it by document"),
     "tokenizer": ("capgap.tokenizer", "train a tokenizer, or take a teacher's"),
     "pack": ("capgap.pack", "turn a corpus into token streams"),
