@@ -79,4 +79,4 @@ def chunk_tokens(vocab: int) -> int:
     Few enough to stay in a core's cache with a small vocabulary, and to be little beside the model
     with a large one; many enough to keep matrix products busy.
     """
-    return max(128, min(256, 2**22 // vocab // 32 * 32))
+    return max(176, min(256, 2**22 // vocab // 32 * 32))

@@ -195,11 +195,11 @@ def test_memory_of_training_by_hand():
     assert (alone.weights, alone.gradients, alone.optimizer) == tuple(
         k * 4 * 124_439_808 for k in (1, 1, 2)
     )
-    assert alone.loss == 4 * (128 * 50257 + 768 * (2048 + 50257))
+    assert alone.loss == 4 * (176 * 50257 + 768 * (2048 + 50257))
     teacher = architecture(real("gpt2").plan.shapes["gpt2-xl"]).whole()
     taught = memory.training(model, settings, teacher)
     assert taught.teacher == 4 * 1_557_611_200
-    assert taught.loss - alone.loss == 2 * 4 * 128 * 50257  # a chunk of 128 tokens
+    assert taught.loss - alone.loss == 2 * 4 * 176 * 50257  # a chunk of 176 tokens
     half = memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
     assert half.activations * 2 == alone.activations
     again = memory.training(model, settings.model_copy(update={"activation_checkpointing": True}))
@@ -207,7 +207,7 @@ def test_memory_of_training_by_hand():
     assert alone.activations == 4 * 2048 * (12 * layer + 2 * 768)
     assert again.activations == 4 * 2048 * (layer + 12 * 768 + 2 * 768)
     few = memory.training(model, settings.model_copy(update={"loss_chunk_tokens": 16}))
-    assert alone.loss - few.loss == 4 * (128 - 16) * 50257
+    assert alone.loss - few.loss == 4 * (176 - 16) * 50257
 
 
 def test_a_kept_signal_is_a_job_of_its_own_and_saves_the_teacher_in_every_other():

@@ -31,6 +31,7 @@ from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
 ROW_ELEMENTS = 2**18  # of a block, 1 MB, which a core's cache holds
+COLUMNS = 1024  # of the head that a CPU multiplies by at once: they stay in its cache meanwhile
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
 
@@ -57,8 +58,7 @@ class Signal(NamedTuple):
 
     def told(self, part: slice, space_CV: torch.Tensor) -> list[torch.Tensor]:
         """Logits of a chunk, written into the given room."""
-        out_CV = space_CV[: part.stop - part.start]
-        return [torch.mm(self.hidden[part], self.head.T, out=out_CV)]
+        return [_logits(self.hidden[part], self.head, space_CV)]
 
 
 class PartialSignal(NamedTuple):
@@ -102,7 +102,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale, chunk):
         tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        chunk = max(1, min(tokens, chunk))
+        chunk = _even(tokens, chunk)
         rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
         told_CV = signal.space(chunk) if signal else None
@@ -114,8 +114,7 @@ class _Fused(torch.autograd.Function):
         sums = hidden_ND.new_zeros(len(weights), dtype=torch.float32)
         for start in range(0, max(tokens, 1), chunk):
             part = slice(start, min(start + chunk, tokens))
-            grad_CV = logits_CV[: part.stop - start]
-            torch.mm(hidden_ND[part], head_VD.T, out=grad_CV)
+            grad_CV = _logits(hidden_ND[part], head_VD, logits_CV)
             told = signal.told(part, told_CV) if signal else []
             for first in range(0, part.stop - start, rows):
                 block = slice(first, first + rows)
@@ -144,6 +143,23 @@ class _Fused(torch.autograd.Function):
             grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
         none = (None,) * 6
         return grad_hidden_ND.mul_(factor), grad_head_VD, *none
+
+
+def _even(tokens: int, most: int) -> int:
+    """Size of the chunks when as few as allowed share the tokens evenly: a small rest is slow."""
+    chunks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // chunks))
+
+
+def _logits(hidden_CD: torch.Tensor, head_VD: torch.Tensor, space_CV: torch.Tensor) -> torch.Tensor:
+    """Logits of a chunk, written into the first rows of the given room."""
+    vocab = head_VD.shape[0]
+    out_CV = space_CV[: hidden_CD.shape[0]]
+    columns = COLUMNS if hidden_CD.device.type == "cpu" else vocab
+    for first in range(0, vocab, columns):
+        part = slice(first, first + columns)
+        torch.mm(hidden_CD, head_VD[part].T, out=out_CV[:, part])
+    return out_CV
 
 
 def _differentiate_data(logits_RV, labels_R1, told) -> torch.Tensor:
@@ -316,14 +332,13 @@ def mixture_loss(
 def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision."""
     tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
-    chunk = max(1, min(tokens, chunk_tokens(vocab)))
+    chunk = _even(tokens, chunk_tokens(vocab))
     rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     space_CV, total = hidden_ND.new_empty(chunk, vocab), 0.0
     for start in range(0, tokens, chunk):
         part = slice(start, min(start + chunk, tokens))
-        logits_CV = space_CV[: part.stop - start]
-        torch.mm(hidden_ND[part], head_VD.T, out=logits_CV)
+        logits_CV = _logits(hidden_ND[part], head_VD, space_CV)
         for first in range(0, part.stop - start, rows):
             logits_RV = logits_CV[first : first + rows].to(wide)
             labels_R1 = labels_N[part][first : first + rows, None]
