@@ -30,9 +30,9 @@ from capgap.config import Law
 from capgap.law import line as law_line
 from capgap.law.claims import overall_of
 from capgap.law.optimum import interval_of
+from capgap.law.records import Interval
 from capgap.law.simulate import simulate_runs
 from capgap.law.study import fit_law, lines_of, optima_of
-from capgap.records import Interval
 
 SLOPE, INTERCEPT = 2.5, 5e3
 STUDENTS = (60e3, 100e3, 160e3)

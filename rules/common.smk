@@ -12,7 +12,7 @@ from capgap.cost.requests import Requests
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.packages import check_lm_eval
-from capgap.records import Choice
+from capgap.law.records import Choice
 from capgap.study_file import load_study
 from capgap.workflow import launch, planning
 

@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 
 from capgap.artifacts import write_text
+from capgap.law.records import Choice
 from capgap.recommend import run as recommend
-from capgap.records import Choice
 from capgap.stage import StageParser, count_argument, run_stage
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from capgap import paths
 from capgap.artifacts import open_folder, publish_folder, write_text
 from capgap.collect import read_run
-from capgap.records import Choice, FinalRecord, FinalRow, Metrics, RunRow
+from capgap.law.records import Choice, FinalRecord, FinalRow
+from capgap.records import Metrics, RunRow
 from capgap.stage import StageParser, run_stage
 
 

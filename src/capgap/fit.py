@@ -12,10 +12,10 @@ from pathlib import Path
 from capgap.artifacts import write_text
 from capgap.config import Law
 from capgap.law.claims import sentence
+from capgap.law.records import LawRecord
 from capgap.law.study import law_record
 from capgap.law.table import read_runs
 from capgap.law.words import about
-from capgap.records import LawRecord
 from capgap.reporting import wording
 from capgap.stage import StageParser, run_stage
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from capgap.artifacts import write_text
 from capgap.counts import format_count
-from capgap.records import FinalRecord, LawRecord, Line
+from capgap.law.records import FinalRecord, LawRecord, Line
 from capgap.stage import StageParser, run_stage
 
 

@@ -19,13 +19,13 @@ from capgap.config import Law
 from capgap.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
+from capgap.law.records import Interval, LawRecord, Recommendation, RuleRegret
 from capgap.law.relation import student_for
 from capgap.law.rivals import cell_table, spent_flops
 from capgap.law.study import Fit, fit_law
 from capgap.law.table import main_arm, read_runs, teacher_sizes
 from capgap.law.target import nearest_budget
 from capgap.law.words import about, budget, span
-from capgap.records import Interval, LawRecord, Recommendation, RuleRegret
 from capgap.stage import StageParser, count_argument, run_stage
 from capgap.study_file import load_study
 

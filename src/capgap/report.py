@@ -25,8 +25,9 @@ from markupsafe import Markup
 
 from capgap.artifacts import publish_folder
 from capgap.errors import CapgapError
+from capgap.law.records import FinalRecord, LawRecord
 from capgap.law.table import read_runs
-from capgap.records import FinalRecord, HarnessRecord, LawRecord, Metrics, RunRow
+from capgap.records import HarnessRecord, Metrics, RunRow
 from capgap.reporting import wording
 from capgap.reporting.charts import all_figures
 from capgap.reporting.theme import THEME, Figure

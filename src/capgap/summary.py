@@ -14,7 +14,7 @@ from rich.table import Table
 
 from capgap import paths
 from capgap.counts import format_count
-from capgap.records import ArmEffects, Choice, FinalRecord, Interval, LawRecord
+from capgap.law.records import ArmEffects, Choice, FinalRecord, Interval, LawRecord
 from capgap.stage import StageParser, run_stage
 from capgap.study_file import load_study
 

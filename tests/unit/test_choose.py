@@ -5,10 +5,10 @@ import pytest
 from capgap.choose import main, neighbour_of, run
 from capgap.config import Law
 from capgap.errors import CapgapError
+from capgap.law.records import Choice
 from capgap.law.simulate import simulate_runs
 from capgap.law.study import law_record
 from capgap.law.target import nearest_budget
-from capgap.records import Choice
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)

@@ -8,7 +8,8 @@ import pytest
 from capgap import compare
 from capgap.artifacts import publish_folder, write_text
 from capgap.collect import read_run, to_csv
-from capgap.records import Choice, Lineage, Metrics, ParamGroups, SplitLoss, TrainRecord
+from capgap.law.records import Choice
+from capgap.records import Lineage, Metrics, ParamGroups, SplitLoss, TrainRecord
 
 
 def params(non_embedding):

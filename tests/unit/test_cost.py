@@ -15,15 +15,13 @@ from capgap import plan
 from capgap.config import Distill
 from capgap.cost import fit, memory
 from capgap.cost.architectures import architecture, shape_of_config
-from capgap.cost.jobs import Job, StudyCost, Work
-from capgap.cost.memory import Memory
+from capgap.cost.jobs import StudyCost
 from capgap.cost.requests import Requests
-from capgap.cost.schedule import schedule
-from capgap.cost.speed import DEVICE_STARTUP_S, Assumed, Measured
+from capgap.cost.speed import DEVICE_STARTUP_S, Assumed
 from capgap.engine.models import count_params, forward_flops, hidden_states
 from capgap.errors import CapgapError
+from capgap.law.records import Choice
 from capgap.pruning.surgery import sizes_of
-from capgap.records import Calibration, Choice
 from capgap.shapes import simple_training_flops
 from capgap.study_file import load_study
 
@@ -307,10 +305,6 @@ def test_several_processes_take_as_many_devices_and_the_same_device_hours():
         computing = speed.seconds(alone) - DEVICE_STARTUP_S
         if trained:
             assert speed.seconds(together) - DEVICE_STARTUP_S == pytest.approx(computing / 4)
-    jobs = [job("a", seconds=3, processes=2), job("b", seconds=1), job("c", seconds=1)]
-    assert schedule(jobs, of, 2).work_s == 8
-    assert schedule(jobs, of, 2).makespan_s == 4  # b and c beside each other, a alone
-    assert schedule(jobs, of, 3).makespan_s == 3
     asked = [Requests(s).mem_mb("distill_student") for s in (study, shared)]
     run = {"student": "32M", "init": "pruned-gpt2", "teacher": "gpt2", "tokens": "50M"}
     alone_mb, together_mb = (ask(run, 1) for ask in asked)
@@ -333,68 +327,6 @@ def test_a_teacher_of_unknown_shape_is_guessed_and_said_so():
     assert any("shape of gpt2-xl unknown (plan.shapes.gpt2-xl)" in note for note in made.notes)
     whole = StudyCost(load_study(data)).architecture("gpt2-xl").whole()
     assert whole.non_embedding == pytest.approx(1_475_561_600, rel=0.1)
-
-
-# --- schedule ---------------------------------------------------------------------------------
-
-
-def job(name, *needs, seconds=1, **more):
-    return Job(name, name, needs, work=(Work("text", seconds, 0),), **more)
-
-
-def of(job):
-    return float(job.work[0].tokens)
-
-
-def test_critical_path_and_time_on_n_workers_by_hand():
-    #  a(2) - b(3) - e(1);  c(4);  d(2)
-    jobs = [
-        job("a", seconds=2), job("c", seconds=4), job("d", seconds=2), job("b", "a", seconds=3),
-        job("e", "b", seconds=1),
-    ]  # fmt: skip
-    one, two, many = (schedule(jobs, of, n) for n in (1, 2, 9))
-    assert one.work_s == one.makespan_s == 12
-    assert [j.rule for j in one.chain] == ["a", "b", "e"]
-    assert one.critical_s == many.makespan_s == many.critical_s == 6
-    assert two.makespan_s == 6  # a b e on one, c d on the other
-    assert schedule([], of, 2).makespan_s == 0
-
-
-def test_jobs_without_a_device_take_none():
-    jobs = [job("a", seconds=5), job("b", seconds=5), job("c", seconds=4, device=Memory())]
-    found = schedule(jobs, of, 1, uses_worker=lambda job: job.device is not None)
-    assert (found.work_s, found.makespan_s) == (4, 5)
-
-
-def test_precision_decides_the_peak_of_a_device():
-    work = (Work("train", 1, 312 * 10**12),)
-    for precision, tflops in [("float32", 19.5), ("bfloat16", 312)]:
-        trained = Job("distill_student", "x", (), work, Memory(), precision=precision)
-        seconds = Assumed("a100-80gb", 0.5).seconds(trained)
-        assert seconds == pytest.approx(DEVICE_STARTUP_S + 312 / (0.5 * tflops))
-    jobs = StudyCost(real("gpt2")).jobs
-    assert {job.rule for job in jobs if job.precision == "bfloat16"} == {"distill_student"}
-
-
-def test_rates_are_straight_lines_between_the_measured_cases():
-    calibration = Calibration(
-        study="x",
-        startup_s={"distill_student": 3.0},
-        base_mb={"distill_student": 300.0},
-        text_s_per_mb={"pack_tokens": 2.0},
-        rates={"distill": [(100.0, 1e-6), (300.0, 2e-6)]},
-        matmul_gflops=10.0,
-    )
-    speed = Measured(calibration)
-    work = Work("distill", 1_000_000, 200 * 1_000_000)
-    trained = Job("distill_student", "x", (), work=(work,), device=Memory(), host_mb=470)
-    assert speed.seconds(trained) == pytest.approx(3 + 1.5)
-    assert speed.memory_mb(trained) == 470 - 420 + 300
-    packed = Job("pack_tokens", "y", (), work=(Work("text", 3_000_000, 0),), host_mb=1)
-    assert speed.seconds(packed) == pytest.approx(5 + 6)
-    scored = Job("score_importance", "z", (), work=(Work("score", 10**6, 10**12),), device=Memory())
-    assert speed.seconds(scored) == pytest.approx(5 + 100)
-    assert Assumed("a100-80gb", 0.4).seconds(scored) == pytest.approx(40 + 1 / 7.8)
 
 
 # --- studies ----------------------------------------------------------------------------------

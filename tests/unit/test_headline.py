@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from capgap.headline import run
-from capgap.records import Interval
+from capgap.law.records import Interval
 
 
 def line(tokens, slope, r_squared, n_students):

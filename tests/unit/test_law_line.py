@@ -5,9 +5,9 @@ import statsmodels.api as sm
 from law_worlds import LADDER, PAPER, QUICK, STUDENTS, simulate
 
 from capgap.law.line import FittedLine, hull
+from capgap.law.records import Interval
 from capgap.law.simulate import simulate_runs
 from capgap.law.study import fit_law, law_record, optima_of
-from capgap.records import Interval
 
 
 def test_the_published_line_is_recovered():

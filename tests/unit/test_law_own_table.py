@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from capgap.design import NONE
+from capgap.law.records import LawRecord
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.words import about
-from capgap.records import LawRecord
 
 STUDENTS = (300e6, 500e6, 800e6, 1.3e9)
 BUDGETS = (10_000_000_000, 40_000_000_000, 160_000_000_000)

@@ -9,11 +9,11 @@ from capgap.law.arms import effects_of
 from capgap.law.cells import cells_of, pool
 from capgap.law.claims import excludes, overall_of, sentence
 from capgap.law.ratios import describe_surface
+from capgap.law.records import Interval
 from capgap.law.shape import judge
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import fit_law, law_record, lines_of, optima_of
 from capgap.law.unevenness import unevenness_of
-from capgap.records import Interval
 
 STUDENTS = (60e3, 100e3, 160e3)
 STEPS = np.array([1.3, 2.3, 4.1, 7.4, 13.0])

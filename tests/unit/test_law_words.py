@@ -1,7 +1,7 @@
 import pytest
 
+from capgap.law.records import Interval
 from capgap.law.words import about, listed, span
-from capgap.records import Interval
 
 
 @pytest.mark.parametrize(

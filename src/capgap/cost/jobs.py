@@ -22,7 +22,7 @@ from capgap.cost.memory import FLOAT, Memory
 from capgap.cost.sizes import StudySizes
 from capgap.counts import parse_count
 from capgap.engine.schedule import trunk_steps
-from capgap.records import Choice
+from capgap.law.records import Choice
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes

@@ -24,12 +24,12 @@ import numpy as np
 import statsmodels.api as sm
 from scipy import stats
 
+from capgap.law.records import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
 from capgap.law.study import Fit
 from capgap.law.surface import Surface
 from capgap.law.table import train_flops
 from capgap.law.target import Target, beyond, target_of
 from capgap.law.words import about, budget, listed
-from capgap.records import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
 
 DRAWS = 2000
 WIDE = math.log(3)  # least width of a side of T* without a limit

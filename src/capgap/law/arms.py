@@ -25,8 +25,8 @@ from scipy import stats
 
 from capgap.design import NONE, RANDOM
 from capgap.law.cells import Noise, cells_of
+from capgap.law.records import ArmEffects
 from capgap.law.shape import Shape, judge
-from capgap.records import ArmEffects
 
 DOMINANT = 2.0  # times; an effect this much larger than the other one is called the cause
 

@@ -39,8 +39,16 @@ from __future__ import annotations
 from statistics import median
 
 from capgap.law.arms import DOMINANT
+from capgap.law.records import (
+    ArmEffects,
+    Claim,
+    Interval,
+    Line,
+    Optimum,
+    Overall,
+    SurfaceFit,
+)
 from capgap.law.words import about, budget, listed
-from capgap.records import ArmEffects, Claim, Interval, Line, Optimum, Overall, SurfaceFit
 
 EQUAL = 0.25  # elasticity by tokens that counts as none: 4 times the tokens move T* by 1.4 at most
 LEAST = 2  # curves that must speak

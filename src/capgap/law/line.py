@@ -42,8 +42,8 @@ from scipy import optimize, stats
 from capgap.config import Law
 from capgap.law.censored import Bounds, CensoredFit, fit_censored
 from capgap.law.optimum import Located, limits, size_interval
+from capgap.law.records import BandPoint, Interval, Line
 from capgap.law.words import listed
-from capgap.records import BandPoint, Interval, Line
 
 BAND_POINTS = 25
 LEAST = 3  # optima; a line through two has no scatter to judge it by

@@ -25,9 +25,9 @@ from scipy import stats
 
 from capgap.config import Law
 from capgap.law.cells import Cells, Noise
+from capgap.law.records import Interval, Optimum, TeacherCell
 from capgap.law.unevenness import Unevenness
 from capgap.law.words import about, listed
-from capgap.records import Interval, Optimum, TeacherCell
 
 REACH = 2  # cells on either side of the best one that the polynomial passes through
 SEARCH = 129  # points at which the polynomial is searched before Newton's method

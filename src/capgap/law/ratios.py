@@ -6,8 +6,8 @@ import numpy as np
 
 from capgap.config import Law
 from capgap.law.claims import EQUAL, excludes
+from capgap.law.records import Interval, Optimum, RatioAt, SurfaceFit
 from capgap.law.surface import Surface, interval_of
-from capgap.records import Interval, Optimum, RatioAt, SurfaceFit
 
 GRID = 400  # teacher sizes at which the tie set is looked for
 

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 
 from capgap.law.line import LEAST, FittedLine, fit_line
 from capgap.law.optimum import Located
-from capgap.records import Influence, Interval
+from capgap.law.records import Influence, Interval
 
 FAR = 100.0  # times the students' range; how far an inverse is looked for
 

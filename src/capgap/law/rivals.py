@@ -10,7 +10,7 @@ import pandas as pd
 from capgap.design import NONE, RANDOM
 from capgap.law import busbridge, pruning_null
 from capgap.law.huber import TRIES, Fitted
-from capgap.records import RivalFit
+from capgap.law.records import RivalFit
 
 Predict = Callable[[pd.DataFrame], np.ndarray]  # cells -> log loss of each
 

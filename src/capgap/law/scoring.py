@@ -35,9 +35,9 @@ from capgap.config import Law
 from capgap.law.cells import Noise
 from capgap.law.line import fit_line
 from capgap.law.optimum import Located, interval_of
+from capgap.law.records import Interval, Pick, Score
 from capgap.law.rivals import fit_busbridge, fit_p2, spent_flops
 from capgap.law.surface import fit_surface
-from capgap.records import Interval, Pick, Score
 
 LEARNED = ("line", "ratio", "surface", "busbridge", "p2")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")

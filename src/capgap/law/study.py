@@ -16,6 +16,7 @@ from capgap.law.line import FittedLine, describe_line, fit_line
 from capgap.law.optimum import Located, describe, locate
 from capgap.law.pruning_null import start_test
 from capgap.law.ratios import describe_surface
+from capgap.law.records import LawRecord, Line, Optimum
 from capgap.law.relation import elasticity, influence
 from capgap.law.rivals import cell_table, rival_fits
 from capgap.law.scoring import score_laws
@@ -24,7 +25,6 @@ from capgap.law.surface import Surface, fit_surface
 from capgap.law.table import family_monotone, main_arm
 from capgap.law.unevenness import Unevenness, unevenness_of
 from capgap.law.words import about, budget, span
-from capgap.records import LawRecord, Line, Optimum
 
 
 @dataclass(frozen=True)

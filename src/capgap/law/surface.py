@@ -33,7 +33,7 @@ from scipy import stats
 
 from capgap.law.cells import Cells, Noise
 from capgap.law.optimum import limits
-from capgap.records import Interval
+from capgap.law.records import Interval
 
 REACH = 2  # cells on either side of the best one of a group
 TEST_LEVEL = 0.01  # of terms on demand; at 0.05 needless ones cost 3 points of coverage

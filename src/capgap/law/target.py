@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
+from capgap.law.records import Interval, LawRecord, Line, Optimum
 from capgap.law.study import Fit
 from capgap.law.words import about, budget, span
-from capgap.records import Interval, LawRecord, Line, Optimum
 
 
 @dataclass(frozen=True)

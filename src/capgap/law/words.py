@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from capgap.counts import SUFFIXES, format_count
-from capgap.records import Interval
+from capgap.law.records import Interval
 
 
 def about(size: float) -> str:

@@ -16,18 +16,9 @@ from typing import NamedTuple
 
 from capgap.design import NONE, pruned_from
 from capgap.law.claims import grows
+from capgap.law.records import FinalRecord, Interval, LawRecord, Optimum, Recommendation
 from capgap.law.words import about, listed
-from capgap.records import (
-    FinalRecord,
-    HarnessRecord,
-    HarnessScore,
-    Interval,
-    LawRecord,
-    Metrics,
-    Optimum,
-    Recommendation,
-    RunRow,
-)
+from capgap.records import HarnessRecord, HarnessScore, Metrics, RunRow
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 ARMS = {

@@ -27,7 +27,8 @@ from capgap.config import (
     Study,
 )
 from capgap.errors import CapgapError
-from capgap.records import FinalRecord, HarnessRecord, LawRecord, Lineage, Metrics
+from capgap.law.records import FinalRecord, LawRecord
+from capgap.records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stage import run_stage
 from capgap.study_file import load_study

@@ -1,0 +1,47 @@
+"""A short training run of a small model, with settings that tests change."""
+
+import torch
+
+from capgap.config import Distill, Training
+from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.training import train
+
+BASE = {"sequence_length": 16, "batch_tokens": 64, "learning_rate": 0.01, "validations": 2}
+
+
+def settings(**changes):
+    return Training(**{**BASE, **changes})
+
+
+def run(
+    model,
+    streams,
+    scratch,
+    *,
+    tokens=64 * 12,
+    seed=0,
+    teacher=None,
+    seconds=1e9,
+    trunk=None,
+    **changes,
+):
+    objective = data_objective
+    if teacher:
+        precision = changes.get("precision", "float32")
+        objective = Distillation(teacher.eval(), Distill(**BASE, precision=precision))
+    return train(
+        model,
+        streams,
+        settings(**changes),
+        objective,
+        tokens=tokens,
+        seed=seed,
+        scratch=scratch,
+        trunk=trunk,
+        checkpoint_seconds=seconds,
+        say=lambda line: None,
+    )
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])

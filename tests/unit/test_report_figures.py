@@ -1,0 +1,157 @@
+import re
+from collections import Counter
+
+import pytest
+from report_records import (
+    STUDENTS,
+    make_final,
+    make_law,
+    make_runs,
+)
+
+from capgap.law.records import Interval
+from capgap.report import render_svg, specification
+from capgap.reporting import charts, regret_charts, wording
+from capgap.reporting.law_chart import law_chart
+from capgap.reporting.theme import size_axis
+
+ALL_ARMS = ("no_teacher", "random_init", "cross_teacher")
+
+
+def test_curves_hold_every_run_and_the_record_of_the_law():
+    runs = make_runs(arms=ALL_ARMS)
+    law = make_law(runs)
+    data = charts.curves(runs, law).data
+    arms = Counter(r.arm for r in runs)
+    assert (data.kind == "seed").sum() == arms["main"]
+    assert (data.kind == "no_teacher").sum() == arms["no_teacher"]
+    stars = data[data.kind == "optimum"].set_index("student")
+    for found in law.optima:
+        assert stars.teacher_params[found.student] == found.teacher_params.value
+        assert stars.params_low[found.student] == found.teacher_params.low
+        tie = data[(data.student == found.student) & (data.kind == "tie")].iloc[0]
+        assert tie.loss_nats_per_token == min(c.mean_loss_nats_per_token for c in found.cells)
+        assert tie.loss_high - tie.loss_nats_per_token == pytest.approx(law.tie_nats)
+
+
+def test_a_run_without_teacher_stands_at_the_size_it_was_pruned_from():
+    runs = make_runs(seeds=(0,), arms=ALL_ARMS)
+    data = charts.controls(runs).data
+    alone = data[(data.arm == wording.arm_name("no_teacher")) & (data.init == "pruned-t340k")]
+    assert set(alone.teacher_params) == {343_000}
+    assert (data.kind == "baseline").sum() == len(STUDENTS)
+    assert charts.controls(make_runs()) is None
+
+
+def test_law_chart_draws_no_line_it_does_not_have_and_bounds_as_bounds():
+    law = make_law(make_runs(ratio=0.3))
+    figure = law_chart(law, None)
+    kinds = set(figure.data.kind)
+    rivals = {"choice of Busbridge et al.", "choice of the P2 law"}
+    assert kinds - rivals == {"tried", "upper_bound", "published: 2.5 × S"}
+    bound = figure.data[figure.data.kind == "upper_bound"].set_index("student")
+    assert bound.teacher_params["60k"] == bound.params_high["60k"] == 179_000
+    assert "no line: 0 of 3 optima" in figure.chart.to_json()
+    law = make_law(make_runs())
+    data = law_chart(law, make_final()).data
+    fitted = data[data.kind == "fitted line"]
+    slope, intercept = law.lines[0].slope.value, law.lines[0].intercept.value
+    assert list(fitted.teacher_params) == pytest.approx(
+        list(slope * fitted.student_params + intercept)
+    )
+    assert set(data.student[data.kind == "predicted"]) == {"final 131k"}
+
+
+def test_an_interval_open_on_one_side_ends_at_the_edge_and_none_is_none():
+    runs = make_runs()
+    law = make_law(runs)
+
+    def band(low, high):
+        found = law.optima[0]
+        star = Interval(value=found.teacher_params.value, low=low, high=high)
+        changed = found.model_copy(update={"teacher_params": star})
+        data = charts.curves(runs, law.model_copy(update={"optima": [changed]})).data
+        return data[data.kind == "optimum"].iloc[0][["params_low", "params_high"]]
+
+    assert list(band(90_000.0, None)) == [90_000, 1_012_000]
+    assert list(band(None, 300_000.0)) == [83_000, 300_000]
+    assert band(None, None).isna().all()
+
+
+def test_pareto_frontier_is_what_nothing_beats():
+    runs = make_runs(arms=ALL_ARMS)
+    data = charts.pareto(runs, make_final()).data
+    points = set(
+        data[data.kind != "frontier"][["train_flops", "loss_nats_per_token"]].itertuples(
+            index=False, name=None
+        )
+    )
+    frontier = data[data.kind == "frontier"]
+    unbeaten = [
+        (flops, loss)
+        for flops, loss in points
+        if not any(x <= flops and y <= loss for x, y in points - {(flops, loss)})
+    ]
+    assert sorted(unbeaten) == list(
+        zip(frontier.train_flops, frontier.loss_nats_per_token, strict=True)
+    )
+    assert "final" in set(data.kind)
+
+
+def test_compute_that_a_table_does_not_tell_is_counted():
+    runs = make_runs()
+    told = charts.pareto(runs, None).data
+    counted = charts.pareto([r.model_copy(update={"train_flops": None}) for r in runs], None).data
+    assert list(counted.train_flops) == pytest.approx(list(told.train_flops))
+
+
+def test_regret_table_marks_the_best_and_the_tie():
+    law = make_law(make_runs())
+    data = regret_charts.regret(law).data
+    for found in law.optima:
+        rows = data[data.student == found.student].set_index("teacher")
+        assert rows.text[found.best_teacher] == "best"
+        assert set(rows.index[rows.kind == "tie"]) == set(found.within_tie)
+        for cell in found.cells:
+            assert rows.regret_nats[cell.teacher] == cell.regret_nats
+
+
+def test_ticks_are_round_sizes_inside_the_range():
+    assert size_axis([83_000, 1_012_000]).values == [1e5, 2e5, 5e5, 1e6]
+
+
+def test_drawing_twice_gives_the_same_bytes():
+    runs = make_runs()
+    spec = specification(charts.curves(runs, make_law(runs)))
+    first = render_svg("curves", spec)
+    assert first == render_svg("curves", spec)
+    ids = re.findall(r'\bid="([^"]+)"', first)
+    assert ids
+    assert ids == [f"curves-{i}" for i in range(len(ids))]
+    assert set(re.findall(r"url\(#([^)]+)\)", first)) <= set(ids)
+
+
+def test_flatness_by_hand():
+    law = make_law(make_runs())
+    data = regret_charts.flatness(law).data
+    cells = data[data.kind == "cell"]
+    assert len(cells) == sum(len(found.cells) for found in law.optima)
+    for found in law.optima:
+        own = cells[cells.student == found.student].set_index("teacher")
+        for cell in found.cells:
+            times = cell.teacher_params_non_embedding / found.teacher_params.value
+            assert own.times_best[cell.teacher] == pytest.approx(times)
+            assert own.regret_nats[cell.teacher] == cell.regret_nats
+    assert regret_charts.flatness(make_law(make_runs(ratio=0.3))) is None
+
+
+def test_rivals_stand_in_the_figure_of_the_law_where_they_choose():
+    law = make_law(make_runs())
+    data = law_chart(law, None).data
+    for score in law.scores:
+        if score.law == "busbridge":
+            own = data[data.kind == "choice of Busbridge et al."]
+            assert list(own.teacher_params) == [
+                pick.teacher_params_non_embedding for pick in score.picks
+            ]
+            assert len(own) == score.n_cases > 0
