@@ -33,6 +33,7 @@ except CapgapError as error:
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
 SIZES = design.teacher_sizes(STUDY)
 RUNS = design.grid_runs(STUDY.grid, SIZES)
+BUDGETS = design.budgets_of(RUNS)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
 SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {design.RANDOM})
 SIGNALLED = sorted({run.teacher for run in RUNS} - {design.NONE})
@@ -158,7 +159,7 @@ def shorter_trunk(wildcards):
     """The trunk that a run goes on from; nothing for the smallest budget and other schedules."""
     values = {key: wildcards[key] for key in design.Run._fields}
     run = design.Run(**values | {"seed": int(wildcards.seed)})
-    shorter = design.next_smaller(run, RUNS) if TRUNK else None
+    shorter = design.next_smaller(run, BUDGETS) if TRUNK else None
     if shorter is None:
         return []
     return paths.RUN_TRUNK.format(study=wildcards.study, **shorter._asdict())

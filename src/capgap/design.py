@@ -11,6 +11,7 @@ pruned teacher's student from that same teacher. The control arms change one thi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from capgap.config import Final, Grid, Study
@@ -76,15 +77,19 @@ def grid_runs(grid: Grid, sizes: dict[str, int]) -> list[Run]:
     return runs
 
 
-def next_smaller(run: Run, runs: list[Run]) -> Run | None:
-    """The same run at the largest of the smaller budgets among `runs`; None without one."""
-    shorter = [
-        other
-        for other in runs
-        if other._replace(tokens=run.tokens) == run
-        and parse_count(other.tokens) < parse_count(run.tokens)
-    ]
-    return max(shorter, key=lambda other: parse_count(other.tokens), default=None)
+def budgets_of(runs: Iterable[Run]) -> dict[Run, list[int]]:
+    """Token budgets of runs that differ in nothing else, by the run without its budget."""
+    budgets: dict[Run, list[int]] = {}
+    for run in runs:
+        budgets.setdefault(run._replace(tokens=""), []).append(parse_count(run.tokens))
+    return budgets
+
+
+def next_smaller(run: Run, budgets: dict[Run, list[int]]) -> Run | None:
+    """The same run at the largest of its smaller budgets, see `budgets_of`; None without one."""
+    tokens = parse_count(run.tokens)
+    smaller = [other for other in budgets.get(run._replace(tokens=""), []) if other < tokens]
+    return run._replace(tokens=format_count(max(smaller))) if smaller else None
 
 
 def final_runs(final: Final, teachers: list[str]) -> list[Run]:

@@ -100,11 +100,8 @@ def short(plan: Plan) -> str:
     """The plan in a few lines, for the end of a dry run."""
     if not plan.left:
         return f"0 of {len(plan.jobs)} jobs to do"
-    done = len(plan.jobs) - len(plan.left)
     lines = [
-        f"{len(plan.left)} of {len(plan.jobs)} jobs to do"
-        + (f", {done} up to date" if done else "")
-        + f"; {_flops(sum(job.flops for job in plan.left))} FLOPs, "
+        f"{len(plan.left)} of {len(plan.jobs)} jobs to do; {_flops(sum(job.flops for job in plan.left))} FLOPs, "
         f"{_bytes(_disk(plan.left))} on disk"
         + (f", {_bytes(_download(plan.left))} to download" if _download(plan.left) else ""),
         f"{_worker_hours(plan)}; on {_workers(plan)} {_time(plan.schedule.makespan_s)}, "

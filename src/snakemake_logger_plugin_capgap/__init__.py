@@ -4,7 +4,8 @@ Live progress of a study, in place of Snakemake's wall of text: `snakemake --log
 On a terminal each finished job is one line, above an area that shows how far the study is and what
 the log of every running job says. Elsewhere (CI, a file) the same lines come without the area, and
 a heartbeat once a minute. Failures, errors and warnings are always shown. Snakemake's own full
-record of the run is in `.snakemake/log/`.
+record of the run is in `.snakemake/log/`. A dry run writes the outputs that it would make, one a line,
+into the file that CAPGAP_PLANNED names.
 
 Jobs are expected to write to their log: what one prints straight to the terminal is overdrawn by
 the live area.
@@ -12,6 +13,7 @@ the live area.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -20,6 +22,7 @@ import time
 import traceback
 from collections import Counter
 from logging import ERROR, WARNING, LogRecord
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -81,6 +84,7 @@ class LogHandler(LogHandlerBase):
             highlight=False,
         )
         self.progress = Progress()
+        self.planned: list[str] = []  # outputs, of a dry run
         self.finished: list[LogRecord] = []  # shown when PROGRESS tells the new total
         self.command_errors: list[re.Match] = []  # shown with the failure of their job
         self.warnings: set[str] = set()
@@ -140,7 +144,9 @@ class LogHandler(LogHandlerBase):
             if self.progress.failed.pop(record.jobid, None):
                 self.say(f"trying again: {job}", "yellow")
             self.progress.running[record.jobid] = job
-        elif Quietness.RULES not in self.quiet:
+            return
+        self.planned += record.output
+        if Quietness.RULES not in self.quiet:
             full = self.options.verbose or self.options.printshellcmds
             reason = record.reason if full else short_reason(record.reason)
             self.say(f"{job}" + ("" if Quietness.REASON in self.quiet else f"  ({reason})"))
@@ -241,6 +247,8 @@ class LogHandler(LogHandlerBase):
         """Say how the run ended."""
         if self.live:
             self.live.stop()
+        if self.options.dryrun and "CAPGAP_PLANNED" in os.environ:
+            Path(os.environ["CAPGAP_PLANNED"]).write_text("\n".join(self.planned), encoding="utf-8")
         for error in self.command_errors:
             self.say(error[0], "red")
         run, planned = self.progress, job_count(self.progress.total)

@@ -1,7 +1,7 @@
 """The design: which runs a grid consists of."""
 
 from capgap.config import Final, Grid
-from capgap.design import Run, arm_of, final_runs, grid_runs, next_smaller, teachers_for
+from capgap.design import Run, arm_of, budgets_of, final_runs, grid_runs, next_smaller, teachers_for
 
 SIZES = {"small": 50, "large": 200, "middle": 100}
 
@@ -58,7 +58,7 @@ def test_final_runs_follow_the_teachers_given():
 
 
 def test_budgets_of_one_run_are_a_chain():
-    every = runs(tokens=[9000, 2000, 10000], seeds=[1])
+    every = budgets_of(runs(tokens=[9000, 2000, 10000], seeds=[1]))
     run = Run("60", "pruned-large", "large", "10k", 1)
     assert next_smaller(run, every) == run._replace(tokens="9k")
     assert next_smaller(run._replace(tokens="9k"), every) == run._replace(tokens="2k")

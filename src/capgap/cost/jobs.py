@@ -113,7 +113,7 @@ class StudyCost(StudySizes):
             return self._start(student, init or design.pruned_from(teacher))
         if rule in ("distill_student", "evaluate_student"):
             run = design.Run(student, init, teacher, tokens, int(seed))
-            trained, measured = self._run(run, self.grid, ())
+            trained, measured = self._run(run, self.budgets, ())
             return trained if rule == "distill_student" else measured
         if rule in ("harness_teacher", "harness_final"):
             return self._harness(teacher)
@@ -123,6 +123,11 @@ class StudyCost(StudySizes):
     def grid(self) -> list[design.Run]:
         """The runs that the law is fitted on."""
         return design.grid_runs(self.study.grid, design.teacher_sizes(self.study))
+
+    @cached_property
+    def budgets(self) -> dict[design.Run, list[int]]:
+        """Their budgets, see `design.budgets_of`."""
+        return design.budgets_of(self.grid)
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -144,7 +149,7 @@ class StudyCost(StudySizes):
             jobs += [self._signal(name) for name in sorted(taught)]
         jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in grid)]
         for run in grid:
-            jobs += self._run(run, grid, ())
+            jobs += self._run(run, self.budgets, ())
         metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in grid]
         measured = [self.path(paths.TEACHER_METRICS, teacher=name) for name in study.teachers]
         table, law = self.path(paths.RUNS_TABLE), self.path(paths.LAW)
@@ -160,7 +165,7 @@ class StudyCost(StudySizes):
         ]
         jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in final)]
         for run in final:
-            jobs += self._run(run, final, (choice,))
+            jobs += self._run(run, design.budgets_of(final), (choice,))
         jobs += [
             light(
                 "compare_final",
@@ -358,11 +363,13 @@ class StudyCost(StudySizes):
         batch = self.study.distill.batch_tokens
         return (trunk_steps(parse_count(run.tokens) // batch, self.study.distill) or 0) * batch
 
-    def _run(self, run: design.Run, runs: list[design.Run], after: tuple[str, ...]) -> list[Job]:
+    def _run(
+        self, run: design.Run, budgets: dict[design.Run, list[int]], after: tuple[str, ...]
+    ) -> list[Job]:
         names, settings = run._asdict(), self.study.distill
         model = self.student(run.student, run.init)
         tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
-        shorter = design.next_smaller(run, runs) if settings.schedule == "wsd" else None
+        shorter = design.next_smaller(run, budgets) if settings.schedule == "wsd" else None
         flops = _passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
         kind = "train"

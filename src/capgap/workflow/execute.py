@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 from rich.console import Console
@@ -26,11 +27,11 @@ from capgap.stage import run_stage
 from capgap.study_file import load_study
 from capgap.summary import run as print_summary
 from capgap.workflow import ledger
-from capgap.workflow.pending import not_done, snakemake_command
+from capgap.workflow.pending import snakemake_command
 from capgap.workflow.process import RUN_VARIABLE, die_with_parent, name_run, only_run
 from capgap.workflow.verify import check
 
-DRY_RUN = {"-n", "--dry-run", "--dryrun"}
+PLANNED = "CAPGAP_PLANNED"  # the file in which our logger lists what a dry run would make
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 
 
@@ -60,23 +61,29 @@ def check_writable(folders: list[Path]) -> None:
 
 
 def run(study_file: Path, snakemake_options: list[str]) -> int:
-    """Run Snakemake on a study; its exit status. Prints the summary after a full run."""
+    """Run Snakemake on a study; its exit status.
+
+    Prints the summary after a full run, and after a dry run what the jobs would cost.
+    """
     study = load_study(study_file)
     root = Path(paths.ROOT.format(study=study.study))
     check_writable([root, *map(Path, ("logs", "timings", "scratch", ".snakemake"))])
-    with only_run() as lock:
+    with only_run() as lock, TemporaryDirectory() as folder:
         clear_leftovers(root)
+        told = Path(folder, "planned")
+        os.environ[PLANNED] = str(told)
         os.environ[RUN_VARIABLE] = name_run(lock)
         signal.signal(signal.SIGTERM, _terminated)
         status = _snakemake(study_file, snakemake_options, lock)
+        planned = told.read_text(encoding="utf-8").splitlines() if told.is_file() else None
     if status and disk_is_full(root):
         raise CapgapError(
             f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
         )
     if status == 0 and not snakemake_options:
         print_summary(study.study, Console())
-    if status == 0 and DRY_RUN.intersection(snakemake_options):
-        print(plan.short(plan.make_plan(study, not_done=not_done(study_file, study.study))))
+    if status == 0 and planned is not None:
+        print(plan.short(plan.make_plan(study, not_done=planned)))
     return status
 
 
