@@ -28,6 +28,7 @@ from capgap.law.target import nearest_budget
 from capgap.law.words import about, budget, span
 from capgap.stage import StageParser, count_argument, run_stage
 from capgap.study_file import load_study
+from capgap.workflow.verify import result_of
 
 
 def run(
@@ -214,7 +215,7 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
             f"{args.study}: no such study file; name a law and its table with --law and --runs"
         )
     study = load_study(args.study).study
-    return paths.LAW.format(study=study), paths.RUNS_TABLE.format(study=study)
+    return result_of(study, paths.LAW), result_of(study, paths.RUNS_TABLE)
 
 
 def main(argv: list[str] | None = None) -> None:

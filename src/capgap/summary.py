@@ -17,6 +17,7 @@ from capgap.counts import format_count
 from capgap.law.records import ArmEffects, Choice, FinalRecord, Interval, LawRecord
 from capgap.stage import StageParser, run_stage
 from capgap.study_file import load_study
+from capgap.workflow.verify import result_of
 
 
 def interval_text(interval: Interval, digits: int = 2) -> str:
@@ -28,9 +29,9 @@ def interval_text(interval: Interval, digits: int = 2) -> str:
 
 def run(study: str, console: Console) -> None:
     """Print the summary of a study by name."""
-    law = LawRecord.read(paths.LAW.format(study=study))
-    choice = Choice.read(paths.CHOICE.format(study=study))
-    final = FinalRecord.read(paths.FINAL.format(study=study))
+    law = LawRecord.read(result_of(study, paths.LAW))
+    choice = Choice.read(result_of(study, paths.CHOICE))
+    final = FinalRecord.read(result_of(study, paths.FINAL))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()

@@ -1,5 +1,6 @@
 """The plan knows the jobs that Snakemake knows; what cannot fit is refused before anything starts."""
 
+import re
 import sys
 
 import pytest
@@ -53,6 +54,14 @@ def test_a_run_that_cannot_fit_is_refused_and_a_dry_run_says_so(fresh):
     assert "job(s) do not fit plan.device h100-80gb" in said
     assert "GiB can be used" in said
     assert not (fresh / RESULTS).exists()
+
+
+def test_a_dry_run_costs_the_jobs_that_it_lists(study):
+    study.configure(lambda data: data.update(plan={"mfu": 0.3}))  # the report shows all settings
+    dry = study.capgap("run", "-n").stdout
+    assert "write_report  (params changed)" in dry
+    assert "2 jobs to do; this was a dry run" in dry  # with the target
+    assert re.search(r"^1 of \d\d jobs to do; 0 FLOPs", dry, re.MULTILINE)
 
 
 def test_a_size_that_no_pruning_gives_is_refused_by_name(fresh):

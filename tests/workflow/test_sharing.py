@@ -174,6 +174,8 @@ def test_results_that_were_not_saved_are_not_overwritten(study):
         (["verify"], "no results here"),
         (["accept"], "no results here"),
         (["export", "--out", "model"], "no results here"),
+        (["summary"], "no results here"),
+        (["recommend", "--student", "5k"], "no results here"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -32,7 +32,7 @@ from capgap.records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stage import run_stage
 from capgap.study_file import load_study
-from capgap.workflow.verify import results_of
+from capgap.workflow.verify import result_of
 
 CARD = """
 # {name}
@@ -99,10 +99,9 @@ def run(
     study = load_study(study_file)
     if out.exists():
         raise CapgapError(f"{out} exists already; name another folder or delete it")
-    results_of(study.study)
+    final = FinalRecord.read(result_of(study.study, paths.FINAL))
+    law = LawRecord.read(result_of(study.study, paths.LAW))
     model = open_folder(paths.FINAL_MODEL.format(study=study.study))
-    final = FinalRecord.read(paths.FINAL.format(study=study.study))
-    law = LawRecord.read(paths.LAW.format(study=study.study))
     lineage = Lineage.read(model / "lineage.json")
     teacher = Metrics.read(paths.TEACHER_METRICS.format(study=study.study, teacher=lineage.teacher))
     runs = design.final_runs(study.final, [lineage.teacher])

@@ -28,6 +28,15 @@ def results_of(study: str) -> Path:
     return root
 
 
+def result_of(study: str, path: str) -> str:
+    """One result of a study, of which `path` is the template; CapgapError where it is missing."""
+    results_of(study)
+    name = path.format(study=study)
+    if not Path(name).is_file():
+        raise CapgapError(f"{name}: not made yet; `capgap run` makes it")
+    return name
+
+
 def problems(study: str) -> list[str]:
     """What is not as recorded, one sentence each: manifests, inputs of each result, unfinished."""
     root = results_of(study)
