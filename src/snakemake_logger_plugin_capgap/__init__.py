@@ -60,6 +60,10 @@ ROUTINE = re.compile(
     "Touching output|Trying to restart|Updating checkpoint|Using shell|Would remove temporary|"
     "WorkflowError:\nAt least one job did not complete|Write-protecting output|None$|$"
 )
+IN_OUR_WORDS = {
+    "Nothing to be done": "nothing to do: everything is up to date",
+    "The run involves checkpoint jobs": "more jobs become known when a checkpoint has run",
+}
 
 
 class LogHandler(LogHandlerBase):
@@ -202,8 +206,7 @@ class LogHandler(LogHandlerBase):
         text = plain(self.format(record) or "").strip()
         routine = ROUTINE.match(text) and not self.options.verbose
         self.had_error |= record.levelno >= ERROR
-        if text.startswith("Nothing to be done"):
-            text = "nothing to do: everything is up to date"
+        text = next((own for start, own in IN_OUR_WORDS.items() if text.startswith(start)), text)
         if command_error := COMMAND_ERROR.fullmatch(text):
             self.command_errors.append(command_error)
         elif routine or (record.levelno == WARNING and text in self.warnings):

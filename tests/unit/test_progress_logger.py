@@ -128,6 +128,9 @@ def test_failure_then_mended_run_then_nothing_to_do(study):
 
 def test_checkpoint_changes_the_total_and_a_retry_is_no_failure(tmp_path):
     (tmp_path / "Snakefile").write_text(CHECKPOINT)
+    planned = snakemake(tmp_path, "--dry-run").stdout.splitlines()
+    assert "more jobs become known when a checkpoint has run" in planned
+    assert planned[-1] == "3 jobs to do; this was a dry run, nothing was changed"
     run = snakemake(tmp_path)
     assert run.returncode == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", run.stderr)
