@@ -6,9 +6,9 @@ from capgap.config import Law
 from capgap.law.cells import cells_of, pool
 from capgap.law.line import FittedLine
 from capgap.law.relation import elasticity, influence, student_for
-from capgap.law.simulate import simulate_runs
+from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import fit_law, law_record
-from capgap.law.surface import fit_surface, interval_of
+from capgap.law.surface import bowl, fit_surface, interval_of
 
 STUDENTS = (60e3, 100e3, 160e3)
 BUDGETS = (1_000_000, 2_000_000, 4_000_000)
@@ -38,7 +38,7 @@ def test_a_parabolic_surface_is_recovered_exactly():
     runs = grow(np.random.default_rng(0), noise_sd=0, seed_sd=0, jitter=0)
     surface = surface_of(runs)
     assert surface.status == "fitted"
-    assert surface.terms == ("u", "u2", "u_s", "u_d")
+    assert surface.terms == ("u", "bend", "u_s", "u_d")
     for d in BUDGETS:
         ratio = surface.ratio(100e3, d, 0.95)
         assert ratio.value == pytest.approx(2.5 * (d / 1e6) ** 0.4, rel=1e-4)
@@ -47,15 +47,48 @@ def test_a_parabolic_surface_is_recovered_exactly():
     assert moves["tokens"].value == pytest.approx(0.4, abs=1e-4)
     assert moves["size_at_fixed_tokens_per_param"].value == pytest.approx(1.4, abs=1e-4)
     # curvature of the simulation is 0.25 nats per squared unit of log T
-    assert surface.curvature(100e3, 2e6) == pytest.approx(0.25, abs=1e-3)
+    bend_R, k_R = surface.at_optimum(100e3, 2e6)
+    assert bend_R == pytest.approx(0.25, abs=1e-3)
+    assert not k_R.any()
 
 
 def test_a_skewed_surface_is_hardly_biased():
     runs = grow(np.random.default_rng(0), skew=0.5, noise_sd=1e-5, seed_sd=0)
     surface = surface_of(runs)
-    assert "u3" in surface.terms
+    assert "k" in surface.terms
     assert surface.ratio(100e3, 2e6, 0.95).value == pytest.approx(2.5 * 2**0.4, rel=0.01)
     assert surface.elasticities(0.95)["tokens"].value == pytest.approx(0.4, abs=0.02)
+
+
+def test_a_curve_that_bends_ever_less_is_followed_at_every_budget():
+    """Damage by pruning against a teacher's help of 1 - S/T: T*/S = 2.5 (D / 1M)^0.4 exactly."""
+    rng = np.random.default_rng(0)
+    world = {"damage": 0.16, "help_nats": 0.4, "decay": 0.4, "budgets": BUDGETS, "arms": ()}
+    ladders = [s * STEPS for s in STUDENTS]
+    runs = pd.concat(
+        simulate_study(rng, [s], ladder, noise_sd=1e-5, **world)
+        for s, ladder in zip(STUDENTS, ladders, strict=True)
+    )
+    surface = surface_of(runs)
+    k = surface.term_P[surface.terms.index("k")]
+    assert k == pytest.approx(-1, abs=0.05)
+    for d in BUDGETS:
+        assert surface.ratio(100e3, d, 0.95).value == pytest.approx(
+            2.5 * (d / 1e6) ** 0.4, rel=0.003
+        )
+    assert surface.elasticities(0.95)["tokens"].value == pytest.approx(0.4, abs=0.003)
+    # the second derivative of 0.4 S / T by log T is 0.4 / ratio at T*
+    bend_R, _ = surface.at_optimum(100e3, 1e6)
+    assert np.median(bend_R) == pytest.approx(0.16, rel=0.02)
+
+
+def test_the_bowl_by_hand():
+    # (e^2 - 2 - 1) / 4 at u = 1, k = 2; its series near k = 0; u^2 / 2 at 0
+    assert bowl(1.0, 2.0) == pytest.approx((np.exp(2) - 3) / 4)
+    assert bowl(np.array([-1.5, 2.0]), 0.0) == pytest.approx([1.125, 2.0])
+    u = np.array([-2.0, -0.3, 0.0, 1.7])
+    assert bowl(u, 0.99e-3) == pytest.approx(bowl(u, 1.01e-3), abs=1e-4)
+    assert bowl(u, np.array([[-1.0], [1.0]])).shape == (2, 4)
 
 
 def test_surface_intervals_cover_the_truth():
@@ -184,6 +217,17 @@ def test_ratios_go_by_tokens_per_student_parameter(record):
 def test_how_the_ratio_goes_with_tokens(world, shape):
     found = law_record(grow(np.random.default_rng(2), **world), QUICK)
     assert found.surface.tokens_shape == shape
+
+
+def test_the_record_holds_all_that_its_formula_needs():
+    """T*/S by hand from terms and centres, where no term in brackets is asked for."""
+    found = law_record(grow(np.random.default_rng(0), noise_sd=1e-6, seed_sd=0), QUICK).surface
+    b = found.terms
+    assert set(b) == {"u", "u_s", "u_d", "bend"}
+    s, d = np.log(100e3 / found.centre_student_params), np.log(4e6 / found.centre_tokens)
+    a = b["u"] + b["u_s"] * s + b["u_d"] * d
+    star = found.centre_ratio * np.exp(-a / b["bend"])
+    assert star == pytest.approx(2.5 * 4**0.4, rel=1e-3)
 
 
 # --- lines ----------------------------------------------------------------------------------------

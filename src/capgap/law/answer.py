@@ -2,9 +2,9 @@
 The answer for a user: which teacher for a student of this size at this budget.
 
 T* comes from `target.py`. What a wrong teacher costs comes from the joint surface: about its
-minimum the loss rises by h x^2 + g x^3, x = log(T / T*), with h and g of the surface and its
-resamples. T* is drawn from the normal in log T, one width to each side, that has the interval of
-T*; a side without limit is as wide as the teachers on offer reach, and at least a factor of 3.
+minimum the loss rises by c E_k(log(T / T*)), with c and k of the surface and its resamples. T* is
+drawn from the normal in log T, one width to each side, that has the interval of T*; a side without
+limit is as wide as the teachers on offer reach, and at least a factor of 3.
 The level of the loss is a line in log S and log D through the lowest points of the groups.
 
 The answer abstains
@@ -26,7 +26,7 @@ from scipy import stats
 
 from capgap.law.records import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
 from capgap.law.study import Fit
-from capgap.law.surface import Surface
+from capgap.law.surface import Surface, bowl
 from capgap.law.table import train_flops
 from capgap.law.target import Target, beyond, target_of
 from capgap.law.words import about, budget, listed
@@ -111,23 +111,16 @@ def _excess(
     """
     if surface is None or surface.status != "fitted" or target.value <= 0:
         return None
-    half_R = surface.curvature(student, tokens) / 2
-    third_R = np.zeros_like(half_R)
-    if "u3" in surface.terms:
-        third_R = surface.term_RP[:, surface.terms.index("u3")]
-    known = half_R > 0
-    if known.mean() < 0.5:
+    bend_R, k_R = surface.at_optimum(student, tokens)
+    known_R = np.isfinite(bend_R)
+    if known_R.mean() < 0.5:
         return None
     rng = np.random.default_rng(law.seed)
-    pick_R = rng.choice(np.flatnonzero(known), size=DRAWS)
-    half_R, third_R = half_R[pick_R], third_R[pick_R]
-    # beyond the far turning point of a cubic the curve is not known: it stays at that height
-    turn_R = np.divide(-2 * half_R, 3 * third_R, out=np.full(DRAWS, np.inf), where=third_R != 0)
-    low_R, high_R = np.where(turn_R < 0, turn_R, -np.inf), np.where(turn_R > 0, turn_R, np.inf)
+    pick_R = rng.choice(np.flatnonzero(known_R), size=DRAWS)
+    bend_R1, k_R1 = bend_R[pick_R, None], k_R[pick_R, None]
 
     def rise(star_R: np.ndarray) -> np.ndarray:
-        x_RK = np.clip(np.log(size_K) - star_R[:, None], low_R[:, None], high_R[:, None])
-        return half_R[:, None] * x_RK**2 + third_R[:, None] * x_RK**3
+        return bend_R1 * bowl(np.log(size_K) - star_R[:, None], k_R1)
 
     at_star_RK = rise(np.full(DRAWS, math.log(target.value)))
     return at_star_RK.mean(axis=0), rise(_draw_star(target, size_K, law.confidence, rng))

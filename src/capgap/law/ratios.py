@@ -24,6 +24,7 @@ def describe_surface(surface: Surface, optima: list[Optimum], settings: Law) -> 
         terms=dict(zip(surface.terms, surface.term_P.tolist(), strict=True)),
         centre_student_params=float(np.exp(surface.centre[0])),
         centre_tokens=float(np.exp(surface.centre[1])),
+        centre_ratio=float(np.exp(surface.centre[2])),
         by_size=moves.get("size"),
         by_tokens=moves.get("tokens"),
         by_size_at_fixed_tokens_per_param=moves.get("size_at_fixed_tokens_per_param"),

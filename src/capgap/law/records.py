@@ -106,9 +106,10 @@ class SurfaceFit(Record):
 
     status: Literal["fitted", "flat", "not_identifiable"]
     reason: str
-    terms: dict[str, float]  # nats per unit of u = log T/S and of log S, log D about the centre
-    centre_student_params: float  # geometric means of the groups
+    terms: dict[str, float]  # coefficients of the formula; k is 0 where it is absent
+    centre_student_params: float  # geometric means, about which the terms are taken
     centre_tokens: float
+    centre_ratio: float  # of T/S
     by_size: Interval | None  # elasticity of T* by S at fixed D
     by_tokens: Interval | None  # elasticity of T* by D at fixed S
     by_size_at_fixed_tokens_per_param: Interval | None

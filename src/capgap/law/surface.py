@@ -2,16 +2,20 @@
 One loss surface over student size, teacher size and token budget, and T*(S, D) from it.
 
 Within a cell group (one student size S at one budget D) the loss is a curve in u = log(T / S) whose
-lowest point moves with S and D; the level of every group is free:
+lowest point moves with S and D; the level of every group is free. With u, s = log S and d = log D
+about their means over the runs,
 
-  loss = level(S, D) + b1 u + b2 u^2 + u (b3 log S + b4 log D)
-         [+ b5 u^3 + u^2 (b6 log S + b7 log D)] [+ b8 u log^2 D]
+  loss = level(S, D) + u (b1 + b2 s + b3 d [+ b4 d^2]) + E_k(u) (c1 [+ c2 s + c3 d])
 
-so that log(T*/S) = -(b1 + b3 log S + b4 log D + b8 log^2 D) / 2 b2 where the curve is a parabola,
-and the rising root of its derivative where it is a cubic, which needs the terms in u^2 to move
-without changing its shape. The bracketed terms enter only where an F test asks for them. All terms
-are linear in the b: the fit is least squares over cells within two of each group's best (a parabola
-over wide or off-centre grids is biased, arXiv 2603.22339), with no optimiser.
+  E_k(u) = (exp(k u) - k u - 1) / k^2, u^2 / 2 at k = 0
+
+With a and c the two brackets, log(T*/S) = log(1 - k a / c) / k, -a / c at k = 0. k is 0, and the
+terms in square brackets absent, unless an F test asks for them: k and those of c together, for a
+skewed curve cannot move without changing its coefficients. E_k bends one way whatever k, so a curve
+has one minimum; it holds the parabola and curves that bend ever less, such as a teacher's help of
+1 - S/T against damage by pruning that grows as log(T/S), which no cubic follows. The fit is least
+squares, by a search over k alone, over cells within two of each group's best (a parabola over wide
+or off-centre grids is biased, arXiv 2603.22339).
 
 Optima beyond the grid need no special case here: a curve that still falls at the edge of its group
 bends the surface as any other curve does.
@@ -30,6 +34,7 @@ from typing import Literal
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import minimize_scalar
 
 from capgap.law.cells import Cells, Noise
 from capgap.law.optimum import limits
@@ -37,18 +42,23 @@ from capgap.law.records import Interval
 
 REACH = 2  # cells on either side of the best one of a group
 TEST_LEVEL = 0.01  # of terms on demand; at 0.05 needless ones cost 3 points of coverage
+TERMS = ("u", "u_s", "u_d", "u_dd", "bend", "bend_s", "bend_d", "k")
+STEEPEST = 3.0  # |k| at most: the curvature changes by exp(3) from one T to 2.7 T
+ROUNDING = 1e-9  # nats; residuals below it are no misfit
+SMALL = 1e-3  # |k| below which E_k is taken from its series
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A fitted surface. Terms by name: u, u2, u_s, u_d, u3, u_dd; absent ones are 0."""
+    """A fitted surface. Terms by name: u, u_s, u_d, u_dd, bend, bend_s, bend_d, k; absent: 0."""
 
     status: Literal["fitted", "flat", "not_identifiable"]
     reason: str
     terms: tuple[str, ...]
-    term_P: np.ndarray  # nats per unit of each term
+    term_P: np.ndarray  # nats per unit of each term; k per unit of u
     term_RP: np.ndarray | None  # None where no degree of freedom is left
-    centre: tuple[float, float]  # of log S and log D
+    centre: tuple[float, float, float]  # of log S, log D and u
+    tried: tuple[tuple[float, float], tuple[float, float]]  # least and most log S and log D
     levels: dict[tuple[str, int], float]  # nats, by student and budget
     level_R: dict[tuple[str, int], np.ndarray]
     reach: dict[tuple[str, int], tuple[float, float]]  # log T of the smallest and largest teacher
@@ -66,43 +76,50 @@ class Surface:
     ) -> np.ndarray:
         """Loss relative to the group's level, (1, K), or for each resample (R, K); nats."""
         term_RP = self.term_RP if drawn else self.term_P[None]
-        u_K = log_teacher_K - np.log(student)
-        return term_RP @ self._columns(u_K, np.log(student), np.log(tokens)).T
+        slope_R, bend_R, k_R = (part[:, None] for part in self._parts(term_RP, student, tokens))
+        u_K = log_teacher_K - np.log(student) - self.centre[2]
+        return slope_R * u_K + bend_R * bowl(u_K, k_R)
 
-    def curvature(self, student: float, tokens: float) -> np.ndarray | None:
-        """Second derivative at T* in nats per squared unit of log T, for each resample."""
+    def at_optimum(self, student: float, tokens: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """How the loss rises about T*, by c E_k(log(T / T*)): c and k of each resample, (R,).
+
+        c, the second derivative at T* in nats per squared unit of log T, is nan where there is no
+        minimum.
+        """
         if self.term_RP is None:
             return None
-        slope_R, half_R, third_R = self._parts(self.term_RP, student, tokens)
-        return 2 * np.sqrt(np.maximum(0, half_R**2 - 3 * third_R * slope_R))
+        slope_R, bend_R, k_R = self._parts(self.term_RP, student, tokens)
+        known_R = np.isfinite(self._lowest(self.term_RP, student, tokens))
+        return np.where(known_R, bend_R - k_R * slope_R, np.nan), k_R
 
     def elasticities(self, confidence: float) -> dict[str, Interval] | None:
-        """How log T* moves with log S and with log D at the centre of the runs.
+        """How log T* moves with log S and with log D, on average over what was tried.
 
         size: at fixed D. tokens: at fixed S. size_at_fixed_tokens_per_param: along D in proportion
-        to S. A term that the runs cannot show is left out. None unless fitted.
+        to S. What is fixed stands at the centre of the runs. A term that the runs cannot show is
+        left out. None unless fitted.
         """
         if self.status != "fitted":
             return None
-        students, budgets = (len({key[i] for key in self.levels}) for i in (0, 1))
-        step = 1e-4
-        s, d = np.exp(self.centre)
-        moves = {}
+        s, d = self.centre[:2]
+        (s_low, s_high), (d_low, d_high) = self.tried
+        half = min(s_high - s_low, d_high - d_low) / 2
+        ways = {}  # from and to, as log S and log D
         if "u_s" in self.terms:
-            moves["size"] = (np.exp(step), 1.0)
+            ways["size"] = ((s_low, d), (s_high, d))
         if "u_d" in self.terms:
-            moves["tokens"] = (1.0, np.exp(step))
-        if students > 1 and budgets > 1:
-            moves["size_at_fixed_tokens_per_param"] = (np.exp(step), np.exp(step))
+            ways["tokens"] = ((s, d_low), (s, d_high))
+        if half > 0:
+            ways["size_at_fixed_tokens_per_param"] = ((s - half, d - half), (s + half, d + half))
         found = {}
-        for name, (by_s, by_d) in moves.items():
-            ends = [self.log_ratio(s * by_s**sign, d * by_d**sign) for sign in (1, -1)]
-            own = float(by_s > 1)  # log T* = log S + log ratio
-            value = own + (ends[0][0] - ends[1][0]) / (2 * step)
-            drawn_R = None
-            if self.term_RP is not None:
-                drawn_R = own + (ends[0][1] - ends[1][1]) / (2 * step)
-            found[name] = interval_of(value, drawn_R, confidence)
+        for name, (first, last) in ways.items():
+            (at_first, first_R), (at_last, last_R) = (
+                self.log_ratio(*np.exp(end)) for end in (first, last)
+            )
+            own = float(name != "tokens")  # log T* = log S + log ratio
+            length = max(last[0] - first[0], last[1] - first[1])
+            drawn_R = None if first_R is None else own + (last_R - first_R) / length
+            found[name] = interval_of(own + (at_last - at_first) / length, drawn_R, confidence)
         return found
 
     def ratio(self, student: float, tokens: float, confidence: float) -> Interval | None:
@@ -118,25 +135,32 @@ class Surface:
             }
         )
 
-    def _columns(self, u_M: np.ndarray, log_s, log_d) -> np.ndarray:
-        return _columns(self.terms, u_M, log_s - self.centre[0], log_d - self.centre[1])
-
     def _parts(self, term_RP: np.ndarray, student: float, tokens: float):
-        """Slope at u = 0, half the second and a sixth of the third derivative, each (R,)."""
-        ls, ld = np.log(student) - self.centre[0], np.log(tokens) - self.centre[1]
-        b = dict(zip(self.terms, term_RP.T, strict=True))
+        """Coefficients of u and of E_k(u), and k, each (R,)."""
+        s, d = np.log(student) - self.centre[0], np.log(tokens) - self.centre[1]
         zero = np.zeros(len(term_RP))
-        slope = b["u"] + b.get("u_s", zero) * ls + b.get("u_d", zero) * ld
-        half = b["u2"] + b.get("u2_s", zero) * ls + b.get("u2_d", zero) * ld
-        return slope + b.get("u_dd", zero) * ld**2, half, b.get("u3", zero)
+        b = dict.fromkeys(TERMS, zero) | dict(zip(self.terms, term_RP.T, strict=True))
+        slope = b["u"] + b["u_s"] * s + b["u_d"] * d + b["u_dd"] * d**2
+        return slope, b["bend"] + b["bend_s"] * s + b["bend_d"] * d, b["k"]
 
     def _lowest(self, term_RP: np.ndarray, student: float, tokens: float) -> np.ndarray:
-        """Where the derivative slope + 2 half u + 3 third u^2 has its rising root, (R,)."""
-        slope_R, half_R, third_R = self._parts(term_RP, student, tokens)
-        square_R = half_R**2 - 3 * third_R * slope_R
-        root_R = half_R + np.sqrt(np.where(square_R > 0, square_R, np.nan))
+        """log(T*/S), (R,); nan where the curve has no lowest point."""
+        slope_R, bend_R, k_R = self._parts(term_RP, student, tokens)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(root_R > 0, -slope_R / root_R, np.nan)
+            x_R = -slope_R / bend_R
+            small_R = np.abs(k_R) < SMALL
+            log_R = np.log1p(k_R * x_R) / np.where(small_R, 1.0, k_R)
+            u_R = np.where(small_R, x_R - k_R * x_R**2 / 2, log_R)
+        return np.where((bend_R > 0) & (1 + k_R * x_R > 0), self.centre[2] + u_R, np.nan)
+
+
+def bowl(u: np.ndarray, k: np.ndarray | float) -> np.ndarray:
+    """E_k(u) = (exp(k u) - k u - 1) / k^2, which is u^2 / 2 at k = 0; arrays broadcast."""
+    small = np.abs(k) < SMALL
+    some = np.where(small, 1.0, k)
+    return np.where(
+        small, u**2 / 2 + k * u**3 / 6 + k**2 * u**4 / 24, (np.expm1(some * u) - some * u) / some**2
+    )
 
 
 def interval_of(value: float, drawn_R: np.ndarray | None, confidence: float) -> Interval:
@@ -176,32 +200,26 @@ def fit_surface(
     )
     log_s_L = np.log([c.student_params for c in groups])
     log_d_L = np.log([float(c.tokens) for c in groups])
-    centre = (float(log_s_L.mean()), float(log_d_L.mean()))
-    level_ML = (group_M[:, None] == np.arange(len(groups))).astype(float)
-
-    def design(terms: tuple[str, ...]) -> np.ndarray:
-        columns = _columns(
-            terms,
-            log_t_M - log_s_L[group_M],
-            log_s_L[group_M] - centre[0],
-            log_d_L[group_M] - centre[1],
-        )
-        return np.hstack([level_ML, columns])
-
-    terms = ("u", "u2")
-    terms += ("u_s",) * (len(np.unique(log_s_L.round(9))) > 1)
-    terms += ("u_d",) * (len(np.unique(log_d_L)) > 1)
-    skew = ("u3", *(f"u2{term[1:]}" for term in terms[2:]))
-    optional = (skew,) + (("u_dd",),) * (len(np.unique(log_d_L)) > 2)
-    if np.linalg.matrix_rank(design(terms)) < len(groups) + len(terms):
+    u_M = log_t_M - log_s_L[group_M]
+    centre = (float(log_s_L.mean()), float(log_d_L.mean()), float(u_M.mean()))
+    model = _Model(
+        loss_M=loss_M,
+        level_ML=(group_M[:, None] == np.arange(len(groups))).astype(float),
+        u_M=u_M - centre[2],
+        s_M=log_s_L[group_M] - centre[0],
+        d_M=log_d_L[group_M] - centre[1],
+    )
+    by_size, by_tokens = len(np.unique(log_s_L.round(9))) > 1, len(np.unique(log_d_L)) > 1
+    terms = ("u", "bend", *("u_s",) * by_size, *("u_d",) * by_tokens)
+    matrix = model.design(terms, 0.0)
+    if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
         return None
-    for more in optional:
-        terms = _if_needed(design, terms, more, loss_M)
-    matrix = design(terms)
-    solve = np.linalg.pinv(matrix)
-    beta = solve @ loss_M
-    residual_M = loss_M - matrix @ beta
-    df = len(loss_M) - matrix.shape[1]
+    terms = model.if_needed(terms, ("k", *("bend_s",) * by_size, *("bend_d",) * by_tokens))
+    if len(np.unique(log_d_L)) > 2:
+        terms = model.if_needed(terms, ("u_dd",))
+    fitted = model.fit(terms)
+    beta, residual_M = fitted.beta_P, fitted.residual_M
+    df = len(loss_M) - len(beta)
     floor = 0.0 if noise is None else noise.sd**2 * float(variance_M.mean())
     variance = max(floor, float(residual_M @ residual_M) / df if df else floor)
     scale_df = df if noise is None else df + noise.df
@@ -212,11 +230,8 @@ def fit_surface(
             for c, p in zip(groups, parts, strict=True)
             for name in np.array(c.teachers)[p]
         ]
-        beta_RP = (
-            beta
-            + _draw(residual_M, keys, variance, scale_df, resamples, np.random.default_rng(seed))
-            @ solve.T
-        )
+        drawn = _draw(residual_M, keys, variance, scale_df, resamples, np.random.default_rng(seed))
+        beta_RP = beta + drawn @ np.linalg.pinv(fitted.tangent_MP).T
     n = len(groups)
     names = [(c.student, c.tokens) for c in groups]
     surface = Surface(
@@ -226,6 +241,7 @@ def fit_surface(
         term_P=beta[n:],
         term_RP=None if beta_RP is None else beta_RP[:, n:],
         centre=centre,
+        tried=((log_s_L.min(), log_s_L.max()), (log_d_L.min(), log_d_L.max())),
         levels=dict(zip(names, beta[:n].tolist(), strict=True)),
         level_R={} if beta_RP is None else dict(zip(names, beta_RP[:, :n].T, strict=True)),
         reach={
@@ -241,7 +257,7 @@ def fit_surface(
 
 def _judge(surface: Surface, confidence: float) -> Surface:
     """Whether the surface has a minimum at the centre of the runs beyond doubt."""
-    value, drawn_R = surface.log_ratio(*np.exp(surface.centre))
+    value, drawn_R = surface.log_ratio(*np.exp(surface.centre[:2]))
     if drawn_R is None:
         reason = f"{surface.reason}: no degree of freedom is left for errors"
         return replace(surface, status="not_identifiable", reason=reason)
@@ -259,35 +275,81 @@ def _window(cells: Cells) -> np.ndarray:
     return np.flatnonzero((cells.teacher_params_K >= low) & (cells.teacher_params_K <= high))
 
 
-def _columns(terms: tuple[str, ...], u_M: np.ndarray, ls, ld) -> np.ndarray:
-    column = {
-        "u": u_M,
-        "u2": u_M**2,
-        "u3": u_M**3,
-        "u2_s": u_M**2 * ls,
-        "u2_d": u_M**2 * ld,
-        "u_s": u_M * ls,
-        "u_d": u_M * ld,
-        "u_dd": u_M * ld**2,
-    }
-    return np.stack([column[term] for term in terms], axis=1)
+@dataclass(frozen=True)
+class _Fitted:
+    """Least squares: levels first, then the terms."""
+
+    beta_P: np.ndarray
+    residual_M: np.ndarray
+    tangent_MP: np.ndarray  # derivatives of the prediction by beta
 
 
-def _if_needed(
-    design, terms: tuple[str, ...], more: tuple[str, ...], loss_M: np.ndarray
-) -> tuple[str, ...]:
-    """The terms, with more of them where the F test at TEST_LEVEL asks for it."""
+@dataclass(frozen=True)
+class _Model:
+    """The cells that a surface is fitted to; u, s and d about their centres."""
 
-    def rss(names: tuple[str, ...]) -> tuple[float, int]:
-        matrix = design(names)
-        beta, _, rank, _ = np.linalg.lstsq(matrix, loss_M)
-        return float(np.sum((loss_M - matrix @ beta) ** 2)), len(loss_M) - int(rank)
+    loss_M: np.ndarray
+    level_ML: np.ndarray  # indicators of the groups
+    u_M: np.ndarray
+    s_M: np.ndarray
+    d_M: np.ndarray
 
-    (without, df_without), (having, df) = rss(terms), rss(terms + more)
-    if df_without - df != len(more) or df < 2:
-        return terms
-    f = (without - having) / len(more) / max(having / df, 1e-300)
-    return terms + more if stats.f.sf(f, len(more), df) < TEST_LEVEL else terms
+    def design(self, terms: tuple[str, ...], k: float) -> np.ndarray:
+        """Columns of the levels and of all terms but k, at some k."""
+        bowl_M = bowl(self.u_M, k)
+        column = {
+            "u": self.u_M,
+            "u_s": self.u_M * self.s_M,
+            "u_d": self.u_M * self.d_M,
+            "u_dd": self.u_M * self.d_M**2,
+            "bend": bowl_M,
+            "bend_s": bowl_M * self.s_M,
+            "bend_d": bowl_M * self.d_M,
+        }
+        return np.column_stack([self.level_ML, *(column[term] for term in terms if term != "k")])
+
+    def fit(self, terms: tuple[str, ...]) -> _Fitted:
+        """Least squares, by a search over k where it is a term."""
+        if "k" not in terms:
+            matrix = self.design(terms, 0.0)
+            beta = np.linalg.lstsq(matrix, self.loss_M)[0]
+            return _Fitted(beta, self.loss_M - matrix @ beta, matrix)
+
+        def squares(k: float) -> float:
+            matrix = self.design(terms, k)
+            return float(
+                np.sum((self.loss_M - matrix @ np.linalg.lstsq(matrix, self.loss_M)[0]) ** 2)
+            )
+
+        k_G = np.linspace(-STEEPEST, STEEPEST, 13)
+        near = k_G[int(np.argmin([squares(k) for k in k_G]))]
+        ends = max(near - 0.5, -STEEPEST), min(near + 0.5, STEEPEST)
+        k = float(
+            minimize_scalar(squares, bounds=ends, method="bounded", options={"xatol": 1e-6}).x
+        )
+        matrix = self.design(terms, k)
+        beta = np.linalg.lstsq(matrix, self.loss_M)[0]
+        by_k = (self.design(terms, k + SMALL) - self.design(terms, k - SMALL)) @ beta / (2 * SMALL)
+        at = self.level_ML.shape[1] + terms.index("k")
+        return _Fitted(
+            np.insert(beta, at, k),
+            self.loss_M - matrix @ beta,
+            np.insert(matrix, at, by_k, axis=1),
+        )
+
+    def if_needed(self, terms: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+        """The terms, with more of them where the F test at TEST_LEVEL asks for it."""
+        (without, df_without), (having, df) = (
+            (float(np.sum(fitted.residual_M**2)), self._df(fitted))
+            for fitted in (self.fit(terms), self.fit(terms + more))
+        )
+        if df_without - df != len(more) or df < 2:
+            return terms
+        f = (without - having) / len(more) / max(having / df, ROUNDING**2)
+        return terms + more if stats.f.sf(f, len(more), df) < TEST_LEVEL else terms
+
+    def _df(self, fitted: _Fitted) -> int:
+        return len(self.loss_M) - int(np.linalg.matrix_rank(fitted.tangent_MP))
 
 
 def _draw(
