@@ -32,9 +32,11 @@ def text(record: LawRecord) -> str:
         record.verdict,
         optima_text(record),
     ]
+    if any(line.slope for line in record.lines):
+        blocks.append(lines_text(record))
     if len(record.lines) > 1 and record.surface is not None:
         blocks.append(wording.tokens(record))
-    return "\n\n".join([*blocks, scores_text(record)])
+    return "\n\n".join([*blocks, scores_text(record), rivals_text(record)])
 
 
 def optima_text(record: LawRecord) -> str:
@@ -54,15 +56,37 @@ def optima_text(record: LawRecord) -> str:
     return "\n".join(lines)
 
 
+def lines_text(record: LawRecord) -> str:
+    """The line of every budget in numbers, and what each student does to it, two lines each."""
+    lines = [
+        "Lines T* = a + b S. Power: slope of log T* on log S, 1 is a proportion",
+        f"  {'tokens':>8}  {'slope b':<24}{'T*/S through the origin':<26}power",
+    ]
+    for found in record.lines:
+        if found.slope is None:
+            lines.append(f"  {about(found.tokens):>8}  {found.reason}")
+            continue
+        power = "-" if found.elasticity is None else wording.interval(found.elasticity)
+        lines.append(
+            f"  {about(found.tokens):>8}  {wording.interval(found.slope):<24}"
+            f"{wording.interval(found.ratio_through_origin):<26}{power}"
+        )
+        without = ", ".join(f"{one.student}: {one.slope_without:.2f}" for one in found.influence)
+        lines.append(f"  {'':>8}  slope without each student: {without}")
+    return "\n".join(lines)
+
+
 def scores_text(record: LawRecord) -> str:
     """How each law and rule chose for student sizes it had not seen, a line each."""
     lines = [
         "Each law fitted without one student size and asked for its teacher. Regret: loss of its "
         "choice above",
-        f"the best tried, nats per token; hits: regrets up to {record.tie_nats:g}. FLOPs: of the "
-        "runs it was fitted on",
-        "with one run of its choice, and of one run with every teacher (exhaustive)",
-        f"  {'law':<14}{'cases':>6}{'regret':>9}{'worst':>9}{'hits':>6}{'chance':>8}"
+        f"the best tried, nats per token; hits: regrets up to {record.tie_nats:g}; held: intervals "
+        "that hold the T*",
+        "left out. FLOPs: of the runs it was fitted on with one run of its choice, and of one run "
+        "with every",
+        "teacher (exhaustive)",
+        f"  {'law':<14}{'cases':>6}{'regret':>9}{'worst':>9}{'hits':>6}{'chance':>8}{'held':>9}"
         f"{'FLOPs':>9}{'exhaustive':>12}",
     ]
     for score in record.scores:
@@ -72,9 +96,19 @@ def scores_text(record: LawRecord) -> str:
             lines.append(
                 f"  {score.law:<14}{score.n_cases:>6}{score.mean_regret_nats:>9.4f}"
                 f"{score.max_regret_nats:>9.4f}{score.hit_rate:>6.0%}{score.chance_hit_rate:>8.0%}"
+                f"{wording.held(score):>9}"
                 f"{score.pilot_flops + score.choice_flops:>9.1e}{score.exhaustive_flops:>12.1e}"
             )
     return "\n".join(lines)
+
+
+def rivals_text(record: LawRecord) -> str:
+    """How the rival laws fit the same runs, a line each."""
+    rows = [
+        f"  {rival.law:<14}{wording.RIVAL_STATUS[rival.status]}: {rival.reason}"
+        for rival in record.rivals
+    ]
+    return "\n".join(["Rival laws on these runs", *rows])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -338,6 +338,32 @@ def test_page_shows_what_there_is_about_the_line(report):
     assert f"{' '.join(cells)} {line.r_squared:.3f} {without}" in text
 
 
+def test_rivals_and_the_start_test_stand_in_the_report(report):
+    law, text = make_law(make_runs()), Page((report / "report.html").read_text()).text
+    for rival in law.rivals:
+        assert rival.reason in text
+        for name in rival.free:
+            assert f"{name} = {wording.number_or_power(rival.constants[name])}" in text
+    assert wording.start_explains(law) in text
+    assert f"explains {law.start_explains.r_squared_start:.0%}" in text
+    for score in law.scores:
+        if score.n_intervals:
+            assert f"{wording.held(score)} {score.n_cases}" in text
+    assert any(score.n_intervals for score in law.scores)
+
+
+def test_numbers_of_rivals_in_words():
+    law = make_law(make_runs())
+    assert wording.number_or_power(24181.0) == "2.42 × 10⁴"
+    assert wording.number_or_power(-0.4519) == "−0.452"
+    assert wording.number_or_power(0.0) == "0"
+    score = law.scores[0]
+    seen = score.model_copy(update={"interval_coverage": 2 / 3, "n_intervals": 3})
+    assert wording.held(seen) == "2 of 3"
+    assert wording.held(score.model_copy(update={"interval_coverage": None})) == "–"
+    assert wording.start_explains(law.model_copy(update={"start_explains": None})) == ""
+
+
 def test_table_holds_every_run(report):
     page = (report / "report.html").read_text()
     body = re.search(r'<table id="runs">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]

@@ -156,7 +156,7 @@ def _rival(
     return RivalFit(
         law=law,
         status=status,
-        reason=f"{reason}; {fitted.agreeing} starts agree on the lowest point",
+        reason=f"{reason}; starts that agree on the lowest point: {fitted.agreeing}",
         constants={name: float(value) for name, value in constants.items()},
         free=list(free),
         held=held,

@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 from capgap.design import NONE, pruned_from
 from capgap.law.claims import grows
-from capgap.law.records import FinalRecord, Interval, LawRecord, Optimum, Recommendation
+from capgap.law.records import (
+    FinalRecord,
+    Interval,
+    LawRecord,
+    Optimum,
+    Recommendation,
+    RivalFit,
+    Score,
+)
 from capgap.law.words import about, listed
 from capgap.records import HarnessRecord, HarnessScore, Metrics, RunRow
 
@@ -229,11 +237,66 @@ def tokens(law: LawRecord) -> str:
     largest = sorted({at.tokens for at in found.ratios})[-2:]
     shape = TOKEN_SHAPES[found.tokens_shape].format(*map(size, largest))
     twice = Interval(**{k: None if v is None else 2.0**v for k, v in moves.model_dump().items()})
-    return (
+    text = (
         f"Over all token budgets, {shape}: T* of a student grows as the "
         f"tokens to the power {interval(moves)}, so twice the tokens multiply it by "
         f"{interval(twice)}."
     )
+    by_size, in_step = found.by_size, found.by_size_at_fixed_tokens_per_param
+    if by_size is not None and in_step is not None:
+        text += (
+            f" At equal tokens it grows as the student’s size to the power {interval(by_size)}, at "
+            f"equal tokens per student parameter to the power {interval(in_step)}; 1 is a "
+            "proportion."
+        )
+    return text
+
+
+RIVAL_STATUS = {
+    "identified": "all constants found",
+    "not_identifiable": "some constants not found",
+    "failed": "failed",
+    "not_available": "not possible",
+}
+
+
+def found_constants(rival: RivalFit) -> str:
+    """The constants that a rival law was free to choose: 'A' = 2240, c0 = 2.55'."""
+    named = (f"{name} = {number_or_power(rival.constants[name])}" for name in rival.free)
+    return ", ".join(named) or "–"
+
+
+def number_or_power(value: float) -> str:
+    """Three digits: '0.452', '2.43 × 10⁴'."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}".replace("-", "−")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace("-", "−")
+
+
+def held(score: Score) -> str:
+    """How many of a law's intervals hold the T* that it had not seen: '2 of 3'."""
+    if score.interval_coverage is None:
+        return "–"
+    return f"{round(score.interval_coverage * score.n_intervals)} of {score.n_intervals}"
+
+
+def start_explains(law: LawRecord) -> str:
+    """What the start test found, in a sentence; '' where it was not possible."""
+    found = law.start_explains
+    if found is None:
+        return ""
+    more = "explains more" if found.p_teacher < 0.05 else "is not shown to explain more"
+    return (
+        f"Of the differences within a student size and budget, over all arms with a teacher, the "
+        f"loss of the start explains {found.r_squared_start:.0%} and the size of the teacher "
+        f"{found.r_squared_teacher:.0%}, both together {found.r_squared_both:.0%}. Beyond the "
+        f"start, the teacher’s size {more} ({_p(found.p_teacher)})."
+    )
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def family(law: LawRecord, teachers: list[Metrics]) -> str:
