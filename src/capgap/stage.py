@@ -134,6 +134,9 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
         sys.exit(os.EX_TEMPFAIL)
     except CapgapError as error:
         message = str(error)
+    except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         message = system_message(error)
     except KeyboardInterrupt:

@@ -82,6 +82,12 @@ def test_a_curve_that_bends_ever_less_is_followed_at_every_budget():
     assert np.median(bend_R) == pytest.approx(0.16, rel=0.02)
 
 
+def test_a_curve_beyond_the_form_says_so():
+    runs = grow(np.random.default_rng(0), power=0, skew=5, noise_sd=1e-5, seed_sd=0)
+    assert "(k at its limit of 3)" in surface_of(runs).reason
+    assert "limit" not in surface_of(grow(np.random.default_rng(0), skew=0.5)).reason
+
+
 def test_the_bowl_by_hand():
     # (e^2 - 2 - 1) / 4 at u = 1, k = 2; its series near k = 0; u^2 / 2 at 0
     assert bowl(1.0, 2.0) == pytest.approx((np.exp(2) - 3) / 4)

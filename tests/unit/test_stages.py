@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,20 @@ def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
     out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
     assert out.returncode == 1
     assert out.stderr.strip() == "error: no-such: no such folder; check the path"
+
+
+def test_a_reader_who_leaves_early_is_no_error():
+    code = (
+        "from capgap.stage import run_stage; "
+        "run_stage(lambda argv: [print('line', i) for i in range(100_000)])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "line 0\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 128 + signal.SIGPIPE
 
 
 def test_help_of_several_sources_says_which_a_setting_is_for(capsys):

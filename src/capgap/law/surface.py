@@ -220,9 +220,11 @@ def fit_surface(
     fitted = model.fit(terms)
     beta, residual_M = fitted.beta_P, fitted.residual_M
     df = len(loss_M) - len(beta)
-    floor = 0.0 if noise is None else noise.sd**2 * float(variance_M.mean())
-    variance = max(floor, float(residual_M @ residual_M) / df if df else floor)
-    scale_df = df if noise is None else df + noise.df
+    variance, scale_df = float(residual_M @ residual_M) / df if df else 0.0, df
+    if noise is not None:
+        by_seeds = noise.sd**2 * float(variance_M.mean())
+        if variance <= by_seeds:
+            variance, scale_df = by_seeds, df + noise.df
     beta_RP = None
     if scale_df > 0:
         keys = [
@@ -236,7 +238,7 @@ def fit_surface(
     names = [(c.student, c.tokens) for c in groups]
     surface = Surface(
         status="fitted",
-        reason=f"{len(loss_M)} cells of {n} student sizes and budgets",
+        reason=f"{len(loss_M)} cells of {n} student sizes and budgets{_at_limit(terms, beta[n:])}",
         terms=terms,
         term_P=beta[n:],
         term_RP=None if beta_RP is None else beta_RP[:, n:],
@@ -253,6 +255,15 @@ def fit_surface(
         df=int(df),
     )
     return _judge(surface, confidence)
+
+
+def _at_limit(terms: tuple[str, ...], term_P: np.ndarray) -> str:
+    """A warning where the search for k ended at its limit, else nothing."""
+    if "k" not in terms or abs(term_P[terms.index("k")]) < STEEPEST - SMALL:
+        return ""
+    return (
+        f", whose curves bend more unevenly than the form allows (k at its limit of {STEEPEST:g})"
+    )
 
 
 def _judge(surface: Surface, confidence: float) -> Surface:
