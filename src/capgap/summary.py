@@ -15,6 +15,8 @@ from rich.table import Table
 from capgap import paths
 from capgap.counts import format_count
 from capgap.law.records import ArmEffects, Choice, FinalRecord, Interval, LawRecord
+from capgap.law.words import listed
+from capgap.reporting import wording
 from capgap.stage import StageParser, run_stage
 from capgap.study_file import load_study
 from capgap.workflow.verify import result_of
@@ -43,9 +45,12 @@ def run(study: str, console: Console) -> None:
     star_text = f" (T* = {interval_text(star, 0)} parameters)" if star else ""
     facts.add_row("recommended", f"{choice.chosen} for a student of {size}{star_text}")
     facts.add_row("", choice.basis_note)
-    for effect in law.effects:
-        if effect.gain_nats is not None:
-            facts.add_row(f"teacher's gain, {effect.student}", _gain_text(effect))
+    if len(law.lines) > 1 and law.surface is not None:
+        facts.add_row("more tokens", wording.tokens(law))
+    for tokens in [line.tokens for line in law.lines]:
+        gains = [e for e in law.effects if e.tokens == tokens and e.gain_nats is not None]
+        if gains:
+            facts.add_row(f"teacher's gain at {format_count(tokens)}", _gain_text(gains))
     facts.add_row("final student", final.sentence)
     facts.add_row("report", str(Path(paths.REPORT.format(study=study)).with_name("report.html")))
     console.print(Panel(facts, title=f"study {study}", title_align="left", padding=(1, 2)))
@@ -55,15 +60,15 @@ def _verdict_text(law: LawRecord) -> str:
     """The verdict and its reason; the line's numbers stand above it."""
     if law.overall is None:
         return law.verdict
-    return f"law {law.overall.status}: {law.overall.reason}"
+    text = f"law {law.overall.status}: {law.overall.reason}"
+    if law.overall.cause == "init":
+        text += f"; what makes the optimum is {wording.CAUSES['init']}"
+    return text
 
 
-def _gain_text(effect: ArmEffects) -> str:
-    word = "better" if effect.gain_nats > 0 else "worse"
-    return (
-        f"with its teacher {abs(effect.gain_nats):.3f} nats per token {word} than the same start "
-        f"without one, at {format_count(effect.tokens)} tokens"
-    )
+def _gain_text(gains: list[ArmEffects]) -> str:
+    each = listed(f"{found.gain_nats:.3f} ({found.student})" for found in gains)
+    return f"{each} nats per token better with the own teacher than without, from the same start"
 
 
 def _law_text(line) -> str:

@@ -306,6 +306,20 @@ def test_page_says_the_verdict_first_with_its_numbers(report):
     assert "distill.teacher_weight 0.5" in text
 
 
+def test_page_says_that_the_start_makes_the_optimum(tmp_path):
+    runs = make_runs()
+    law = make_law(runs)
+    assert "the start that pruning leaves" not in wording.verdict(law)
+    overall = law.overall.model_copy(update={"cause": "init", "cause_reason": "0 of 3 curves"})
+    law = law.model_copy(update={"overall": overall})
+    run(runs, law, make_final(), make_teachers(), "pocket", {}, tmp_path / "out")
+    text = Page((tmp_path / "out/report.html").read_text()).text
+    dek, section = text.split("Does the law hold?", 1)
+    assert "the start that pruning leaves makes it, not the teacher" in dek
+    assert "What makes the optimum: the start that pruning leaves, not the teacher" in section
+    assert "(0 of 3 curves)" in section
+
+
 def test_page_shows_the_whole_recommendation(tmp_path):
     runs, final = make_runs(), make_final()
     law = make_law(runs)
