@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from capgap import paths
@@ -258,6 +259,13 @@ def _bytes(size: int) -> str:
     return f"{size} B" if size else ""
 
 
+def _print_whole(console: Console, rows: Table) -> None:
+    """Print a table that is not cut to the width of the terminal: half a number is none."""
+    needed = Measurement.get(console, console.options.update(max_width=1000), rows).maximum
+    console.width = max(needed, console.width)
+    console.print(rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap plan`."""
     parser = argparse.ArgumentParser(
@@ -294,11 +302,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     console = Console(soft_wrap=True, highlight=False)
     if args.measured:
-        console.print(comparison(plan))
+        _print_whole(console, comparison(plan))
         return
     if not args.short:
         console.print(f"study {study.study} on {_workers(plan)}, {plan.speed.name}\n")
-        console.print(table(plan))
+        _print_whole(console, table(plan))
         chain = [job for job in plan.schedule.chain if plan.speed.seconds(job) > 0]
         console.print("\ncritical path: " + " > ".join(job.rule for job in chain) + "\n")
     console.print(short(plan))

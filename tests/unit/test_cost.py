@@ -274,8 +274,40 @@ def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
     shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
     found = fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
     assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process
-    assert not any("FSDP" in mend for m in found for mend in m.mends)
+    for misfit in found:
+        (mend,) = misfit.mends
+        assert mend.startswith("leave its model out")
+        assert "only training is shared" in mend
     assert fit.misfits(study, StudyCost(study).jobs, "cpu") == []
+
+
+def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
+    data = yaml.safe_load((REPOSITORY / "configs/smollm2-family.yaml").read_text())
+    data["evaluate"]["batch_tokens"] = "1B"
+    data["harness"]["batch_size"] = 4096
+
+    def suggested():
+        study = load_study(data)
+        found = fit.misfits(study, StudyCost(study).jobs, "a100-80gb")
+        return [mend.removeprefix("set ").split(" to ") for m in found for mend in m.mends[:1]]
+
+    mends = suggested()
+    assert {key for key, _ in mends} == {"evaluate.batch_tokens", "harness.batch_size"}
+    for key in ("evaluate.batch_tokens", "harness.batch_size"):
+        section, name = key.split(".")
+        data[section][name] = min(int(value) for found, value in mends if found == key)
+    assert suggested() == []
+    data["evaluate"]["batch_tokens"] += data["evaluate"]["sequence_length"]
+    data["harness"]["batch_size"] += 1
+    assert {key for key, _ in suggested()} == {"evaluate.batch_tokens", "harness.batch_size"}
+
+
+def test_the_printed_table_is_whole_in_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    plan.main(["--study", str(REPOSITORY / "configs/llama2-minima.yaml")])
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert "device GB" in text
 
 
 def test_memory_of_several_processes_by_hand():

@@ -16,6 +16,7 @@ from capgap.errors import CapgapError
 GIB = 2**30
 SHARDS = (2, 4, 8, 16, 32, 64)  # devices that sharing is suggested for
 TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # settings of a rule
+MEASURED = ("evaluate_teacher", "evaluate_student")
 USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
 
 
@@ -95,8 +96,32 @@ def _mends(study: Study, job: Job, limit_gib: float, held_with: Callable[..., di
         shards = next((n for n in SHARDS if held_with(shards=n)[job.output] <= limit), None)
         if shards:
             yield f"share it among {shards} devices (FSDP: plan.processes {shards}, plan.shard true)"
+    else:
+        yield from _smaller_batch(study, job, limit)
     larger = [name for name, d in DEVICES.items() if held.total / GIB <= d.memory_gib * USABLE]
     if larger:
         yield f"take a device like {larger[0]}"
+    elif held.weights > limit and job.rule not in TRAINED:
+        yield "leave its model out, or take a smaller one: only training is shared among devices"
     elif not shards:
         yield "leave its model out, or take a smaller one"
+
+
+def _smaller_batch(study: Study, job: Job, limit: float):
+    """The batch with which a measurement fits, which changes no result."""
+    held = job.device
+    if job.rule in MEASURED:
+        settings, key, free = (
+            study.evaluate,
+            "evaluate.batch_tokens",
+            limit - held.weights - held.loss,
+        )
+        fits = int(free * settings.batch_tokens / held.activations)
+        fits -= fits % settings.sequence_length
+    elif job.rule.startswith("harness"):
+        key = "harness.batch_size"
+        fits = int((limit - held.weights) * study.harness.batch_size / (held.total - held.weights))
+    else:
+        return
+    if fits > 0:
+        yield f"set {key} to {fits}"
