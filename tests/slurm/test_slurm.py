@@ -1,6 +1,7 @@
 """The small study on a real Slurm: `make test-slurm`."""
 
 import importlib.util
+import json
 import re
 import signal
 import subprocess
@@ -136,33 +137,38 @@ def test_cancelled_job_is_resubmitted_and_resumes(study, slurm):
     assert "resumed after step" in training_log(study)
 
 
-def test_job_on_a_lost_node_is_resubmitted_and_resumes(study, slurm):
+@pytest.mark.parametrize("state", ["drain", "down"])
+def test_job_on_a_lost_node_is_resubmitted_and_resumes(study, slurm, state):
     login = Login(study, slurm, pretraining(study))
     wait_for(lambda: checkpoints(study), login)
     (job,) = slurm.running("pretrain_teacher")
     node = slurm.ask("squeue", "-h", "-j", job, "-o", "%N")
-    slurm.ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    slurm.ask("scontrol", "update", f"nodename={node}", f"state={state}", "reason=test")
     try:
-        slurm.ask("scancel", job)  # what an administrator does who cannot wait for it
+        if state == "drain":  # which lets the job go on
+            slurm.ask("scancel", job)  # what an administrator does who cannot wait for it
         assert login.finish() == 0, login.said()
         assert "resumed after step" in training_log(study)
-        assert slurm.ask("sinfo", "-h", "-n", node, "-o", "%t").startswith("dr")
+        assert slurm.ask("sinfo", "-h", "-n", node, "-o", "%T").startswith(state)
     finally:
         slurm.ask("scontrol", "update", f"nodename={node}", "state=resume")
 
 
-def test_two_processes_train_in_one_job(study, slurm):
+def test_two_processes_distil_in_one_job(study, slurm):
+    run = f"{RESULTS}/students/3k/pruned-t16k/from-t16k/tokens-{LONG}/seed-0"
+    study.configure(lambda data: data["grid"].update(tokens=[LONG]))
+    study.capgap("run", "--cores", "2", f"{RESULTS}/inits/3k/pruned-t16k/model/manifest.json")
     study.configure(lambda data: data.update(plan={"processes": 2}))
-    login = Login(study, slurm, pretraining(study, "200k"))
-    wait_for(lambda: slurm.running("pretrain_teacher"), login)
-    (job,) = slurm.running("pretrain_teacher")
+    login = Login(study, slurm, f"{run}/model/manifest.json")
+    (job,) = wait_for(lambda: slurm.running("distill_student"), login)
     assert slurm.ask("squeue", "-h", "-j", job, "-o", "%C %D") == "2 1"  # cores, nodes
     workers = wait_for(
-        lambda: [p for p in alive(study, "capgap.pretrain") if "RANK" in p.environ()][1:], login
+        lambda: [p for p in alive(study, "capgap.distill") if "RANK" in p.environ()][1:], login
     )
     assert workers[0].environ()["WORLD_SIZE"] == "2"
     assert {p.environ()["SLURM_JOB_ID"] for p in workers} == {job}
     assert login.finish() == 0, login.said()
+    assert json.loads((study / run / "train.json").read_text())["lineage"]["teacher"] == "t16k"
 
 
 def test_error_names_the_logs(study, slurm):
