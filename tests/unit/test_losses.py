@@ -404,8 +404,10 @@ def test_large_logits_do_not_overflow():
         )
 
 
-def test_evaluation_sums_the_same_cross_entropy():
+@pytest.mark.parametrize("entries", [1, 20, 21, 22, 50])
+def test_evaluation_sums_the_same_cross_entropy(entries, small_chunks):
     torch.manual_seed(1)
-    hidden, head, labels = torch.randn(9, 4), torch.randn(11, 4), torch.randint(0, 11, (9,))
+    hidden, head = torch.randn(entries, 4), 5 * torch.randn(entries, 4)
+    labels = torch.randperm(entries)  # parts of 21 entries: each is some token's first and last
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
-    assert data_ce_sum(hidden, head, labels) == pytest.approx(expected.item(), rel=1e-6)
+    assert data_ce_sum(hidden, head, labels) == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)

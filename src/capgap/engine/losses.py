@@ -330,19 +330,36 @@ def mixture_loss(
 
 @torch.no_grad()
 def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Cross-entropy against the data summed over tokens, nats, accumulated in double precision."""
+    """Cross-entropy against the data summed over tokens, nats, accumulated in double precision.
+
+    Nothing but sums is kept of the logits, so on a CPU the vocabulary is worked through in parts,
+    of which the logits of a chunk stay in the cache.
+    """
     tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
-    chunk = _even(tokens, chunk_tokens(vocab))
-    rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
+    on_cpu = hidden_ND.device.type == "cpu"
+    chunk = _even(tokens, chunk_tokens(1 if on_cpu else vocab))
+    entries = min(vocab, max(1, ROW_ELEMENTS // chunk)) if on_cpu else vocab
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    space_CV, total = hidden_ND.new_empty(chunk, vocab), 0.0
+    space, total = hidden_ND.new_empty(chunk * entries), 0.0
     for start in range(0, tokens, chunk):
-        part = slice(start, min(start + chunk, tokens))
-        logits_CV = _logits(hidden_ND[part], head_VD, space_CV)
-        for first in range(0, part.stop - start, rows):
-            logits_RV = logits_CV[first : first + rows].to(wide)
-            labels_R1 = labels_N[part][first : first + rows, None]
-            label_R1, highest_R1 = logits_RV.gather(1, labels_R1), logits_RV.amax(1, keepdim=True)
-            log_sum_R1 = logits_RV.sub_(highest_R1).exp_().sum(1, keepdim=True).log_()
-            total += (log_sum_R1 + highest_R1 - label_R1).double().sum().item()
+        hidden_CD, labels_C1 = (
+            hidden_ND[start : start + chunk],
+            labels_N[start : start + chunk, None],
+        )
+        label_C1 = log_sum_C1 = None
+        for first in range(0, vocab, entries):
+            head_PD = head_VD[first : first + entries]
+            logits_CP = space[: len(hidden_CD) * len(head_PD)].view(len(hidden_CD), len(head_PD))
+            logits_CP = torch.mm(hidden_CD, head_PD.T, out=logits_CP).to(wide)
+            here_C1 = labels_C1 - first
+            found_C1 = logits_CP.gather(1, here_C1.clamp(0, len(head_PD) - 1))
+            highest_C1 = logits_CP.amax(1, keepdim=True)
+            sum_C1 = logits_CP.sub_(highest_C1).exp_().sum(1, keepdim=True).log_() + highest_C1
+            if first == 0:
+                label_C1, log_sum_C1 = found_C1, sum_C1
+                continue
+            inside_C1 = (here_C1 >= 0) & (here_C1 < len(head_PD))
+            label_C1 = torch.where(inside_C1, found_C1, label_C1)
+            log_sum_C1 = torch.logaddexp(log_sum_C1, sum_C1)
+        total += (log_sum_C1 - label_C1).double().sum().item()
     return total
