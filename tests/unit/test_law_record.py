@@ -51,7 +51,8 @@ def test_command_line_writes_the_record_and_prints_the_verdict(runs_table, tmp_p
     assert printed[0].startswith("The runs are inconclusive") or "The law is" in printed[0]
     assert printed[1] == record["verdict"]
     assert printed[2].count("interior") == 3
-    assert printed[3].startswith("Lines T*") and printed[3].count("without each student") == 1
+    assert printed[3].startswith("Lines T*")
+    assert printed[3].count("without each student") == 1
     assert "fixed_ratio" in printed[4]
     with pytest.raises(CapgapError, match="resamples"):
         main(["--runs", "x", "--out", str(out), "--resamples", "5"])
