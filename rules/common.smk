@@ -231,6 +231,7 @@ except CapgapError as error:
 onstart:  # not for a dry run, which says it and goes on
     try:
         NEEDS.check_fit()
+        planning.check_inputs(workflow.dag.needrun_jobs())
         if STUDY.harness:
             check_lm_eval()
     except CapgapError as error:

@@ -22,6 +22,8 @@ How, and what would break without it
                reconcile: contents decide, not times. A file put back with an old time would hide
                what is stale; results without records, and what was edited or damaged after others
                were made from it, would be taken as they are.
+               check_inputs: before a job whose input was left out of a clone starts, Snakemake has
+               deleted what it made the last time.
   ledger.py    reads Snakemake's records, which dvc.yaml versions beside the results. Without them
                a clone sees times only, and a changed setting is invisible.
   process.py   one run a folder, one writer an output, all ending with the run. A killed run would

@@ -29,6 +29,12 @@ def location(folder: Path, output: str) -> Path:
     return folder.joinpath(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
 
 
+def output_of(folder: Path, file: Path) -> str:
+    """The output that a file in `folder` stands for."""
+    name = "".join(file.relative_to(folder).parts).replace("@", "")
+    return urlsafe_b64decode(name).decode()
+
+
 def read_all(root: str | Path) -> dict[str, dict]:
     """Records of all outputs that exist below a folder, by output, sorted.
 
@@ -36,9 +42,8 @@ def read_all(root: str | Path) -> dict[str, dict]:
     """
     records = {}
     for folder, _, names in os.walk(RECORDS):
-        above = "".join(Path(folder).relative_to(RECORDS).parts).replace("@", "")
         for name in names:
-            output = urlsafe_b64decode(above + name).decode()
+            output = output_of(RECORDS, Path(folder, name))
             if output.startswith(f"{root}/") and os.path.exists(output):
                 try:
                     text = Path(folder, name).read_text(encoding="utf-8")
@@ -52,8 +57,7 @@ def unfinished(root: str | Path) -> list[str]:
     """Outputs below a folder whose job was started and has not ended."""
     outputs = []
     for folder, _, names in os.walk(UNFINISHED):
-        above = "".join(Path(folder).relative_to(UNFINISHED).parts).replace("@", "")
-        outputs += [urlsafe_b64decode(above + name).decode() for name in names]
+        outputs += [output_of(UNFINISHED, Path(folder, name)) for name in names]
     return sorted(output for output in outputs if output.startswith(f"{root}/"))
 
 

@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from capgap import paths
 from capgap.config import Section, Study
 from capgap.errors import CapgapError
 from capgap.study_file import load_study
@@ -17,6 +19,7 @@ from capgap.workflow.digest import source_digest
 
 SETTINGS = "CAPGAP_STUDY"  # what a run planned with, for jobs that parse the workflow again
 SOURCES = "CAPGAP_SOURCES"
+SHOWN = 8
 
 
 def prepare_environment() -> None:
@@ -95,3 +98,39 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
                     "delete it to have it made again"
                 )
         os.utime(name, (now, now))
+
+
+def check_inputs(jobs: Iterable[Any]) -> None:
+    """Raise CapgapError when a job to run reads a folder of which not all is here.
+
+    So `capgap pull` leaves a clone. The job would say it too, but by then Snakemake has deleted what
+    the job made the last time. jobs: those of Snakemake that a run starts with.
+    """
+    made, read = set(), set()
+    for job in jobs:
+        if job.output:  # `all` only asks for files
+            made.update(map(str, job.output))
+            read.update(map(str, job.input))
+    left_out = sorted(str(Path(p).parent) for p in read - made if _is_left_out(Path(p)))
+    if left_out:
+        shown = [
+            *left_out[:SHOWN],
+            *([f"and {len(left_out) - SHOWN} more"] * (len(left_out) > SHOWN)),
+        ]
+        raise CapgapError(
+            "nothing was started: jobs of this run read what is not here. Files are missing of\n"
+            + "\n".join(f"  {line}" for line in shown)
+            + "\nBring all (capgap pull --models) or one (dvc pull --force FOLDER); a folder that you "
+            "delete is made again"
+        )
+
+
+def _is_left_out(path: Path) -> bool:
+    """Whether a file is the manifest of a folder in which another file is missing."""
+    if path.name != paths.MANIFEST or not path.is_file():
+        return False
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError):  # damaged, as the job that opens it says
+        return False
+    return not all((path.parent / name).is_file() for name in files)

@@ -39,12 +39,17 @@ def main(argv: list[str] | None = None) -> None:
         "plan, to read the report and to ask the law.",
     )
     parser.add_argument("--models", action="store_true", help="fetch everything, models too")
-    models = parser.parse_args(argv).models
+    parser.add_argument(
+        "--force", action="store_true", help="replace what is here and was not saved, too"
+    )
+    args = parser.parse_args(argv)
     study = load_study(Path("config.yaml")).study
     report = paths.REPORT.format(study=study).rpartition("/")[0]
     with only_run():
-        names = remote.pull(lambda names: sorted(names) if models else small(names, report))
-    rest = "" if models else "; models stay where they are (capgap pull --models)"
+        names = remote.pull(
+            lambda names: sorted(names) if args.models else small(names, report), force=args.force
+        )
+    rest = "" if args.models else "; models stay where they are (capgap pull --models)"
     print(f"study {study}: {len(names)} files are here{rest}")
 
 

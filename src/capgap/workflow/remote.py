@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capgap.errors import CapgapError
+from capgap.workflow import ledger
 
 if TYPE_CHECKING:
     from dvc.data_cloud import Remote
@@ -50,8 +51,10 @@ SILENT = {
 }
 
 
-def pull(choose: Callable[[Iterable[str]], list[str]]) -> list[str]:
+def pull(choose: Callable[[Iterable[str]], list[str]], *, force: bool = False) -> list[str]:
     """Bring files that `dvc.lock` names into place; the names that `choose` picked from all.
+
+    force: replace files that were not saved, too.
 
     Raises CapgapError, and leaves every file as it was, when nothing was saved at this revision,
     when a file is not in the remote or is not what its author saved, when the remote cannot be
@@ -68,16 +71,15 @@ def pull(choose: Callable[[Iterable[str]], list[str]]) -> list[str]:
         names = choose(files)
         _fetch(repo, remote, {name: files[name] for name in names})
         try:
-            repo.checkout(targets=None if len(names) == len(files) else names)
+            repo.checkout(targets=None if len(names) == len(files) else names, force=force)
         except DvcException as error:
             first, *others = str(error).splitlines()
             if "unsaved files" not in first:
                 raise
-            unsaved = [os.path.relpath(path) for path in others]
+            unsaved = sorted(_name(Path(os.path.relpath(path))) for path in others)
             raise CapgapError(
                 f"nothing was put in place: {_some(unsaved)} not as saved and would be lost. Keep "
-                f"what is here (capgap save), or give it up (dvc checkout --force {unsaved[0]}), "
-                "and pull again"
+                "what is here (capgap save), or give it up (capgap pull --force)"
             ) from None
     return names
 
@@ -209,6 +211,13 @@ def _transfer(repo: Repo, source: Any, target: Any, files: dict[str, HashInfo]) 
         validate_status=lambda status: missing.update(status.missing),
     )
     return [name for name, found in files.items() if found in missing], result
+
+
+def _name(path: Path) -> str:
+    """A file as people know it: a record by its output."""
+    if not path.is_relative_to(ledger.RECORDS):
+        return str(path)
+    return f"the record of {ledger.output_of(ledger.RECORDS, path)}"
 
 
 def _some(names: list[str]) -> str:
