@@ -139,6 +139,15 @@ def test_tampered_object_in_the_remote_is_refused_and_named(finished, storage, t
     assert not (clone / RESULTS / "law/law.json").exists()
 
 
+def test_push_says_when_nobody_will_see_it(study):
+    assert "committed" not in study.capgap("push").stdout
+    with (study / "dvc.lock").open("a") as file:
+        file.write("# saved again\n")
+    said = study.capgap("push").stdout
+    assert "0 objects were new" in said
+    assert "nobody sees it before dvc.lock is committed: git add dvc.lock" in said
+
+
 def test_failed_pull_takes_away_nothing(study, storage):
     """DVC's own pull removes a folder when one of its files fails."""
     before = study.contents()
@@ -178,6 +187,7 @@ def test_results_that_were_not_saved_are_not_overwritten(study):
     [
         (["pull"], "this revision holds no results"),
         (["push"], "this revision holds no results"),
+        (["save"], "no results here"),
         (["verify"], "no results here"),
         (["accept"], "no results here"),
         (["export", "--out", "model"], "no results here"),

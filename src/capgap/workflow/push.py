@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 
 from capgap.stage import run_stage
 from capgap.workflow import remote
@@ -19,7 +20,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.parse_args(argv)
     with only_run():
         new = remote.push()
-    print(f"the remote has everything now; {new} objects were new")
+    print(f"the remote has all of the last capgap save; {new} objects were new")
+    told = subprocess.run(
+        ["git", "status", "--porcelain", "--", remote.LOCK], capture_output=True, text=True
+    )
+    if told.stdout:
+        print(
+            f"but nobody sees it before {remote.LOCK} is committed: git add {remote.LOCK} && git "
+            'commit -m "results", then git push'
+        )
 
 
 if __name__ == "__main__":

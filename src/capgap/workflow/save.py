@@ -18,13 +18,14 @@ from capgap.study_file import load_study
 from capgap.workflow.pending import pending
 from capgap.workflow.process import only_run
 from capgap.workflow.remote import refuse_secrets
-from capgap.workflow.verify import check
+from capgap.workflow.verify import check, results_of
 
 
 def run(study_file: Path) -> None:
     """Commit a study's results and records to DVC's cache and to dvc.lock."""
     study = load_study(study_file).study
     refuse_secrets()
+    results_of(study)
     with only_run():
         left = pending(study_file)
         if left:
