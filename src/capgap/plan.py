@@ -67,6 +67,9 @@ def make_plan(
     workers = workers or (study.plan.gpus if device != CPU else os.cpu_count() or 1)
     jobs = cost.jobs
     left = jobs if not_done is None else _left(study, jobs, set(not_done))
+    notes = list(cost.notes)
+    if paths.CHOICE.format(study=study.study) in {job.output for job in left}:
+        notes.append("the final runs are counted in full: the law is yet to choose their teachers")
     return Plan(
         study,
         device,
@@ -81,7 +84,7 @@ def make_plan(
             uses_worker=None if device == CPU else lambda job: job.device is not None,
         ),
         fit.misfits(study, left, device),
-        cost.notes,
+        notes,
     )
 
 
@@ -101,10 +104,14 @@ def short(plan: Plan) -> str:
     """The plan in a few lines, for the end of a dry run."""
     if not plan.left:
         return f"0 of {len(plan.jobs)} jobs to do"
+    amounts = [
+        (_flops(sum(job.flops for job in plan.left)), "FLOPs"),
+        (_bytes(_disk(plan.left)), "on disk"),
+        (_bytes(_download(plan.left)), "to download"),
+    ]
+    told = ", ".join(f"{amount} {what}" for amount, what in amounts if amount)
     lines = [
-        f"{len(plan.left)} of {len(plan.jobs)} jobs to do; {_flops(sum(job.flops for job in plan.left))} FLOPs, "
-        f"{_bytes(_disk(plan.left))} on disk"
-        + (f", {_bytes(_download(plan.left))} to download" if _download(plan.left) else ""),
+        f"{len(plan.left)} of {len(plan.jobs)} jobs to do" + (f"; {told}" if told else ""),
         f"{_worker_hours(plan)}; on {_workers(plan)} {_time(plan.schedule.makespan_s)}, "
         f"at least {_time(plan.schedule.critical_s)} on any number ({plan.speed.name})",
     ]

@@ -369,7 +369,10 @@ def test_real_studies_plan_offline(name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("network"))
     study = real(name)
     made = plan.make_plan(study)
-    assert made.notes == ["tokens of the harness's tasks are rough"]
+    assert made.notes == [
+        "tokens of the harness's tasks are rough",
+        "the final runs are counted in full: the law is yet to choose their teachers",
+    ]
     assert made.left == made.jobs
     outputs = [job.output for job in made.jobs]
     assert len(set(outputs)) == len(outputs)

@@ -59,9 +59,12 @@ def test_a_run_that_cannot_fit_is_refused_and_a_dry_run_says_so(fresh):
 def test_a_dry_run_costs_the_jobs_that_it_lists(study):
     study.configure(lambda data: data.update(plan={"mfu": 0.3}))  # the report shows all settings
     dry = study.capgap("run", "-n").stdout
-    assert "write_report  (params changed)" in dry
+    assert "write_report  (params have changed since last execution)" in dry
     assert "2 jobs to do; this was a dry run" in dry  # with the target
-    assert re.search(r"^1 of \d\d jobs to do; 0 FLOPs", dry, re.MULTILINE)
+    assert re.search(r"^1 of \d\d jobs to do$", dry, re.MULTILINE)
+    assert "the final runs are counted in full" not in dry
+    study.configure(lambda data: data["law"].update(resamples=120))
+    assert "the final runs are counted in full" in study.capgap("run", "-n").stdout
 
 
 def test_a_size_that_no_pruning_gives_is_refused_by_name(fresh):
