@@ -10,8 +10,8 @@ about their means over the runs,
   E_k(u) = (exp(k u) - k u - 1) / k^2, u^2 / 2 at k = 0
 
 With a and c the two brackets, log(T*/S) = log(1 - k a / c) / k, -a / c at k = 0. k is 0, and the
-terms in square brackets absent, unless an F test asks for them: k and those of c together, for a
-skewed curve cannot move without changing its coefficients. E_k bends one way whatever k, so a curve
+terms in square brackets absent, unless an F test asks for them: all together, for a skewed curve
+cannot move without changing its coefficients; or b4 alone. E_k bends one way whatever k, so a curve
 has one minimum; it holds the parabola and curves that bend ever less, such as a teacher's help of
 1 - S/T against damage by pruning that grows as log(T/S), which no cubic follows. The fit is least
 squares, by a search over k alone, over cells within two of each group's best (a parabola over wide
@@ -214,9 +214,11 @@ def fit_surface(
     matrix = model.design(terms, 0.0)
     if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
         return None
-    terms = model.if_needed(terms, ("k", *("bend_s",) * by_size, *("bend_d",) * by_tokens))
-    if len(np.unique(log_d_L)) > 2:
-        terms = model.if_needed(terms, ("u_dd",))
+    curved = ("u_dd",) * (len(np.unique(log_d_L)) > 2)
+    skewed = ("k", *("bend_s",) * by_size, *("bend_d",) * by_tokens, *curved)
+    straight, terms = terms, model.if_needed(terms, skewed)
+    if curved and terms == straight:
+        terms = model.if_needed(terms, curved)
     fitted = model.fit(terms)
     beta, residual_M = fitted.beta_P, fitted.residual_M
     df = len(loss_M) - len(beta)
