@@ -295,8 +295,9 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
             "tokens": final.choice.tokens,
             "train_flops": row.train_flops,
             "loss_nats_per_token": row.val_loss_nats_per_token,
+            "name": ("above", "below")[i % 2],
         }
-        for row in (final.rows if final else [])
+        for i, row in enumerate(sorted(final.rows, key=lambda r: r.train_flops) if final else [])
     ]
     best = float("inf")
     for row in sorted(rows, key=lambda r: (r["train_flops"], r["loss_nats_per_token"])):
@@ -304,7 +305,8 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
             best = row["loss_nats_per_token"]
             rows.append(row | {"kind": "frontier"})
     data = table(
-        rows, "kind teacher arm student student_params tokens seed train_flops loss_nats_per_token"
+        rows,
+        "kind teacher arm student student_params tokens seed train_flops loss_nats_per_token name",
     )
     compute = [row["train_flops"] for row in rows]
     x = alt.X(
@@ -334,9 +336,10 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
         .mark_point(shape="circle", size=130, color=RED, strokeWidth=2, opacity=1)
         .encode(tooltip=hover),
         *(
-            base.transform_filter("datum.kind == 'final'")
-            .mark_text(dy=-16, fontSize=12, **ink)
+            base.transform_filter(f"datum.kind == 'final' && datum.name == '{place}'")
+            .mark_text(dy=dy, fontSize=12, **ink)
             .encode(text="teacher:N")
+            for place, dy in (("above", -16), ("below", 17))  # by turns: rings may stand close
             for ink in ({"stroke": "#ffffff", "strokeWidth": 4}, {"color": RED})
         ),
     ).properties(**WIDE)
