@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,6 +88,17 @@ def test_a_curve_beyond_the_form_says_so():
     runs = grow(np.random.default_rng(0), power=0, skew=5, noise_sd=1e-5, seed_sd=0)
     assert "(k at its limit of 3)" in surface_of(runs).reason
     assert "limit" not in surface_of(grow(np.random.default_rng(0), skew=0.5)).reason
+
+
+def test_a_way_that_ends_where_there_is_no_minimum_is_left_out():
+    surface = surface_of(grow(np.random.default_rng(0)))
+    terms = {"u": 0.0, "bend": 1.0, "u_s": 0.1, "u_d": 0.1, "bend_d": 2.0}  # 1 - 2 log 2 < 0
+    row = np.array(list(terms.values()))
+    bent = replace(surface, terms=tuple(terms), term_P=row, term_RP=np.tile(row, (50, 1)))
+    assert np.isfinite(bent.log_ratio(100e3, 2e6)[0])
+    assert not np.isfinite(bent.log_ratio(100e3, 1e6)[0])
+    assert set(bent.elasticities(0.95)) == {"size"}
+    assert np.isnan(bent.at_optimum(100e3, 1e6)[0]).all()
 
 
 def test_the_bowl_by_hand():

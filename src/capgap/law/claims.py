@@ -178,8 +178,11 @@ def _budgets(optima: list[Optimum], surface: SurfaceFit | None) -> Claim:
     name = "all_budgets"
     if len({o.tokens for o in optima}) < 2:
         return Claim(name=name, answer="unknown", reason="one token budget was tried")
-    if surface is None or surface.status != "fitted" or surface.by_tokens is None:
+    if surface is None or surface.status != "fitted":
         return Claim(name=name, answer="unknown", reason="no joint surface could be fitted")
+    if surface.by_tokens is None:
+        reason = "the joint surface does not show an optimum at every budget"
+        return Claim(name=name, answer="unknown", reason=reason)
     moves = surface.by_tokens
     low, high = moves.low, moves.high
     limits = "" if None in (low, high) else f" ({low:.2f} to {high:.2f})"

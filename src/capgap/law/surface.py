@@ -96,8 +96,8 @@ class Surface:
         """How log T* moves with log S and with log D, on average over what was tried.
 
         size: at fixed D. tokens: at fixed S. size_at_fixed_tokens_per_param: along D in proportion
-        to S. What is fixed stands at the centre of the runs. A term that the runs cannot show is
-        left out. None unless fitted.
+        to S. What is fixed stands at the centre of the runs. Left out is what the runs cannot show,
+        and a way on which the surface has no minimum at an end. None unless fitted.
         """
         if self.status != "fitted":
             return None
@@ -116,6 +116,8 @@ class Surface:
             (at_first, first_R), (at_last, last_R) = (
                 self.log_ratio(*np.exp(end)) for end in (first, last)
             )
+            if not np.isfinite(at_first + at_last):
+                continue
             own = float(name != "tokens")  # log T* = log S + log ratio
             length = max(last[0] - first[0], last[1] - first[1])
             drawn_R = None if first_R is None else own + (last_R - first_R) / length

@@ -232,7 +232,8 @@ def tokens(law: LawRecord) -> str:
     found = law.surface
     assert found is not None, law.surface
     if found.status != "fitted" or found.by_tokens is None:
-        return f"The runs of all budgets together do not tell: {found.reason}."
+        why = found.reason if found.status != "fitted" else "no optimum shows at every budget"
+        return f"The runs of all budgets together do not tell: {why}."
     moves = found.by_tokens
     largest = sorted({at.tokens for at in found.ratios})[-2:]
     shape = TOKEN_SHAPES[found.tokens_shape].format(*map(size, largest))
