@@ -139,6 +139,29 @@ def test_tampered_object_in_the_remote_is_refused_and_named(finished, storage, t
     assert not (clone / RESULTS / "law/law.json").exists()
 
 
+def test_small_results_of_another_revision_and_back(study, tmp_path):
+    """`dvc checkout` takes away all of a clone without the models; `capgap pull` does not."""
+    first = study.git("rev-parse", "HEAD").stdout.strip()
+    study.dvc("remote", "modify", "--local", "storage", "url", tmp_path / "storage")
+    study.capgap("push")
+    (study / RESULTS / "headline.json").write_text("{}")
+    study.dvc("commit", "--force", "study")
+    second = study.commit("another revision")
+    study.capgap("push")
+    clone = clone_of(study, tmp_path / "clone", tmp_path / "storage")
+    seen = []
+    for revision in (second, first, second):
+        clone.git("checkout", "-q", revision)
+        if revision == first:
+            assert clone.dvc("checkout", check=False).returncode
+            assert clone.contents() == {}
+        clone.capgap("pull")
+        assert clone.planned() == set()
+        assert not (clone / RESULTS / "final/model/model.safetensors").exists()
+        seen.append((clone / RESULTS / "headline.json").read_text() == "{}")
+    assert seen == [True, False, True]
+
+
 def test_push_says_when_nobody_will_see_it(study):
     assert "committed" not in study.capgap("push").stdout
     with (study / "dvc.lock").open("a") as file:
