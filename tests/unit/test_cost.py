@@ -462,18 +462,6 @@ def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
     assert Requests(load_study(REPOSITORY / "config.yaml")).devices == 0
 
 
-def test_budgets_that_share_a_trunk_cost_what_is_behind_it():
-    data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
-    data["grid"].update(tokens=["10240", "20480"], arms=[], seeds=[0])
-    data["distill"].update(schedule="wsd", warmup_tokens=512, decay_share=0.2)
-    jobs = {job.output: job for job in StudyCost(load_study(data)).jobs}
-    run = "results/tiny/students/3k/pruned-t6k/from-t6k/tokens-{}/seed-0/model/manifest.json"
-    short, long = (jobs[run.format(tokens)] for tokens in ("10.24k", "20.48k"))
-    assert short.work[0].tokens == 10_240
-    assert long.work[0].tokens == 20_480 - 32 * 256  # 40 steps, the last 8 of which fall
-    assert short.output in long.needs
-
-
 def test_tasks_of_the_harness_are_jobs_with_the_outputs_of_their_rules():
     data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
     without = {job.output for job in StudyCost(load_study(data)).jobs}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from capgap.cost.jobs import Job, StudyCost, Work
 from capgap.cost.memory import Memory
@@ -78,3 +79,15 @@ def test_rates_are_straight_lines_between_the_measured_cases():
     scored = Job("score_importance", "z", (), work=(Work("score", 10**6, 10**12),), device=Memory())
     assert speed.seconds(scored) == pytest.approx(5 + 100)
     assert Assumed("a100-80gb", 0.4).seconds(scored) == pytest.approx(40 + 1 / 7.8)
+
+
+def test_budgets_that_share_a_trunk_cost_what_is_behind_it():
+    data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
+    data["grid"].update(tokens=["10240", "20480"], arms=[], seeds=[0])
+    data["distill"].update(schedule="wsd", warmup_tokens=512, decay_share=0.2)
+    jobs = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    run = "results/tiny/students/3k/pruned-t6k/from-t6k/tokens-{}/seed-0/model/manifest.json"
+    short, long = (jobs[run.format(tokens)] for tokens in ("10.24k", "20.48k"))
+    assert short.work[0].tokens == 10_240
+    assert long.work[0].tokens == 20_480 - 32 * 256  # 40 steps, the last 8 of which fall
+    assert short.output in long.needs
