@@ -43,7 +43,7 @@ SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 MpiDefault=none
-ReturnToService=2
+ReturnToService=1
 MinJobAge=300
 KillWait=2
 AccountingStorageType=accounting_storage/none
