@@ -169,4 +169,4 @@ def test_a_shrunken_study_runs_from_the_hub_to_the_law(name, tmp_path):
     assert json.loads((results / "law/law.json").read_text())["n_runs"] == len(taught) > 1
     assert (results / "report/report.html").is_file()
     again = repository.capgap("run", "--dry-run").stderr
-    assert "Nothing to be done" in again
+    assert "nothing to do: everything is up to date" in again
