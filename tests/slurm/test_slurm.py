@@ -48,7 +48,10 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def study(packed, tmp_path):
-    return packed.copy(tmp_path / "study")
+    copy = packed.copy(tmp_path / "study")
+    yield copy
+    for process in alive(copy):  # without cgroups a node that goes down may leave some
+        process.kill()
 
 
 class Login:
