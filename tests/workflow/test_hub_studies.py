@@ -168,5 +168,5 @@ def test_a_shrunken_study_runs_from_the_hub_to_the_law(name, tmp_path):
     taught = [row for row in rows if row["arm"] == "main"]
     assert json.loads((results / "law/law.json").read_text())["n_runs"] == len(taught) > 1
     assert (results / "report/report.html").is_file()
-    again = repository.capgap("run", "--dry-run").stderr
+    again = repository.capgap("run", "--dry-run").stdout
     assert "nothing to do: everything is up to date" in again

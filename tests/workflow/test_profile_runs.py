@@ -24,7 +24,7 @@ def test_a_profile_is_dry_run(profile, tmp_path):
     (repository / "config.yaml").write_text(study)
     run = repository.capgap("run", "--profile", f"profiles/{profile}", "--dry-run")
     assert "GPU hours" in run.stdout
-    assert "nothing to do" not in run.stderr
+    assert "nothing to do" not in run.stdout + run.stderr
 
 
 @pytest.mark.slow
