@@ -163,6 +163,11 @@ def test_headline_depends_on_what_the_interval_holds():
     assert headline(2.7, 3.3, False).endswith("not 2.5 times, as published")
     assert headline(-0.1, 7.0, True) == headline(None, 7.0, True)
     assert "do not show" in headline(-0.1, 7.0, True)
+    moves = Interval(value=0.7, low=0.5, high=1.0)
+    surface = law.surface.model_copy(update={"by_tokens": moves})
+    law = law.model_copy(update={"surface": surface})
+    assert headline(-0.1, 7.0, True).startswith("The best teacher grows with the training tokens;")
+    assert "2.5 fits" in headline(2.2, 4.4, True)
 
 
 def test_family_says_where_teacher_loss_rises():

@@ -204,7 +204,7 @@ def excludes(interval: Interval | None, value: float) -> bool:
 def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
     inside = {(o.student, o.tokens) for o in optima if o.shape == "interior"}
     if not inside:
-        return "unknown", "the main arm shows no interior optimum to explain"
+        return "unknown", "no curve of the main arm is shown to have its optimum inside"
     relevant = [e for e in effects if (e.student, e.tokens) in inside]
     shapes = [shape for e in relevant for shape in e.fixed_start_shapes.values()]
     told = [shape for shape in shapes if shape != "not_identifiable"]

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from capgap.design import NONE, pruned_from
-from capgap.law.claims import grows
+from capgap.law.claims import excludes, grows
 from capgap.law.records import (
     FinalRecord,
     Interval,
@@ -128,6 +128,13 @@ def optimum(found: Optimum) -> str:
 
 def headline(law: LawRecord) -> str:
     """The finding in one short sentence; the record's verdict holds the numbers."""
+    moves = None if law.surface is None else law.surface.by_tokens
+    if not any(found.slope and grows(found) for found in law.lines) and excludes(moves, 0):
+        way = "grows" if moves.value > 0 else "shrinks"
+        return (
+            f"The best teacher {way} with the training tokens; no budget by itself shows that it "
+            "grows with the student"
+        )
     if all(found.slope is None for found in law.lines):
         return "These runs do not pin down a law of capacity gap"
     growing = [found for found in law.lines if found.slope and grows(found)]
