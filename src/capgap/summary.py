@@ -68,7 +68,8 @@ def _verdict_text(law: LawRecord) -> str:
 
 def _gain_text(gains: list[ArmEffects]) -> str:
     each = listed(f"{found.gain_nats:.3f} ({found.student})" for found in gains)
-    return f"{each} nats per token better with the own teacher than without, from the same start"
+    text = f"{each} nats per token better with the own teacher than without, from the same start"
+    return text + ("; less than 0 is worse" if min(e.gain_nats for e in gains) < 0 else "")
 
 
 def _law_text(line) -> str:

@@ -41,9 +41,10 @@ class OnMeta(TorchDispatchMode):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Several chunks of several blocks, the last of each smaller."""
+    """Several chunks of several blocks and parts of the head, the last of each smaller."""
     monkeypatch.setattr(losses, "chunk_tokens", lambda vocab: 7)
     monkeypatch.setattr(losses, "ROW_ELEMENTS", 3 * 50)
+    monkeypatch.setattr(losses, "COLUMNS", 8)
 
 
 def dense(hidden, head, labels, teacher_logits, objective, beta, weight, temperature):

@@ -40,6 +40,9 @@ def test_every_budget_has_a_line_and_the_movement_between_them_is_said(shown):
         each = listed(f"{e.gain_nats:.3f} ({e.student})" for e in gains)
         assert len(gains) == 3
         assert f"teacher's gain at {name} {each} nats per token better" in text
+    assert "is worse" not in text
+    harmed = [law.effects[0].model_copy(update={"gain_nats": -0.01}), *law.effects[1:]]
+    assert "less than 0 is worse" in shown(law.model_copy(update={"effects": harmed}))
 
 
 def test_an_optimum_that_the_start_makes_is_called_so(shown):

@@ -38,6 +38,7 @@ from capgap.reporting.theme import (
     ramp,
     size_axis,
     size_x,
+    student_colour,
     table,
     tips,
     titled,
@@ -234,13 +235,7 @@ def ratios(law: LawRecord) -> Figure | None:
     scale = alt.Scale(type="log", domain=[least, most], nice=False)
     axis = size_axis([least, most])
     y = alt.Y("ratio:Q", title=None, scale=scale, axis=axis)
-    students = data.dropna(subset="student").sort_values("student_params").student.unique().tolist()
-    colour = alt.Color(
-        "student:N",
-        sort=students,
-        scale=alt.Scale(domain=students, range=ramp(len(students))),
-        legend=alt.Legend(title="student", titleOrient="left"),
-    )
+    colour = student_colour(data)
     own = alt.Chart(data).transform_filter("datum.kind != 'published'")
     hover = tips("student tokens kind", ratio="ratio", low="ratio_low", high="ratio_high")
     chart = alt.layer(

@@ -16,7 +16,7 @@ from capgap.reporting.theme import (
     case,
     facet,
     of_kind,
-    ramp,
+    student_colour,
     table,
     tips,
     titled,
@@ -120,13 +120,7 @@ def flatness(law: LawRecord) -> Figure | None:
         scale=alt.Scale(domain=[0, max(most, 4 * law.tie_nats)], nice=False),
         axis=alt.Axis(tickCount=5),
     )
-    names = data.dropna(subset="student").sort_values("student_params").student.unique().tolist()
-    colour = alt.Color(
-        "student:N",
-        sort=names,
-        scale=alt.Scale(domain=names, range=ramp(len(names))),
-        legend=alt.Legend(title="student", titleOrient="left"),
-    )
+    colour = student_colour(data)
     cells = of_kind(data, "cell").encode(x=x, y=y, color=colour)
     layers = [
         of_kind(data, "tie").mark_rect(color=SAND).encode(y=y, y2=alt.datum(0)),

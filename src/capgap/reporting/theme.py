@@ -205,3 +205,14 @@ def ramp(n: int) -> list[str]:
     return [
         "#" + bytes(np.rint(light + (dark - light) * s).astype(int).tolist()).hex() for s in shares
     ]
+
+
+def student_colour(data: pd.DataFrame) -> alt.Color:
+    """The colour of a row by its student, darker for larger ones; rows may have none."""
+    names = data.dropna(subset="student").sort_values("student_params").student.unique().tolist()
+    return alt.Color(
+        "student:N",
+        sort=names,
+        scale=alt.Scale(domain=names, range=ramp(len(names))),
+        legend=alt.Legend(title="student", titleOrient="left"),
+    )

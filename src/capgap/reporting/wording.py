@@ -269,7 +269,7 @@ RIVAL_STATUS = {
 
 
 def found_constants(rival: RivalFit) -> str:
-    """The constants that a rival law was free to choose: 'A' = 2240, c0 = 2.55'."""
+    """The constants that a rival law was free to choose: 'A = 2240, c0 = 2.55'."""
     named = (f"{name} = {number_or_power(rival.constants[name])}" for name in rival.free)
     return ", ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in named) or "–"
 
