@@ -106,6 +106,8 @@ def kept_signal(teacher, settings, folder: Path):
 
 def ours(pair: dict, folder: Path, **settings) -> list[float]:
     """CPU clock at the start of every step of our loop."""
+    import torch
+
     from capgap.config import Distill
     from capgap.engine import training
     from capgap.engine.objectives import Distillation
@@ -120,6 +122,7 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
         **settings,
     )
     write_streams(pair, folder / "tokens")
+    teacher = teacher.to(getattr(torch, chosen.precision_of_teacher))
     if chosen.teacher_signal != "online":
         teacher = kept_signal(teacher, chosen, folder)
     distillation, clock = Distillation(teacher, chosen, pair["vocab"]), []
@@ -225,8 +228,8 @@ def ours_kept(pair: dict, folder: Path) -> list[float]:
     return ours(pair, folder, teacher_signal="sampled", unique_tokens=unique)
 
 
-def gkd(pair: dict, folder: Path, bf16: bool = False) -> list[float]:
-    """TRL's GKDTrainer on packed text."""
+def gkd(pair: dict, folder: Path, bf16: bool = False, rounded: bool = False) -> list[float]:
+    """TRL's GKDTrainer on packed text; rounded: with the teacher's weights in bfloat16."""
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer
@@ -262,7 +265,7 @@ def gkd(pair: dict, folder: Path, bf16: bool = False) -> list[float]:
     }
     GKDTrainer(
         model=student,
-        teacher_model=teacher,
+        teacher_model=teacher.bfloat16() if rounded else teacher,
         args=GKDConfig(**options),
         train_dataset=Dataset.from_list(rows(pair)),
         processing_class=tokenizer,
@@ -272,6 +275,7 @@ def gkd(pair: dict, folder: Path, bf16: bool = False) -> list[float]:
     return clock
 
 
+ROUNDED = {"teacher_precision": "bfloat16"}
 # name: (what runs it, its precision)
 RUNS: dict[str, tuple[Callable[..., list[float]], str]] = {
     "capgap": (ours, "float32"),
@@ -280,8 +284,11 @@ RUNS: dict[str, tuple[Callable[..., list[float]], str]] = {
     "TRL GKDTrainer": (gkd, "float32"),
     "HF Trainer, CE + KL": (hf_trainer, "float32"),
     "HF Trainer, compiled": (partial(hf_trainer, torch_compile=True), "float32"),
+    "capgap, teacher in bfloat16": (partial(ours, **ROUNDED), "of the teacher"),
+    "TRL GKDTrainer, teacher in bfloat16": (partial(gkd, rounded=True), "of the teacher"),
     "capgap, bfloat16": (partial(ours, precision="bfloat16"), "bfloat16"),
     "TRL GKDTrainer, bfloat16": (partial(gkd, bf16=True), "bfloat16"),
+    "TRL GKDTrainer, bfloat16 and the teacher": (partial(gkd, bf16=True, rounded=True), "bfloat16"),
 }
 
 
@@ -380,7 +387,7 @@ def table(pair: str, rounds: list[dict[str, dict]]) -> str:
     flops = rounds[0]["rate"]["flops_per_token"]
     speeds = {n: [found[n]["tokens_per_cpu_s"] for found in rounds] for n in RUNS}
     best = {}  # of the peers of a precision, in each round
-    for precision in ("float32", "bfloat16"):
+    for precision in dict.fromkeys(precision for _, precision in RUNS.values()):
         peers = [v for n, v in speeds.items() if RUNS[n][1] == precision and "capgap" not in n]
         best[precision] = [max(values) for values in zip(*peers, strict=True)]
     lines = [

@@ -11,7 +11,8 @@ differences are of the signal alone. In the folder of a study whose teachers and
 CPU seconds are those of whole processes, start-up with them: of all runs with one kind of signal,
 and of making it once a teacher. Loss is that of the whole validation split, not timed. The interval
 is of the mean over seeds of the mean difference over pairs (95 %, t). The kind `rounding` is online
-with another chunk of the loss: what rounding alone does to a run. Rows go to OUT/rows.jsonl as
+with another chunk of the loss: what rounding alone does to a run; `bfloat16` is online with the
+teacher in bfloat16. Rows go to OUT/rows.jsonl as
 they are made, and a row that is there is not made again.
 """
 
@@ -38,6 +39,11 @@ from capgap.study_file import load_study
 from capgap.workflow import planning
 
 BAR = 0.005  # nats per token
+ONLINE = {
+    "online": {},
+    "rounding": {"loss_chunk_tokens": 100},
+    "bfloat16": {"teacher_precision": "bfloat16"},
+}  # settings of the kinds that keep nothing
 
 
 def cpu_seconds(stage: str, settings, *words) -> float:
@@ -55,10 +61,7 @@ def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
     streams = Path(paths.TOKENS.format(study=study.study)).parent
     common = study.distill.model_dump() | {"unique_tokens": tokens}
     recipes = {
-        kind: study.distill.model_validate(
-            common
-            | ({"loss_chunk_tokens": 100} if kind == "rounding" else {"teacher_signal": kind})
-        )
+        kind: study.distill.model_validate(common | ONLINE.get(kind, {"teacher_signal": kind}))
         for kind in kinds
     }
     held_out = Streams(streams)["validation"]

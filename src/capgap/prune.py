@@ -62,7 +62,7 @@ def run(
     default pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
     """
     folder = open_folder(model_folder)
-    model = load_model(folder, as_stored=True)
+    model = load_model(folder, dtype=None)
     importance = read_importance(importance_folder, folder)
     teacher = read_lineage(folder, model).name
     sizes = sizes_of(model)

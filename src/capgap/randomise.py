@@ -46,7 +46,7 @@ def run(
     tokenizer = open_folder(tokenizer or like)
     if not (tokenizer / "tokenizer.json").is_file():
         raise CapgapError(f"{tokenizer}: no tokenizer.json; name a tokenizer folder (--tokenizer)")
-    model = load_model(like, as_stored=True)
+    model = load_model(like, dtype=None)
     entries = len(load_tokenizer(tokenizer))
     if entries > model.config.vocab_size:
         raise CapgapError(

@@ -25,7 +25,7 @@ def run(model_folder: Path, texts: list[str], entries: int | None, out: Path) ->
     folder = open_folder(model_folder)
     if not (folder / "tokenizer.json").is_file():
         raise CapgapError(f"{folder}: no tokenizer.json, so its vocabulary cannot be trimmed")
-    model = load_model(folder, as_stored=True)
+    model = load_model(folder, dtype=None)
     lineage = read_lineage(folder, model)
     with publish_folder(out) as target, tempfile.TemporaryDirectory() as words:
         for name in TOKENIZER_FILES:

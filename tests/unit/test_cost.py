@@ -267,6 +267,11 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
 
 def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
     study = real("llama2-minima")
+    assert study.distill.precision_of_teacher == "bfloat16"  # with which training fits
+    found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
+    assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}
+    wide = study.distill.model_copy(update={"teacher_precision": "float32"})
+    study = study.model_copy(update={"distill": wide})
     found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
     largest = next(m for m in found if m.job.rule == "distill_student")
     assert "from-l70b" in largest.job.output

@@ -60,6 +60,22 @@ def test_precision_decides_the_peak_of_a_device():
     assert {job.rule for job in jobs if job.precision == "bfloat16"} == {"distill_student"}
 
 
+def test_the_teacher_counts_at_its_own_precision():
+    work = (Work("distill", 1, 331_500 * 10**9, teacher_flops=312 * 10**12),)
+    trained = Job("distill_student", "x", (), work, Memory(), teacher_precision="bfloat16")
+    seconds = Assumed("a100-80gb", 0.5).seconds(trained)
+    assert seconds == pytest.approx(DEVICE_STARTUP_S + 19.5 / (0.5 * 19.5) + 312 / (0.5 * 312))
+    data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    same = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    data["distill"]["teacher_precision"] = "bfloat16"
+    for job in StudyCost(load_study(data)).jobs:
+        assert job.flops == same[job.output].flops
+        if job.rule == "distill_student":
+            assert 2 * job.device.teacher == same[job.output].device.teacher
+            taught = "from-none" not in job.output
+            assert (sum(work.teacher_flops for work in job.work) > 0) == taught
+
+
 def test_rates_are_straight_lines_between_the_measured_cases():
     calibration = Calibration(
         study="x",

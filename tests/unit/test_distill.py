@@ -41,6 +41,7 @@ def world(tmp_path_factory):
         stage = PretrainStage(tokens=640, **shape, **SHORT)
         place = Place(folder / "teacher", folder / "scratch", 60)
         pretrain.run(stage, f"t{vocab}", folder / "tokens", folder / "tokenizer", place)
+    shutil.copytree(root / "v270", root / "other")
     return root
 
 
@@ -67,6 +68,35 @@ def run(
         trunk=trunk,
         signal=signal,
     )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_teacher_is_held_in_its_own_precision(world, tmp_path, monkeypatch, kept):
+    loaded = {}
+
+    def load(path, **options):
+        loaded[path.parts[-3]] = model = load_model(path, **options)
+        return model
+
+    for stage in (distill, signal):
+        monkeypatch.setattr(stage, "load_model", load)
+    options = {"teacher_precision": "bfloat16"}
+    if kept:
+        options |= KEPT
+        made = make_signal(world, tmp_path / "signal", **options)
+        assert made.settings.precision == "bfloat16"
+        assert {p.dtype for p in loaded.pop("v270").parameters()} == {torch.bfloat16}
+        run(world, tmp_path / "b", init="other", signal=tmp_path / "signal", **options)
+    else:
+        run(world, tmp_path / "b", init="other", **options)
+        assert {p.dtype for p in loaded.pop("v270").parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.pop("other").parameters()} == {torch.float32}
+    assert not loaded
+    run(world, tmp_path / "a")
+    full, half = (TrainRecord.read(tmp_path / name / "train.json") for name in "ab")
+    losses = [record.last_val_loss_nats_per_token for record in (full, half)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
 
 
 def test_a_student_is_published_whole_with_its_record(world, tmp_path):

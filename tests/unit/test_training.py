@@ -341,6 +341,21 @@ def test_bfloat16_follows_float32_and_keeps_its_weights_in_float32(
     assert {p.dtype for p in half.parameters()} == {torch.float32}
 
 
+def test_a_teacher_in_bfloat16_leaves_the_student_in_float32(token_streams, tiny_model):
+    streams, student = Streams(token_streams()), tiny_model()
+    full, half = (tiny_model(seed=9, hidden=32, heads=4).eval() for _ in "ab")
+    batch = batch_of(streams, student)
+    exact = Distillation(full, Distill(**BASE))
+    rounded = Distillation(half.bfloat16(), Distill(**BASE, teacher_precision="bfloat16"))
+    results = [
+        objective(student, batch.inputs, batch.labels.reshape(-1), batch.starts, 1.0)[1]
+        for objective in (exact, rounded)
+    ]
+    assert results[0].data_ce == results[1].data_ce
+    assert results[0].teacher_term != results[1].teacher_term
+    torch.testing.assert_close(*(parts.teacher_term for parts in results), rtol=5e-3, atol=0)
+
+
 def test_batches_ahead_are_the_same(token_streams, monkeypatch):
     """What a GPU gets is made by a thread, one step ahead, in pinned memory."""
     pinned = []

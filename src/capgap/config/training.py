@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from capgap.config.section import Count, Section, Share
 from capgap.config.teachers import TeacherShape
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class Training(Section):
     """How a model is optimised; shared by pretraining and distillation."""
@@ -26,7 +28,7 @@ class Training(Section):
         description="tokens whose logits the loss holds at once; 128 to 256, by the vocabulary, if "
         "not set",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32",
         description="of matrix products and logits; weights, optimizer and sums stay float32",
     )
@@ -115,6 +117,7 @@ class SignalStage(Section):
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     temperature: float = Field(1.0, gt=0, description="temperature of the teacher's distribution")
     batch_tokens: Count = Field(4096, gt=0, description="tokens per forward pass")
+    precision: Precision = Field("float32", description="of the teacher's weights and products")
     seed: int = Field(0, ge=0, description="seed of the draws")
 
     def bytes_per_token(self, vocab: int) -> int:
@@ -149,7 +152,10 @@ class Distill(Training):
     temperature: float = Field(
         1.0, gt=0, description="temperature of both distributions in the teacher's term"
     )
-
+    teacher_precision: Precision | None = Field(
+        None,
+        description="of the teacher's weights in memory, products and logits; as precision if not set",
+    )
     teacher_signal: Literal["online", "top_k", "sampled"] = Field(
         "online",
         description="where the teacher's signal comes from: its forward pass in every run (online) "
@@ -165,6 +171,11 @@ class Distill(Training):
         "entries in the vocabulary 10 and 4",
     )
 
+    @property
+    def precision_of_teacher(self) -> Precision:
+        """Precision in which the teacher is run."""
+        return self.teacher_precision or self.precision
+
     def signal_stage(self) -> SignalStage:
         """The part that decides what is kept of the teacher's signal."""
         return SignalStage(
@@ -173,6 +184,7 @@ class Distill(Training):
             unique_tokens=self.unique_tokens,
             sequence_length=self.sequence_length,
             temperature=self.temperature,
+            precision=self.precision_of_teacher,
         )
 
     @model_validator(mode="after")

@@ -45,7 +45,8 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)
         case "cache_teacher_signal":
             model = sizes.architecture(teacher).whole()
-            held = memory.evaluation(model, sizes.study.distill.signal_stage().batch_tokens)
+            settings = sizes.study.distill.signal_stage()
+            held = memory.evaluation(model, settings.batch_tokens, settings.precision)
         case "score_importance":
             model = sizes.architecture(teacher).whole()
             held = memory.scoring(model, sizes.study.prune.sequence_length)

@@ -51,6 +51,7 @@ class Work:
     kind: str  # pretrain, train, distill, evaluate, score; or text, and tokens are bytes
     tokens: int
     flops: int
+    teacher_flops: int = 0  # of these, in distillation
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Job:
     device: Memory | None = None  # what lies on each device; None for a job that needs none
     processes: int = 1  # which share the job, each with a device
     precision: str = "float32"  # of its matrix products
+    teacher_precision: str = "float32"  # of the teacher's, in distillation
     host_mb: int = 0  # what lies in main memory, on a machine without such a device
     disk_bytes: int = 0
     scratch_bytes: int = 0  # while it runs
@@ -307,7 +309,8 @@ class StudyCost(StudySizes):
             self.path(paths.TEACHER_SIGNAL, teacher=name),
             (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
             work=(Work("evaluate", tokens, flops),),
-            device=memory.evaluation(model, settings.batch_tokens),
+            device=memory.evaluation(model, settings.batch_tokens, settings.precision),
+            precision=settings.precision,
             host_mb=host_mb(self, "cache_teacher_signal", teacher=name),
             disk_bytes=tokens * settings.bytes_per_token(self.vocab),
         )
@@ -372,7 +375,7 @@ class StudyCost(StudySizes):
         shorter = design.next_smaller(run, budgets) if settings.schedule == "wsd" else None
         flops = _passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
-        kind = "train"
+        kind, of_teacher = "train", 0
         if run.teacher != design.NONE:
             kind = "distill"
             needs.append(self.path(paths.TEACHER_MODEL, teacher=run.teacher))
@@ -380,7 +383,7 @@ class StudyCost(StudySizes):
                 needs.append(self.path(paths.TEACHER_SIGNAL, teacher=run.teacher))
             else:
                 teacher = self.architecture(run.teacher).whole()
-                flops += teacher.forward_flops(settings.sequence_length)
+                of_teacher = teacher.forward_flops(settings.sequence_length)
         if shorter:
             needs.append(self.path(paths.RUN_MODEL, **shorter._asdict()))
             tokens -= self._trunk_tokens(shorter)
@@ -389,10 +392,14 @@ class StudyCost(StudySizes):
             "distill_student",
             self.path(paths.RUN_MODEL, **names),
             tuple(needs),
-            work=(Work(kind, tokens, tokens * flops), self._validation(model, settings)),
+            work=(
+                Work(kind, tokens, tokens * (flops + of_teacher), tokens * of_teacher),
+                self._validation(model, settings),
+            ),
             device=self.distill_memory(run.student, run.init, run.teacher),
             processes=self.study.plan.processes,
             precision=settings.precision,
+            teacher_precision=settings.precision_of_teacher,
             host_mb=host_mb(self, "distill_student", **names),
             disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
             scratch_bytes=CHECKPOINTS * state,

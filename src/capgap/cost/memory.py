@@ -1,6 +1,6 @@
 """
-Bytes a job holds at its peak, group by group. Everything is counted as float32; with
-`precision: bfloat16` activations take less.
+Bytes a job holds at its peak, group by group. Weights of a teacher count in its precision,
+everything else as float32; with `precision: bfloat16` activations take less.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
 by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
@@ -18,6 +18,7 @@ from capgap.cost.architectures import LLAMA_LIKE, Model
 from capgap.shapes import chunk_tokens
 
 FLOAT = 4  # bytes
+BYTES = {"float32": FLOAT, "bfloat16": 2}
 TASK_CONTEXT = 1024  # tokens of a few-shot prompt with its answer, about
 SCORE_TOKENS = 1024  # of a forward pass when scoring (pruning/importance.py)
 
@@ -90,16 +91,17 @@ def training(
     shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
+    in_teacher = BYTES[settings.precision_of_teacher] if teacher else 0
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
     passing = 0
     if teacher:
         logits *= 3  # student's, teacher's, target distribution
         passing = FLOAT * tokens * (transient_channels(teacher) + teacher.hidden)
     return Memory(
-        weights=parameters + _gathered(student, shards),
-        gradients=parameters + _gathered(student, shards),
+        weights=parameters + FLOAT * _gathered(student, shards),
+        gradients=parameters + FLOAT * _gathered(student, shards),
         optimizer=2 * parameters,
-        teacher=FLOAT * math.ceil(teacher.params / shards) + _gathered(teacher, shards)
+        teacher=in_teacher * (math.ceil(teacher.params / shards) + _gathered(teacher, shards))
         if teacher
         else 0,
         activations=FLOAT * tokens * saved + passing,
@@ -108,17 +110,17 @@ def training(
 
 
 def _gathered(model: Model, shards: int) -> int:
-    """Bytes of what is whole at a time though it is shared: embeddings, a layer and the next one."""
+    """Weights that are whole at a time though shared: embeddings, a layer and the next one."""
     if shards == 1:
         return 0
-    return FLOAT * (model.params - model.non_embedding + 2 * model.non_embedding // model.layers)
+    return model.params - model.non_embedding + 2 * model.non_embedding // model.layers
 
 
-def evaluation(model: Model, batch_tokens: int) -> Memory:
-    """Peak of a pass over held-out text."""
+def evaluation(model: Model, batch_tokens: int, precision: str = "float32") -> Memory:
+    """Peak of a pass over held-out text; precision: of the weights."""
     chunk = min(chunk_tokens(model.vocab), batch_tokens)
     return Memory(
-        weights=FLOAT * model.params,
+        weights=BYTES[precision] * model.params,
         activations=FLOAT * batch_tokens * transient_channels(model),
         loss=2 * FLOAT * chunk * model.vocab,
     )

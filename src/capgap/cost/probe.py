@@ -305,7 +305,8 @@ class _Probe:
         context = settings.sequence_length
         flops = 3 * student.forward_flops(context)
         if teacher:
-            objective = Distillation(self._model(teacher).eval(), settings)
+            dtype = getattr(torch, settings.precision_of_teacher)
+            objective = Distillation(self._model(teacher).eval().to(dtype), settings)
             flops += teacher.forward_flops(context)
         short = settings.model_copy(
             update={"validations": 1, "validation_tokens": 2 * context, "unique_tokens": None}

@@ -53,9 +53,12 @@ class Assumed:
     def seconds(self, job: Job) -> float:
         """Start-up, FLOPs, text and download."""
         text = sum(work.tokens for work in job.work if work.kind == "text")
+        of_teacher = sum(work.teacher_flops for work in job.work)
+        computing = (job.flops - of_teacher) / self.flops_per_s[job.precision]
+        computing += of_teacher / self.flops_per_s[job.teacher_precision]
         return (
             (self.startup_s if job.device else JOB_STARTUP_S)
-            + job.flops / self.flops_per_s[job.precision] / job.processes
+            + computing / job.processes
             + ASSUMED_TEXT_S_PER_MB * text / MEGA
             + job.download_bytes / DOWNLOAD_BYTES_PER_S
         )

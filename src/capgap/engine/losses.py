@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-ROW_ELEMENTS = 2**18  # of a block, 1 MB, which a core's cache holds
+ROW_ELEMENTS = 2**20  # of a block: few enough to stay in the cache, enough to make calls cheap
 COLUMNS = 1024  # of the head that a CPU multiplies by at once: they stay in its cache meanwhile
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
@@ -338,7 +338,7 @@ def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.
     tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
     on_cpu = hidden_ND.device.type == "cpu"
     chunk = _even(tokens, chunk_tokens(1 if on_cpu else vocab))
-    entries = min(vocab, max(1, ROW_ELEMENTS // chunk)) if on_cpu else vocab
+    entries = min(vocab, COLUMNS) if on_cpu else vocab
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     space, total = hidden_ND.new_empty(chunk * entries), 0.0
     for start in range(0, tokens, chunk):

@@ -69,10 +69,11 @@ def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def load_model(path: str | Path, *, as_stored: bool = False) -> PreTrainedModel:
-    """Load a folder (checked against its manifest if it has one) in float32, ready to evaluate.
+def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
+    """Load a folder (checked against its manifest if it has one), ready to evaluate.
 
-    as_stored: keep the type of the file, so that weights stay mapped from it until they are used.
+    dtype: of the weights; None keeps that of the file, so that they stay mapped from it until they
+    are used.
     """
     folder = open_folder(path)
     architecture = _architecture(folder)
@@ -83,7 +84,7 @@ def load_model(path: str | Path, *, as_stored: bool = False) -> PreTrainedModel:
     try:
         model, report = architecture.from_pretrained(
             folder,
-            dtype=_stored_type(folder) if as_stored else torch.float32,
+            dtype=dtype or _stored_type(folder),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

@@ -59,7 +59,7 @@ class Distillation:
     ) -> tuple[torch.Tensor, LossParts]:
         """Mixture of the cross-entropy against the data and the teacher's term."""
         return mixture_loss(
-            *self._read(model, inputs_BT),
+            *self._read(model, inputs_BT, self.settings.precision),
             labels_N,
             self._signal(inputs_BT, starts_B),
             objective=self.settings.objective,
@@ -75,11 +75,10 @@ class Distillation:
         if isinstance(self.teacher, SignalStore):
             kept = self.teacher.read(starts_B)
             return PartialSignal(*(value.to(inputs_BT.device) for value in kept))
+        precision = self.settings.precision_of_teacher
         if isinstance(self.teacher, Whole):
-            return Signal(*self.teacher(self._read, inputs_BT))
-        return Signal(*self._read(self.teacher, inputs_BT))
+            return Signal(*self.teacher(self._read, inputs_BT, precision))
+        return Signal(*self._read(self.teacher, inputs_BT, precision))
 
-    def _read(self, model, inputs_BT) -> tuple[torch.Tensor, torch.Tensor]:
-        return hidden_and_head(
-            model, inputs_BT, precision=self.settings.precision, vocab=self.vocab
-        )
+    def _read(self, model, inputs_BT, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden_and_head(model, inputs_BT, precision=precision, vocab=self.vocab)

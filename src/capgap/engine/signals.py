@@ -92,7 +92,9 @@ def write_signal(
             part = windows[start : start + batch]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
             inputs_BT = torch.from_numpy(rows).to(teacher.device)
-            hidden_ND, head_VD = hidden_and_head(teacher, inputs_BT, vocab=vocab)
+            hidden_ND, head_VD = hidden_and_head(
+                teacher, inputs_BT, precision=settings.precision, vocab=vocab
+            )
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
             pieces += reduce_to_signal(hidden_ND, head_VD, torch.from_numpy(draws), settings)
         whole = join(pieces)
