@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
             origin = f"package {corpus.package}, pattern {corpus.pattern}"
         case FilesCorpus():
             paths = [Path(p) for p in sorted(glob.glob(corpus.pattern, recursive=True))]
-            documents = _read_files(paths, Path("."), corpus.text_column)
+            documents = _read_files(paths, _fixed_part(corpus.pattern), corpus.text_column)
             origin = f"files {corpus.pattern}"
         case HubCorpus():
             documents = [(f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus))]
@@ -53,6 +54,12 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
         )
     names, texts = zip(*documents, strict=True)
     return Dataset.from_dict({"name": names, "text": texts})
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder that all files of a pattern are in. Names count from it: they decide the split,
+    which must not depend on where a user keeps the files."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts[:-1]))
 
 
 def hub_texts(text: HubText) -> list[str]:
@@ -89,7 +96,7 @@ def _hub_files(where: str, dataset: str, name: str | None, revision: str) -> lis
 def _read_files(paths: list[Path], root: Path, text_column: str) -> list[tuple[str, str]]:
     documents = []
     for path in paths:
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        name = path.relative_to(root).as_posix()
         if path.suffix == ".txt":
             documents.append((name, read_text(path)))
             continue

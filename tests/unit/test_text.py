@@ -35,6 +35,18 @@ def test_a_text_file_is_a_document_and_empty_ones_are_none(files):
     assert documents["text"][:] == list(TEXTS.values())
 
 
+def test_names_and_so_the_split_do_not_depend_on_where_files_lie(files, tmp_path, monkeypatch):
+    (files / "more").mkdir()
+    (files / "more" / "k.txt").write_text("k speaks, too.")
+    names = [*TEXTS, "more/k.txt"]
+    moved = files.rename(tmp_path / "elsewhere")
+    assert load_documents(settings(moved, "**/*.txt"))["name"][:] == names
+    monkeypatch.chdir(moved)
+    for pattern in ("**/*.txt", "./**/*.txt", "../elsewhere/**/*.txt"):
+        corpus = FilesCorpus(source="files", pattern=pattern)
+        assert load_documents(corpus)["name"][:] == names
+
+
 def test_rows_of_jsonl_and_parquet_are_documents(files):
     rows = Dataset.from_dict({"body": ["one", "two", "three"]})
     rows.to_json(files / "rows.jsonl")
