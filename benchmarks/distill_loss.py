@@ -214,6 +214,7 @@ def run_all(shapes: list[str], names: list[str], repeats: int) -> list[dict]:
     environment = {
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "THP_MEM_ALLOC_ENABLE": "1",  # as our jobs have it; for the peers as well
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
     }

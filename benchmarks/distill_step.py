@@ -371,6 +371,7 @@ def in_fresh_process(name: str, pair: str) -> dict:
     environment = {
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "THP_MEM_ALLOC_ENABLE": "1",  # as our jobs have it; for the peers as well
         "HF_HUB_OFFLINE": "1",
         **os.environ,
     }
@@ -385,9 +386,10 @@ def table(pair: str, rounds: list[dict[str, dict]]) -> str:
     """Markdown, with the ratios that the comparison is about."""
     rate = median(found["rate"]["flops_per_cpu_s"] for found in rounds)
     flops = rounds[0]["rate"]["flops_per_token"]
-    speeds = {n: [found[n]["tokens_per_cpu_s"] for found in rounds] for n in RUNS}
+    names = [n for n in RUNS if n in rounds[0]]
+    speeds = {n: [found[n]["tokens_per_cpu_s"] for found in rounds] for n in names}
     best = {}  # of the peers of a precision, in each round
-    for precision in dict.fromkeys(precision for _, precision in RUNS.values()):
+    for precision in dict.fromkeys(RUNS[n][1] for n in names):
         peers = [v for n, v in speeds.items() if RUNS[n][1] == precision and "capgap" not in n]
         best[precision] = [max(values) for values in zip(*peers, strict=True)]
     lines = [
@@ -409,8 +411,9 @@ def table(pair: str, rounds: list[dict[str, dict]]) -> str:
         f"\n1.5 times the best peer in float32 with the teacher online: {needed:.0%} of the rate of "
         "one large matrix product"
     )
-    shares = rounds[0]["profile"]["shares"].items()
-    lines.append("profile of our step: " + ", ".join(f"{k} {v:.0%}" for k, v in shares))
+    if "profile" in rounds[0]:
+        shares = rounds[0]["profile"]["shares"].items()
+        lines.append("profile of our step: " + ", ".join(f"{k} {v:.0%}" for k, v in shares))
     return "\n".join(lines)
 
 
@@ -422,6 +425,13 @@ def main() -> None:
     names = [*RUNS, "rate", "profile"]
     parser.add_argument("--one", choices=names, help="measure this one here, and print JSON")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[*RUNS, "profile"],
+        choices=[*RUNS, "profile"],
+        help="with a peer of each precision",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write what was found as JSON")
     args = parser.parse_args()
@@ -431,8 +441,8 @@ def main() -> None:
     found: dict[str, list[dict]] = {pair: [] for pair in args.pairs}
     for pair in args.pairs:
         for number in range(args.rounds):
-            once = [n for n in names if n != "profile" or number == 0]
-            found[pair].append({name: in_fresh_process(name, pair) for name in once})
+            once = [n for n in args.only if n != "profile" or number == 0]
+            found[pair].append({name: in_fresh_process(name, pair) for name in [*once, "rate"]})
         if args.out:
             args.out.write_text(json.dumps(found, indent=1) + "\n")
         print(table(pair, found[pair]), flush=True)
