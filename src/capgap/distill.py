@@ -14,8 +14,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from capgap.artifacts import open_folder
 from capgap.config import Distill, FilesCorpus
 from capgap.design import NONE
@@ -61,7 +59,7 @@ def run(
     if teacher is not None:
         teacher = open_folder(teacher)
         if settings.teacher_signal == "online":
-            teacher_model = load_model(teacher, dtype=getattr(torch, settings.precision_of_teacher))
+            teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
             teacher_name = read_lineage(teacher, teacher_model).name
             _check_model(settings, teacher, teacher_model, streams)
             _check_pair(init, student, teacher, teacher_model.config.vocab_size)

@@ -122,6 +122,21 @@ def test_a_state_of_two_that_share_a_model_goes_on_in_one(job):
 
 
 @pytest.mark.slow
+def test_a_shared_teacher_is_held_in_its_own_precision(job):
+    settings = {**SETTINGS, "teacher_precision": "bfloat16"}
+    _, alone = job("alone", settings=settings)
+    _, wide = job("wide", "--shard", processes=2)
+    done, both = job("both", "--shard", processes=2, settings=settings)
+    assert done.returncode == 0, done.stderr
+    losses = [
+        TrainRecord.read(folder / "train.json").last_val_loss_nats_per_token
+        for folder in (alone, both, wide)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert abs(losses[2] - losses[1]) > 10 * abs(losses[0] - losses[1])
+
+
+@pytest.mark.slow
 def test_a_state_of_one_goes_on_in_two_that_share_the_model(job):
     """With layers computed twice, as large models need it; rank 0 puts the model together."""
     settings = {**SETTINGS, "activation_checkpointing": True}

@@ -4,6 +4,8 @@ Main memory of the jobs of a study.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from capgap import design
 from capgap.cost import memory
 from capgap.cost.memory import FLOAT, Memory
@@ -12,6 +14,7 @@ from capgap.devices import CPU
 
 MEGA = 10**6
 BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it holds anything
+CUDA_MB = 2500  # more for a process on a device: libraries and context; assumed
 TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
 TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
 LAW_RULES = (
@@ -28,9 +31,12 @@ def base_mb(rule: str) -> int:
 def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **_: str) -> int:
     """Peak of main memory of a job, in MB of 10^6 bytes, given the wildcards of its rule.
 
-    With a device the device holds the tensors, and main memory holds weights while they load.
+    With a device the device holds the tensors. Main memory then holds weights as they lie in files,
+    once for all processes, and in training the state that the first process writes.
     """
     base, on_device = base_mb(rule), sizes.study.plan.device != CPU
+    if on_device and rule not in TEXT_RULES + LAW_RULES:
+        base += CUDA_MB
     if rule in TEXT_RULES:
         return base + round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
     match rule:
@@ -59,6 +65,9 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = memory.cutting(sizes.architecture(like).whole(), cut)
         case "distill_student":
             held = sizes.distill_memory(student, init, teacher, alone=on_device)
+            if on_device and held.teacher:  # in its file, all weights are float32
+                model = sizes.architecture(teacher).whole()
+                held = replace(held, teacher=FLOAT * model.params)
         case "harness_teacher" | "harness_final":
             held = sizes.harness_memory(teacher)
         case "evaluate_student":
@@ -68,7 +77,10 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             return base
     if not held.optimizer:
         return base + round(held.total / MEGA)
-    size = held.total
-    if on_device:  # loading, then writing a checkpoint
-        size = held.weights + held.teacher + held.optimizer
-    return sizes.study.plan.processes * (base + round(size / MEGA))
+    processes = sizes.study.plan.processes
+    if not on_device:
+        return processes * (base + round(held.total / MEGA))
+    size = held.weights + held.teacher + held.optimizer
+    if rule == "pretrain_teacher":  # each process makes the model, none reads it
+        size += (processes - 1) * held.weights
+    return processes * base + round(size / MEGA)

@@ -49,10 +49,11 @@ class Distillation:
     vocab: int | None = None
 
     def on(self, world: World) -> Distillation:
-        """The same with the teacher where a world computes."""
+        """The same with the teacher where a world computes, in its precision."""
         if isinstance(self.teacher, SignalStore):
             return self
-        return replace(self, teacher=world.place(self.teacher))
+        dtype = getattr(torch, self.settings.precision_of_teacher)
+        return replace(self, teacher=world.place(self.teacher, dtype))
 
     def __call__(
         self, model, inputs_BT, labels_N, starts_B, scale: float

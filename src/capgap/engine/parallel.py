@@ -54,19 +54,22 @@ class World:
         """Whether models lie in parts on several processes."""
         return self.shard and self.size > 1
 
-    def place(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Move a model to this process's device; with `shard`, keep a part of its weights there."""
+    def place(self, model: torch.nn.Module, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """Move a model to this process's device; with `shard`, keep a part of its weights there.
+
+        dtype: of the weights from then on; that of the model if not given.
+        """
         whole = Whole(model)
         if not self.shares:
-            whole.to(self.device)
+            whole.to(self.device, dtype)
         else:  # which moves one layer at a time, for the whole may not fit
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
             mesh = init_device_mesh(self.device.type, (self.size,))
             for layer in decoder_layers(model):
-                fully_shard(layer, mesh=mesh)
-            fully_shard(whole, mesh=mesh)
+                fully_shard(layer.to(dtype), mesh=mesh)
+            fully_shard(whole.to(dtype), mesh=mesh)
         return whole
 
     def learner(self, whole: torch.nn.Module) -> torch.nn.Module:
