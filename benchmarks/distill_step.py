@@ -214,7 +214,7 @@ def hf_trainer(pair: dict, folder: Path, **options) -> list[float]:
     clock: list[float] = []
     Distilling(
         student,
-        TrainingArguments(**trainer_options(pair, folder), **options),
+        TrainingArguments(**trainer_options(pair, folder) | options),
         train_dataset=rows(pair),
         data_collator=lambda items: {"input_ids": torch.tensor([i["input_ids"] for i in items])},
         callbacks=[clocked(clock)],
@@ -287,6 +287,7 @@ RUNS: dict[str, tuple[Callable[..., list[float]], str]] = {
     "capgap, teacher in bfloat16": (partial(ours, **ROUNDED), "of the teacher"),
     "TRL GKDTrainer, teacher in bfloat16": (partial(gkd, rounded=True), "of the teacher"),
     "capgap, bfloat16": (partial(ours, precision="bfloat16"), "bfloat16"),
+    "HF Trainer, bfloat16": (partial(hf_trainer, bf16=True), "bfloat16"),
     "TRL GKDTrainer, bfloat16": (partial(gkd, bf16=True), "bfloat16"),
     "TRL GKDTrainer, bfloat16 and the teacher": (partial(gkd, bf16=True, rounded=True), "bfloat16"),
 }
