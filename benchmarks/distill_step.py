@@ -106,11 +106,10 @@ def kept_signal(teacher, settings, folder: Path):
 
 def ours(pair: dict, folder: Path, **settings) -> list[float]:
     """CPU clock at the start of every step of our loop."""
-    import torch
-
     from capgap.config import Distill
     from capgap.engine import training
     from capgap.engine.objectives import Distillation
+    from capgap.engine.parallel import ALONE
     from capgap.engine.streams import Streams
 
     student, teacher = models(pair)
@@ -122,10 +121,9 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
         **settings,
     )
     write_streams(pair, folder / "tokens")
-    teacher = teacher.to(getattr(torch, chosen.precision_of_teacher))
     if chosen.teacher_signal != "online":
         teacher = kept_signal(teacher, chosen, folder)
-    distillation, clock = Distillation(teacher, chosen, pair["vocab"]), []
+    distillation, clock = Distillation(teacher, chosen, pair["vocab"]).on(ALONE), []
 
     def objective(*arguments):
         clock.append(time.process_time())
@@ -201,7 +199,7 @@ def hf_trainer(pair: dict, folder: Path, **options) -> list[float]:
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             ids = inputs["input_ids"]
             logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
                 told = teacher(input_ids=ids[:, :-1]).logits.flatten(0, 1)
             kl = F.kl_div(
                 F.log_softmax(logits, -1),

@@ -40,9 +40,13 @@ from capgap.workflow import planning
 
 BAR = 0.005  # nats per token
 ONLINE = {
-    "online": {},
-    "rounding": {"loss_chunk_tokens": 100},
-    "bfloat16": {"teacher_precision": "bfloat16"},
+    "online": {"teacher_signal": "online", "signal_entries": None},
+    "rounding": {"teacher_signal": "online", "signal_entries": None, "loss_chunk_tokens": 100},
+    "bfloat16": {
+        "teacher_signal": "online",
+        "signal_entries": None,
+        "teacher_precision": "bfloat16",
+    },
 }  # settings of the kinds that keep nothing
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from capgap.artifacts import open_folder, publish_folder
 from capgap.config import SignalStage
 from capgap.engine.models import (
     check_reads,
     compute_device,
     forward_flops,
+    hold_frozen,
     load_model,
     read_lineage,
 )
@@ -34,7 +33,9 @@ from capgap.stage import StageParser, run_stage
 def run(settings: SignalStage, teacher: Path, tokens_folder: Path, out: Path) -> SignalRecord:
     """Compute and publish the signal of one teacher."""
     teacher, streams = open_folder(teacher), Streams(tokens_folder)
-    model = load_model(teacher, dtype=getattr(torch, settings.precision)).to(compute_device())
+    model = load_model(teacher, dtype=None)
+    hold_frozen(model, settings.precision)
+    model.to(compute_device())
     check_reads(
         model,
         teacher,

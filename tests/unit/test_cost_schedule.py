@@ -71,8 +71,9 @@ def test_the_teacher_counts_at_its_own_precision():
     for job in StudyCost(load_study(data)).jobs:
         assert job.flops == same[job.output].flops
         if job.rule == "distill_student":
-            assert 2 * job.device.teacher == same[job.output].device.teacher
             taught = "from-none" not in job.output
+            full = same[job.output].device.teacher
+            assert full / 2 < job.device.teacher < full or not taught
             assert (sum(work.teacher_flops for work in job.work) > 0) == taught
 
 

@@ -341,19 +341,30 @@ def test_bfloat16_follows_float32_and_keeps_its_weights_in_float32(
     assert {p.dtype for p in half.parameters()} == {torch.float32}
 
 
-def test_a_teacher_in_bfloat16_leaves_the_student_in_float32(token_streams, tiny_model):
+def test_a_teacher_held_in_bfloat16_says_what_autocast_makes_it_say(token_streams, tiny_model):
+    """Rounded once or for every pass; and the student beside it computes in its own precision."""
     streams, student = Streams(token_streams()), tiny_model()
-    full, half = (tiny_model(seed=9, hidden=32, heads=4).eval() for _ in "ab")
     batch = batch_of(streams, student)
-    exact = Distillation(full, Distill(**BASE))
-    rounded = Distillation(half.bfloat16(), Distill(**BASE, teacher_precision="bfloat16"))
-    results = [
-        objective(student, batch.inputs, batch.labels.reshape(-1), batch.starts, 1.0)[1]
-        for objective in (exact, rounded)
-    ]
-    assert results[0].data_ce == results[1].data_ce
-    assert results[0].teacher_term != results[1].teacher_term
-    torch.testing.assert_close(*(parts.teacher_term for parts in results), rtol=5e-3, atol=0)
+
+    def parts(place, **settings):
+        teacher = tiny_model(seed=9, hidden=32, heads=4, tied=False).eval()
+        objective = Distillation(teacher, Distill(**BASE, **settings))
+        objective = objective.on(training.ALONE) if place else objective
+        labels = batch.labels.reshape(-1)
+        return objective(student, batch.inputs, labels, batch.starts, 1.0)[1], teacher
+
+    exact, full = parts(True)
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+    held, half = parts(True, teacher_precision="bfloat16")
+    assert held == parts(False, teacher_precision="bfloat16")[0]
+    assert held.data_ce == exact.data_ce
+    assert held.teacher_term != exact.teacher_term
+    torch.testing.assert_close(held.teacher_term, exact.teacher_term, rtol=5e-3, atol=0)
+    kept = {n for n, p in half.named_parameters() if p.dtype == torch.float32}
+    assert kept == {n for n, p in half.named_parameters() if "embed" in n or p.ndim < 2}
+    assert {buffer.dtype for buffer in half.buffers()} == {torch.float32}  # rotary frequencies
+    whole = parts(True, precision="bfloat16")[0]
+    assert whole.teacher_term != held.teacher_term  # the student's part is rounded, too
 
 
 def test_batches_ahead_are_the_same(token_streams, monkeypatch):

@@ -117,7 +117,7 @@ class SignalStage(Section):
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     temperature: float = Field(1.0, gt=0, description="temperature of the teacher's distribution")
     batch_tokens: Count = Field(4096, gt=0, description="tokens per forward pass")
-    precision: Precision = Field("float32", description="of the teacher's weights and products")
+    precision: Precision = Field("float32", description="of the teacher's products and logits")
     seed: int = Field(0, ge=0, description="seed of the draws")
 
     def bytes_per_token(self, vocab: int) -> int:
@@ -154,7 +154,8 @@ class Distill(Training):
     )
     teacher_precision: Precision | None = Field(
         None,
-        description="of the teacher's weights in memory, products and logits; as precision if not set",
+        description="of the teacher's products and logits, in which its matrices are held; as precision "
+        "if not set",
     )
     teacher_signal: Literal["online", "top_k", "sampled"] = Field(
         "online",

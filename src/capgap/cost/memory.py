@@ -1,5 +1,5 @@
 """
-Bytes a job holds at its peak, group by group. Weights of a teacher count in its precision,
+Bytes a job holds at its peak, group by group. Matrices of a teacher count in its precision,
 everything else as float32; with `precision: bfloat16` activations take less.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
@@ -91,36 +91,37 @@ def training(
     shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
-    in_teacher = BYTES[settings.precision_of_teacher] if teacher else 0
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
     passing = 0
     if teacher:
         logits *= 3  # student's, teacher's, target distribution
         passing = FLOAT * tokens * (transient_channels(teacher) + teacher.hidden)
     return Memory(
-        weights=parameters + FLOAT * _gathered(student, shards),
-        gradients=parameters + FLOAT * _gathered(student, shards),
+        weights=_held(student, "float32", shards),
+        gradients=_held(student, "float32", shards),
         optimizer=2 * parameters,
-        teacher=in_teacher * (math.ceil(teacher.params / shards) + _gathered(teacher, shards))
-        if teacher
-        else 0,
+        teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,
         activations=FLOAT * tokens * saved + passing,
         loss=logits + gradients_of_loss,
     )
 
 
-def _gathered(model: Model, shards: int) -> int:
-    """Weights that are whole at a time though shared: embeddings, a layer and the next one."""
-    if shards == 1:
-        return 0
-    return model.params - model.non_embedding + 2 * model.non_embedding // model.layers
+def _held(model: Model, precision: str, shards: int = 1) -> int:
+    """Bytes of a frozen model's weights on one of the processes that share it.
+
+    Whole at a time though shared are the embeddings, a layer and the next one.
+    """
+    tables = FLOAT * (model.params - model.non_embedding)  # float32 in every precision
+    layers = BYTES[precision] * model.non_embedding
+    whole = tables + 2 * layers // model.layers if shards > 1 else 0
+    return math.ceil((tables + layers) / shards) + whole
 
 
 def evaluation(model: Model, batch_tokens: int, precision: str = "float32") -> Memory:
-    """Peak of a pass over held-out text; precision: of the weights."""
+    """Peak of a pass over held-out text; precision: see `hold_frozen`."""
     chunk = min(chunk_tokens(model.vocab), batch_tokens)
     return Memory(
-        weights=BYTES[precision] * model.params,
+        weights=_held(model, precision),
         activations=FLOAT * batch_tokens * transient_channels(model),
         loss=2 * FLOAT * chunk * model.vocab,
     )

@@ -7,6 +7,7 @@ start-up and memory from running each stage once on next to no work. CPU seconds
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import subprocess
@@ -28,10 +29,12 @@ from capgap.cost.host import BASE_MB, MEGA, host_mb
 from capgap.cost.jobs import Job, StudyCost
 from capgap.cost.speed import CALIBRATION
 from capgap.counts import format_count
+from capgap.devices import CPU
 from capgap.engine import training
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import count_params, llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.parallel import ALONE
 from capgap.engine.streams import META, SPLITS, Streams, calibration_batch
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
@@ -57,6 +60,7 @@ def calibrate(study: Study) -> Calibration:
     """Measure and write scratch/calibration.json; prints what it is doing."""
     torch.set_num_threads(1)
     begun = time.monotonic()
+    study = study.model_copy(update={"plan": study.plan.model_copy(update={"device": CPU})})
     with tempfile.TemporaryDirectory() as name:
         probe = _Probe(study, Path(name))
         text = probe.text()
@@ -191,7 +195,7 @@ class _Probe:
         if isinstance(corpus, PackageCorpus):
             files = sorted(package_folder(corpus.package).glob(corpus.pattern))
         elif isinstance(corpus, FilesCorpus) and corpus.pattern.endswith(".txt"):
-            files = sorted(Path().glob(corpus.pattern))
+            files = [Path(p) for p in sorted(glob.glob(corpus.pattern, recursive=True))]
         size = 0
         for i, file in enumerate(file for file in files if file.suffix == ".txt"):
             if size < limit:
@@ -305,8 +309,7 @@ class _Probe:
         context = settings.sequence_length
         flops = 3 * student.forward_flops(context)
         if teacher:
-            dtype = getattr(torch, settings.precision_of_teacher)
-            objective = Distillation(self._model(teacher).eval().to(dtype), settings)
+            objective = Distillation(self._model(teacher).eval(), settings).on(ALONE)
             flops += teacher.forward_flops(context)
         short = settings.model_copy(
             update={"validations": 1, "validation_tokens": 2 * context, "unique_tokens": None}

@@ -4,6 +4,7 @@ How large the text and the models of a study are, from its settings and from wha
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,8 +63,8 @@ class StudySizes:
             root = package_folder(corpus.package)
             return sum(p.stat().st_size for p in root.glob(corpus.pattern))
         if isinstance(corpus, FilesCorpus):
-            files = list(Path().glob(corpus.pattern)) if not corpus.pattern.startswith("/") else []
-            size = sum(p.stat().st_size for p in files)
+            files = glob.glob(corpus.pattern, recursive=True)
+            size = sum(Path(file).stat().st_size for file in files)
         else:
             size = 0
         if size == 0 and self.study.plan.corpus_bytes is None:

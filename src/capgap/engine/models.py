@@ -253,6 +253,28 @@ def hidden_and_head(
     return hidden_ND.to(dtype), head_VD.to(dtype)
 
 
+@torch.no_grad()
+def hold_frozen(model: torch.nn.Module, precision: str) -> None:
+    """Hold the weights of a model, or of a part, that will not learn, as its precision computes.
+
+    float32: all in float32. bfloat16: the matrices of products, which autocast would round anew for
+    every pass, rounded once. Embeddings, norms and buffers, and so what passes from layer to layer,
+    are float32 in both.
+    """
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for parameter in module.parameters()
+    }
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        matrix = parameter.ndim >= 2 and id(parameter) not in tables
+        dtype = getattr(torch, precision) if matrix else torch.float32
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The layers of a model, which are alike."""
     depth = model.config.num_hidden_layers

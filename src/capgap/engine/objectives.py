@@ -10,12 +10,13 @@ the job's processes compute.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from capgap.config import Distill
 from capgap.engine.losses import LossParts, PartialSignal, Signal, data_loss, mixture_loss
-from capgap.engine.models import hidden_and_head
+from capgap.engine.models import hidden_and_head, hold_frozen
 from capgap.engine.parallel import Whole, World
 from capgap.engine.signals import SignalStore
 
@@ -52,8 +53,8 @@ class Distillation:
         """The same with the teacher where a world computes, in its precision."""
         if isinstance(self.teacher, SignalStore):
             return self
-        dtype = getattr(torch, self.settings.precision_of_teacher)
-        return replace(self, teacher=world.place(self.teacher, dtype))
+        hold = partial(hold_frozen, precision=self.settings.precision_of_teacher)
+        return replace(self, teacher=world.place(self.teacher, hold))
 
     def __call__(
         self, model, inputs_BT, labels_N, starts_B, scale: float

@@ -54,22 +54,27 @@ class World:
         """Whether models lie in parts on several processes."""
         return self.shard and self.size > 1
 
-    def place(self, model: torch.nn.Module, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    def place(
+        self, model: torch.nn.Module, prepare: Callable[[torch.nn.Module], None] = lambda part: None
+    ) -> torch.nn.Module:
         """Move a model to this process's device; with `shard`, keep a part of its weights there.
 
-        dtype: of the weights from then on; that of the model if not given.
+        prepare: called on every layer, then on the model, before it moves.
         """
         whole = Whole(model)
         if not self.shares:
-            whole.to(self.device, dtype)
+            prepare(model)
+            whole.to(self.device)
         else:  # which moves one layer at a time, for the whole may not fit
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
             mesh = init_device_mesh(self.device.type, (self.size,))
             for layer in decoder_layers(model):
-                fully_shard(layer.to(dtype), mesh=mesh)
-            fully_shard(whole.to(dtype), mesh=mesh)
+                prepare(layer)
+                fully_shard(layer, mesh=mesh)
+            prepare(model)
+            fully_shard(whole, mesh=mesh)
         return whole
 
     def learner(self, whole: torch.nn.Module) -> torch.nn.Module:
