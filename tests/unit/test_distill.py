@@ -181,8 +181,9 @@ def test_two_vocabularies_are_refused(world, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_equal_width_is_not_enough(world, tmp_path):
-    """The same number of entries with other contents is another vocabulary."""
+@pytest.mark.parametrize("changed", ["vocabulary", "normalizer"])
+def test_equal_width_is_not_enough(world, tmp_path, changed):
+    """The same number of entries with other contents, or for other text, is another vocabulary."""
     other = tmp_path / "other"
     shutil.copytree(world / "v270" / "teacher" / "model", other / "v270" / "teacher" / "model")
     folder = other / "v270" / "teacher" / "model"
@@ -190,7 +191,10 @@ def test_equal_width_is_not_enough(world, tmp_path):
     words = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = words["model"]["vocab"]
     first, second = sorted(vocabulary, key=vocabulary.get)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    if changed == "vocabulary":
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    else:
+        words["normalizer"] = {"type": "Lowercase"}
     (folder / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(CapgapError, match="different tokenizers"):
         run(world, tmp_path / "out", teacher=other / "v270")

@@ -199,7 +199,8 @@ def check_reads(
 
 
 def same_tokenizer(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same tokenizer: equal vocabulary, merges and special tokens.
+    """Whether two folders hold the same tokenizer: equal vocabulary, merges, special tokens and
+    treatment of text.
 
     Raises CapgapError for a folder without a tokenizer.
     """
@@ -208,7 +209,8 @@ def same_tokenizer(first: Path, second: Path) -> bool:
         path = folder / "tokenizer.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return data["model"], data.get("added_tokens"), data.get("pre_tokenizer")
+            parts = ("added_tokens", "normalizer", "pre_tokenizer")
+            return data["model"], *(data.get(part) for part in parts)
         except FileNotFoundError:
             raise CapgapError(
                 f"{path}: no such file, so it cannot be told whether teacher and student share a "
