@@ -10,7 +10,7 @@ from pruning_models import MODELS, build
 from training_runs import BASE, run, settings, weights
 
 from capgap.config import Distill, Training
-from capgap.engine import checkpoints, losses, training
+from capgap.engine import checkpoints, losses, parallel, training
 from capgap.engine.losses import IGNORED
 from capgap.engine.models import decoder_layers
 from capgap.engine.objectives import Distillation, data_objective
@@ -225,6 +225,20 @@ def test_out_of_memory_in_the_loss_names_its_chunk(
     assert "set loss_chunk_tokens to 4 (now 8, of 64 logits each)" in message
     assert "micro_batch_tokens" not in message  # one sequence is the least
     assert "set activation_checkpointing" not in message
+
+
+def test_out_of_memory_before_the_first_step_names_the_teacher(
+    token_streams, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parallel, "Whole", lambda _: torch.empty(2**42))
+    chosen, streams = Distill(**BASE), Streams(token_streams())
+    objective = Distillation(tiny_model(seed=9), chosen)
+    with pytest.raises(CapgapError) as caught:
+        train(tiny_model(), streams, chosen, objective, tokens=64, seed=0, scratch=tmp_path)
+    message = str(caught.value)
+    assert "in loading the models; no checkpoint was saved yet" in message
+    assert "set teacher_precision to bfloat16 (now float32), or share the model" in message
+    assert "micro_batch_tokens" not in message
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(

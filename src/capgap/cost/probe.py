@@ -34,7 +34,6 @@ from capgap.engine import training
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import count_params, llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.parallel import ALONE
 from capgap.engine.streams import META, SPLITS, Streams, calibration_batch
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
@@ -309,7 +308,7 @@ class _Probe:
         context = settings.sequence_length
         flops = 3 * student.forward_flops(context)
         if teacher:
-            objective = Distillation(self._model(teacher).eval(), settings).on(ALONE)
+            objective = Distillation(self._model(teacher).eval(), settings)
             flops += teacher.forward_flops(context)
         short = settings.model_copy(
             update={"validations": 1, "validation_tokens": 2 * context, "unique_tokens": None}

@@ -87,7 +87,7 @@ def train_and_publish(
             model,
             streams,
             settings,
-            objective.on(world) if hasattr(objective, "on") else objective,
+            objective,
             place,
             world,
             lineage=lineage,

@@ -125,9 +125,13 @@ def train(
             "raise the tokens or lower batch_tokens"
         )
     world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
-    whole = world.place(model)
-    prepare(model, settings)  # of layers as they are shared: FSDP gives them another class
-    learner = world.learner(whole)
+    told = _Advice(settings, scratch, steps, streams.meta.vocab_size)
+    with told:
+        if hasattr(objective, "on"):
+            objective = objective.on(world)
+        whole = world.place(model)
+        prepare(model, settings)  # of layers as they are shared: FSDP gives them another class
+        learner = world.learner(whole)
     optimizer = make_optimizer(model, settings)
     measure_at, fork = measured_steps(steps, settings), trunk_steps(steps, settings)
 
@@ -156,8 +160,8 @@ def train(
             )
     done = 0 if restored is None else restored[0]
     _check_same(done, world, scratch)
-    with _Advice(settings, scratch, steps, streams.meta.vocab_size) as told, _Stop() as stop:
-        told.step = done
+    with told, _Stop() as stop:
+        told.step, told.loading = done, False
         if restored is None:
             curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
         else:
@@ -307,7 +311,7 @@ class _Advice:
 
     def __init__(self, settings: Training, scratch: Path, steps: int, vocab: int):
         self.settings, self.scratch, self.steps, self.vocab = settings, scratch, steps, vocab
-        self.step = 0
+        self.step, self.loading = 0, True
 
     def __enter__(self) -> _Advice:
         return self
@@ -335,8 +339,9 @@ class _Advice:
             f"stream); {self._saved()}. Lower learning_rate, raise warmup_share or lower clip_norm"
         )
 
-    @staticmethod
-    def _place(files: list[str]) -> str:
+    def _place(self, files: list[str]) -> str:
+        if self.loading:
+            return "loading the models"
         if "losses.py" in files:
             return "the loss"
         return "the optimizer" if "adamw.py" in files else "the forward or backward pass"
@@ -345,12 +350,16 @@ class _Advice:
         settings = self.settings
         micro = settings.micro_batch_tokens or settings.batch_tokens
         mends = []
+        if self.loading:
+            micro = 0  # no pass was tried
+            if getattr(settings, "precision_of_teacher", "") == "float32":
+                mends.append("set teacher_precision to bfloat16 (now float32)")
         if micro > settings.sequence_length:
             half = max(1, micro // settings.sequence_length // 2) * settings.sequence_length
             while settings.batch_tokens % half:
                 half -= settings.sequence_length
             mends.append(f"lower micro_batch_tokens from {micro} to {half}")
-        if not settings.activation_checkpointing:
+        if micro and not settings.activation_checkpointing:
             mends.append("set activation_checkpointing (now false)")
         if "losses.py" in files:
             chunk = settings.loss_chunk_tokens or chunk_tokens(self.vocab)
