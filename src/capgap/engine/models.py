@@ -18,6 +18,7 @@ import transformers.utils
 from safetensors import SafetensorError, safe_open
 
 from capgap.artifacts import open_folder
+from capgap.engine.mapped import release
 from capgap.errors import CapgapError
 from capgap.records import Lineage, ParamGroups
 from capgap.shapes import LlamaShape, forward_flops_per_token
@@ -274,7 +275,8 @@ def hold_frozen(model: torch.nn.Module, precision: str) -> None:
         matrix = parameter.ndim >= 2 and id(parameter) not in tables
         dtype = getattr(torch, precision) if matrix else torch.float32
         if parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+            stored, parameter.data = parameter.data, parameter.data.to(dtype)
+            release(stored)
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
