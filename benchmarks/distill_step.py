@@ -11,7 +11,8 @@ starts of consecutive steps, so they hold batches, forward and backward passes, 
 optimizer, and no start-up; the first steps warm up. All are run in turn, in several rounds: speeds
 are medians, and a ratio is the median of those of the rounds. Model FLOPs utilisation is the FLOPs
 of the step as it is run over CPU seconds, against this machine's own rate in one large matrix
-product. Large tensors lie in huge pages for all. A kept signal was made before, once for all students; what that took is not counted.
+product. Large tensors lie in huge pages for all. A kept signal was made before, once for all
+students; what that took is not counted.
 """
 
 from __future__ import annotations

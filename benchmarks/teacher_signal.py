@@ -12,8 +12,8 @@ CPU seconds are those of whole processes, start-up with them: of all runs with o
 and of making it once a teacher. Loss is that of the whole validation split, not timed. The interval
 is of the mean over seeds of the mean difference over pairs (95 %, t). The kind `rounding` is online
 with another chunk of the loss: what rounding alone does to a run; `bfloat16` is online with the
-teacher in bfloat16. Rows go to OUT/rows.jsonl as
-they are made, and a row that is there is not made again.
+teacher in bfloat16. Rows go to OUT/rows.jsonl as they are made, and a row that is there is not made
+again.
 """
 
 from __future__ import annotations
@@ -40,13 +40,9 @@ from capgap.workflow import planning
 
 BAR = 0.005  # nats per token
 ONLINE = {
-    "online": {"teacher_signal": "online", "signal_entries": None},
-    "rounding": {"teacher_signal": "online", "signal_entries": None, "loss_chunk_tokens": 100},
-    "bfloat16": {
-        "teacher_signal": "online",
-        "signal_entries": None,
-        "teacher_precision": "bfloat16",
-    },
+    "online": {},
+    "rounding": {"loss_chunk_tokens": 100},
+    "bfloat16": {"teacher_precision": "bfloat16"},
 }  # settings of the kinds that keep nothing
 
 
@@ -63,9 +59,11 @@ def cpu_seconds(stage: str, settings, *words) -> float:
 def measure(study: Study, kinds, pairs, tokens: int, seeds, out: Path):
     """Yield (key, maker of the row) of every signal and every run."""
     streams = Path(paths.TOKENS.format(study=study.study)).parent
-    common = study.distill.model_dump() | {"unique_tokens": tokens}
+    common = study.distill.model_dump() | {"unique_tokens": tokens, "signal_entries": None}
     recipes = {
-        kind: study.distill.model_validate(common | ONLINE.get(kind, {"teacher_signal": kind}))
+        kind: study.distill.model_validate(
+            common | {"teacher_signal": "online" if kind in ONLINE else kind} | ONLINE.get(kind, {})
+        )
         for kind in kinds
     }
     held_out = Streams(streams)["validation"]

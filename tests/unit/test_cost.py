@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from capgap import plan
 from capgap.config import Distill
-from capgap.cost import fit, memory
+from capgap.cost import memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.cost.host import BASE_MB, CUDA_MB
 from capgap.cost.jobs import StudyCost
@@ -224,89 +224,6 @@ def test_a_kept_signal_is_a_job_of_its_own_and_saves_the_teacher_in_every_other(
         (signal,) = [s for s in signals if s.output in job.needs] or [None]
         assert job.device.teacher == 0
         assert (job.flops < online[name].flops) == (signal is not None) == ("from-t" in name)
-
-
-def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_path):
-    data = yaml.safe_load((REPOSITORY / "configs/pythia.yaml").read_text())
-    del data["distill"]["micro_batch_tokens"]
-    data["plan"]["device"] = "l4-24gb"
-    data["grid"]["arms"] = []
-    data["teachers"] = {k: data["teachers"][k] for k in ("p70m", "p160m", "p410m")}
-    data["plan"]["shapes"] = {k: data["plan"]["shapes"][k] for k in data["teachers"]}
-    study = load_study(data)
-    jobs = StudyCost(study).jobs
-    with pytest.raises(CapgapError, match=r"do not fit plan.device l4-24gb") as refused:
-        fit.refuse_misfits(study, jobs, "l4-24gb")
-    text = str(refused.value)
-    assert "distill_student results/pythia/students/" in text
-    suggested = [
-        int(m.split()[-1])
-        for f in fit.misfits(study, jobs, "l4-24gb")
-        for m in f.mends
-        if "micro" in m
-    ]
-    assert suggested
-    assert "set distill.activation_checkpointing" not in text  # the whole batch is too large
-    data["distill"]["micro_batch_tokens"] = 2 * min(suggested)
-    checkpointed = load_study(data)
-    found = fit.misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
-    assert all("set distill.activation_checkpointing" in misfit.mends for misfit in found)
-    data["distill"]["activation_checkpointing"] = True
-    checkpointed = load_study(data)
-    more = {job.output: job.flops for job in StudyCost(checkpointed).jobs}
-    assert all((more[job.output] > job.flops) == (job.rule == "distill_student") for job in jobs)
-    fit.refuse_misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
-    del data["distill"]["activation_checkpointing"]
-    data["distill"]["micro_batch_tokens"] = min(suggested)
-    smaller = load_study(data)
-    fit.refuse_misfits(smaller, StudyCost(smaller).jobs, "l4-24gb")
-    data["distill"]["micro_batch_tokens"] = 2 * max(suggested)
-    larger = load_study(data)
-    with pytest.raises(CapgapError):
-        fit.refuse_misfits(larger, StudyCost(larger).jobs, "l4-24gb")
-
-
-def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
-    study = real("llama2-minima")
-    assert study.distill.precision_of_teacher == "bfloat16"  # with which training fits
-    found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
-    assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}
-    wide = study.distill.model_copy(update={"teacher_precision": "float32"})
-    study = study.model_copy(update={"distill": wide})
-    found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
-    largest = next(m for m in found if m.job.rule == "distill_student")
-    assert "from-l70b" in largest.job.output
-    assert largest.job.host_mb < 350_000  # 276 GB of them the teacher's file
-    assert any("plan.processes 16, plan.shard true" in mend for mend in largest.mends)
-    shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
-    found = fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
-    assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process
-    for misfit in found:
-        (mend,) = misfit.mends
-        assert mend.startswith("leave its model out")
-        assert "only training is shared" in mend
-    assert fit.misfits(study, StudyCost(study).jobs, "cpu") == []
-
-
-def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
-    data = yaml.safe_load((REPOSITORY / "configs/smollm2-family.yaml").read_text())
-    data["evaluate"]["batch_tokens"] = "1B"
-    data["harness"]["batch_size"] = 4096
-
-    def suggested():
-        study = load_study(data)
-        found = fit.misfits(study, StudyCost(study).jobs, "a100-80gb")
-        return [mend.removeprefix("set ").split(" to ") for m in found for mend in m.mends[:1]]
-
-    mends = suggested()
-    assert {key for key, _ in mends} == {"evaluate.batch_tokens", "harness.batch_size"}
-    for key in ("evaluate.batch_tokens", "harness.batch_size"):
-        section, name = key.split(".")
-        data[section][name] = min(int(value) for found, value in mends if found == key)
-    assert suggested() == []
-    data["evaluate"]["batch_tokens"] += data["evaluate"]["sequence_length"]
-    data["harness"]["batch_size"] += 1
-    assert {key for key, _ in suggested()} == {"evaluate.batch_tokens", "harness.batch_size"}
 
 
 def test_the_printed_table_is_whole_in_a_narrow_terminal(capsys, monkeypatch):

@@ -30,7 +30,9 @@ from torch.autograd.function import once_differentiable
 from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-ROW_ELEMENTS = 2**20  # of a block: few enough to stay in the cache, enough to make calls cheap
+ROW_ELEMENTS = (
+    2**20
+)  # of a block: 4 MB, which the last cache holds, in few calls where rows are long
 COLUMNS = 1024  # of the head that a CPU multiplies by at once: they stay in its cache meanwhile
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
