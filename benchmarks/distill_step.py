@@ -91,7 +91,12 @@ def write_streams(pair: dict, folder: Path) -> None:
         for split in SPLITS:
             np.save(temporary / f"{split}.npy", tokens)
         counts = {key: dict.fromkeys(SPLITS, len(tokens)) for key in ("tokens", "bytes")}
-        meta = TokenStreams(vocab_size=pair["vocab"], documents=dict.fromkeys(SPLITS, 1), **counts)
+        meta = TokenStreams(
+            vocab_size=pair["vocab"],
+            tokenizer_sha256="of no tokenizer",
+            documents=dict.fromkeys(SPLITS, 1),
+            **counts,
+        )
         (temporary / META).write_text(meta.to_json())
 
 

@@ -25,6 +25,7 @@ def token_streams(tmp_path):
                 np.save(folder / f"{split}.npy", (np.cumsum(steps) % vocab).astype(np.uint16))
             meta = TokenStreams(
                 vocab_size=vocab,
+                tokenizer_sha256="of no tokenizer",
                 documents=dict.fromkeys(SPLITS, 1),
                 tokens=lengths,
                 bytes={split: 3 * n for split, n in lengths.items()},

@@ -36,7 +36,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
     check_reads(
         model,
         folder,
-        vocab_size=streams.meta.vocab_size,
+        streams.meta,
         sequence_length=settings.sequence_length,
         setting="evaluate.sequence_length",
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from capgap.artifacts import open_folder, publish_folder
-from capgap.engine.models import load_tokenizer
+from capgap.artifacts import folder_of, open_folder, publish_folder
+from capgap.engine.models import load_tokenizer, tokenizer_digest
 from capgap.engine.streams import META, SPLITS
 from capgap.errors import CapgapError
 from capgap.records import TokenStreams
@@ -45,7 +45,11 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
             counts["documents"][split] = documents
             counts["tokens"][split] = len(stream)
             counts["bytes"][split] = text_bytes
-        meta = TokenStreams(vocab_size=len(tokenizer), **counts)
+        meta = TokenStreams(
+            vocab_size=len(tokenizer),
+            tokenizer_sha256=tokenizer_digest(folder_of(tokenizer_folder)),
+            **counts,
+        )
         (folder / META).write_text(meta.to_json(), encoding="utf-8")
     return meta
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from capgap.artifacts import open_folder
 from capgap.config import PretrainStage
 from capgap.engine.jobs import Place, train_and_publish
-from capgap.engine.models import count_params, llama_config, load_tokenizer, new_model
+from capgap.engine.models import (
+    check_reads,
+    count_params,
+    llama_config,
+    load_tokenizer,
+    new_model,
+)
 from capgap.engine.objectives import data_objective
 from capgap.engine.streams import Streams
 from capgap.records import Lineage, TrainRecord
@@ -35,6 +41,13 @@ def run(
         eos_id=end,
     )
     model = new_model(config, settings.seed)
+    check_reads(
+        model,
+        tokenizer,
+        streams.meta,
+        sequence_length=settings.sequence_length,
+        setting="pretrain.sequence_length",
+    )
     lineage = Lineage(
         kind="teacher",
         name=name,

@@ -31,6 +31,7 @@ from capgap.engine.models import (
     load_tokenizer,
     read_lineage,
     save_model,
+    tokenizer_digest,
 )
 from capgap.engine.streams import META
 from capgap.errors import CapgapError
@@ -123,6 +124,7 @@ def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
         np.save(folder / "train.npy", np.array(ids, dtype=np.uint32), allow_pickle=False)
         meta = TokenStreams(
             vocab_size=max(ids, default=0) + 1,
+            tokenizer_sha256=tokenizer_digest(model_folder),
             documents={"train": 1},
             tokens={"train": len(ids)},
             bytes={"train": len(text.encode())},

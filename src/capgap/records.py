@@ -79,6 +79,7 @@ class TokenStreams(Record):
     """`meta.json` beside the token streams."""
 
     vocab_size: int
+    tokenizer_sha256: str  # of what decides the tokens, see engine.models.tokenizer_digest
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
     bytes: dict[str, int]  # UTF-8 bytes of the text

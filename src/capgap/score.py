@@ -31,7 +31,7 @@ def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> 
     check_reads(
         model,
         folder,
-        vocab_size=streams.meta.vocab_size,
+        streams.meta,
         sequence_length=settings.sequence_length,
         setting="prune.sequence_length",
     )

@@ -39,7 +39,7 @@ def run(settings: SignalStage, teacher: Path, tokens_folder: Path, out: Path) ->
     check_reads(
         model,
         teacher,
-        vocab_size=streams.meta.vocab_size,
+        streams.meta,
         sequence_length=settings.sequence_length,
         setting="distill.sequence_length",
     )

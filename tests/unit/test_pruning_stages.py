@@ -31,6 +31,7 @@ from capgap.engine.models import (
     load_tokenizer,
     read_lineage,
     save_model,
+    tokenizer_digest,
 )
 from capgap.errors import CapgapError
 from capgap.pruning.solver import Target
@@ -60,7 +61,13 @@ def study(tmp_path_factory):
     with publish_folder(root / "tokens") as folder:
         np.save(folder / "train.npy", token_ids(1, 400)[0].numpy().astype(np.uint16))
         ones = dict.fromkeys(["train"], 1)
-        meta = TokenStreams(vocab_size=VOCAB, documents=ones, tokens={"train": 400}, bytes=ones)
+        meta = TokenStreams(
+            vocab_size=VOCAB,
+            tokenizer_sha256=tokenizer_digest(root / "tokenizer"),
+            documents=ones,
+            tokens={"train": 400},
+            bytes=ones,
+        )
         (folder / "meta.json").write_text(meta.to_json())
     run_score(root, "big")
     return root

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,13 @@ from capgap.counts import format_count
 from capgap.devices import CPU
 from capgap.engine import training
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.models import count_params, llama_config, new_model, save_model
+from capgap.engine.models import (
+    count_params,
+    llama_config,
+    new_model,
+    save_model,
+    tokenizer_digest,
+)
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.streams import META, SPLITS, Streams, calibration_batch
 from capgap.errors import CapgapError
@@ -125,10 +132,10 @@ class _Probe:
         self.study, self.folder, self.cost = study, folder, StudyCost(study)
         self.tokenizer = folder / "tokenizer"
         self.vocab = min(self.cost.vocab, 2**15)
-        self.streams_folder = self._streams()
 
-    def _streams(self) -> Path:
-        """Random streams, long enough for every loop that is measured."""
+    @cached_property
+    def streams_folder(self) -> Path:
+        """Random streams of the tokenizer that `text` makes, long enough for every loop that is measured."""
         study, out = self.study, self.folder / "tokens"
         longest = max(
             study.evaluate.batch_tokens,
@@ -145,6 +152,7 @@ class _Probe:
             counts = dict.fromkeys(SPLITS, length)
             meta = TokenStreams(
                 vocab_size=self.vocab,
+                tokenizer_sha256=tokenizer_digest(self.tokenizer),
                 documents=dict.fromkeys(SPLITS, 1),
                 tokens=counts,
                 bytes={split: 4 * n for split, n in counts.items()},

@@ -8,6 +8,7 @@ no code that comes with a model is run.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -16,11 +17,12 @@ from pathlib import Path
 import torch
 import transformers.utils
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from capgap.artifacts import open_folder
 from capgap.engine.mapped import release
 from capgap.errors import CapgapError
-from capgap.records import Lineage, ParamGroups
+from capgap.records import Lineage, ParamGroups, TokenStreams
 from capgap.shapes import LlamaShape, forward_flops_per_token
 
 # Importing a model class makes hundreds of thousands of objects; the collector would walk them all
@@ -179,17 +181,25 @@ def load_tokenizer(folder: Path):
 
 
 def check_reads(
-    model: PreTrainedModel, folder: Path, *, vocab_size: int, sequence_length: int, setting: str
+    model: PreTrainedModel, folder: Path, text: TokenStreams, *, sequence_length: int, setting: str
 ) -> None:
     """Raise CapgapError where a model cannot read token streams in sequences of this length.
 
-    folder: of the model, for the message. vocab_size: of the streams. setting: the key that
-    `sequence_length` comes from.
+    folder: of the model; where it has a tokenizer, it must be the one of the streams. text: what
+    the streams are. setting: the key that `sequence_length` comes from.
     """
-    if model.config.vocab_size < vocab_size:
+    if (folder / TOKENIZER_FILES[0]).is_file() and tokenizer_digest(
+        folder
+    ) != text.tokenizer_sha256:
+        raise CapgapError(
+            f"{folder}: its tokenizer ({model.config.vocab_size} entries) is not the one that the "
+            f"token streams were packed with ({text.vocab_size} entries); models that are compared "
+            "or taught need one tokenizer: pack the corpus with it, or take models of one family"
+        )
+    if model.config.vocab_size < text.vocab_size:
         raise CapgapError(
             f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
-            f"{vocab_size}; pack the corpus with this model's tokenizer"
+            f"{text.vocab_size}; pack the corpus with this model's tokenizer"
         )
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and sequence_length > longest:
@@ -199,28 +209,24 @@ def check_reads(
         )
 
 
-def same_tokenizer(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same tokenizer: equal vocabulary, merges, special tokens and
-    treatment of text.
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 of what decides which tokens a folder's tokenizer makes of a text: vocabulary, merges,
+    added tokens and treatment of text, however the file writes them down.
 
     Raises CapgapError for a folder without a tokenizer.
     """
-
-    def essence(folder: Path) -> tuple:
-        path = folder / "tokenizer.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            parts = ("added_tokens", "normalizer", "pre_tokenizer")
-            return data["model"], *(data.get(part) for part in parts)
-        except FileNotFoundError:
-            raise CapgapError(
-                f"{path}: no such file, so it cannot be told whether teacher and student share a "
-                "tokenizer; put the model's tokenizer.json there"
-            ) from None
-        except (ValueError, KeyError) as error:
-            raise CapgapError(f"{path} cannot be read ({error}); fetch or make it again") from None
-
-    return essence(first) == essence(second)
+    path = folder / TOKENIZER_FILES[0]
+    if not path.is_file():
+        raise CapgapError(
+            f"{path}: no such file, so it cannot be told whether models and text share a tokenizer; "
+            "put the model's tokenizer.json there"
+        )
+    try:
+        data = json.loads(Tokenizer.from_file(str(path)).to_str())
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise CapgapError(f"{path} cannot be read ({error}); fetch or make it again") from None
+    parts = [data[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.Tensor:
