@@ -103,10 +103,12 @@ def write_streams(pair: dict, folder: Path) -> None:
 def kept_signal(teacher, settings, folder: Path):
     """What `capgap signal` keeps of the teacher."""
     from capgap import signal
+    from capgap.engine.resuming import Place
     from capgap.engine.signals import SignalStore
 
     teacher.save_pretrained(folder / "teacher")
-    signal.run(settings.signal_stage(), folder / "teacher", folder / "tokens", folder / "signal")
+    place = Place(folder / "signal", folder / "scratch", 60)
+    signal.run(settings.signal_stage(), folder / "teacher", folder / "tokens", place)
     return SignalStore(folder / "signal")
 
 

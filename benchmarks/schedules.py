@@ -23,7 +23,7 @@ from capgap import distill, paths
 from capgap.config import Distill
 from capgap.counts import format_count, parse_count
 from capgap.design import pruned_from
-from capgap.engine.jobs import Place
+from capgap.engine.resuming import Place
 from capgap.study_file import load_study
 
 

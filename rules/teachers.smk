@@ -148,9 +148,10 @@ rule cache_teacher_signal:
         tasks=1,
     params:
         spec=spec("signal", signal_stage()),
+        scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
         exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.signal \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
-            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+            --spec {params.spec:q} --scratch {params.scratch:q} --out {output:q} >{log:q} 2>&1
         """

@@ -145,6 +145,11 @@ def differences(folder: str | Path) -> list[str]:
     return found
 
 
+def intact(folder: Path) -> bool:
+    """Whether a folder is there and as its manifest says."""
+    return (folder / MANIFEST).is_file() and not differences(folder)
+
+
 def open_folder(path: str | Path) -> Path:
     """The folder that a path names, checked against its manifest where it has one.
 

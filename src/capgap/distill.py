@@ -17,9 +17,10 @@ from pathlib import Path
 from capgap.artifacts import open_folder
 from capgap.config import Distill, FilesCorpus
 from capgap.design import NONE
-from capgap.engine.jobs import Place, train_and_publish
+from capgap.engine.jobs import train_and_publish
 from capgap.engine.models import check_reads, load_model, read_lineage, tokenizer_digest
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.resuming import Place
 from capgap.engine.signals import SignalStore
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
@@ -27,7 +28,7 @@ from capgap.pruning.store import weights_digest
 from capgap.records import Lineage, TrainRecord
 from capgap.stage import (
     StageParser,
-    add_job_arguments,
+    add_training_arguments,
     count_argument,
     run_stage,
     seed_argument,
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--trunk", nargs="?", type=Path, help="trunk of a smaller budget to go on from (wsd)"
     )
-    add_job_arguments(parser)
+    add_training_arguments(parser)
     args, settings = parser.parse(argv)
     record = run(
         settings,

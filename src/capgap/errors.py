@@ -1,5 +1,7 @@
 """The one exception whose message is meant for the person at the keyboard."""
 
+import sys
+
 
 class CapgapError(Exception):
     """Something a user can mend: the message names the thing, its value, the limit and the mend.
@@ -10,3 +12,11 @@ class CapgapError(Exception):
 
 class Terminated(CapgapError):
     """A job was told to end (SIGTERM) and has saved its state; the next run goes on from it."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in main memory."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

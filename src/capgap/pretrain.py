@@ -12,7 +12,7 @@ from pathlib import Path
 
 from capgap.artifacts import open_folder
 from capgap.config import PretrainStage
-from capgap.engine.jobs import Place, train_and_publish
+from capgap.engine.jobs import train_and_publish
 from capgap.engine.models import (
     check_reads,
     count_params,
@@ -21,9 +21,10 @@ from capgap.engine.models import (
     new_model,
 )
 from capgap.engine.objectives import data_objective
+from capgap.engine.resuming import Place
 from capgap.engine.streams import Streams
 from capgap.records import Lineage, TrainRecord
-from capgap.stage import StageParser, add_job_arguments, run_stage
+from capgap.stage import StageParser, add_training_arguments, run_stage
 
 MAX_POSITIONS = 2048  # rotary positions cost nothing; pruning calibrates on longer sequences
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="name of the teacher")
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
-    add_job_arguments(parser)
+    add_training_arguments(parser)
     args, settings = parser.parse(argv)
     place = Place(args.out, args.scratch, args.checkpoint_seconds, args.shard)
     record = run(settings, args.name, args.token_streams, args.tokenizer, place)

@@ -23,7 +23,7 @@ from typing import Any
 
 from capgap.artifacts import is_first_process
 from capgap.counts import parse_count
-from capgap.errors import CapgapError, Terminated
+from capgap.errors import CapgapError, Terminated, out_of_memory
 from capgap.study_file import check_section, sections_in, tags_of
 from capgap.workflow.digest import source_digest
 from capgap.workflow.process import claim_output, die_with_parent
@@ -139,6 +139,13 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         message = system_message(error)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        message = (
+            f"out of memory ({(str(error).strip() or 'none left').splitlines()[0]}); lower a batch size "
+            "of this stage if it has one (--help), or run it where there is more"
+        )
     except KeyboardInterrupt:
         print("interrupted; run again to go on", file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -187,11 +194,22 @@ def seed_argument(text: str) -> int:
     return int(text)
 
 
-def add_job_arguments(parser: StageParser) -> None:
-    """Options of a training job that say where it writes and keeps its state."""
+def add_training_arguments(parser: StageParser) -> None:
+    """Options of a training job that say where it writes, keeps its state and is computed."""
     parser.add_argument(
         "--out", required=True, type=Path, help="folder to fill: model/, curve.csv, train.json"
     )
+    add_state_arguments(parser)
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="with several processes (torchrun): share weights, gradients and optimizer among them "
+        "(FSDP2) instead of keeping a copy in each (DDP)",
+    )
+
+
+def add_state_arguments(parser: StageParser) -> None:
+    """Options of a job that is resumed: where it keeps its state, and how often."""
     parser.add_argument(
         "--scratch",
         type=Path,
@@ -204,10 +222,4 @@ def add_job_arguments(parser: StageParser) -> None:
         default=float(os.environ.get("CAPGAP_CHECKPOINT_SECONDS", 60)),
         metavar="S",
         help="seconds between saved states (default 60, or CAPGAP_CHECKPOINT_SECONDS)",
-    )
-    parser.add_argument(
-        "--shard",
-        action="store_true",
-        help="with several processes (torchrun): share weights, gradients and optimizer among them "
-        "(FSDP2) instead of keeping a copy in each (DDP)",
     )

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from capgap import corpus, distill, evaluate, pack, pretrain, signal, tokenizer
 from capgap.artifacts import differences
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
-from capgap.engine.jobs import Place
 from capgap.engine.models import load_model, tokenizer_digest
+from capgap.engine.resuming import Place
 from capgap.errors import CapgapError
 from capgap.records import Lineage, TrainRecord
 
@@ -141,12 +141,18 @@ def test_twice_the_same_bytes(world, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def place(out):
+    return Place(out, out.parent / "scratch", 60)
+
+
 KEPT = {"teacher_signal": "top_k", "signal_entries": 270, "unique_tokens": 320}
 
 
 def make_signal(world, out, teacher="v270", **changes):
     settings = Distill(**{**SHORT, **KEPT, **changes}).signal_stage()
-    return signal.run(settings, world / teacher / "teacher/model", world / "v270/tokens", out)
+    return signal.run(
+        settings, world / teacher / "teacher/model", world / "v270/tokens", place(out)
+    )
 
 
 def test_a_signal_that_keeps_all_gives_the_student_of_the_online_teacher(world, tmp_path):
@@ -205,7 +211,7 @@ def test_equal_width_is_not_enough(world, tmp_path, changed):
         evaluate.run(Evaluate(sequence_length=16), folder, world / "v270" / "tokens")
     settings = Distill(**{**SHORT, **KEPT}).signal_stage()
     with refused:
-        signal.run(settings, folder, world / "v270" / "tokens", tmp_path / "signal")
+        signal.run(settings, folder, world / "v270" / "tokens", place(tmp_path / "signal"))
 
 
 def test_a_tokenizer_is_known_however_its_file_is_written(world, tmp_path):
@@ -336,7 +342,7 @@ def test_heads_padded_differently_learn_over_the_tokenizer_alone(world, tmp_path
     assert kept.last_val_loss_nats_per_token == pytest.approx(plain.last_val_loss_nats_per_token)
     settings = Distill(**{**SHORT, **KEPT, "teacher_signal": "sampled"}).signal_stage()
     for name, root in [("kept", padded["t"]), ("plain", world / "v270")]:  # the same is kept
-        signal.run(settings, root / "teacher/model", world / "v270/tokens", tmp_path / name)
+        signal.run(settings, root / "teacher/model", world / "v270/tokens", place(tmp_path / name))
     shards = [(tmp_path / n / "shard-00000.safetensors").read_bytes() for n in ("kept", "plain")]
     assert shards[0] == shards[1]
     first, second = (load_model(tmp_path / name / "model").state_dict() for name in "ab")

@@ -1,7 +1,9 @@
 """The teacher's signal on disk: what is kept, for whom it is good, and what is refused."""
 
+import os
 import shutil
 from collections import namedtuple
+from signal import SIGTERM
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from capgap.engine import signals
 from capgap.engine.losses import Signal, mixture_loss
 from capgap.engine.models import hidden_states, output_head, save_model
 from capgap.engine.objectives import Distillation
+from capgap.engine.resuming import Place
 from capgap.engine.signals import SignalStore, draw
 from capgap.engine.streams import Streams, lattice, training_batch
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, Terminated
 from capgap.records import Lineage
 
 LENGTH = 16
@@ -25,6 +28,10 @@ LENGTH = 16
 def stage(kind="top_k", entries=64, **changes):
     base = {"unique_tokens": 640, "sequence_length": LENGTH, "batch_tokens": 48}
     return SignalStage(kind=kind, entries=entries, **{**base, **changes})
+
+
+def place(out, seconds=60.0):
+    return Place(out, out.parent / "scratch", seconds)
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_every_seed_sees_the_same_windows_in_another_order():
 def test_what_is_kept_is_what_the_teacher_says(token_streams, teacher, tmp_path, kind, entries):
     model, folder = teacher
     tokens = token_streams()
-    record = signal.run(stage(kind, entries), folder, tokens, tmp_path / "signal")
+    record = signal.run(stage(kind, entries), folder, tokens, place(tmp_path / "signal"))
     assert record.tokens == 640
     assert record.teacher == "t"
     store, stream = SignalStore(tmp_path / "signal"), Streams(tokens)["train"]
@@ -134,7 +141,7 @@ def test_the_signal_does_not_depend_on_the_batch(token_streams, teacher, tmp_pat
     _, folder = teacher
     tokens = token_streams()
     for name, batch in [("a", 16), ("b", 160)]:
-        signal.run(stage("sampled", 20, batch_tokens=batch), folder, tokens, tmp_path / name)
+        signal.run(stage("sampled", 20, batch_tokens=batch), folder, tokens, place(tmp_path / name))
     starts = torch.from_numpy(lattice(6000, LENGTH, 640))
     first, second = (SignalStore(tmp_path / name).read(starts).ids for name in "ab")
     assert (first != second).float().mean() < 1e-3  # rounding may move a draw
@@ -144,7 +151,7 @@ def test_shards_are_bounded_and_checked(token_streams, teacher, tmp_path, monkey
     monkeypatch.setattr(signals, "SHARD_BYTES", 5000)
     _, folder = teacher
     out = tmp_path / "signal"
-    record = signal.run(stage(entries=20), folder, token_streams(), out)
+    record = signal.run(stage(entries=20), folder, token_streams(), place(out))
     shards = sorted(out.glob("shard-*"))
     assert len(shards) == -(-40 // record.windows_per_shard) > 3
     assert max(shard.stat().st_size for shard in shards) < 6000
@@ -172,7 +179,7 @@ def test_a_full_disk_is_refused_beforehand(token_streams, teacher, tmp_path, mon
     with pytest.raises(
         CapgapError, match=r"640 tokens x 384 bytes = 0\.2 MB, 0\.1 MB free.*online"
     ):
-        signal.run(stage(), folder, token_streams(), tmp_path / "signal")
+        signal.run(stage(), folder, token_streams(), place(tmp_path / "signal"))
     assert not (tmp_path / "signal").exists()
 
 
@@ -186,7 +193,7 @@ def test_a_full_disk_is_refused_beforehand(token_streams, teacher, tmp_path, mon
 )
 def test_a_signal_of_something_else_is_refused(token_streams, teacher, tmp_path, change, what):
     _, folder = teacher
-    record = signal.run(stage(), folder, token_streams(), tmp_path / "signal")
+    record = signal.run(stage(), folder, token_streams(), place(tmp_path / "signal"))
     store = SignalStore(tmp_path / "signal")
     right = {"weights_sha256": record.weights_sha256, "stream_sha256": record.stream_sha256}
     store.check(stage(), **right)
@@ -198,7 +205,7 @@ def test_a_signal_of_something_else_is_refused(token_streams, teacher, tmp_path,
 
 def test_windows_that_are_not_covered_are_refused(token_streams, teacher, tmp_path):
     _, folder = teacher
-    signal.run(stage(), folder, token_streams(), tmp_path / "signal")
+    signal.run(stage(), folder, token_streams(), place(tmp_path / "signal"))
     with pytest.raises(CapgapError, match="does not cover"):
         SignalStore(tmp_path / "signal").read(torch.tensor([1]))
 
@@ -208,7 +215,7 @@ def test_a_step_from_disk_equals_a_step_online_where_all_is_kept(
 ):
     model, folder = teacher
     tokens = token_streams()
-    signal.run(stage(entries=64), folder, tokens, tmp_path / "signal")
+    signal.run(stage(entries=64), folder, tokens, place(tmp_path / "signal"))
     student = tiny_model(seed=1)
     common = {"sequence_length": LENGTH, "unique_tokens": 640, "batch_tokens": 64}
     batch = training_batch(
@@ -248,3 +255,93 @@ def test_a_step_from_disk_equals_a_step_online_where_all_is_kept(
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Distill(**settings)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Function that has forward pass number `at` of the next signal do something else first."""
+    real = signals.hidden_and_head
+
+    def arrange(at, act):
+        passes = []
+
+        def forward(*arguments, **options):
+            passes.append(1)
+            if len(passes) == at:
+                act()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(signals, "hidden_and_head", forward)
+        return passes
+
+    return arrange
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+def test_a_signal_killed_again_and_again_ends_in_the_same_bits(
+    token_streams, teacher, tmp_path, monkeypatch, interrupted, kind
+):
+    """After every pass, with 5 windows a shard and 3 a pass, so in the middle of shards as well."""
+    _, folder = teacher
+    chosen = stage(kind, 20)
+    each = chosen.bytes_per_token(64) * LENGTH
+    monkeypatch.setattr(signals, "SHARD_BYTES", 5 * each)
+    tokens = token_streams()
+    signal.run(chosen, folder, tokens, place(tmp_path / "whole" / "signal"))
+    out, needed = place(tmp_path / "cut" / "signal", seconds=0), 2 * 8  # passes of 8 shards
+    for _ in range(needed - 1):
+        interrupted(2, lambda: fail(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            signal.run(chosen, folder, tokens, out)
+        assert not out.out.exists()
+    passes = interrupted(0, None)
+    signal.run(chosen, folder, tokens, out)
+    assert len(passes) == 1  # nothing was computed twice
+    assert differences(out.out) == []
+    assert not any((tmp_path / "cut" / "scratch").glob("*"))
+    whole = (tmp_path / "whole" / "signal" / "manifest.json").read_bytes()
+    assert (out.out / "manifest.json").read_bytes() == whole
+
+
+def test_a_damaged_part_of_a_signal_is_computed_again(
+    token_streams, teacher, tmp_path, monkeypatch, interrupted
+):
+    monkeypatch.setattr(signals, "SHARD_BYTES", 5 * stage().bytes_per_token(64) * LENGTH)
+    _, folder = teacher
+    tokens = token_streams()
+    signal.run(stage(), folder, tokens, place(tmp_path / "whole" / "signal"))
+    out = place(tmp_path / "cut" / "signal", seconds=0)
+    interrupted(10, lambda: fail(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        signal.run(stage(), folder, tokens, out)
+    second = next((tmp_path / "cut" / "scratch").glob("*/windows-*10/windows.safetensors"))
+    second.write_bytes(second.read_bytes()[:-1])
+    passes = interrupted(0, None)
+    signal.run(stage(), folder, tokens, out)
+    assert len(passes) == 16 - 2  # all but those of the whole shard before it
+    whole = (tmp_path / "whole" / "signal" / "manifest.json").read_bytes()
+    assert (out.out / "manifest.json").read_bytes() == whole
+
+
+def test_a_signal_told_to_end_saves_what_it_has(token_streams, teacher, tmp_path, interrupted):
+    _, folder = teacher
+    tokens, out = token_streams(), place(tmp_path / "signal")
+    interrupted(3, lambda: os.kill(os.getpid(), SIGTERM))
+    with pytest.raises(Terminated, match=r"after 144 tokens; the state is saved in .*run again"):
+        signal.run(stage(), folder, tokens, out)
+    passes = interrupted(0, None)
+    assert signal.run(stage(), folder, tokens, out).tokens == 640
+    assert len(passes) == 14 - 3
+
+
+def test_too_little_memory_for_a_signal_says_what_to_change(
+    token_streams, teacher, tmp_path, interrupted
+):
+    _, folder = teacher
+    interrupted(2, lambda: fail(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(CapgapError, match=r"out of memory.*batch_tokens .*from 48 .*bfloat16"):
+        signal.run(stage(), folder, token_streams(), place(tmp_path / "signal"))

@@ -9,6 +9,7 @@ import torch
 from pruning_models import MODELS, build
 from training_runs import BASE, run, settings, weights
 
+from capgap.artifacts import intact
 from capgap.config import Distill, Training
 from capgap.engine import checkpoints, losses, parallel, training
 from capgap.engine.losses import IGNORED
@@ -210,7 +211,7 @@ def test_out_of_memory_names_the_micro_batch_and_keeps_the_checkpoint(
     assert "step-000000003" in message
     assert "lower micro_batch_tokens from 64 to 32" in message
     assert "set activation_checkpointing (now false)" in message
-    assert checkpoints.intact(tmp_path / "step-000000003")
+    assert intact(tmp_path / "step-000000003")
 
 
 def test_out_of_memory_in_the_loss_names_its_chunk(
@@ -256,7 +257,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     with pytest.raises(CapgapError, match="step-000000003: no space left on the disk.*run again"):
         run(tiny_model(), streams, tmp_path / "cut", seconds=0)
     assert checkpoints.latest(tmp_path / "cut").name == "step-000000002"
-    assert checkpoints.intact(tmp_path / "cut" / "step-000000002")
+    assert intact(tmp_path / "cut" / "step-000000002")
     assert not list((tmp_path / "cut").glob(".*"))  # the torn one takes no space
     monkeypatch.setattr(checkpoints, "save_file", real)
     whole, resumed = tiny_model(), tiny_model()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from training_runs import run, settings, weights
 
+from capgap.artifacts import intact
 from capgap.engine import checkpoints, training
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.streams import Streams
@@ -87,7 +88,7 @@ def test_killed_in_trunk_or_branch_ends_in_the_same_bits(
     assert done == list(range(4, 12))  # nothing twice, nothing of the short run's trunk
     assert torch.equal(weights(resumed), weights(whole))
     assert outcome.curve_csv() == expected.curve_csv()
-    assert checkpoints.intact(tmp_path / "cut" / TRUNK)
+    assert intact(tmp_path / "cut" / TRUNK)
 
 
 def test_a_damaged_trunk_is_made_again(token_streams, tiny_model, tmp_path, monkeypatch):
@@ -107,7 +108,7 @@ def test_a_damaged_trunk_is_made_again(token_streams, tiny_model, tmp_path, monk
     run(whole, streams, tmp_path / "whole", **WSD)
     run(resumed, streams, tmp_path / "cut", seconds=0, **WSD)
     assert torch.equal(weights(resumed), weights(whole))
-    assert checkpoints.intact(tmp_path / "cut" / TRUNK)
+    assert intact(tmp_path / "cut" / TRUNK)
 
 
 def test_a_trunk_longer_than_the_runs_own_is_refused(token_streams, tiny_model, tmp_path):

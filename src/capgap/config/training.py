@@ -103,6 +103,9 @@ class PretrainStage(Pretrain, TeacherShape):
     """Everything that decides one teacher trained here."""
 
 
+SIGNAL_BATCH_TOKENS = 4096
+
+
 class SignalStage(Section):
     """Everything that decides, beside teacher and text, what is kept of a teacher's signal."""
 
@@ -116,7 +119,7 @@ class SignalStage(Section):
     unique_tokens: Count = Field(gt=0, description="tokens of the training split to cover")
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     temperature: float = Field(1.0, gt=0, description="temperature of the teacher's distribution")
-    batch_tokens: Count = Field(4096, gt=0, description="tokens per forward pass")
+    batch_tokens: Count = Field(SIGNAL_BATCH_TOKENS, gt=0, description="tokens per forward pass")
     precision: Precision = Field("float32", description="of the teacher's products and logits")
     seed: int = Field(0, ge=0, description="seed of the draws")
 
@@ -185,6 +188,7 @@ class Distill(Training):
             unique_tokens=self.unique_tokens,
             sequence_length=self.sequence_length,
             temperature=self.temperature,
+            batch_tokens=min(SIGNAL_BATCH_TOKENS, self.micro_batch_tokens or SIGNAL_BATCH_TOKENS),
             precision=self.precision_of_teacher,
         )
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from capgap.artifacts import differences, is_first_process, publish_folder
+from capgap.artifacts import intact, is_first_process, publish_folder
 from capgap.engine.parallel import like, whole_tensor
-from capgap.paths import MANIFEST
 
 KEEP = 2
 NOTES = "notes.json"
@@ -84,11 +83,6 @@ def _on_first(tensor: torch.Tensor) -> torch.Tensor:
     """A whole tensor in main memory of the first process, one at a time."""
     whole = whole_tensor(tensor)
     return whole.contiguous().cpu() if is_first_process() else whole.new_empty(0)
-
-
-def intact(folder: Path) -> bool:
-    """Whether a folder is there and as its manifest says."""
-    return (folder / MANIFEST).is_file() and not differences(folder)
 
 
 def load(

@@ -8,19 +8,17 @@ never continue from a state that belongs to another.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from capgap.artifacts import folder_of, is_first_process, open_folder, publish_folder, write_text
+from capgap.artifacts import is_first_process, open_folder, publish_folder, write_text
 from capgap.config import Training
 from capgap.engine import checkpoints, training
 from capgap.engine.models import count_params, forward_flops, save_model
 from capgap.engine.parallel import join
+from capgap.engine.resuming import Place, digest, discard, state_key
 from capgap.engine.schedule import trunk_steps
 from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
@@ -28,37 +26,14 @@ from capgap.paths import CURVE, MANIFEST, TRAIN, TRUNK
 from capgap.records import Lineage, TrainRecord
 from capgap.shapes import training_flops
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a job writes and keeps its state; none of it changes the result."""
-
-    out: Path
-    scratch: Path
-    checkpoint_seconds: float
-    shard: bool = False  # share the model among the processes instead of copying it to each
-
-
 IDENTITY = "identity"  # file in a trunk's folder: its digest
 AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings that do not touch a trunk
-
-
-def state_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
-    """Name of the scratch folder: a digest of settings, identity and the inputs' manifests."""
-    return _digest(settings.model_dump(mode="json"), facts, inputs)
 
 
 def trunk_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
     """The same of what decides a trunk, which the budget does not."""
     own = settings.model_dump(mode="json", exclude=AFTER_TRUNK)
-    return _digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
-
-
-def _digest(settings: dict, facts: dict, inputs: list[Path]) -> str:
-    manifests = [folder_of(path) / MANIFEST for path in inputs]
-    contents = [m.read_text(encoding="utf-8") if m.is_file() else str(m) for m in manifests]
-    text = json.dumps([settings, facts, contents], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
 
 
 def train_and_publish(
@@ -141,7 +116,7 @@ def _train_and_publish(
     finished = _whole_model(model)
     if is_first_process():
         _publish(finished, outcome, record, place.out, scratch, tokenizer, key)
-        training.discard(scratch)
+        discard(scratch)
     world.wait()
     return record
 

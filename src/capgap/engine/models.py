@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from capgap.artifacts import open_folder
 from capgap.engine.mapped import release
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, out_of_memory
 from capgap.records import Lineage, ParamGroups, TokenStreams
 from capgap.shapes import LlamaShape, forward_flops_per_token
 
@@ -93,6 +93,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise CapgapError(
             f"{folder}: this model cannot be loaded ({str(error).strip().splitlines()[0]}); its "
             "config.json or weights are damaged or do not belong together, so fetch or make it again"

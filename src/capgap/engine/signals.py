@@ -21,75 +21,134 @@ belongs to one teacher, one token stream and one temperature, and its record say
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from bisect import bisect
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from capgap.artifacts import open_folder
+from capgap.artifacts import intact, open_folder, publish_folder
 from capgap.config import SignalStage
 from capgap.engine.losses import PartialSignal
 from capgap.engine.models import hidden_and_head
+from capgap.engine.resuming import Stop
 from capgap.engine.streams import lattice
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, Terminated
 from capgap.records import SignalRecord
 from capgap.shapes import chunk_tokens
 
 RECORD = "signal.json"
 SHARD_BYTES = 2**26
+WINDOWS = "windows.safetensors"  # file of a saved part
 
 
 def _id_dtype(vocab: int) -> torch.dtype:
     return torch.uint16 if vocab <= 2**16 else torch.int32
 
 
-def require_space(settings: SignalStage, vocab: int, out: Path) -> str:
-    """What the signal needs and what the disk has, as a sentence; CapgapError if it has less."""
+def require_space(settings: SignalStage, vocab: int, folder: Path, saved: int = 0) -> str:
+    """What the signal needs and what the disk has, as a sentence; CapgapError if it has less.
+
+    folder: where it will lie. saved: tokens whose signal lies there already.
+    """
     each = settings.bytes_per_token(vocab)
-    need = each * settings.unique_tokens
-    folder = next(p for p in out.absolute().parents if p.is_dir())
-    free = shutil.disk_usage(folder).free
+    need = each * (settings.unique_tokens - saved)
+    there = next(p for p in folder.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(there).free
     said = (
-        f"{settings.unique_tokens:,} tokens x {each} bytes = {need / 1e6:,.1f} MB, "
+        f"{settings.unique_tokens - saved:,} tokens x {each} bytes = {need / 1e6:,.1f} MB, "
         f"{free / 1e6:,.1f} MB free"
     )
     if need > free:
         raise CapgapError(
-            f"{out}: the teacher's signal does not fit on the disk: {said}. Free some space, or "
+            f"{folder}: the teacher's signal does not fit on the disk: {said}. Free some space, or "
             "lower distill.unique_tokens or distill.signal_entries, or set distill.teacher_signal "
             "to online"
         )
     return said
 
 
+class Unfinished:
+    """The part of a signal that is computed, in a folder of its own.
+
+    A folder artifact `windows-<n>` holds the windows after the last whole shard up to window n, so
+    one that ends a shard is that shard.
+    """
+
+    def __init__(self, folder: Path, settings: SignalStage, windows: int, vocab: int):
+        each = settings.bytes_per_token(vocab) * settings.sequence_length
+        self.folder, self.windows, self.vocab = folder, windows, vocab
+        self.per_shard = max(1, SHARD_BYTES // each)
+        self.ends = [*range(self.per_shard, windows, self.per_shard), windows]
+        self.done = self._intact()  # windows that are saved
+
+    def _intact(self) -> int:
+        """Windows that are saved and whole."""
+        done, saved = 0, self._saved()
+        for end in self.ends:
+            here = saved[bisect(saved, done) : bisect(saved, end)]
+            done = max(filter(self._whole, here), default=done)
+            if done < end:
+                break
+        return done
+
+    def save(self, done: int, kept: dict[str, torch.Tensor]) -> None:
+        """Save the windows of a shard up to window `done` in place of fewer of them."""
+        with publish_folder(self._at(done)) as folder:
+            save_file(kept, folder / WINDOWS)
+        self.done = done
+        for fewer in self._saved():
+            if (done - 1) // self.per_shard * self.per_shard < fewer < done:
+                shutil.rmtree(self._at(fewer))
+
+    def begun(self) -> list[dict[str, torch.Tensor]]:
+        """The saved windows of a shard that is not whole."""
+        return [] if self.done in (0, *self.ends) else [load_file(self._at(self.done) / WINDOWS)]
+
+    def shards(self) -> list[Path]:
+        """Files of all shards; each must be saved."""
+        return [self._at(end) / WINDOWS for end in self.ends]
+
+    def _at(self, done: int) -> Path:
+        return self.folder / f"windows-{done:09d}"
+
+    def _whole(self, done: int) -> bool:
+        return intact(self._at(done))
+
+    def _saved(self) -> list[int]:
+        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("windows-*"))
+
+
 @torch.no_grad()
-def write_signal(
-    folder: Path,
+def compute_signal(
+    unfinished: Unfinished,
     teacher: torch.nn.Module,
     stream: np.ndarray,
     settings: SignalStage,
-    vocab: int,
-) -> dict:
-    """Fill an empty folder with the shards of a teacher's signal on a training stream.
+    *,
+    checkpoint_seconds: float,
+) -> None:
+    """Compute what is not saved yet of a teacher's signal on a training stream.
 
-    vocab: size of the tokenizer; further rows of the teacher's head are no tokens.
-    Returns what the record says about them: tokens, windows_per_shard and mean_tail_mass (None
-    unless kind is top_k).
+    Raises Terminated when the process is told to end (SIGTERM).
     """
-    length = settings.sequence_length
+    length, vocab = settings.sequence_length, unfinished.vocab
     starts = lattice(len(stream), length, settings.unique_tokens)
-    per_shard = max(1, SHARD_BYTES // (settings.bytes_per_token(vocab) * length))
     batch = max(1, settings.batch_tokens // length)
-    clock, tail = time.monotonic(), 0.0
-    for first in range(0, len(starts), per_shard):
-        pieces = []
-        windows = starts[first : first + per_shard]
-        for start in range(0, len(windows), batch):
-            part = windows[start : start + batch]
+    done = first = unfinished.done
+    pieces = unfinished.begun()
+    if done:
+        print(f"resumed after {done * length:,} tokens", flush=True)
+    clock = last_said = last_saved = time.monotonic()
+    with Stop() as stop:
+        while done < len(starts):
+            end = next(end for end in unfinished.ends if done < end)
+            part = starts[done : min(end, done + batch)]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
             inputs_BT = torch.from_numpy(rows).to(teacher.device)
             hidden_ND, head_VD = hidden_and_head(
@@ -97,18 +156,40 @@ def write_signal(
             )
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
             pieces += reduce_to_signal(hidden_ND, head_VD, torch.from_numpy(draws), settings)
-        whole = join(pieces)
-        tail += (1 - whole["probs"].double().sum(1)).sum().item() if "probs" in whole else 0.0
-        save_file(whole, folder / _shard(first // per_shard))
-        done = (first + len(windows)) * length
-        speed = done / (time.monotonic() - clock)
-        print(f"{done:,} of {len(starts) * length:,} tokens, {speed:,.0f} tok/s", flush=True)
-    tokens = len(starts) * length
-    return {
-        "tokens": tokens,
-        "windows_per_shard": per_shard,
-        "mean_tail_mass": tail / tokens if settings.kind == "top_k" else None,
-    }
+            done += len(part)
+            now = time.monotonic()
+            if done == end or stop.asked or now - last_saved > checkpoint_seconds:
+                unfinished.save(done, join(pieces))
+                last_saved = time.monotonic()
+                pieces = [] if done == end else pieces
+            if now - last_said > 5 or done == len(starts):
+                last_said, per_window = now, (now - clock) / (done - first)
+                left = round(per_window * (len(starts) - done))
+                print(
+                    f"{done * length:,} of {len(starts) * length:,} tokens  "
+                    f"{length / per_window:,.0f} tok/s  left {left // 60}:{left % 60:02d}",
+                    flush=True,
+                )
+            if stop.asked and done < len(starts):
+                raise Terminated(
+                    f"terminated after {done * length:,} tokens; the state is saved in "
+                    f"{unfinished.folder}, run again to go on"
+                )
+
+
+def gather(unfinished: Unfinished, out: Path) -> float:
+    """Fill a folder with the shards; the mass of the tail, summed over the tokens."""
+    tail = 0.0
+    for number, file in enumerate(unfinished.shards()):
+        shard = out / _shard(number)
+        try:
+            os.link(file, shard)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(file, shard)
+        with safe_open(shard, framework="pt") as kept:
+            if "probs" in kept.keys():  # noqa: SIM118
+                tail += (1 - kept.get_tensor("probs").double().sum(1)).sum().item()
+    return tail
 
 
 def _shard(number: int) -> str:

@@ -8,11 +8,7 @@ state, so that a run that was killed and resumed ends in the same bits as one th
 from __future__ import annotations
 
 import math
-import shutil
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,16 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from capgap.artifacts import intact
 from capgap.config import Training
 from capgap.engine import checkpoints
+from capgap.engine.advice import Advice
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.losses import IGNORED, LossParts
 from capgap.engine.models import decoder_layers
 from capgap.engine.parallel import ALONE, World, whole_tensor
+from capgap.engine.resuming import Stop
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.streams import Batch, check_long_enough, training_batch
 from capgap.errors import CapgapError, Terminated
-from capgap.shapes import chunk_tokens
 
 CURVE_COLUMNS = (
     "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"
@@ -125,7 +123,7 @@ def train(
             "raise the tokens or lower batch_tokens"
         )
     world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
-    told = _Advice(settings, scratch, steps, streams.meta.vocab_size)
+    told = Advice(settings, scratch, steps, streams.meta.vocab_size)
     with told:
         if hasattr(objective, "on"):
             objective = objective.on(world)
@@ -149,7 +147,7 @@ def train(
         world.settle(learner)
         return loss
 
-    before_fork = None if fork is None or checkpoints.intact(scratch / TRUNK) else fork
+    before_fork = None if fork is None or intact(scratch / TRUNK) else fork
     restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork)
     if restored is None and trunk is not None:
         restored = checkpoints.load(trunk, model, optimizer)
@@ -160,7 +158,7 @@ def train(
             )
     done = 0 if restored is None else restored[0]
     _check_same(done, world, scratch)
-    with told, _Stop() as stop:
+    with told, Stop() as stop:
         told.step, told.loading = done, False
         if restored is None:
             curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
@@ -199,11 +197,6 @@ def train(
                     )
     model.eval()
     return Outcome(curve, steps, steps * settings.batch_tokens)
-
-
-def discard(scratch: Path) -> None:
-    """Delete the state of a run that has been published."""
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_same(done: int, world: World, scratch: Path) -> None:
@@ -284,99 +277,6 @@ def _step(
         data_ce = math.nan
     optimizer.zero_grad(set_to_none=True)
     return data_ce, teacher_term
-
-
-class _Stop:
-    """Notes a SIGTERM, as Slurm sends before it takes a job's node, instead of dying of it."""
-
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self) -> _Stop:
-        self.in_main = threading.current_thread() is threading.main_thread()
-        if self.in_main:
-            self.before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, *_) -> None:
-        self.asked = True  # no word of it here: the signal may come while another is written
-
-    def __exit__(self, *_) -> None:
-        if self.in_main:
-            signal.signal(signal.SIGTERM, self.before)
-
-
-class _Advice:
-    """Says what went wrong in a run, at which step, and what to change."""
-
-    def __init__(self, settings: Training, scratch: Path, steps: int, vocab: int):
-        self.settings, self.scratch, self.steps, self.vocab = settings, scratch, steps, vocab
-        self.step, self.loading = 0, True
-
-    def __enter__(self) -> _Advice:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, CapgapError) or not _out_of_memory(error):
-            return
-        files = [Path(frame.filename).name for frame in traceback.extract_tb(trace)]
-        raise CapgapError(
-            f"out of memory at step {self.step + 1}/{self.steps}, in {self._place(files)}; "
-            f"{self._saved()}. {self._mends(files)}"
-        ) from None
-
-    def _saved(self) -> str:
-        saved = checkpoints.latest(self.scratch)
-        return f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved yet"
-
-    def diverged(self, what: str, rate: float, batch: Batch) -> CapgapError:
-        """The error for a loss that is not finite."""
-        starts = [f"{start:,}" for start in batch.starts[:3].tolist()]
-        more = len(batch.starts) - len(starts)
-        return CapgapError(
-            f"{what} is not finite at step {self.step + 1}/{self.steps} (learning rate {rate:.3g}; "
-            f"batch of the sequences at tokens {', '.join(starts)} and {more} others of the training "
-            f"stream); {self._saved()}. Lower learning_rate, raise warmup_share or lower clip_norm"
-        )
-
-    def _place(self, files: list[str]) -> str:
-        if self.loading:
-            return "loading the models"
-        if "losses.py" in files:
-            return "the loss"
-        return "the optimizer" if "adamw.py" in files else "the forward or backward pass"
-
-    def _mends(self, files: list[str]) -> str:
-        settings = self.settings
-        micro = settings.micro_batch_tokens or settings.batch_tokens
-        mends = []
-        if self.loading:
-            micro = 0  # no pass was tried
-            if getattr(settings, "precision_of_teacher", "") == "float32":
-                mends.append("set teacher_precision to bfloat16 (now float32)")
-        if micro > settings.sequence_length:
-            half = max(1, micro // settings.sequence_length // 2) * settings.sequence_length
-            while settings.batch_tokens % half:
-                half -= settings.sequence_length
-            mends.append(f"lower micro_batch_tokens from {micro} to {half}")
-        if micro and not settings.activation_checkpointing:
-            mends.append("set activation_checkpointing (now false)")
-        if "losses.py" in files:
-            chunk = settings.loss_chunk_tokens or chunk_tokens(self.vocab)
-            mends.insert(
-                0,
-                f"set loss_chunk_tokens to {max(1, chunk // 2)} (now {chunk}, of {self.vocab:,} "
-                "logits each)",
-            )
-        mends.append("share the model among more devices (--shard)")
-        return "To need less, " + ", or ".join(mends)
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in main memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class _Clock:
