@@ -191,6 +191,7 @@ class Calibration(Record):
     """`scratch/calibration.json`: what `capgap plan --calibrate` measured on this machine."""
 
     study: str  # whose models were measured
+    computed_as: dict[str, dict[str, str | bool]]  # by section, the settings that decide a rate
     startup_s: dict[str, float]  # CPU seconds of a job without its work, by rule
     base_mb: dict[str, float]  # peak memory beyond what is counted, MB of 10^6 bytes, by rule
     text_s_per_mb: dict[str, float]  # CPU seconds a MB of text, by rule

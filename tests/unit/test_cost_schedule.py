@@ -5,10 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from capgap.artifacts import write_text
 from capgap.cost.jobs import Job, StudyCost, Work
 from capgap.cost.memory import Memory
 from capgap.cost.schedule import schedule
-from capgap.cost.speed import DEVICE_STARTUP_S, Assumed, Measured
+from capgap.cost.speed import (
+    CALIBRATION,
+    DEVICE_STARTUP_S,
+    Assumed,
+    Measured,
+    computed_as,
+    speed_of,
+)
+from capgap.devices import CPU
 from capgap.records import Calibration
 from capgap.study_file import load_study
 
@@ -80,6 +89,7 @@ def test_the_teacher_counts_at_its_own_precision():
 def test_rates_are_straight_lines_between_the_measured_cases():
     calibration = Calibration(
         study="x",
+        computed_as={},
         startup_s={"distill_student": 3.0},
         base_mb={"distill_student": 300.0},
         text_s_per_mb={"pack_tokens": 2.0},
@@ -96,6 +106,29 @@ def test_rates_are_straight_lines_between_the_measured_cases():
     scored = Job("score_importance", "z", (), work=(Work("score", 10**6, 10**12),), device=Memory())
     assert speed.seconds(scored) == pytest.approx(5 + 100)
     assert Assumed("a100-80gb", 0.4).seconds(scored) == pytest.approx(40 + 1 / 7.8)
+
+
+def test_a_calibration_of_another_precision_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    study = load_study(data)
+    measured = Calibration(
+        study="x",
+        computed_as=computed_as(study),
+        startup_s={},
+        base_mb={},
+        text_s_per_mb={},
+        rates={},
+        matmul_gflops=10.0,
+    )
+    write_text(CALIBRATION, measured.to_json())
+    assert isinstance(speed_of(study, CPU), Measured)
+    data["distill"]["learning_rate"] = 1e-4
+    assert isinstance(speed_of(load_study(data), CPU), Measured)
+    data["distill"]["teacher_precision"] = "bfloat16"
+    speed = speed_of(load_study(data), CPU)
+    assert isinstance(speed, Assumed)
+    assert "--calibrate measures (teacher_precision of distill changed" in speed.name
 
 
 def test_budgets_that_share_a_trunk_cost_what_is_behind_it():

@@ -8,6 +8,8 @@ import yaml
 from repository import RESULTS, SOURCE, write_study
 
 from capgap.cost.jobs import StudyCost
+from capgap.cost.speed import CALIBRATION
+from capgap.records import Calibration
 from capgap.study_file import load_study
 
 
@@ -89,3 +91,22 @@ def test_shipped_studies_dry_run_offline(fresh, study, unit):
     result = fresh.capgap("run", "-n")
     assert unit in result.stdout
     assert "this was a dry run" in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal", ["online", "sampled"])
+def test_a_calibration_measures_what_the_study_does(fresh, signal):
+    def keeping(study):
+        study["distill"].update(teacher_signal=signal, teacher_precision="bfloat16")
+        if signal != "online":
+            study["distill"]["unique_tokens"] = "6k"
+
+    fresh.configure(keeping)
+    said = fresh.capgap("plan", "--calibrate").stdout
+    assert "this machine, measured on the models of study tiny" in said
+    found = Calibration.read(fresh / CALIBRATION)
+    kinds = {"pretrain", "train", "distill", "evaluate", "score"}
+    assert set(found.rates) == kinds | ({"signal"} if signal != "online" else set())
+    assert all(seconds > 0 for points in found.rates.values() for _, seconds in points)
+    assert {"distill_student", "score_importance"} <= set(found.startup_s)
+    assert ("cache_teacher_signal" in found.startup_s) == (signal != "online")

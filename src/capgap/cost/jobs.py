@@ -48,7 +48,7 @@ OTHER_TASK_MTOKENS = 5
 class Work:
     """Tokens that pass through a model in one way."""
 
-    kind: str  # pretrain, train, distill, evaluate, score; or text, and tokens are bytes
+    kind: str  # pretrain, train, distill, signal, evaluate, score; or text, and tokens are bytes
     tokens: int
     flops: int
     teacher_flops: int = 0  # of these, in distillation
@@ -308,7 +308,7 @@ class StudyCost(StudySizes):
             "cache_teacher_signal",
             self.path(paths.TEACHER_SIGNAL, teacher=name),
             (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
-            work=(Work("evaluate", tokens, flops),),
+            work=(Work("signal", tokens, flops),),
             device=memory.evaluation(model, settings.batch_tokens, settings.precision),
             precision=settings.precision,
             host_mb=host_mb(self, "cache_teacher_signal", teacher=name),

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -25,32 +24,23 @@ import torch
 from capgap import design
 from capgap.artifacts import publish_folder, write_text
 from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training
-from capgap.cost.architectures import Model
 from capgap.cost.host import BASE_MB, MEGA, host_mb
 from capgap.cost.jobs import Job, StudyCost
-from capgap.cost.speed import CALIBRATION
+from capgap.cost.rates import LARGEST_PARAMS, Rates, random_model
+from capgap.cost.speed import CALIBRATION, computed_as
 from capgap.counts import format_count
 from capgap.devices import CPU
-from capgap.engine import training
-from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import (
     count_params,
-    llama_config,
-    new_model,
     save_model,
     tokenizer_digest,
 )
-from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.streams import META, SPLITS, Streams, calibration_batch
+from capgap.engine.streams import META, SPLITS, Streams
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.packages import package_folder
-from capgap.pruning.importance import measure
 from capgap.records import Calibration, Lineage, TokenStreams
-from capgap.shapes import LlamaShape
 
-LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
-SECONDS_PER_POINT = 1.2
 SAMPLE_BYTES = 3 * MEGA
 TOKENIZER_SAMPLE_BYTES = 20 * MEGA
 
@@ -70,11 +60,12 @@ def calibrate(study: Study) -> Calibration:
     with tempfile.TemporaryDirectory() as name:
         probe = _Probe(study, Path(name))
         text = probe.text()
-        rates = probe.rates()
+        rates = Rates(probe.cost, probe.streams_folder, probe.folder / "rates").measured()
         startup, base = probe.starts(rates)
         law = probe.law()
         result = Calibration(
             study=study.study,
+            computed_as=computed_as(study),
             startup_s=startup | text["startup_s"] | {rule: r.cpu_s for rule, r in law.items()},
             base_mb=base | text["base_mb"] | {rule: r.peak_mb for rule, r in law.items()},
             text_s_per_mb=text["s_per_mb"],
@@ -127,23 +118,36 @@ def run_stage_process(words: list, folder: Path) -> Run:
     return Run(usage.ru_utime + usage.ru_stime, int(peak.read_text()) * 1024 / MEGA)
 
 
+def _length(study: Study) -> int:
+    """Tokens of a stream that is long enough for every loop that is measured."""
+    longest = max(
+        study.evaluate.batch_tokens,
+        study.evaluate.sequence_length,
+        study.prune.sequence_length * 4,
+        *(s.batch_tokens for s in (study.distill, study.pretrain) if s),
+    )
+    return longest + max(study.prune.sequence_length, study.distill.sequence_length) + 2
+
+
 class _Probe:
     def __init__(self, study: Study, folder: Path):
-        self.study, self.folder, self.cost = study, folder, StudyCost(study)
+        self.folder, self.length = folder, _length(study)
+        fitting = {}
+        for name in ("pretrain", "distill"):
+            settings = getattr(study, name)
+            if settings and settings.unique_tokens:  # of the streams that are measured on
+                whole = (self.length - 1) // settings.sequence_length * settings.sequence_length
+                tokens = {"unique_tokens": min(settings.unique_tokens, whole)}
+                fitting[name] = settings.model_copy(update=tokens)
+        self.study = study.model_copy(update=fitting)
+        self.cost = StudyCost(self.study)
         self.tokenizer = folder / "tokenizer"
         self.vocab = min(self.cost.vocab, 2**15)
 
     @cached_property
     def streams_folder(self) -> Path:
-        """Random streams of the tokenizer that `text` makes, long enough for every loop that is measured."""
-        study, out = self.study, self.folder / "tokens"
-        longest = max(
-            study.evaluate.batch_tokens,
-            study.evaluate.sequence_length,
-            study.prune.sequence_length * 4,
-            *(s.batch_tokens for s in (study.distill, study.pretrain) if s),
-        )
-        length = longest + max(study.prune.sequence_length, study.distill.sequence_length) + 2
+        """Random streams of the tokenizer that `text` makes."""
+        out, length = self.folder / "tokens", self.length
         random = np.random.default_rng(0)
         with publish_folder(out) as folder:
             for split in SPLITS:
@@ -246,119 +250,6 @@ class _Probe:
             found[rule] = run_stage_process(words, self.folder)
         return found
 
-    # --- rates ----------------------------------------------------------------------------------
-
-    def _model(self, model: Model):
-        """A random Llama of these sizes; an architecture of another family costs about the same."""
-        shape = LlamaShape(
-            layers=model.layers,
-            hidden=model.hidden,
-            heads=model.attention // model.head_dim,
-            kv_heads=model.key_value // model.head_dim,
-            head_dim=model.head_dim,
-            intermediate=model.neurons,
-            vocab=model.vocab,
-            tied=True,
-        )
-        return new_model(llama_config(shape, max_positions=4096, bos_id=0, eos_id=0), 0)
-
-    def _extremes(self, pairs: list[tuple[Model, Model | None]]) -> list[tuple]:
-        """The pair with the fewest and the one with the most FLOPs a token, where small enough."""
-
-        def flops(pair):
-            student, teacher = pair
-            return 3 * student.forward_flops(128) + (teacher.forward_flops(128) if teacher else 0)
-
-        small = [p for p in pairs if all(m is None or m.params <= LARGEST_PARAMS for m in p)]
-        return list(dict.fromkeys([min(small, key=flops), max(small, key=flops)])) if small else []
-
-    def rates(self) -> dict[str, list[tuple[float, float]]]:
-        """By kind of work: (FLOPs a token, CPU seconds a token) of the extremes."""
-        study, cost = self.study, self.cost
-        runs = [
-            *design.grid_runs(study.grid, design.teacher_sizes(study)),
-            *design.final_runs(study.final, cost.final_teachers()),
-        ]
-        students = {
-            (cost.student(run.student, run.init), None if run.teacher == design.NONE
-             else cost.architecture(run.teacher).whole())
-            for run in runs
-        }  # fmt: skip
-        teachers = {name: cost.architecture(name).whole() for name in study.teachers}
-        trained = [
-            (teachers[name], None)
-            for name, teacher in study.teachers.items()
-            if isinstance(teacher, PretrainedTeacher)
-        ]
-        every = sorted({(m, None) for pair in students for m in pair if m} | set(trained), key=repr)
-        ordered = sorted(students, key=repr)
-        found = {
-            "pretrain": [self._training(*p, study.pretrain) for p in self._extremes(trained)],
-            "train": [
-                self._training(*p, study.distill)
-                for p in self._extremes([(m, t) for m, t in ordered if t is None])
-            ],
-            "distill": [
-                self._training(*p, study.distill)
-                for p in self._extremes([(m, t) for m, t in ordered if t])
-            ],
-            "evaluate": [self._evaluation(m) for m, _ in self._extremes(every)],
-            "score": [
-                self._scoring(m) for m, _ in self._extremes([(m, None) for m in teachers.values()])
-            ],
-        }
-        return {kind: sorted(points) for kind, points in found.items() if points}
-
-    def _training(
-        self, student: Model, teacher: Model | None, settings: Training
-    ) -> tuple[float, float]:
-        model, objective = self._model(student), data_objective
-        context = settings.sequence_length
-        flops = 3 * student.forward_flops(context)
-        if teacher:
-            objective = Distillation(self._model(teacher).eval(), settings)
-            flops += teacher.forward_flops(context)
-        short = settings.model_copy(
-            update={"validations": 1, "validation_tokens": 2 * context, "unique_tokens": None}
-        )
-        streams = Streams(self.streams_folder)
-
-        def steps(count: int) -> None:
-            training.train(
-                model, streams, short, objective, tokens=count * settings.batch_tokens, seed=0,
-                scratch=self.folder / "no-state", checkpoint_seconds=1e9, say=lambda _: None,
-            )  # fmt: skip
-
-        return flops, _seconds_each(steps) / settings.batch_tokens
-
-    def _evaluation(self, model: Model) -> tuple[float, float]:
-        settings, built = self.study.evaluate, self._model(model).eval()
-        stream = Streams(self.streams_folder)["test"][: settings.batch_tokens + 1]
-
-        def passes(count: int) -> None:
-            for _ in range(count):
-                mean_loss(
-                    built, stream, sequence_length=settings.sequence_length,
-                    batch_tokens=settings.batch_tokens, split="test",
-                )  # fmt: skip
-
-        return model.forward_flops(settings.sequence_length), _seconds_each(passes) / len(stream)
-
-    def _scoring(self, model: Model) -> tuple[float, float]:
-        settings, built = self.study.prune, self._model(model)
-        stream = Streams(self.streams_folder)["train"]
-        rows = max(1, 1024 // settings.sequence_length)
-        inputs, labels = calibration_batch(
-            stream, sequence_length=settings.sequence_length, count=rows, seed=0
-        )
-
-        def passes(count: int) -> None:
-            for _ in range(count):
-                measure(built, inputs, labels, settings.criterion)
-
-        flops = 3 * model.forward_flops(settings.sequence_length)
-        return flops, _seconds_each(passes) / inputs.numel()
-
     # --- start-up -------------------------------------------------------------------------------
 
     def starts(self, rates: dict) -> tuple[dict[str, float], dict[str, float]]:
@@ -369,7 +260,7 @@ class _Probe:
         jobs = {job.rule: job for job in reversed(self.cost.jobs)}
         if self.cost.architecture(name).whole().params > LARGEST_PARAMS:
             return {}, {}
-        model = self._model(self.cost.architecture(name).whole())
+        model = random_model(self.cost.architecture(name).whole())
         teacher = self._published(model, "teacher", name)
         startup: dict[str, float] = {}
         base: dict[str, float] = {}
@@ -390,8 +281,18 @@ class _Probe:
              *self._options(study.evaluate)],
             {"evaluate": 2 * length},
         )  # fmt: skip
-        for rule in ("evaluate_student", "cache_teacher_signal"):  # also forward passes alone
-            startup[rule], base[rule] = startup["evaluate_teacher"], base["evaluate_teacher"]
+        startup["evaluate_student"] = startup["evaluate_teacher"]
+        base["evaluate_student"] = base["evaluate_teacher"]
+        signal = []
+        if self.cost.keeps_signal:
+            signal = ["--signal", self.folder / "signal"]
+            settings = study.distill.signal_stage()
+            stage(
+                "cache_teacher_signal",
+                ["capgap.signal", "--teacher", teacher, *tokens, "--out", self.folder / "signal",
+                 "--scratch", self.folder / "state", *self._options(settings)],
+                {"signal": settings.unique_tokens},
+            )  # fmt: skip
         scored = study.prune.scoring().model_copy(update={"calibration_sequences": 1})
         importance = self.folder / "importance"
         stage(
@@ -414,7 +315,7 @@ class _Probe:
                 base["randomise_student"] = base["prune_student"]
             stage(
                 "distill_student",
-                ["capgap.distill", "--init", start, "--teacher", teacher, *tokens,
+                ["capgap.distill", "--init", start, "--teacher", teacher, *signal, *tokens,
                  "--tokens", study.distill.batch_tokens, "--out", self.folder / "run",
                  "--scratch", self.folder / "state", *self._options(study.distill)],
                 {"distill": study.distill.batch_tokens,
@@ -463,15 +364,3 @@ class _Probe:
         return [
             word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)
         ]
-
-
-def _seconds_each(repeat: Callable[[int], None]) -> float:
-    """CPU seconds of one repetition: the difference between a long run and a short one."""
-    repeat(2)
-    begun = time.process_time()
-    repeat(2)
-    few = time.process_time() - begun
-    more = max(2, round(SECONDS_PER_POINT / max(few / 2, 1e-4)))
-    begun = time.process_time()
-    repeat(2 + more)
-    return max(1e-9, time.process_time() - begun - few) / more

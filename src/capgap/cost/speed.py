@@ -104,8 +104,34 @@ class Measured:
         return job.host_mb if measured is None else job.host_mb - base_mb(job.rule) + measured
 
 
+DECIDING = (
+    "precision",
+    "teacher_precision",
+    "teacher_signal",
+    "activation_checkpointing",
+    "compile",
+)
+
+
+def computed_as(study: Study) -> dict[str, dict[str, str | bool]]:
+    """By section the settings with which a token of the same FLOPs takes another time."""
+    sections = {"pretrain": study.pretrain, "distill": study.distill}
+    return {
+        name: {key: value for key, value in settings if key in DECIDING and value is not None}
+        for name, settings in sections.items()
+        if settings
+    }
+
+
 def speed_of(study: Study, device: str) -> Speed:
     """The calibration where the study runs on this machine and one was made, else the table."""
-    if device == CPU and CALIBRATION.is_file():
-        return Measured(Calibration.read(CALIBRATION))
-    return Assumed(device, study.plan.mfu)
+    assumed = Assumed(device, study.plan.mfu)
+    if device != CPU or not CALIBRATION.is_file():
+        return assumed
+    calibration, wanted = Calibration.read(CALIBRATION), computed_as(study)
+    for section, settings in calibration.computed_as.items():
+        if section in wanted and settings != wanted[section]:
+            changed = dict(settings.items() ^ wanted[section].items())
+            assumed.name += f" ({', '.join(changed)} of {section} changed since it last did)"
+            return assumed
+    return Measured(calibration)

@@ -1,0 +1,207 @@
+"""
+What the engine's work costs on this machine: CPU seconds a token, from its own loops on random models
+of the study's smallest and largest shapes.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from capgap import design, signal
+from capgap.artifacts import publish_folder
+from capgap.config import PretrainedTeacher, Training
+from capgap.cost.architectures import Model
+from capgap.cost.jobs import StudyCost
+from capgap.engine import training
+from capgap.engine.evaluation import mean_loss
+from capgap.engine.models import (
+    count_params,
+    hidden_and_head,
+    hold_frozen,
+    llama_config,
+    new_model,
+    save_model,
+)
+from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.resuming import Place
+from capgap.engine.signals import SignalStore, reduce_to_signal
+from capgap.engine.streams import Streams, calibration_batch
+from capgap.pruning.importance import measure
+from capgap.records import Lineage
+from capgap.shapes import LlamaShape
+
+LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
+SECONDS_PER_POINT = 1.2
+
+# FLOPs a token, CPU seconds a token
+Rate = tuple[float, float]
+
+
+def random_model(model: Model):
+    """A random Llama of these sizes; an architecture of another family costs about the same."""
+    shape = LlamaShape(
+        layers=model.layers,
+        hidden=model.hidden,
+        heads=model.attention // model.head_dim,
+        kv_heads=model.key_value // model.head_dim,
+        head_dim=model.head_dim,
+        intermediate=model.neurons,
+        vocab=model.vocab,
+        tied=True,
+    )
+    return new_model(llama_config(shape, max_positions=4096, bos_id=0, eos_id=0), 0)
+
+
+class Rates:
+    """Measures the work of a study on random streams; scratch: folder for what that needs."""
+
+    def __init__(self, cost: StudyCost, streams: Path, scratch: Path):
+        self.cost, self.study = cost, cost.study
+        self.streams, self.scratch = Streams(streams), scratch
+
+    def _extremes(self, pairs: list[tuple[Model, Model | None]]) -> list[tuple]:
+        """The pair with the fewest and the one with the most FLOPs a token, where small enough."""
+
+        def flops(pair):
+            student, teacher = pair
+            return 3 * student.forward_flops(128) + (teacher.forward_flops(128) if teacher else 0)
+
+        small = [p for p in pairs if all(m is None or m.params <= LARGEST_PARAMS for m in p)]
+        return list(dict.fromkeys([min(small, key=flops), max(small, key=flops)])) if small else []
+
+    def measured(self) -> dict[str, list[Rate]]:
+        """By kind of work the rates of the extremes."""
+        study, cost = self.study, self.cost
+        runs = [
+            *design.grid_runs(study.grid, design.teacher_sizes(study)),
+            *design.final_runs(study.final, cost.final_teachers()),
+        ]
+        students = {
+            (cost.student(run.student, run.init), None if run.teacher == design.NONE
+             else cost.architecture(run.teacher).whole())
+            for run in runs
+        }  # fmt: skip
+        teachers = {name: cost.architecture(name).whole() for name in study.teachers}
+        trained = [
+            (teachers[name], None)
+            for name, teacher in study.teachers.items()
+            if isinstance(teacher, PretrainedTeacher)
+        ]
+        taught = sorted({(teacher, None) for _, teacher in students if teacher}, key=repr)
+        every = sorted({(m, None) for pair in students for m in pair if m} | set(trained), key=repr)
+        ordered = sorted(students, key=repr)
+        found = {
+            "pretrain": [self._training(*p, study.pretrain) for p in self._extremes(trained)],
+            "train": [
+                self._training(*p, study.distill)
+                for p in self._extremes([(m, t) for m, t in ordered if t is None])
+            ],
+            "distill": [
+                self._training(*p, study.distill)
+                for p in self._extremes([(m, t) for m, t in ordered if t])
+            ],
+            "signal": [
+                self._signal(m) for m, _ in self._extremes(taught if cost.keeps_signal else [])
+            ],
+            "evaluate": [self._evaluation(m) for m, _ in self._extremes(every)],
+            "score": [
+                self._scoring(m) for m, _ in self._extremes([(m, None) for m in teachers.values()])
+            ],
+        }
+        return {kind: sorted(points) for kind, points in found.items() if points}
+
+    def _training(self, student: Model, teacher: Model | None, settings: Training) -> Rate:
+        model = random_model(student)
+        objective = partial(data_objective, precision=settings.precision)
+        context = settings.sequence_length
+        flops = 3 * student.forward_flops(context)
+        if teacher and self.cost.keeps_signal:
+            objective = Distillation(self._kept(teacher), settings)
+        elif teacher:
+            objective = Distillation(random_model(teacher).eval(), settings)
+            flops += teacher.forward_flops(context)
+        short = settings.model_copy(update={"validations": 1, "validation_tokens": 2 * context})
+
+        def steps(count: int) -> None:
+            training.train(
+                model, self.streams, short, objective, tokens=count * settings.batch_tokens, seed=0,
+                scratch=self.scratch / "no-state", checkpoint_seconds=1e9, say=lambda _: None,
+            )  # fmt: skip
+
+        return flops, _seconds_each(steps) / settings.batch_tokens
+
+    def _kept(self, teacher: Model) -> SignalStore:
+        """A random teacher's signal."""
+        out, model = self.scratch / "signals" / repr(teacher), random_model(teacher)
+        if not out.exists():
+            with publish_folder(out / "model") as folder:
+                lineage = Lineage(kind="teacher", name="random", params=count_params(model))
+                save_model(model, folder, lineage, tokenizer=folder)
+            place = Place(out / "signal", out / "state", 1e9)
+            with redirect_stdout(io.StringIO()):
+                settings = self.study.distill.signal_stage()
+                signal.run(settings, out / "model", self.streams.folder, place)
+        return SignalStore(out / "signal")
+
+    def _signal(self, model: Model) -> Rate:
+        settings, built = self.study.distill.signal_stage(), random_model(model).eval()
+        hold_frozen(built, settings.precision)
+        length, stream = settings.sequence_length, self.streams["train"]
+        rows = max(1, min(settings.batch_tokens, settings.unique_tokens) // length)
+        inputs, _ = calibration_batch(stream, sequence_length=length, count=rows, seed=0)
+        draws = torch.rand(inputs.numel(), dtype=torch.float64)
+
+        @torch.no_grad()
+        def passes(count: int) -> None:
+            for _ in range(count):
+                read = hidden_and_head(built, inputs, precision=settings.precision)
+                reduce_to_signal(*read, draws, settings)
+
+        return model.forward_flops(length), _seconds_each(passes) / inputs.numel()
+
+    def _evaluation(self, model: Model) -> Rate:
+        settings, built = self.study.evaluate, random_model(model).eval()
+        stream = self.streams["test"][: settings.batch_tokens + 1]
+
+        def passes(count: int) -> None:
+            for _ in range(count):
+                mean_loss(
+                    built, stream, sequence_length=settings.sequence_length,
+                    batch_tokens=settings.batch_tokens, split="test",
+                )  # fmt: skip
+
+        return model.forward_flops(settings.sequence_length), _seconds_each(passes) / len(stream)
+
+    def _scoring(self, model: Model) -> Rate:
+        settings, built = self.study.prune, random_model(model)
+        stream = self.streams["train"]
+        rows = max(1, 1024 // settings.sequence_length)
+        inputs, labels = calibration_batch(
+            stream, sequence_length=settings.sequence_length, count=rows, seed=0
+        )
+
+        def passes(count: int) -> None:
+            for _ in range(count):
+                measure(built, inputs, labels, settings.criterion)
+
+        flops = 3 * model.forward_flops(settings.sequence_length)
+        return flops, _seconds_each(passes) / inputs.numel()
+
+
+def _seconds_each(repeat: Callable[[int], None]) -> float:
+    """CPU seconds of one repetition: the difference between a long run and a short one."""
+    repeat(2)
+    begun = time.process_time()
+    repeat(2)
+    few = time.process_time() - begun
+    more = max(2, round(SECONDS_PER_POINT / max(few / 2, 1e-4)))
+    begun = time.process_time()
+    repeat(2 + more)
+    return max(1e-9, time.process_time() - begun - few) / more
