@@ -65,6 +65,7 @@ def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
     assert "from-l70b" in largest.job.output
     assert largest.job.host_mb < 350_000  # 276 GB of them the teacher's file
     assert any("plan.processes 16, plan.shard true" in mend for mend in largest.mends)
+    assert "set distill.teacher_precision to bfloat16" in largest.mends  # as above, where it fits
     shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
     found = fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
     assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process

@@ -16,6 +16,7 @@ from capgap.errors import CapgapError
 GIB = 2**30
 SHARDS = (2, 4, 8, 16, 32, 64)  # devices that sharing is suggested for
 TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # settings of a rule
+ROUNDED = ("distill_student", "cache_teacher_signal")  # which can hold the teacher in bfloat16
 MEASURED = ("evaluate_teacher", "evaluate_student")
 USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
 
@@ -66,9 +67,13 @@ def describe(misfit: Misfit) -> str:
     )
 
 
-def _held(study: Study, *, checkpointed: bool = False, shards: int = 0) -> dict[str, float]:
+def _held(
+    study: Study, *, rounded: bool = False, checkpointed: bool = False, shards: int = 0
+) -> dict[str, float]:
     """Bytes that jobs would hold on a device under other settings, by output."""
     change = {}
+    if rounded:
+        change["distill"] = study.distill.model_copy(update={"teacher_precision": "bfloat16"})
     for name in TRAINED.values() if checkpointed else []:
         if settings := getattr(study, name):
             change[name] = settings.model_copy(update={"activation_checkpointing": True})
@@ -81,6 +86,9 @@ def _held(study: Study, *, checkpointed: bool = False, shards: int = 0) -> dict[
 def _mends(study: Study, job: Job, limit_gib: float, held_with: Callable[..., dict[str, float]]):
     held, limit = job.device, limit_gib * GIB
     fixed, shards = held.total - held.activations, None
+    full = job.rule in ROUNDED and study.distill.precision_of_teacher == "float32"
+    if full and held_with(rounded=True)[job.output] <= limit:
+        yield "set distill.teacher_precision to bfloat16"
     if job.rule in TRAINED:
         section = TRAINED[job.rule]
         settings = getattr(study, section)

@@ -173,7 +173,9 @@ def train(
             if step == fork:
                 checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
             rate = learning_rate_at(step, steps, settings)
-            torch.manual_seed((seed << 32) + step + (world.rank << 24))  # dropout, if there is any
+            _seed(
+                model.device, (seed << 32) + step + (world.rank << 24)
+            )  # dropout, if there is any
             data_ce, teacher_term = _step(
                 learner, optimizer, batch, settings, objective, rate, world
             )
@@ -197,6 +199,14 @@ def train(
                     )
     model.eval()
     return Outcome(curve, steps, steps * settings.batch_tokens)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generator of one device; `torch.manual_seed` visits those of all kinds of device."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def _check_same(done: int, world: World, scratch: Path) -> None:
