@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from capgap import corpus, distill, evaluate, pack, pretrain, signal, tokenizer
 from capgap.artifacts import differences
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
+from capgap.engine import training
 from capgap.engine.models import load_model, tokenizer_digest
 from capgap.engine.resuming import Place
 from capgap.errors import CapgapError
@@ -55,6 +56,7 @@ def run(
     tokens=320,
     trunk=None,
     signal=None,
+    seconds=60,
     **changes,
 ):
     return distill.run(
@@ -64,7 +66,7 @@ def run(
         world / "v270" / "tokens",
         tokens=tokens,
         seed=seed,
-        place=Place(out, out / "scratch", 60),
+        place=Place(out, out / "scratch", seconds),
         trunk=trunk,
         signal=signal,
     )
@@ -166,6 +168,34 @@ def test_a_signal_that_keeps_all_gives_the_student_of_the_online_teacher(world, 
     assert kept.last_val_loss_nats_per_token < kept.start_val_loss_nats_per_token
     teacher_flops = online.train_flops - kept.train_flops  # spent once, on record beside the signal
     assert made.forward_flops == pytest.approx(teacher_flops)  # one epoch of 320 tokens
+
+
+@pytest.mark.parametrize("kind", ["online", "sampled"])
+def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
+    world, tmp_path, monkeypatch, kind
+):
+    """The teacher in bfloat16, online and from disk: batches and targets go on where they were."""
+    chosen = {"teacher_precision": "bfloat16", "unique_tokens": 320, "teacher_signal": kind}
+    kept = None
+    if kind != "online":
+        kept = tmp_path / "signal"
+        settings = Distill(**{**SHORT, **chosen}).signal_stage()
+        signal.run(settings, world / "v270/teacher/model", world / "v270/tokens", place(kept))
+    run(world, tmp_path / "whole", tokens=640, signal=kept, **chosen)
+    real = training.learning_rate_at
+
+    def dying(step, *arguments):
+        if step == 7:
+            raise KeyboardInterrupt
+        return real(step, *arguments)
+
+    monkeypatch.setattr(training, "learning_rate_at", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "cut", tokens=640, signal=kept, seconds=0, **chosen)
+    monkeypatch.setattr(training, "learning_rate_at", real)
+    run(world, tmp_path / "cut", tokens=640, signal=kept, **chosen)
+    for file in ("model/manifest.json", "train.json", "curve.csv"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_a_signal_is_needed_and_of_this_teacher(world, tmp_path):

@@ -39,6 +39,20 @@ class OnMeta(TorchDispatchMode):
         return result
 
 
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest storage that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                held = value.untyped_storage().nbytes() // value.element_size()
+                self.elements = max(self.elements, held)
+        return result
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several chunks of several blocks and parts of the head, the last of each smaller."""
@@ -412,3 +426,18 @@ def test_evaluation_sums_the_same_cross_entropy(entries, small_chunks):
     labels = torch.randperm(entries)  # parts of 21 entries: each is some token's first and last
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
     assert data_ce_sum(hidden, head, labels) == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
+def test_no_more_logits_than_a_chunk_exist(objective, beta, dtype):
+    """25 x 600 logits are the largest tensor; all would be 400 x 600."""
+    hidden, head, labels, signal = problem(tokens=400, vocab=600, dtype=dtype)
+    with Largest() as seen:
+        loss, _ = mixture_loss(
+            hidden, head, labels, signal, objective=objective, beta=beta, chunk=25
+        )
+        loss.backward()
+        data, _ = data_loss(hidden, head, labels, chunk=25)
+        data.backward()
+    assert seen.elements == 25 * 600

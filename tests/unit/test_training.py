@@ -41,10 +41,23 @@ def test_other_seeds_give_other_students(token_streams, tiny_model, tmp_path):
     assert not torch.equal(weights(first), weights(second))
 
 
-def test_killed_and_resumed_equals_uninterrupted(token_streams, tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"micro_batch_tokens": 32, "activation_checkpointing": True},
+        {"compile": True},
+    ],
+    ids=str,
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    token_streams, tiny_model, tmp_path, monkeypatch, changes
+):
+    monkeypatch.setattr(training, "COMPILER", "aot_eager")
     streams, teacher = Streams(token_streams()), tiny_model(seed=9, hidden=32, heads=4)
     whole = tiny_model()
-    expected = run(whole, streams, tmp_path / "whole", teacher=teacher)
+    expected = run(whole, streams, tmp_path / "whole", teacher=teacher, **changes)
 
     calls = []
 
@@ -57,9 +70,9 @@ def test_killed_and_resumed_equals_uninterrupted(token_streams, tiny_model, tmp_
     monkeypatch.setattr(training, "learning_rate_at", dying)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run(tiny_model(), streams, tmp_path / "cut", teacher=teacher, seconds=0)
+            run(tiny_model(), streams, tmp_path / "cut", teacher=teacher, seconds=0, **changes)
     resumed = tiny_model()
-    outcome = run(resumed, streams, tmp_path / "cut", teacher=teacher, seconds=0)
+    outcome = run(resumed, streams, tmp_path / "cut", teacher=teacher, seconds=0, **changes)
     assert len(calls) < 12 + 5  # it went on from where it was, not from the start
     assert torch.equal(weights(whole), weights(resumed))
     assert outcome.curve_csv() == expected.curve_csv()
@@ -331,6 +344,7 @@ def test_compiled_layers_give_the_same_gradients(token_streams, tiny_model, monk
     batch = batch_of(Streams(token_streams()), plain)
     loss, expected = gradients(plain, batch, Distill(**BASE))
     chosen = Distill(**BASE, compile=True, activation_checkpointing=frugal)
+    torch._dynamo.reset()  # code that another test compiled
     torch._dynamo.utils.counters.clear()
     again, found = gradients(compiled, batch, chosen)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it did compile
