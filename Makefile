@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 
-.PHONY: study setup test test-slow test-remotes test-slurm remotes lm-eval lint plan
+.PHONY: study setup test test-slow test-remotes test-slurm remotes lm-eval bench lint plan
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -38,6 +38,9 @@ remotes: $(READY)  ## what DVC needs to share through S3 and SSH
 
 lm-eval: $(READY)  ## lm-evaluation-harness, for studies that say harness
 	@$(PIP) --no-deps --requirement requirements-lm-eval.txt
+
+bench: $(READY)  ## peers that benchmarks compare with
+	@$(PIP) --no-build-isolation --constraint requirements.lock --editable '.[bench]'
 
 test-remotes: remotes  ## sharing through real servers on this machine
 	@$(PIP) --no-deps --requirement tests/workflow/requirements.txt

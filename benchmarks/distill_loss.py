@@ -1,8 +1,8 @@
 """
 The distillation loss against its peers: CPU seconds and peak memory, side by side in one run.
 
-    pip install --no-deps -r requirements-bench.txt
-    python benchmarks/distill_loss.py --out distill_loss.json
+    make bench
+    .venv/bin/python benchmarks/distill_loss.py --out distill_loss.json
 
 Hidden states of student and teacher and both output heads go in, the gradients of the student's
 hidden states and head come out; 0.5 CE + 0.5 of the teacher's term, float32. Every implementation

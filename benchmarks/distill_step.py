@@ -1,8 +1,8 @@
 """
 One step of distillation against its peers: tokens per CPU second, side by side in one run.
 
-    pip install --no-deps -r requirements-bench.txt
-    python benchmarks/distill_step.py --out distill_step.json
+    make bench
+    .venv/bin/python benchmarks/distill_step.py --out distill_step.json
 
 Our loop, TRL's GKDTrainer (on plain packed text, lmbda 0, beta 0: forward KL alone) and a Hugging
 Face Trainer whose compute_loss is 0.5 CE + 0.5 forward KL; AdamW, random weights, float32 unless the
