@@ -9,7 +9,9 @@ hidden states and head come out; 0.5 CE + 0.5 of the teacher's term, float32. Ev
 runs in a fresh process. Its first call warms up and is not measured; CPU seconds are the median of
 the calls that follow, in which threads count each. Peak memory is that of the second call, above
 what the process held before it; large blocks go back to the system when freed
-(MALLOC_MMAP_THRESHOLD_), so that nothing hides in the heap. All losses must agree up to the
+(MALLOC_MMAP_THRESHOLD_), so that nothing hides in the heap. Large tensors of ours lie in huge pages,
+as capgap sets it up; peers run as they come, and the fastest in huge pages as well. With several
+rounds figures are medians over them, and a ratio is the median of those of the rounds. All losses must agree up to the
 teacher's entropy, and all gradients outright, or the run fails.
 """
 
@@ -127,12 +129,14 @@ RUNS: dict[str, tuple[Callable[[], Callable], str]] = {
     "Liger, chunk 128": (lambda: liger(0.0, 128, False), "forward"),
     "Liger, compiled, chunk 256": (lambda: liger(0.0, 256, True), "forward"),
     "Liger, compiled, chunk 128": (lambda: liger(0.0, 128, True), "forward"),
+    "Liger, compiled, chunk 256, huge pages": (lambda: liger(0.0, 256, True), "forward"),
     "capgap reverse_kl": (lambda: capgap("reverse_kl"), "reverse"),
     "TRL GKD, dense, reverse": (lambda: trl_dense(1.0), "reverse"),
     "capgap jensen_shannon": (lambda: capgap("jensen_shannon", BETA), "js"),
     "TRL GKD, dense, JS": (lambda: trl_dense(BETA), "js"),
     "Liger, JS, chunk 256": (lambda: liger(BETA, 256, False), "js"),
     "Liger, compiled, JS, chunk 256": (lambda: liger(BETA, 256, True), "js"),
+    "Liger, compiled, JS, chunk 256, huge pages": (lambda: liger(BETA, 256, True), "js"),
     "capgap cached top_k": (lambda: capgap_cached("top_k"), "cached"),
     "capgap cached sampled": (lambda: capgap_cached("sampled"), "cached"),
 }
@@ -214,7 +218,6 @@ def run_all(shapes: list[str], names: list[str], repeats: int) -> list[dict]:
     environment = {
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "THP_MEM_ALLOC_ENABLE": "1",  # as our jobs have it; for the peers as well
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
     }
@@ -223,10 +226,15 @@ def run_all(shapes: list[str], names: list[str], repeats: int) -> list[dict]:
         for name in names:
             command = [sys.executable, __file__, "--one", name, "--vocab", shape]
             command += ["--repeats", str(repeats)]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            pages = "1" if "capgap" in name or "huge pages" in name else "0"
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                env=environment | {"THP_MEM_ALLOC_ENABLE": pages},
+            )
             if done.returncode:
-                print(f"{name}, V {shape}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
-                continue
+                sys.exit(f"{name}, V {shape}: failed\n{done.stderr[-2000:]}")
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{shape:>7} {name}: {rows[-1]['cpu_s']:.2f} s", file=sys.stderr, flush=True)
     return rows
@@ -248,36 +256,50 @@ def check_agreement(rows: list[dict]) -> None:
             )
 
 
-def table(rows: list[dict]) -> str:
+def table(rounds: list[list[dict]]) -> str:
     """Markdown, with the ratios that the comparison is about."""
     lines = []
-    for vocab, tokens in dict.fromkeys((r["vocab"], r["tokens"]) for r in rows):
+    for vocab, tokens in dict.fromkeys((r["vocab"], r["tokens"]) for r in rounds[0]):
         floor = matmul_floor(vocab, tokens)
         lines += [
-            f"\nV = {vocab:,}, {tokens} tokens; four matrix products alone: {floor:.2f} CPU s\n",
+            f"\nV = {vocab:,}, {tokens} tokens; four matrix products alone: {floor:.2f} CPU s; "
+            f"{len(rounds)} round(s)\n",
             "| implementation | CPU s | range | peak MB |",
             "|---|---|---|---|",
         ]
-        here = [r for r in rows if r["vocab"] == vocab]
-        for r in here:
+        here = [{r["name"]: r for r in rows if r["vocab"] == vocab} for rows in rounds]
+        for name in here[0]:
+            runs = [rows[name] for rows in here]
             lines.append(
-                f"| {r['name']} | {r['cpu_s']:.2f} | {r['cpu_s_min']:.2f}-{r['cpu_s_max']:.2f} "
-                f"| {r['peak_mb']:.0f} |"
+                f"| {name} | {median(r['cpu_s'] for r in runs):.2f} "
+                f"| {min(r['cpu_s_min'] for r in runs):.2f}-{max(r['cpu_s_max'] for r in runs):.2f} "
+                f"| {median(r['peak_mb'] for r in runs):.0f} |"
             )
-        for objective in dict.fromkeys(r["objective"] for r in here):
-            group = [r for r in here if r["objective"] == objective]
-            ours = [r for r in group if r["name"].startswith("capgap")]
-            peers = [r for r in group if r not in ours]
-            if ours and peers:
-                own, fastest = ours[0], min(peers, key=lambda r: r["cpu_s"])
-                leanest = min(peers, key=lambda r: r["peak_mb"])
-                lines.append(
-                    f"\n{own['name']} takes {own['cpu_s'] / fastest['cpu_s']:.2f} of the CPU time "
-                    f"and {own['peak_mb'] / fastest['peak_mb']:.2f} of the memory of the fastest "
-                    f"peer ({fastest['name']}), and {own['peak_mb'] / leanest['peak_mb']:.2f} of "
-                    f"the memory of the leanest ({leanest['name']})"
-                )
+        for objective in dict.fromkeys(r["objective"] for r in here[0].values()):
+            names = [n for n, r in here[0].items() if r["objective"] == objective]
+            ours = [n for n in names if n.startswith("capgap")]
+            peers = [n for n in names if n not in ours]
+            for kind in ("as they come", "huge pages"):
+                group = [n for n in peers if ("huge pages" in n) == (kind == "huge pages")]
+                if ours and group:
+                    lines.append(comparison(here, ours[0], group, kind))
     return "\n".join(lines)
+
+
+def comparison(here: list[dict[str, dict]], own: str, peers: list[str], kind: str) -> str:
+    """What ours takes of the fastest and of the leanest peer, in a sentence."""
+    fastest = min(peers, key=lambda n: median(rows[n]["cpu_s"] for rows in here))
+    leanest = min(peers, key=lambda n: median(rows[n]["peak_mb"] for rows in here))
+    time_ratios = [rows[own]["cpu_s"] / rows[fastest]["cpu_s"] for rows in here]
+
+    def memory(peer: str) -> float:
+        return median(rows[own]["peak_mb"] / rows[peer]["peak_mb"] for rows in here)
+
+    return (
+        f"\n{own} takes {median(time_ratios):.2f} ({min(time_ratios):.2f}-{max(time_ratios):.2f}) of "
+        f"the CPU time and {memory(fastest):.2f} of the memory of the fastest peer ({fastest}; peers "
+        f"{kind}), and {memory(leanest):.2f} of the memory of the leanest ({leanest})"
+    )
 
 
 def main() -> None:
@@ -288,17 +310,20 @@ def main() -> None:
     parser.add_argument("--one", choices=RUNS, help="measure this one here, and print JSON")
     parser.add_argument("--vocab", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--only", nargs="+", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="calls in a process")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, *SHAPES[args.vocab[0]], args.repeats)))
         return
-    rows = run_all(args.vocab, args.only, args.repeats)
-    check_agreement(rows)
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+    rounds = []
+    for _ in range(args.rounds):
+        rounds.append(run_all(args.vocab, args.only, args.repeats))
+        check_agreement(rounds[-1])
+        if args.out:
+            args.out.write_text(json.dumps(rounds, indent=1) + "\n")
+    print(table(rounds))
 
 
 if __name__ == "__main__":
