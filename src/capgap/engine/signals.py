@@ -82,7 +82,7 @@ class Unfinished:
 
     def __init__(self, folder: Path, settings: SignalStage, windows: int, vocab: int):
         each = settings.bytes_per_token(vocab) * settings.sequence_length
-        self.folder, self.windows, self.vocab = folder, windows, vocab
+        self.folder, self.vocab = folder, vocab
         self.per_shard = max(1, SHARD_BYTES // each)
         self.ends = [*range(self.per_shard, windows, self.per_shard), windows]
         self.done = self._intact()  # windows that are saved
