@@ -5,10 +5,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from capgap.artifacts import publish_folder
+from capgap.engine.models import tokenizer_digest
 from capgap.engine.streams import META, SPLITS
 from capgap.records import TokenStreams
+
+
+def write_tokenizer(folder, vocab=64):
+    """The tokenizer of `token_streams`: a word an entry."""
+    words = WordLevel({f"w{number}": number for number in range(vocab)}, unk_token="w0")
+    Tokenizer(words).save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture
+def tokenizer_file():
+    """Function that puts the tokenizer of `token_streams` into a folder."""
+    return write_tokenizer
 
 
 @pytest.fixture
@@ -19,13 +34,16 @@ def token_streams(tmp_path):
         random = np.random.default_rng(seed)
         folder_out = tmp_path / "tokens"
         lengths = {"train": tokens, "validation": 700, "test": 701}
+        made = tmp_path / "words"
+        made.mkdir(exist_ok=True)
+        write_tokenizer(made, vocab)
         with publish_folder(folder_out) as folder:
             for split in SPLITS:
                 steps = random.integers(1, 4, lengths[split])
                 np.save(folder / f"{split}.npy", (np.cumsum(steps) % vocab).astype(np.uint16))
             meta = TokenStreams(
                 vocab_size=vocab,
-                tokenizer_sha256="of no tokenizer",
+                tokenizer_sha256=tokenizer_digest(made),
                 documents=dict.fromkeys(SPLITS, 1),
                 tokens=lengths,
                 bytes={split: 3 * n for split, n in lengths.items()},

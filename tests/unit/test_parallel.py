@@ -44,12 +44,12 @@ run_stage(distill.main, sys.argv[3:])
 
 
 @pytest.fixture
-def job(token_streams, tiny_model, tmp_path):
+def job(token_streams, tokenizer_file, tiny_model, tmp_path):
     """Function that distils a tiny student into a folder by `processes` and gives the outcome."""
     student, teacher = tmp_path / "student", tmp_path / "teacher"
     for folder, model in [(student, tiny_model()), (teacher, tiny_model(9, hidden=32, heads=4))]:
         model.save_pretrained(folder)
-        (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+        tokenizer_file(folder)
     script, streams = tmp_path / "job.py", token_streams()
     script.write_text(JOB)
 
