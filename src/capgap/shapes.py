@@ -80,3 +80,6 @@ def chunk_tokens(vocab: int) -> int:
     with a large one; many enough to keep matrix products busy.
     """
     return max(176, min(256, 2**22 // vocab // 32 * 32))
+
+
+WHOLE_ATTENTION = 512  # tokens of the longest sequence whose scores a CPU holds whole

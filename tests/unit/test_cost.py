@@ -19,6 +19,7 @@ from capgap.cost.host import BASE_MB, CUDA_MB
 from capgap.cost.jobs import StudyCost
 from capgap.cost.requests import Requests
 from capgap.cost.speed import DEVICE_STARTUP_S, Assumed
+from capgap.engine import attention
 from capgap.engine.models import count_params, forward_flops, hidden_states
 from capgap.errors import CapgapError
 from capgap.law.records import Choice
@@ -182,9 +183,15 @@ def test_activations_are_what_autograd_saves(name, neurons, monkeypatch):
     monkeypatch.setattr(pruning_models, "NEURONS", neurons)
     model = build(name)
     ids = torch.randint(VOCAB, (4, 48))
-    assert memory.saved_channels(counted(model).whole()) * ids.numel() == pytest.approx(
+    shape = counted(model).whole()
+    assert memory.saved_channels(shape) * ids.numel() == pytest.approx(
         saved_floats(model, ids), rel=0.05
     )
+    model.set_attn_implementation(attention.NAME)
+    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    counted_floats = memory.saved_channels(shape, scores=48) * ids.numel()
+    saved = saved_floats(model, ids)
+    assert 0.95 * saved < counted_floats < (1.25 if name == "neox" else 1.05) * saved
 
 
 def test_memory_of_training_by_hand():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from outputs import said
 from safetensors.torch import load_file, save_file
 
 from capgap import corpus, distill, evaluate, pack, pretrain, signal, tokenizer
@@ -413,7 +414,7 @@ def test_progress_in_a_log_file_is_plain_lines(world, tmp_path):
             stderr=subprocess.STDOUT,
             check=True,
         )
-    *progress, end = log.read_text().splitlines()
+    *progress, end = said(log.read_text())
     assert re.fullmatch(
         r"step 10/10  data \d\.\d{3}  teacher \d\.\d{3}  val \d\.\d{3}  lr \S+  [\d,]+ tok/s  left 0:00",
         progress[-1],

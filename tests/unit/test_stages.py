@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from outputs import said
 
 from capgap.cli import COMMANDS
 from capgap.config import Distill
@@ -76,7 +77,7 @@ def test_source_changed_after_planning_is_refused(parse):
 def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
     out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
     assert out.returncode == 1
-    assert out.stderr.strip() == "error: no-such: no such folder; check the path"
+    assert said(out.stderr) == ["error: no-such: no such folder; check the path"]
 
 
 def test_a_reader_who_leaves_early_is_no_error():

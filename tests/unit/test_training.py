@@ -16,10 +16,18 @@ from capgap.engine.losses import IGNORED
 from capgap.engine.models import decoder_layers
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.parallel import Whole
+from capgap.engine.products import fast_products
 from capgap.engine.schedule import learning_rate_at
 from capgap.engine.streams import Streams
 from capgap.engine.training import train
 from capgap.errors import CapgapError
+
+
+@pytest.fixture(autouse=True)
+def products():
+    """Passes that a test makes by itself multiply as in a run."""
+    with fast_products():
+        yield
 
 
 @pytest.mark.parametrize("seed", [0, 5])

@@ -49,6 +49,11 @@ class Model:
         """All parameters."""
         return self.non_embedding + self.embedding
 
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.attention // self.head_dim
+
     def forward_flops(self, context: int) -> int:
         """FLOPs of one token's forward pass in sequences of `context` tokens, head included."""
         return forward_flops_per_token(

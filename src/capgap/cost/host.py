@@ -48,14 +48,18 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
         case "evaluate_teacher":
             model = sizes.architecture(teacher).whole()
-            held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)
+            settings = sizes.study.evaluate
+            scores = sizes.scores(settings.sequence_length)
+            held = memory.evaluation(model, settings.batch_tokens, scores=scores)
         case "cache_teacher_signal":
             model = sizes.architecture(teacher).whole()
             settings = sizes.study.distill.signal_stage()
-            held = memory.evaluation(model, settings.batch_tokens, settings.precision)
+            scores = sizes.scores(settings.sequence_length)
+            held = memory.evaluation(model, settings.batch_tokens, settings.precision, scores)
         case "score_importance":
             model = sizes.architecture(teacher).whole()
-            held = memory.scoring(model, sizes.study.prune.sequence_length)
+            length = sizes.study.prune.sequence_length
+            held = memory.scoring(model, length, sizes.scores(length))
         case "prune_student":
             cut = sizes.student(student, init or design.pruned_from(teacher))
             held = memory.cutting(sizes.architecture(teacher).whole(), cut)
@@ -72,7 +76,9 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = sizes.harness_memory(teacher)
         case "evaluate_student":
             model = sizes.student(student, init)
-            held = memory.evaluation(model, sizes.study.evaluate.batch_tokens)
+            settings = sizes.study.evaluate
+            scores = sizes.scores(settings.sequence_length)
+            held = memory.evaluation(model, settings.batch_tokens, scores=scores)
         case _:
             return base
     if not held.optimizer:

@@ -4,8 +4,8 @@ everything else as float32; with `precision: bfloat16` activations take less.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
 by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
-queries, keys, values and its output, not the scores (scaled_dot_product_attention). Dropout, which
-GPT-2 and OPT have, is left out.
+queries, keys, values and its output; on a CPU also the scores, where sequences are short
+(`engine.attention`). Dropout, which GPT-2 and OPT have, is left out.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ class Memory:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def saved_channels(model: Model, *, checkpointed: bool = False) -> int:
+def saved_channels(model: Model, *, checkpointed: bool = False, scores: int = 0) -> int:
     """Floats a token that the backward pass needs, without the loss.
 
     checkpointed: whether only the input of each layer is kept, and one layer at a time made again.
+    scores: of attention, which are kept for a token and a head.
     """
     layer, ends = _layer_channels(model)
+    layer += model.heads * scores
     if checkpointed:
         return layer + model.layers * model.hidden + ends
     return model.layers * layer + ends
@@ -67,9 +69,10 @@ def _layer_channels(model: Model) -> tuple[int, int]:
     return 4 * d + (4 + copies) * a + activation * f, 2 * d
 
 
-def transient_channels(model: Model) -> int:
+def transient_channels(model: Model, scores: int = 0) -> int:
     """Floats a token that one layer holds at a time in a forward pass without gradients."""
-    return 3 * model.hidden + 2 * model.attention + 2 * model.key_value + 3 * model.neurons
+    channels = 3 * model.hidden + 2 * model.attention + 2 * model.key_value + 3 * model.neurons
+    return channels + model.heads * scores
 
 
 def training(
@@ -79,15 +82,16 @@ def training(
     *,
     processes: int = 1,
     shard: bool = False,
+    scores: int = 0,
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
-    shard: whether the processes share the models, each gathering a layer at a time and the ends.
+    scores: see `saved_channels`. shard: whether the processes share the models, each gathering a layer at a time and the ends.
     """
     batch = settings.batch_tokens // processes
     tokens = min(settings.micro_batch_tokens or batch, batch)
     chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
-    saved = saved_channels(student, checkpointed=settings.activation_checkpointing)
+    saved = saved_channels(student, checkpointed=settings.activation_checkpointing, scores=scores)
     shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
@@ -95,7 +99,7 @@ def training(
     passing = 0
     if teacher:
         logits *= 3  # student's, teacher's, target distribution
-        passing = FLOAT * tokens * (transient_channels(teacher) + teacher.hidden)
+        passing = FLOAT * tokens * (transient_channels(teacher, scores) + teacher.hidden)
     return Memory(
         weights=_held(student, "float32", shards),
         gradients=_held(student, "float32", shards),
@@ -117,12 +121,14 @@ def _held(model: Model, precision: str, shards: int = 1) -> int:
     return math.ceil((tables + layers) / shards) + whole
 
 
-def evaluation(model: Model, batch_tokens: int, precision: str = "float32") -> Memory:
-    """Peak of a pass over held-out text; precision: see `hold_frozen`."""
+def evaluation(
+    model: Model, batch_tokens: int, precision: str = "float32", scores: int = 0
+) -> Memory:
+    """Peak of a pass over held-out text; precision: see `hold_frozen`; scores: `saved_channels`."""
     chunk = min(chunk_tokens(model.vocab), batch_tokens)
     return Memory(
         weights=_held(model, precision),
-        activations=FLOAT * batch_tokens * transient_channels(model),
+        activations=FLOAT * batch_tokens * transient_channels(model, scores),
         loss=2 * FLOAT * chunk * model.vocab,
     )
 
@@ -137,13 +143,13 @@ def tasks(model: Model, batch_size: int) -> Memory:
     )
 
 
-def scoring(model: Model, sequence_length: int) -> Memory:
+def scoring(model: Model, sequence_length: int, scores: int = 0) -> Memory:
     """Peak of scoring importance by mask gradients: inputs of all layers, and one layer that is run
     again, with masked copies and the gradients of all that, twice: the allocator keeps as much."""
     tokens = max(SCORE_TOKENS, sequence_length)
     layer = replace(model, layers=1)
     masked = model.attention + model.neurons + 2 * model.hidden
-    kept = model.layers * model.hidden + 4 * (saved_channels(layer) + masked)
+    kept = model.layers * model.hidden + 4 * (saved_channels(layer, scores=scores) + masked)
     return Memory(
         weights=FLOAT * model.params,
         activations=FLOAT * tokens * kept,

@@ -35,6 +35,7 @@ from capgap.engine.models import (
     save_model,
     tokenizer_digest,
 )
+from capgap.engine.products import fast_products
 from capgap.engine.streams import META, SPLITS, Streams
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
@@ -77,6 +78,7 @@ def calibrate(study: Study) -> Calibration:
     return result
 
 
+@fast_products()
 def matmul_gflops(width: int = 1024) -> float:
     """GFLOP/s of one thread in a float32 matrix product."""
     a, b = torch.randn(width, width), torch.randn(width, width)

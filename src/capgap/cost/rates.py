@@ -49,7 +49,7 @@ def random_model(model: Model):
     shape = LlamaShape(
         layers=model.layers,
         hidden=model.hidden,
-        heads=model.attention // model.head_dim,
+        heads=model.heads,
         kv_heads=model.key_value // model.head_dim,
         head_dim=model.head_dim,
         intermediate=model.neurons,

@@ -31,9 +31,11 @@ from capgap.cost.architectures import (
 )
 from capgap.cost.memory import Memory
 from capgap.counts import format_count, parse_count
+from capgap.devices import CPU
 from capgap.errors import CapgapError
 from capgap.packages import package_folder
 from capgap.records import TokenStreams
+from capgap.shapes import WHOLE_ATTENTION
 
 
 @dataclass
@@ -166,10 +168,22 @@ class StudySizes:
         self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
     ) -> Memory:
         """Memory of one process of a training job; `alone` if it had no others to share with."""
-        plan = self.study.plan
+        plan, scores = self.study.plan, self.scores(settings.sequence_length)
         if alone:
-            return memory.training(model, settings, teacher)
-        return memory.training(model, settings, teacher, processes=plan.processes, shard=plan.shard)
+            return memory.training(model, settings, teacher, scores=scores)
+        return memory.training(
+            model,
+            settings,
+            teacher,
+            processes=plan.processes,
+            shard=plan.shard,
+            scores=scores,
+        )
+
+    def scores(self, sequence_length: int) -> int:
+        """Scores of attention that are held at once, for a token and a head."""
+        whole = self.study.plan.device == CPU and sequence_length <= WHOLE_ATTENTION
+        return sequence_length if whole else 0
 
     def harness_model(self, teacher: str) -> Model:
         """A teacher, or without a name the final student, as its shape teacher would give it."""

@@ -27,12 +27,12 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from capgap.engine.products import fast_products
 from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-ROW_ELEMENTS = (
-    2**20
-)  # of a block: 4 MB, which the last cache holds, in few calls where rows are long
+ROW_ELEMENTS = 2**17  # of a block: half a megabyte, which a core's own cache holds twice
+LEAST_ROWS = 8  # of a block: calls for fewer take longer than they save
 COLUMNS = 1024  # of the head that a CPU multiplies by at once: they stay in its cache meanwhile
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
@@ -101,11 +101,12 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
+    @fast_products()
     def forward(ctx, hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale, chunk):
         tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         chunk = _even(tokens, chunk)
-        rows = max(1, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
+        rows = max(LEAST_ROWS, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
         told_CV = signal.space(chunk) if signal else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
@@ -331,6 +332,7 @@ def mixture_loss(
 
 
 @torch.no_grad()
+@fast_products()
 def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision.
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from capgap.artifacts import open_folder
 from capgap.engine.mapped import release
+from capgap.engine.products import fast_products
 from capgap.errors import CapgapError, out_of_memory
 from capgap.records import Lineage, ParamGroups, TokenStreams
 from capgap.shapes import LlamaShape, forward_flops_per_token
@@ -35,6 +36,8 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from capgap.engine import attention  # noqa: E402
 
 gc.enable()
 gc.freeze()
@@ -69,7 +72,7 @@ def llama_config(
 def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
     """A randomly initialised model; the same seed gives the same bits."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config)
+    return _attending(LlamaForCausalLM(config))
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
@@ -104,7 +107,14 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} other tensors that its "
             "config.json asks for; they would be random. Fetch or make the model again"
         )
-    return model.eval()
+    return _attending(model).eval()
+
+
+def _attending(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that attends as is fastest where it computes."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(attention.NAME)
+    return model
 
 
 def _stored_type(folder: Path) -> torch.dtype:
@@ -233,7 +243,8 @@ def tokenizer_digest(folder: Path) -> str:
 
 def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.Tensor:
     """Last hidden states before the output head, (B T) x D."""
-    hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+    with fast_products():
+        hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
 
 

@@ -36,6 +36,7 @@ from capgap.artifacts import intact, open_folder, publish_folder
 from capgap.config import SignalStage
 from capgap.engine.losses import PartialSignal
 from capgap.engine.models import hidden_and_head
+from capgap.engine.products import fast_products
 from capgap.engine.resuming import Stop
 from capgap.engine.streams import lattice
 from capgap.errors import CapgapError, Terminated
@@ -201,6 +202,7 @@ def _uniforms(seed: int, start: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, start])).random(length)
 
 
+@fast_products()
 def reduce_to_signal(
     hidden_ND: torch.Tensor, head_VD: torch.Tensor, draws_N: torch.Tensor, settings: SignalStage
 ) -> list[dict[str, torch.Tensor]]:

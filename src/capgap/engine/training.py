@@ -26,6 +26,7 @@ from capgap.engine.evaluation import mean_loss
 from capgap.engine.losses import IGNORED, LossParts
 from capgap.engine.models import decoder_layers
 from capgap.engine.parallel import ALONE, World, whole_tensor
+from capgap.engine.products import fast_products
 from capgap.engine.resuming import Stop
 from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.streams import Batch, check_long_enough, training_batch
@@ -158,7 +159,7 @@ def train(
             )
     done = 0 if restored is None else restored[0]
     _check_same(done, world, scratch)
-    with told, Stop() as stop:
+    with told, Stop() as stop, fast_products():
         told.step, told.loading = done, False
         if restored is None:
             curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]

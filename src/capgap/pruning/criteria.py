@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from capgap.engine.losses import data_loss
 from capgap.engine.models import hidden_states, output_head
+from capgap.engine.products import fast_products
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
 from capgap.pruning.surgery import sizes_of
@@ -59,7 +60,8 @@ def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> 
                 labels.reshape(-1).to(model.device),
                 scale=1 / inputs.shape[1],
             )
-            gradients = torch.autograd.grad(loss, masks)
+            with fast_products():
+                gradients = torch.autograd.grad(loss, masks)
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient.double().abs().sum(0)
     return totals

@@ -1,0 +1,90 @@
+"""
+Causal attention on a CPU by whole products, for sequences that are short.
+
+PyTorch's kernel for a CPU works through small tiles, whose products are too small for oneDNN (see
+`products`). Up to some hundred tokens it is faster to multiply all queries of a head by all its keys
+at once, although half of the scores are not wanted, and to keep the scores for the backward pass;
+at 1,024 tokens PyTorch's kernel is the faster one again.
+"""
+
+# B sequences, T tokens, H heads of queries, K heads of keys and values, G = H / K, D channels a head
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from capgap.engine.products import products_are_fast
+from capgap.shapes import WHOLE_ATTENTION
+
+NAME = "whole_products"
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scale Q K^T + mask) V and its gradients; queries of one key share a product."""
+
+    @staticmethod
+    def forward(ctx, query_BHTD, key_BKTD, value_BKTD, scale):
+        batch, heads, length, width = query_BHTD.shape
+        sets = batch * key_BKTD.shape[1]
+        query = query_BHTD.reshape(sets, -1, width)  # (B K) (G T) D
+        key, value = (x.reshape(sets, length, width) for x in (key_BKTD, value_BKTD))
+        mask = _mask(length, query.shape[1] // length, query.dtype)
+        weights = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scale)  # (B K) (G T) T
+        torch.softmax(weights, 2, out=weights)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale = scale
+        return torch.bmm(weights, value).view(batch, heads, length, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BHTD):
+        query, key, value, weights = ctx.saved_tensors
+        batch, _, length, width = grad_BHTD.shape
+        grad = grad_BHTD.reshape(query.shape)
+        grad_value = torch.bmm(weights.transpose(1, 2), grad)
+        grad_scores = torch.bmm(grad, value.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_scores, weights, 2, weights.dtype)
+        grad_query = torch.baddbmm(query, grad_scores, key, beta=0, alpha=ctx.scale)
+        grad_key = torch.baddbmm(key, grad_scores.transpose(1, 2), query, beta=0, alpha=ctx.scale)
+        grads = (x.view(batch, -1, length, width) for x in (grad_query, grad_key, grad_value))
+        return *grads, None
+
+
+@cache
+def _mask(length: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
+    """0 where a token is seen and -inf where it comes later, for G queries a key: 1 x (G T) x T."""
+    mask = torch.full((length, length), -torch.inf, dtype=dtype).triu(1)
+    return mask.repeat(groups, 1).unsqueeze(0)
+
+
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
+    """Attention as transformers calls it; PyTorch's kernel outside of `fast_products`, and for what is
+    not plain and short."""
+    length = query.shape[2]
+    plain = attention_mask is None and not dropout and _causal(module, options)
+    here = query.device.type == "cpu" and query.dtype == key.dtype == torch.float32
+    here = here and products_are_fast() and not torch.is_autocast_enabled("cpu")
+    if not (plain and here and 1 < length <= WHOLE_ATTENTION and key.shape == value.shape):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    return _Attention.apply(query, key, value, scale).transpose(1, 2).contiguous(), None
+
+
+def _causal(module, options: dict) -> bool:
+    """Whether every token sees itself and all before it, and nothing is done to scores."""
+    if any(options.get(key) is not None for key in ("softcap", "position_bias", "cache")):
+        return False
+    causal = options.get("is_causal")
+    return getattr(module, "is_causal", True) if causal is None else causal
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
