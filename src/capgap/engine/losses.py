@@ -192,12 +192,16 @@ def _differentiate_mixture(logits_RV, labels_R1, told, term: Term) -> torch.Tens
 def _softmax_(logits_RV: torch.Tensor) -> torch.Tensor:
     """Turn logits into probabilities; the logs of the sums of their exponentials (R x 1).
 
-    One fused pass, which is much faster on a CPU than exponentials, their sum and a division; the
-    sum comes back from the largest probability, which is never too small for a logarithm.
+    One fused pass, which is much faster on a CPU than exponentials, their sum and a division.
     """
     largest_R1 = logits_RV.amax(1, keepdim=True)
-    torch.softmax(logits_RV, 1, out=logits_RV)
-    return largest_R1 - logits_RV.amax(1, keepdim=True).log_()
+    return _log_sum(largest_R1, torch.softmax(logits_RV, 1, out=logits_RV))
+
+
+def _log_sum(largest_R1: torch.Tensor, probs_RV: torch.Tensor) -> torch.Tensor:
+    """Logs of the sums of exponentials (R x 1), from the largest logit and the largest probability,
+    which is never too small for a logarithm."""
+    return largest_R1 - probs_RV.amax(1, keepdim=True).log_()
 
 
 def _teacher_term(
@@ -235,25 +239,29 @@ def _cross_entropy(logits_RV, told_RV, plain, taught, less_entropy: bool):
 def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
     """Reverse KL, sum q log(q/p); with beta, Jensen-Shannon about m = beta p + (1 - beta) q.
 
-    Both are sum q r + (terms of p and m): gradient q (r - sum q r), with r = log(q/p) for the
-    reverse KL and (1 - beta) log(q/m) for Jensen-Shannon, whose part of p is beta sum p log(p/m).
+    Both are share x sum q r + (terms of p and m): gradient share x q (r - sum q r), with r = log(q/p)
+    and share 1 for the reverse KL, log(q/m) and 1 - beta for Jensen-Shannon, whose part of p is
+    beta sum p log(p/m).
     """
-    q_RV = logits_RV.clone()
-    log_sum_R1 = _softmax_(q_RV)
-    logits_RV -= log_sum_R1
-    log_p_RV = torch.log_softmax(told_RV, 1, out=told_RV)
-    rest = 0.0
+    q_RV = torch.softmax(logits_RV, 1)
+    log_sum_R1 = _log_sum(logits_RV.amax(1, keepdim=True), q_RV)
     if beta is None:
-        logits_RV -= log_p_RV
+        share, rest = 1.0, 0.0
+        logits_RV -= told_RV
+        logits_RV -= log_sum_R1 - _softmax_(told_RV)
     else:
-        p_RV = log_p_RV.exp()
-        log_m_RV = (p_RV * beta).add_(q_RV, alpha=1 - beta)
+        share = 1 - beta
+        p_RV = torch.softmax(told_RV, 1)
+        log_m_RV = torch.lerp(q_RV, p_RV, beta)
         log_m_RV.clamp_min_(torch.finfo(log_m_RV.dtype).tiny).log_()
-        rest = beta * _dot(p_RV, log_p_RV.sub_(log_m_RV))
-        logits_RV.sub_(log_m_RV).mul_(1 - beta)
-    inner_R1 = (q_RV * logits_RV).sum(1, keepdim=True)
-    logits_RV.mul_(taught).add_(plain - taught * inner_R1).mul_(q_RV)
-    return inner_R1.sum() + rest, log_sum_R1
+        logits_RV.sub_(log_sum_R1).sub_(log_m_RV)
+        told_RV -= _log_sum(told_RV.amax(1, keepdim=True), p_RV)
+        rest = beta * _dot(p_RV, told_RV.sub_(log_m_RV))
+    weighted_RV = q_RV * logits_RV
+    inner_R1 = weighted_RV.sum(1, keepdim=True)
+    taught *= share
+    torch.addcmul(weighted_RV.mul_(taught), q_RV, plain - taught * inner_R1, out=logits_RV)
+    return share * inner_R1.sum() + rest, log_sum_R1
 
 
 def _sparse_cross_entropy(logits_RV, ids_RK, masses_RK, plain, taught):
