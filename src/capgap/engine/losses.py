@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from capgap.engine.products import fast_products
+from capgap.engine.products import dot, fast_products
 from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
@@ -226,9 +226,9 @@ def _cross_entropy(logits_RV, told_RV, plain, taught, less_entropy: bool):
     if less_entropy:  # sum p log(p / q) = sum p (told - logits) - their logs of sums
         gap_RV = told_RV - logits_RV
         log_sum_told_R1 = _softmax_(told_RV)
-        value = _dot(told_RV, gap_RV) - log_sum_told_R1.sum()
+        value = dot(told_RV, gap_RV) - log_sum_told_R1.sum()
     else:
-        value = -_dot(torch.softmax(told_RV, 1, out=told_RV), logits_RV)
+        value = -dot(torch.softmax(told_RV, 1, out=told_RV), logits_RV)
     log_sum_R1 = _softmax_(logits_RV)
     if plain + taught != 1:
         logits_RV *= plain + taught
@@ -256,7 +256,7 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
         log_m_RV.clamp_min_(torch.finfo(log_m_RV.dtype).tiny).log_()
         logits_RV.sub_(log_sum_R1).sub_(log_m_RV)
         told_RV -= _log_sum(told_RV.amax(1, keepdim=True), p_RV)
-        rest = beta * _dot(p_RV, told_RV.sub_(log_m_RV))
+        rest = beta * dot(p_RV, told_RV.sub_(log_m_RV))
     weighted_RV = q_RV * logits_RV
     inner_R1 = weighted_RV.sum(1, keepdim=True)
     taught *= share
@@ -266,16 +266,12 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
 
 def _sparse_cross_entropy(logits_RV, ids_RK, masses_RK, plain, taught):
     """-sum_k m_k log q_k: the cross-entropy under a target of K masses, whose sum is 1."""
-    value = -_dot(masses_RK, logits_RV.gather(1, ids_RK))
+    value = -dot(masses_RK, logits_RV.gather(1, ids_RK))
     log_sum_R1 = _softmax_(logits_RV)
     if plain + taught != 1:
         logits_RV *= plain + taught
     logits_RV.scatter_add_(1, ids_RK, masses_RK * -taught)
     return value + log_sum_R1.sum(), log_sum_R1
-
-
-def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.dot(first.reshape(-1), second.reshape(-1))
 
 
 def data_loss(
