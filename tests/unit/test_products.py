@@ -34,18 +34,27 @@ def test_products_keep_float32(shape, turned):
 
 
 def test_the_setting_holds_inside_alone():
-    before = products.SETTING.fp32_precision
+    before = torch.get_float32_matmul_precision()
     with fast_products():
-        inside = products.SETTING.fp32_precision
+        inside = torch.get_float32_matmul_precision()
         assert products.products_are_fast() == products.onednn_is_better()
         with fast_products():
-            assert products.SETTING.fp32_precision == inside
-        assert products.SETTING.fp32_precision == inside
-    assert products.SETTING.fp32_precision == before
+            assert torch.get_float32_matmul_precision() == inside
+        assert torch.get_float32_matmul_precision() == inside
+    assert torch.get_float32_matmul_precision() == before
     with pytest.raises(ZeroDivisionError), fast_products():
         raise ZeroDivisionError
-    assert products.SETTING.fp32_precision == before
+    assert torch.get_float32_matmul_precision() == before
     assert not products.products_are_fast()
+
+
+def test_the_dot_product_is_mkls_inside_as_well():
+    a, b = torch.randn(7, 900), torch.randn(7, 900)
+    expected = torch.dot(a.reshape(-1), b.reshape(-1))
+    with fast_products():
+        before = torch.get_float32_matmul_precision()
+        assert torch.equal(products.dot(a, b), expected)
+        assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,11 @@ def test_only_processors_that_do_not_round_are_asked(processor, better, monkeypa
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     monkeypatch.setattr(products, "_keeps_float32", lambda: True)
     assert products.onednn_is_better() == (better and torch.backends.mkldnn.is_available())
+
+
+def test_a_gpu_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not products.onednn_is_better()
 
 
 def test_a_processor_that_rounds_all_the_same_is_found_out(monkeypatch):

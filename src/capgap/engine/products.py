@@ -16,7 +16,7 @@ from functools import cache
 
 import torch
 
-SETTING = torch.backends.mkldnn.matmul
+MKL, ONEDNN = "highest", "medium"  # of torch.set_float32_matmul_precision
 ROUNDING_UNITS = ("amx_tile", "amx_bf16", "amx_fp16", "avx10_2")
 
 _fast = False  # whether products are oneDNN's at the moment
@@ -33,11 +33,23 @@ def fast_products() -> Iterator[None]:
     if _fast or not onednn_is_better():
         yield
         return
-    before, SETTING.fp32_precision, _fast = SETTING.fp32_precision, "bf16", True
+    _fast = True
+    try:
+        with _allowed(ONEDNN):
+            yield
+    finally:
+        _fast = False
+
+
+@contextmanager
+def _allowed(precision: str) -> Iterator[None]:
+    """What PyTorch may do to the factors of a float32 product, inside."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        SETTING.fp32_precision, _fast = before, False
+        torch.set_float32_matmul_precision(before)
 
 
 def products_are_fast() -> bool:
@@ -48,16 +60,18 @@ def products_are_fast() -> bool:
 def dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Sum of the products of all entries, by MKL: oneDNN takes ten times as long for a product that
     has one row and one column."""
-    before, SETTING.fp32_precision = SETTING.fp32_precision, "none"
-    try:
+    with _allowed(MKL):
         return torch.dot(first.reshape(-1), second.reshape(-1))
-    finally:
-        SETTING.fp32_precision = before
 
 
 @cache
 def onednn_is_better() -> bool:
-    """Whether oneDNN uses more of this processor than MKL and keeps float32."""
+    """Whether oneDNN uses more of this processor than MKL and keeps float32.
+
+    Not asked where there is a GPU, which then does the work and to which the permission would apply.
+    """
+    if torch.cuda.is_available():
+        return False
     has = torch.cpu.get_capabilities()
     if not torch.backends.mkldnn.is_available() or not has.get("avx512_f"):
         return False
@@ -67,8 +81,5 @@ def onednn_is_better() -> bool:
 def _keeps_float32() -> bool:
     """Whether factors of 24 bits come out of a product by oneDNN unchanged."""
     factor = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
-    before, SETTING.fp32_precision = SETTING.fp32_precision, "bf16"
-    try:
+    with _allowed(ONEDNN):
         return torch.equal(factor @ torch.eye(64), factor)
-    finally:
-        SETTING.fp32_precision = before
