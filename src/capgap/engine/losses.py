@@ -257,7 +257,7 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
         logits_RV.sub_(log_sum_R1).sub_(log_m_RV)
         told_RV -= _log_sum(told_RV.amax(1, keepdim=True), p_RV)
         rest = beta * dot(p_RV, told_RV.sub_(log_m_RV))
-    weighted_RV = q_RV * logits_RV
+    weighted_RV = torch.mul(q_RV, logits_RV, out=told_RV)
     inner_R1 = weighted_RV.sum(1, keepdim=True)
     taught *= share
     torch.addcmul(weighted_RV.mul_(taught), q_RV, plain - taught * inner_R1, out=logits_RV)
