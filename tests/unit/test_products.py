@@ -3,11 +3,12 @@
 import pytest
 import torch
 from pruning_models import MODELS, VOCAB, build
+from transformers import StaticCache
 
 from capgap.engine import attention, models, products
 from capgap.engine.products import fast_products
 
-ZEN5 = {"avx512_f": True, "avx512_bf16": True, "amx_tile": False, "amx_bf16": False}
+ZEN5 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True, "amx_tile": False}
 
 
 @pytest.fixture(autouse=True)
@@ -33,18 +34,28 @@ def test_products_keep_float32(shape, turned):
         assert ((result - exact).abs() <= inner * 2**-24 * scale).all()
 
 
-def test_the_setting_holds_inside_alone():
-    before = torch.get_float32_matmul_precision()
+def permissions():
+    """What PyTorch may round, of all that it tells apart."""
+    backends = torch.backends.mkldnn, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    return [torch.backends.fp32_precision, *(backend.fp32_precision for backend in backends)]
+
+
+def test_the_setting_holds_inside_alone(monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_better", lambda: True)
+    before, general = permissions(), torch.get_float32_matmul_precision()
     with fast_products():
-        inside = torch.get_float32_matmul_precision()
-        assert products.products_are_fast() == products.onednn_is_better()
+        inside = permissions()
+        assert products.SETTING.fp32_precision == "bf16"
+        assert products.products_are_fast()
         with fast_products():
-            assert torch.get_float32_matmul_precision() == inside
-        assert torch.get_float32_matmul_precision() == inside
-    assert torch.get_float32_matmul_precision() == before
+            products.dot(torch.ones(2), torch.ones(2))
+            assert permissions() == inside
+        assert permissions() == inside
     with pytest.raises(ZeroDivisionError), fast_products():
         raise ZeroDivisionError
-    assert torch.get_float32_matmul_precision() == before
+    products.dot(torch.ones(2), torch.ones(2))
+    assert permissions() == before
+    assert torch.get_float32_matmul_precision() == general
     assert not products.products_are_fast()
 
 
@@ -52,38 +63,50 @@ def test_the_dot_product_is_mkls_inside_as_well():
     a, b = torch.randn(7, 900), torch.randn(7, 900)
     expected = torch.dot(a.reshape(-1), b.reshape(-1))
     with fast_products():
-        before = torch.get_float32_matmul_precision()
         assert torch.equal(products.dot(a, b), expected)
-        assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.mark.parametrize(
     ("processor", "better"),
     [
         (ZEN5, True),
-        ({**ZEN5, "amx_tile": True, "amx_bf16": True}, False),  # would round factors
-        ({**ZEN5, "avx10_2": True}, False),
+        ({**ZEN5, "cpu_name": "Intel Xeon"}, False),  # MKL does as well
+        *(({**ZEN5, unit: True}, False) for unit in products.ROUNDING_UNITS),
+        ({**ZEN5, "amx_bf16": True}, False),
         ({"avx2": True}, False),
         ({"architecture": "aarch64"}, False),
     ],
 )
 def test_only_processors_that_do_not_round_are_asked(processor, better, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     monkeypatch.setattr(products, "_keeps_float32", lambda: True)
     assert products.onednn_is_better() == (better and torch.backends.mkldnn.is_available())
 
 
-def test_a_gpu_is_left_alone(monkeypatch):
+def test_a_gpu_does_the_work_itself(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5)
+    monkeypatch.setattr(products, "_keeps_float32", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not products.onednn_is_better()
 
 
-def test_a_processor_that_rounds_all_the_same_is_found_out(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5)
-    monkeypatch.setattr(
-        torch.Tensor, "__matmul__", lambda a, b: (a.bfloat16().float()).mm(b.bfloat16().float())
-    )
-    assert not products.onednn_is_better()
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_processor_that_rounds_all_the_same_is_found_out(side, monkeypatch):
+    def rounding(*factors):
+        factors = [f.bfloat16().float() if i == side else f for i, f in enumerate(factors)]
+        return torch.mm(*factors)
+
+    assert products._keeps_float32()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    assert not products._keeps_float32()
+
+
+def test_the_question_may_be_asked_anywhere():
+    """Within autocast and for models without weights, whose products are none in float32."""
+    expected = products._keeps_float32()
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert products._keeps_float32() == expected
 
 
 # --- attention --------------------------------------------------------------------------------
@@ -113,10 +136,10 @@ def counted(monkeypatch, fast=True):
 def test_attention_is_that_of_pytorch(name, monkeypatch):
     """Hidden states and gradients, with heads that share keys and without."""
     model, ids = build(name), torch.randint(VOCAB, (3, 40))
-    model.set_attn_implementation("sdpa")
+    calls = counted(monkeypatch, fast=False)
     expected = passes(model, ids)
+    assert not calls
     calls = counted(monkeypatch)
-    model.set_attn_implementation(attention.NAME)
     found = passes(model, ids)
     assert len(calls) == model.config.num_hidden_layers
     for mine, theirs in zip(found, expected, strict=True):
@@ -134,26 +157,67 @@ def test_attention_against_the_formula():
     assert torch.allclose(out[1, :2], first)
 
 
-@pytest.mark.parametrize(
-    "case", ["outside", "long", "dropout", "padding", "autocast", "sliding window"]
-)
+def step_with_cache(model, ids, **options):
+    """One more token after a few, whose keys are longer than its queries."""
+    cache = StaticCache(model.config, max_cache_len=24)
+    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+
+
+def not_causal(model, ids):
+    for layer in model.base_model.layers:
+        layer.self_attn.is_causal = False
+    model.config.is_causal = False
+    model.base_model(input_ids=ids, use_cache=False)
+
+
+def plain(model, ids, **options):
+    model.base_model(input_ids=ids, use_cache=False, **options)
+
+
+CASES = {
+    "outside": plain,
+    "long": plain,
+    "one token": lambda model, ids: plain(model, ids[:, :1]),
+    "dropout": lambda model, ids: plain(model.train(), ids),
+    "padding": lambda model, ids: plain(model, ids, attention_mask=(ids != ids[0, 0]).long()),
+    "autocast": plain,
+    "double": lambda model, ids: plain(model.double(), ids),
+    "sliding window": plain,
+    "cache": step_with_cache,
+    "not causal": not_causal,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_is_not_plain_goes_to_pytorch(case, monkeypatch):
-    model = build(
-        "gpt2" if case == "dropout" else "mistral" if "window" in case else "llama-mha-tied"
-    )
-    model.set_attn_implementation(attention.NAME)
-    calls = counted(monkeypatch, fast=case != "outside")
-    ids, options = torch.randint(VOCAB, (2, 16)), {}
-    if case == "long":
-        monkeypatch.setattr(attention, "WHOLE_ATTENTION", 8)
-    if case == "dropout":
-        model.train()
-    if case == "padding":
-        options["attention_mask"] = torch.ones(2, 16, dtype=torch.int64).index_fill(
-            1, torch.tensor([0]), 0
-        )
+    name = {"dropout": "gpt2", "sliding window": "mistral"}.get(case, "llama-mha-tied")
+    model, ids = build(name).eval(), torch.randint(VOCAB, (2, 16))
     if case == "sliding window":
         model.config.sliding_window = 4
-    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
-        model.base_model(input_ids=ids, use_cache=False, **options)
+    calls = counted(monkeypatch, fast=case != "outside")
+    if case == "long":
+        monkeypatch.setattr(attention, "WHOLE_ATTENTION", 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        CASES[case](model, ids)
     assert not calls
+
+
+@pytest.mark.parametrize("option", ["softcap", "position_bias", "cache"])
+def test_options_that_change_scores_go_to_pytorch(option, monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    monkeypatch.setattr(
+        attention, "sdpa_attention_forward", lambda *a, **options: seen.append(options)
+    )
+    heads = torch.randn(1, 2, 4, 8)
+    attention.attend(torch.nn.Module(), heads, heads, heads, None, **{option: 30.0})
+    assert seen[0][option] == 30.0
+
+
+def test_the_scale_is_that_of_the_width_where_none_is_said(monkeypatch):
+    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    heads = torch.randn(1, 2, 4, 16)
+    module = torch.nn.Module()
+    unsaid, _ = attention.attend(module, heads, heads, heads, None)
+    said, _ = attention.attend(module, heads, heads, heads, None, scaling=0.25)
+    assert torch.equal(unsaid, said)

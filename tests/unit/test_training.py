@@ -23,13 +23,6 @@ from capgap.engine.training import train
 from capgap.errors import CapgapError
 
 
-@pytest.fixture(autouse=True)
-def products():
-    """Passes that a test makes by itself multiply as in a run."""
-    with fast_products():
-        yield
-
-
 @pytest.mark.parametrize("seed", [0, 5])
 def test_same_seed_same_bits_and_loss_falls(token_streams, tiny_model, tmp_path, seed):
     streams = Streams(token_streams())
@@ -293,6 +286,7 @@ def test_sigterm_is_left_as_it_was_after_a_run(token_streams, tiny_model, tmp_pa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@fast_products()
 def gradients(model, batch, chosen):
     """Gradients of one batch of the mixture, and its loss, computed as the settings say."""
     training.prepare(model.train(), chosen)
@@ -337,7 +331,8 @@ def test_layers_of_every_family_are_computed_again(name):
             inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         training.prepare(model, chosen)
         torch.manual_seed(0)  # GPT-2 and OPT drop out
-        data_objective(model, tokens, tokens.reshape(-1), None, 1 / 48)[0].backward()
+        with fast_products():
+            data_objective(model, tokens, tokens.reshape(-1), None, 1 / 48)[0].backward()
         gradients.append([p.grad for p in model.parameters()])
         again = 2 if chosen.activation_checkpointing else 1
         assert len(calls) == again * model.config.num_hidden_layers

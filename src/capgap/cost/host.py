@@ -54,7 +54,7 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
         case "cache_teacher_signal":
             model = sizes.architecture(teacher).whole()
             settings = sizes.study.distill.signal_stage()
-            scores = sizes.scores(settings.sequence_length)
+            scores = sizes.scores(settings.sequence_length, settings.precision)
             held = memory.evaluation(model, settings.batch_tokens, settings.precision, scores)
         case "score_importance":
             model = sizes.architecture(teacher).whole()

@@ -4,8 +4,8 @@ everything else as float32; with `precision: bfloat16` activations take less.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
 by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
-queries, keys, values and its output; on a CPU also the scores, where sequences are short
-(`engine.attention`). Dropout, which GPT-2 and OPT have, is left out.
+queries, keys, values and its output; on a CPU also the scores, where sequences are short and products
+oneDNN's (`engine.attention`; counted on every CPU). Dropout, which GPT-2 and OPT have, is left out.
 """
 
 from __future__ import annotations
@@ -86,12 +86,14 @@ def training(
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
-    scores: see `saved_channels`. shard: whether the processes share the models, each gathering a layer at a time and the ends.
+    scores: see `saved_channels`. shard: whether the processes share the models, each gathering a
+    layer at a time and the ends.
     """
     batch = settings.batch_tokens // processes
     tokens = min(settings.micro_batch_tokens or batch, batch)
     chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
     saved = saved_channels(student, checkpointed=settings.activation_checkpointing, scores=scores)
+    gradient_of_scores = student.heads * scores  # of one layer at a time
     shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
@@ -105,7 +107,7 @@ def training(
         gradients=_held(student, "float32", shards),
         optimizer=2 * parameters,
         teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,
-        activations=FLOAT * tokens * saved + passing,
+        activations=FLOAT * tokens * (saved + gradient_of_scores) + passing,
         loss=logits + gradients_of_loss,
     )
 

@@ -168,7 +168,7 @@ class StudySizes:
         self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
     ) -> Memory:
         """Memory of one process of a training job; `alone` if it had no others to share with."""
-        plan, scores = self.study.plan, self.scores(settings.sequence_length)
+        plan, scores = self.study.plan, self.scores(settings.sequence_length, settings.precision)
         if alone:
             return memory.training(model, settings, teacher, scores=scores)
         return memory.training(
@@ -180,10 +180,10 @@ class StudySizes:
             scores=scores,
         )
 
-    def scores(self, sequence_length: int) -> int:
+    def scores(self, sequence_length: int, precision: str = "float32") -> int:
         """Scores of attention that are held at once, for a token and a head."""
-        whole = self.study.plan.device == CPU and sequence_length <= WHOLE_ATTENTION
-        return sequence_length if whole else 0
+        whole = self.study.plan.device == CPU and precision == "float32"
+        return sequence_length if whole and sequence_length <= WHOLE_ATTENTION else 0
 
     def harness_model(self, teacher: str) -> Model:
         """A teacher, or without a name the final student, as its shape teacher would give it."""

@@ -11,18 +11,14 @@ at 1,024 tokens PyTorch's kernel is the faster one again.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from capgap.engine.products import products_are_fast
 from capgap.shapes import WHOLE_ATTENTION
-
-NAME = "whole_products"
 
 
 class _Attention(torch.autograd.Function):
@@ -32,9 +28,11 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, query_BHTD, key_BKTD, value_BKTD, scale):
         batch, heads, length, width = query_BHTD.shape
         sets = batch * key_BKTD.shape[1]
-        query = query_BHTD.reshape(sets, -1, width)  # (B K) (G T) D
+        groups = heads // key_BKTD.shape[1]
+        query = query_BHTD.reshape(sets, groups * length, width)  # (B K) (G T) D
         key, value = (x.reshape(sets, length, width) for x in (key_BKTD, value_BKTD))
-        mask = _mask(length, query.shape[1] // length, query.dtype)
+        make = _mask.__wrapped__ if torch.compiler.is_compiling() else _mask
+        mask = make(length, groups, query.dtype)
         weights = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scale)  # (B K) (G T) T
         torch.softmax(weights, 2, out=weights)
         ctx.save_for_backward(query, key, value, weights)
@@ -46,17 +44,17 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad_BHTD):
         query, key, value, weights = ctx.saved_tensors
         batch, _, length, width = grad_BHTD.shape
+        kept = (batch, len(key) // max(batch, 1), length, width)
         grad = grad_BHTD.reshape(query.shape)
         grad_value = torch.bmm(weights.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, value.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_scores, weights, 2, weights.dtype)
+        torch._softmax_backward_data(grad_scores, weights, 2, weights.dtype, grad_input=grad_scores)
         grad_query = torch.baddbmm(query, grad_scores, key, beta=0, alpha=ctx.scale)
         grad_key = torch.baddbmm(key, grad_scores.transpose(1, 2), query, beta=0, alpha=ctx.scale)
-        grads = (x.view(batch, -1, length, width) for x in (grad_query, grad_key, grad_value))
-        return *grads, None
+        return grad_query.view(grad_BHTD.shape), grad_key.view(kept), grad_value.view(kept), None
 
 
-@cache
+@lru_cache(4)
 def _mask(length: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
     """0 where a token is seen and -inf where it comes later, for G queries a key: 1 x (G T) x T."""
     mask = torch.full((length, length), -torch.inf, dtype=dtype).triu(1)
@@ -70,7 +68,8 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
     plain = attention_mask is None and not dropout and _causal(module, options)
     here = query.device.type == "cpu" and query.dtype == key.dtype == torch.float32
     here = here and products_are_fast() and not torch.is_autocast_enabled("cpu")
-    if not (plain and here and 1 < length <= WHOLE_ATTENTION and key.shape == value.shape):
+    alike = key.shape == value.shape and key.shape[2] == length  # one token sees its cache
+    if not (plain and here and alike and 1 < length <= WHOLE_ATTENTION):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
@@ -84,7 +83,3 @@ def _causal(module, options: dict) -> bool:
         return False
     causal = options.get("is_causal")
     return getattr(module, "is_causal", True) if causal is None else causal
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -31,8 +31,8 @@ from capgap.engine.products import dot, fast_products
 from capgap.shapes import chunk_tokens
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-ROW_ELEMENTS = 2**17  # of a block: half a megabyte, which a core's own cache holds twice
-LEAST_ROWS = 8  # of a block: calls for fewer take longer than they save
+ROW_ELEMENTS = 2**17  # of a block: half a megabyte, of which a core's own cache holds two
+LEAST_ROWS = 8  # of a block, however long rows are: calls for fewer take longer than they save
 COLUMNS = 1024  # of the head that a CPU multiplies by at once: they stay in its cache meanwhile
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 

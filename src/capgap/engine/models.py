@@ -31,18 +31,20 @@ from capgap.shapes import LlamaShape, forward_flops_per_token
 gc.disable()
 transformers.utils.is_scipy_available = lambda: False
 from transformers import (  # noqa: E402
+    AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from capgap.engine import attention  # noqa: E402
+from capgap.engine.attention import attend  # noqa: E402
 
 gc.enable()
 gc.freeze()
 transformers.utils.logging.disable_progress_bar()  # a log file is no place for redrawn bars
 transformers.utils.logging.set_verbosity_error()  # what it warns of on loading is refused here
+AttentionInterface.register("sdpa", attend)  # of which it is a case
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
@@ -72,7 +74,7 @@ def llama_config(
 def new_model(config: LlamaConfig, seed: int) -> PreTrainedModel:
     """A randomly initialised model; the same seed gives the same bits."""
     torch.manual_seed(seed)
-    return _attending(LlamaForCausalLM(config))
+    return LlamaForCausalLM(config)
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
@@ -107,14 +109,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} other tensors that its "
             "config.json asks for; they would be random. Fetch or make the model again"
         )
-    return _attending(model).eval()
-
-
-def _attending(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that attends as is fastest where it computes."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(attention.NAME)
-    return model
+    return model.eval()
 
 
 def _stored_type(folder: Path) -> torch.dtype:
@@ -242,7 +237,10 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Last hidden states before the output head, (B T) x D."""
+    """Last hidden states before the output head, (B T) x D.
+
+    A backward pass belongs into the same `fast_products`.
+    """
     with fast_products():
         hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
