@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WHOLE_ATTENTION = 512  # tokens of the longest sequence whose scores a CPU holds whole
+
 
 @dataclass(frozen=True)
 class LlamaShape:
@@ -80,6 +82,3 @@ def chunk_tokens(vocab: int) -> int:
     with a large one; many enough to keep matrix products busy.
     """
     return max(176, min(256, 2**22 // vocab // 32 * 32))
-
-
-WHOLE_ATTENTION = 512  # tokens of the longest sequence whose scores a CPU holds whole

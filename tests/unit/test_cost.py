@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pruning_models
@@ -192,6 +195,55 @@ def test_activations_are_what_autograd_saves(name, neurons, monkeypatch):
     counted_floats = memory.saved_channels(shape, scores=48) * ids.numel()
     saved = saved_floats(model, ids)
     assert 0.95 * saved < counted_floats < (1.25 if name == "neox" else 1.05) * saved
+
+
+PASSES = """
+import json, sys, torch
+from pathlib import Path
+from capgap.config import Distill
+from capgap.cost import memory
+from capgap.cost.architectures import architecture, shape_of_config
+from capgap.engine.models import hidden_states, llama_config, new_model
+from capgap.engine.products import fast_products
+from capgap.shapes import LlamaShape
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+checkpointed, shape = sys.argv[1] == "checkpointed", LlamaShape(4, 256, 8, 8, 32, 704, 64, True)
+model = new_model(llama_config(shape, max_positions=512, bos_id=0, eos_id=0), 0).train()
+if checkpointed:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+ids = torch.zeros(4, 512, dtype=torch.int64)
+with fast_products():
+    hidden_states(model, ids[:1]).sum().backward()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    hidden_states(model, ids).sum().backward()
+config = json.loads(model.config.to_json_string()) | {"architectures": ["LlamaForCausalLM"]}
+whole = architecture(shape_of_config(config, "it")).whole()
+settings = Distill(
+    sequence_length=512, batch_tokens=ids.numel(), activation_checkpointing=checkpointed
+)
+counted = memory.training(whole, settings, scores=512).activations
+print((status("VmHWM") - before) * 1024, counted)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("kind", ["plain", "checkpointed"])
+def test_passes_hold_no_more_than_is_counted(kind):
+    """Bytes at the peak of a forward and a backward pass, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PASSES, kind],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    peak, counted = map(float, done.stdout.split())
+    assert 0.4 * counted < peak <= counted
 
 
 def test_memory_of_training_by_hand():

@@ -91,15 +91,14 @@ def test_a_gpu_does_the_work_itself(monkeypatch):
     assert not products.onednn_is_better()
 
 
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_processor_that_rounds_all_the_same_is_found_out(side, monkeypatch):
-    def rounding(*factors):
-        factors = [f.bfloat16().float() if i == side else f for i, f in enumerate(factors)]
-        return torch.mm(*factors)
+@pytest.mark.parametrize(("side", "keeps"), [(None, True), (0, False), (1, False)])
+def test_a_processor_that_rounds_all_the_same_is_found_out(side, keeps, monkeypatch):
+    def product(*factors):
+        factors = [f.bfloat16() if i == side else f for i, f in enumerate(factors)]
+        return torch.mm(*(factor.double() for factor in factors)).float()
 
-    assert products._keeps_float32()
-    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
-    assert not products._keeps_float32()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert products._keeps_float32() == keeps
 
 
 def test_the_question_may_be_asked_anywhere():
