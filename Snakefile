@@ -19,7 +19,7 @@ localrules:
     collect_runs,
     choose_teacher,
     compare_final,
-    write_headline,
+    write_metrics,
     write_report,
 
 
@@ -31,7 +31,7 @@ rule all:
     input:
         results_of_study(),
         final_paths(paths.TEACHER_IMPORTANCE),
-        final_paths(paths.TEACHER_SIGNAL) if SIGNALLED else [],
+        final_paths(paths.TEACHER_TARGETS) if CACHED else [],
         final_paths(paths.INIT_MODEL),
         final_paths(paths.RUN_MODEL),
         final_paths(paths.RUN_METRICS),

@@ -36,33 +36,33 @@ BETA = 0.5  # of Jensen-Shannon
 
 def capgap(objective: str, beta: float | None = None) -> Callable:
     """Ours."""
-    from capgap.engine.losses import Signal, mixture_loss
+    from capgap.engine.losses import TeacherOutput, mixture_loss
 
     def loss(hs, ws, ht, wt, labels):
-        signal = Signal(ht, wt)
+        targets = TeacherOutput(ht, wt)
         return mixture_loss(
-            hs, ws, labels, signal, objective=objective, beta=beta, scale=1 / len(labels)
+            hs, ws, labels, targets, objective=objective, beta=beta, scale=1 / len(labels)
         )[0]
 
     return loss
 
 
 def capgap_cached(kind: str) -> Callable:
-    """Ours with the teacher's signal read from disk, so without the teacher's head."""
+    """Ours with the teacher's targets read from disk, so without the teacher's head."""
     from capgap.config import Distill
-    from capgap.engine import signals
-    from capgap.engine.losses import PartialSignal, mixture_loss
+    from capgap.engine import teacher_targets
+    from capgap.engine.losses import PartialTargets, mixture_loss
 
-    cache: list[PartialSignal] = []
+    cache: list[PartialTargets] = []
 
     def loss(hs, ws, ht, wt, labels):
         import torch
 
         if not cache:
-            settings = Distill(teacher_signal=kind, unique_tokens=len(labels)).signal_stage()
+            settings = Distill(teacher_targets=kind, unique_tokens=len(labels)).targets_stage()
             draws = torch.rand(len(labels), dtype=torch.float64)
-            pieces = signals.reduce_to_signal(ht, wt, draws, settings)
-            cache.append(signals.partial_signal(signals.join(pieces)))
+            pieces = teacher_targets.reduce_to_targets(ht, wt, draws, settings)
+            cache.append(teacher_targets.partial_targets(teacher_targets.join(pieces)))
         return mixture_loss(hs, ws, labels, cache[0], scale=1 / len(labels))[0]
 
     return loss
@@ -147,7 +147,7 @@ def measure(name: str, vocab: int, tokens: int, repeats: int) -> dict:
     """Run one implementation in this process."""
     import torch
 
-    from capgap.engine.products import fast_products
+    from capgap.engine.onednn_matmul import fast_products
 
     torch.manual_seed(0)
     hs, ws = torch.randn(tokens, STUDENT_HIDDEN), torch.randn(vocab, STUDENT_HIDDEN) / 16
@@ -206,7 +206,7 @@ def matmul_floor(vocab: int, tokens: int) -> float:
     """CPU seconds of the four matrix products alone, at the speed of one large product here."""
     import torch
 
-    from capgap.engine.products import fast_products
+    from capgap.engine.onednn_matmul import fast_products
 
     size = 2048
     a, b = torch.randn(size, size), torch.randn(size, size)

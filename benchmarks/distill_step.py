@@ -12,8 +12,8 @@ optimizer, and no start-up; the first steps warm up. All are run in turn, in sev
 are medians, and a ratio is the median of those of the rounds. Model FLOPs utilisation is the FLOPs
 of the step as it is run over CPU seconds, against this machine's own rate in one large matrix
 product, by the faster of its libraries. Large tensors lie in huge pages for all; the peers multiply
-and attend as PyTorch does by itself, and as our passes do (engine/products.py, engine/attention.py)
-where they are tuned. A kept signal was made before, once for all students; what that took is not
+and attend as PyTorch does by itself, and as our passes do (engine/onednn_matmul.py, engine/attention.py)
+where they are tuned. Cached targets were made before, once for all students; what that took is not
 counted.
 """
 
@@ -57,8 +57,8 @@ PAIRS = {
 
 def models(pair: dict):
     """Student and teacher with random weights."""
+    from capgap.config.shapes import LlamaShape
     from capgap.engine.models import llama_config, new_model
-    from capgap.shapes import LlamaShape
 
     made = []
     for name in ("student", "teacher"):
@@ -84,9 +84,9 @@ def write_streams(pair: dict, folder: Path) -> None:
     """The text as `capgap pack` writes it."""
     import numpy as np
 
-    from capgap.artifacts import publish_folder
-    from capgap.engine.streams import META, SPLITS
-    from capgap.records import TokenStreams
+    from capgap.data.token_streams import META, SPLITS
+    from capgap.records.artifacts import publish_folder
+    from capgap.records.run_records import TokenStreams
 
     tokens = stream(pair)
     with publish_folder(folder) as temporary:
@@ -102,25 +102,25 @@ def write_streams(pair: dict, folder: Path) -> None:
         (temporary / META).write_text(meta.to_json())
 
 
-def kept_signal(teacher, settings, folder: Path):
-    """What `capgap signal` keeps of the teacher."""
-    from capgap import signal
+def cached_targets(teacher, settings, folder: Path):
+    """What `capgap cache-teacher` keeps of the teacher."""
     from capgap.engine.resuming import Place
-    from capgap.engine.signals import SignalStore
+    from capgap.engine.teacher_targets import TargetStore
+    from capgap.stages import cache_teacher
 
     teacher.save_pretrained(folder / "teacher")
-    place = Place(folder / "signal", folder / "scratch", 60)
-    signal.run(settings.signal_stage(), folder / "teacher", folder / "tokens", place)
-    return SignalStore(folder / "signal")
+    place = Place(folder / "targets", folder / "scratch", 60)
+    cache_teacher.run(settings.targets_stage(), folder / "teacher", folder / "tokens", place)
+    return TargetStore(folder / "targets")
 
 
 def ours(pair: dict, folder: Path, **settings) -> list[float]:
     """CPU clock at the start of every step of our loop."""
     from capgap.config import Distill
+    from capgap.data.token_streams import Streams
     from capgap.engine import training
     from capgap.engine.objectives import Distillation
     from capgap.engine.parallel import ALONE
-    from capgap.engine.streams import Streams
 
     student, teacher = models(pair)
     chosen = Distill(
@@ -131,8 +131,8 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
         **settings,
     )
     write_streams(pair, folder / "tokens")
-    if chosen.teacher_signal != "online":
-        teacher = kept_signal(teacher, chosen, folder)
+    if chosen.teacher_targets != "online":
+        teacher = cached_targets(teacher, chosen, folder)
     distillation, clock = Distillation(teacher, chosen, pair["vocab"]).on(ALONE), []
 
     def objective(*arguments):
@@ -232,14 +232,14 @@ def hf_trainer(pair: dict, folder: Path, rounded: bool = False, **options) -> li
 
 
 def ours_kept(pair: dict, folder: Path) -> list[float]:
-    """Our loop with the teacher's signal read from disk."""
+    """Our loop with the teacher's targets read from disk."""
     unique = pair["batch"] * (WARM + pair["steps"] + 1)
-    return ours(pair, folder, teacher_signal="sampled", unique_tokens=unique)
+    return ours(pair, folder, teacher_targets="sampled", unique_tokens=unique)
 
 
 def tuned(run: Callable[..., list[float]], pair: dict, folder: Path) -> list[float]:
     """A peer whose products and attention are computed as ours are."""
-    from capgap.engine.products import fast_products
+    from capgap.engine.onednn_matmul import fast_products
 
     with fast_products():
         return run(pair, folder)
@@ -298,7 +298,7 @@ TUNED = "float32, tuned"
 RUNS: dict[str, tuple[Callable[..., list[float]], str]] = {
     "capgap": (ours, "float32"),
     "capgap, compiled": (partial(ours, compile=True), "float32"),
-    "capgap, kept signal": (ours_kept, "float32"),
+    "capgap, cached targets": (ours_kept, "float32"),
     "TRL GKDTrainer": (gkd, "float32"),
     "HF Trainer, CE + KL": (hf_trainer, "float32"),
     "HF Trainer, compiled": (partial(hf_trainer, torch_compile=True), "float32"),
@@ -316,8 +316,8 @@ RUNS: dict[str, tuple[Callable[..., list[float]], str]] = {
 
 def flops_per_token(pair: dict) -> dict[str, int]:
     """Forward and backward of the student, with and without the teacher's forward; with attention."""
-    from capgap.engine.models import forward_flops
-    from capgap.shapes import training_flops
+    from capgap.config.shapes import training_flops
+    from capgap.engine.counting import forward_flops
 
     student, teacher = (forward_flops(model, pair["length"]) for model in models(pair))
     return {"online": training_flops(1, student, teacher), "kept": training_flops(1, student, 0)}
@@ -327,7 +327,7 @@ def matmul_rate() -> float:
     """FLOPs per CPU second of one large matrix product here."""
     import torch
 
-    from capgap.engine.products import fast_products
+    from capgap.engine.onednn_matmul import fast_products
 
     size, seconds = 2048, []
     a, b = torch.randn(size, size), torch.randn(size, size)

@@ -25,9 +25,9 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from capgap.config.shapes import LlamaShape
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import llama_config, new_model
-from capgap.shapes import LlamaShape
 
 CASES = {  # shape, tokens of a window, tokens of the text
     "t126k": (LlamaShape(4, 56, 7, 7, 8, 112, vocab=1024, tied=True), 64, 65536),

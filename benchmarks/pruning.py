@@ -22,8 +22,6 @@ from pathlib import Path
 
 import torch
 
-from capgap import corpus, fetch, pack, score, tokenizer
-from capgap.artifacts import write_text
 from capgap.config import (
     Depth,
     Distill,
@@ -32,16 +30,19 @@ from capgap.config import (
     Score,
     TeacherTokenizer,
 )
-from capgap.counts import parse_count
+from capgap.config.counts import parse_count
+from capgap.data.token_streams import Streams
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.losses import Signal, mixture_loss
-from capgap.engine.models import hidden_states, load_model, output_head
-from capgap.engine.streams import Streams
+from capgap.engine.forward import hidden_states, output_head
+from capgap.engine.losses import TeacherOutput, mixture_loss
+from capgap.engine.models import load_model
 from capgap.engine.training import discard, train
 from capgap.pruning.selection import select
 from capgap.pruning.solver import Target, meet
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
+from capgap.records.artifacts import write_text
+from capgap.stages import corpus, fetch, pack, score, tokenizer
 
 TEACHER = PackageTeacher(
     source="package",
@@ -109,7 +110,7 @@ class RememberedTeacher:
             hidden_states(model, inputs_BT),
             output_head(model),
             labels_N,
-            Signal(self.hidden[batch], output_head(self.teacher)),
+            TeacherOutput(self.hidden[batch], output_head(self.teacher)),
             weight=self.settings.teacher_weight,
             temperature=self.settings.temperature,
             scale=scale,

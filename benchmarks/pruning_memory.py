@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from capgap import prune
-from capgap.artifacts import publish_folder
 from capgap.config import Depth
+from capgap.config.shapes import LlamaShape
 from capgap.engine.models import llama_config, load_model, load_shape
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.pruning.surgery import sizes_of
-from capgap.shapes import LlamaShape
+from capgap.records.artifacts import publish_folder
+from capgap.stages import prune
 
 SHAPE = LlamaShape(22, 2048, 32, 4, 64, 5632, vocab=32000, tied=False)
 

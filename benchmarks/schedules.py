@@ -19,12 +19,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from capgap import distill, paths
 from capgap.config import Distill
-from capgap.counts import format_count, parse_count
-from capgap.design import pruned_from
+from capgap.config.counts import format_count, parse_count
+from capgap.config.run_grid import pruned_from
+from capgap.config.study_file import load_study
 from capgap.engine.resuming import Place
-from capgap.study_file import load_study
+from capgap.records import paths
+from capgap.stages import distill
 
 
 def settings_of(study_file: Path, warmup_tokens: int, decay_share: float) -> dict[str, Distill]:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(SOURCE / "tests/workflow"))
 
 from repository import RESULTS, Repository, write_study  # noqa: E402
 
-from capgap.artifacts import describe, sha256  # noqa: E402
+from capgap.records.artifacts import describe, sha256  # noqa: E402
 from capgap.workflow import ledger  # noqa: E402
 
 

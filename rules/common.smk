@@ -6,39 +6,40 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from capgap import design, paths
+from capgap.config import run_grid
+from capgap.records import paths
 from capgap.config import CollectStage, PretrainedTeacher, TeacherTokenizer
 from capgap.cost.requests import Requests
-from capgap.counts import parse_count
+from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
-from capgap.packages import check_lm_eval
+from capgap.data.packages import check_lm_eval
 from capgap.law.records import Choice
-from capgap.study_file import load_study
-from capgap.workflow import launch, planning
+from capgap.config.study_file import load_study
+from capgap.workflow import launch, rule_params
 
-planning.prepare_environment()
+rule_params.prepare_environment()
 
 try:
     if workflow.is_main_process:
         # Without --configfile the study is config.yaml; values of --config replace top-level keys.
         STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
-        planning.hand_down(STUDY)
+        rule_params.hand_down(STUDY)
         if workflow.local_exec and "gpu" in workflow.global_resources:
             launch.share_out(workflow.global_resources["gpu"].value)
     else:  # a job on a cluster parses this file again
-        STUDY = planning.handed_down()
+        STUDY = rule_params.handed_down()
 except CapgapError as error:
     raise WorkflowError(str(error))
 
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
-SIZES = design.teacher_sizes(STUDY)
-RUNS = design.grid_runs(STUDY.grid, SIZES)
-BUDGETS = design.budgets_of(RUNS)
+SIZES = run_grid.teacher_sizes(STUDY)
+RUNS = run_grid.grid_runs(STUDY.grid, SIZES)
+BUDGETS = run_grid.budgets_of(RUNS)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
-SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {design.RANDOM})
-SIGNALLED = sorted({run.teacher for run in RUNS} - {design.NONE})
-if STUDY.distill.teacher_signal == "online":
-    SIGNALLED = []
+SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {run_grid.RANDOM})
+CACHED = sorted({run.teacher for run in RUNS} - {run_grid.NONE})
+if STUDY.distill.teacher_targets == "online":
+    CACHED = []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
@@ -96,7 +97,7 @@ def results_of_study():
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *[of_study(paths.TEACHER_IMPORTANCE.replace("{teacher}", t)) for t in SCORED],
-        *[of_study(paths.TEACHER_SIGNAL.replace("{teacher}", t)) for t in SIGNALLED],
+        *[of_study(paths.TEACHER_TARGETS.replace("{teacher}", t)) for t in CACHED],
         *[
             path
             for kind in (paths.INIT_MODEL, paths.RUN_MODEL, *TRUNK)
@@ -105,13 +106,13 @@ def results_of_study():
         *runs_of_grid(paths.RUN_METRICS),
         *map(of_study, [paths.RUNS_TABLE, paths.LAW, paths.CHOICE]),
         *harness_results(),
-        *map(of_study, [paths.FINAL, paths.HEADLINE, paths.REPORT]),
+        *map(of_study, [paths.FINAL, paths.STUDY_METRICS, paths.REPORT]),
     ]
 
 
 def spec(stage, settings=None):
     """A rule's one parameter: its settings and the digest of the source it runs."""
-    text = planning.spec(stage, settings)
+    text = rule_params.spec(stage, settings)
 
     def given(wildcards):
         return text
@@ -126,12 +127,12 @@ def study_settings(wildcards):
 
 def pretrain_spec(wildcards):
     """The parameter of one teacher's training."""
-    return planning.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher))
+    return rule_params.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher))
 
 
 def fetch_spec(wildcards):
     """The parameter of one teacher's arrival."""
-    return planning.spec("fetch", STUDY.teachers[wildcards.teacher])
+    return rule_params.spec("fetch", STUDY.teachers[wildcards.teacher])
 
 
 def trim_text(wildcards):
@@ -150,37 +151,37 @@ def tokenizer_source(wildcards):
 
 def run_teacher(wildcards):
     """The teacher of a run; nothing for the arm without one."""
-    if wildcards.teacher == design.NONE:
+    if wildcards.teacher == run_grid.NONE:
         return []
     return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
 
 
 def shorter_trunk(wildcards):
     """The trunk that a run goes on from; nothing for the smallest budget and other schedules."""
-    values = {key: wildcards[key] for key in design.Run._fields}
-    run = design.Run(**values | {"seed": int(wildcards.seed)})
-    shorter = design.next_smaller(run, BUDGETS) if TRUNK else None
+    values = {key: wildcards[key] for key in run_grid.Run._fields}
+    run = run_grid.Run(**values | {"seed": int(wildcards.seed)})
+    shorter = run_grid.next_smaller(run, BUDGETS) if TRUNK else None
     if shorter is None:
         return []
     return paths.RUN_TRUNK.format(study=wildcards.study, **shorter._asdict())
 
 
-def run_signal(wildcards):
-    """The kept signal of a run's teacher; nothing where there is none or it is online."""
-    if wildcards.teacher == design.NONE or STUDY.distill.teacher_signal == "online":
+def run_targets(wildcards):
+    """The cached targets of a run's teacher; nothing where there is none or it is online."""
+    if wildcards.teacher == run_grid.NONE or STUDY.distill.teacher_targets == "online":
         return []
-    return paths.TEACHER_SIGNAL.format(study=wildcards.study, teacher=wildcards.teacher)
+    return paths.TEACHER_TARGETS.format(study=wildcards.study, teacher=wildcards.teacher)
 
 
-def signal_stage():
-    """What is kept of the teachers' signal; nothing where it is online."""
-    return None if STUDY.distill.teacher_signal == "online" else STUDY.distill.signal_stage()
+def targets_stage():
+    """What is kept of the teachers' targets; nothing where it is online."""
+    return None if STUDY.distill.teacher_targets == "online" else STUDY.distill.targets_stage()
 
 
 def shape_model(wildcards):
     """The teacher whose layout a random start shares: the smallest that is large enough."""
     size = parse_count(wildcards.student)
-    teacher = design.teachers_for(size, SIZES)[0]
+    teacher = run_grid.teachers_for(size, SIZES)[0]
     return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=teacher)
 
 
@@ -201,7 +202,7 @@ def final_paths(path):
 
     def chosen(wildcards):
         choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
-        runs = design.final_runs(STUDY.final, choice.teachers())
+        runs = run_grid.final_runs(STUDY.final, choice.teachers())
         return [path.format(study=STUDY.study, **run._asdict()) for run in runs]
 
     return chosen
@@ -223,7 +224,7 @@ def choice_options(wildcards):
 try:
     if workflow.is_main_process:  # not in a job that parses this file again
         NEEDS.check_sizes()
-        planning.reconcile(of_study(paths.ROOT), results_of_study())
+        rule_params.reconcile(of_study(paths.ROOT), results_of_study())
 except CapgapError as error:
     raise WorkflowError(str(error))
 
@@ -231,7 +232,7 @@ except CapgapError as error:
 onstart:  # not for a dry run, which says it and goes on
     try:
         NEEDS.check_fit()
-        planning.check_inputs(workflow.dag.needrun_jobs())
+        rule_params.check_inputs(workflow.dag.needrun_jobs())
         if STUDY.harness:
             check_lm_eval()
     except CapgapError as error:

@@ -3,7 +3,7 @@ The law-guided final student, its alternatives, and the report. The runs themsel
 runs of `distill_student`, at the final student's size and budget.
 
 IN   results/{study}/law/  results/{study}/students/{final student}/**
-OUT  results/{study}/final/{final.json,model/}  results/{study}/headline.json
+OUT  results/{study}/final/{final.json,model/}  results/{study}/metrics.json
      results/{study}/report/
 """
 
@@ -30,32 +30,32 @@ rule compare_final:
         spec=spec("compare"),
     shell:
         r"""
-        exec python -m capgap.compare \
+        exec python -m capgap.stages.compare \
             --choice {input.choice:q} --trained {input.trained:q} --teachers {input.teachers:q} \
             --spec {params.spec:q} --out {output.final:q} --model-out {output.model:q} \
             >{log:q} 2>&1
         """
 
 
-rule write_headline:
+rule write_metrics:
     """Put the few numbers that revisions are compared by into one flat file."""
     input:
         law=paths.LAW,
         final=paths.FINAL,
     output:
-        paths.HEADLINE,
+        paths.STUDY_METRICS,
     log:
-        paths.log("write_headline", paths.ROOT),
+        paths.log("write_metrics", paths.ROOT),
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=NEEDS.mem_mb("write_headline"),
-        runtime=NEEDS.runtime("write_headline"),
+        mem_mb=NEEDS.mem_mb("write_metrics"),
+        runtime=NEEDS.runtime("write_metrics"),
     params:
-        spec=spec("headline"),
+        spec=spec("metrics"),
     shell:
         r"""
-        exec python -m capgap.headline \
+        exec python -m capgap.stages.metrics \
             --law {input.law:q} --final {input.final:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -85,7 +85,7 @@ rule write_report:
         settings=study_settings,
     shell:
         r"""
-        exec python -m capgap.report \
+        exec python -m capgap.stages.report \
             --runs {input.runs:q} --law {input.law:q} --final {input.final:q} \
             --teachers {input.teachers:q} --harness {input.harness:q} \
             --study-name {wildcards.study:q} \

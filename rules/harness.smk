@@ -29,7 +29,7 @@ rule harness_teacher:
         spec=spec("harness", STUDY.harness and STUDY.harness.stage()),
     shell:
         r"""
-        exec python -m capgap.harness \
+        exec python -m capgap.stages.harness \
             --model {input.model:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
@@ -56,6 +56,6 @@ rule harness_final:
         spec=spec("harness", STUDY.harness and STUDY.harness.stage()),
     shell:
         r"""
-        exec python -m capgap.harness \
+        exec python -m capgap.stages.harness \
             --model {input.model:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -28,7 +28,7 @@ rule collect_runs:
         ),
     shell:
         r"""
-        exec python -m capgap.collect --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        exec python -m capgap.stages.collect --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -51,7 +51,7 @@ rule fit_law:
         spec=spec("fit", STUDY.law),
     shell:
         r"""
-        exec python -m capgap.fit \
+        exec python -m capgap.stages.fit \
             --runs {input:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
@@ -75,7 +75,7 @@ checkpoint choose_teacher:
         asked=choice_options,
     shell:
         r"""
-        exec python -m capgap.choose \
+        exec python -m capgap.stages.choose \
             --law {input.law:q} --runs {input.runs:q} {params.asked} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -31,34 +31,34 @@ rule prune_student:
         size=student_params,
     shell:
         r"""
-        exec python -m capgap.prune \
+        exec python -m capgap.stages.prune \
             {input.model:q} --importance {input.importance:q} \
             --params {params.size} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
-rule randomise_student:
+rule random_init_student:
     """Make a random start of one student size."""
     input:
         like=shape_model,
     output:
-        paths.INIT_MODEL.replace("{init}", design.RANDOM),
+        paths.INIT_MODEL.replace("{init}", run_grid.RANDOM),
     log:
-        paths.log("randomise_student", paths.INIT_DIR.replace("{init}", design.RANDOM)),
+        paths.log("random_init_student", paths.INIT_DIR.replace("{init}", run_grid.RANDOM)),
     benchmark:
-        paths.timing("randomise_student", paths.INIT_DIR.replace("{init}", design.RANDOM))
+        paths.timing("random_init_student", paths.INIT_DIR.replace("{init}", run_grid.RANDOM))
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=NEEDS.mem_mb("randomise_student"),
-        runtime=NEEDS.runtime("randomise_student"),
+        mem_mb=NEEDS.mem_mb("random_init_student"),
+        runtime=NEEDS.runtime("random_init_student"),
     params:
-        spec=spec("randomise", STUDY.prune.cutting()),
+        spec=spec("random_init", STUDY.prune.cutting()),
         size=student_params,
     shell:
         r"""
-        exec python -m capgap.randomise \
+        exec python -m capgap.stages.random_init \
             --like {input.like:q} --params {params.size} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -69,7 +69,7 @@ rule distill_student:
     input:
         init=paths.INIT_MODEL,
         teacher=run_teacher,
-        signal=run_signal,
+        targets=run_targets,
         tokens=paths.TOKENS,
         trunk=shorter_trunk,
     output:
@@ -97,9 +97,9 @@ rule distill_student:
         scratch=paths.scratch(paths.RUN_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.distill \
+        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.stages.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
-            --signal {input.signal:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
+            --targets {input.targets:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """
@@ -127,7 +127,7 @@ rule evaluate_student:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

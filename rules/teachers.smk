@@ -1,9 +1,9 @@
 """
 Get every teacher, trained here or fetched, measure it, score the importance of its units, and keep
-its signal where it is not online.
+its targets where it is not online.
 
 IN   results/{study}/tokens/  results/{study}/tokenizer/  results/{study}/corpus/
-OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/,signal/}
+OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/,targets/}
 """
 
 
@@ -38,7 +38,7 @@ rule pretrain_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.pretrain \
+        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.stages.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
@@ -66,7 +66,7 @@ rule fetch_teacher:
         spec=fetch_spec,
     shell:
         r"""
-        exec python -m capgap.fetch \
+        exec python -m capgap.stages.fetch \
             --name {wildcards.teacher:q} --corpus {input:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -94,7 +94,7 @@ rule evaluate_teacher:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -122,36 +122,36 @@ rule score_importance:
         spec=spec("score", STUDY.prune.scoring()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.score \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
-rule cache_teacher_signal:
+rule cache_teacher:
     """Compute what one teacher says about the training text, once for all students."""
     input:
         model=paths.TEACHER_MODEL,
         tokens=paths.TOKENS,
     output:
-        paths.TEACHER_SIGNAL,
+        paths.TEACHER_TARGETS,
     log:
-        paths.log("cache_teacher_signal", paths.TEACHER_DIR),
+        paths.log("cache_teacher", paths.TEACHER_DIR),
     benchmark:
-        paths.timing("cache_teacher_signal", paths.TEACHER_DIR)
+        paths.timing("cache_teacher", paths.TEACHER_DIR)
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=NEEDS.mem_mb("cache_teacher_signal"),
-        runtime=NEEDS.runtime("cache_teacher_signal"),
+        mem_mb=NEEDS.mem_mb("cache_teacher"),
+        runtime=NEEDS.runtime("cache_teacher"),
         gpu=NEEDS.devices,
         tasks=1,
     params:
-        spec=spec("signal", signal_stage()),
+        spec=spec("cache_teacher", targets_stage()),
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.signal \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.cache_teacher \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --scratch {params.scratch:q} --out {output:q} >{log:q} 2>&1
         """

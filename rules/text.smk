@@ -22,7 +22,7 @@ rule prepare_corpus:
         spec=spec("corpus", STUDY.corpus),
     shell:
         r"""
-        exec python -m capgap.corpus --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        exec python -m capgap.stages.corpus --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -45,7 +45,7 @@ rule make_tokenizer:
         spec=spec("tokenizer", STUDY.tokenizer),
     shell:
         r"""
-        exec python -m capgap.tokenizer \
+        exec python -m capgap.stages.tokenizer \
             --source-folder {input:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
@@ -70,7 +70,7 @@ rule pack_tokens:
         spec=spec("pack"),
     shell:
         r"""
-        exec python -m capgap.pack \
+        exec python -m capgap.stages.pack \
             --corpus {input.corpus:q} --tokenizer {input.tokenizer:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from capgap.artifacts import publish_folder
+from capgap.data.token_streams import META, SPLITS
 from capgap.engine.models import tokenizer_digest
-from capgap.engine.streams import META, SPLITS
-from capgap.records import TokenStreams
+from capgap.records.artifacts import publish_folder
+from capgap.records.run_records import TokenStreams
 
 
 def write_tokenizer(folder, vocab=64):
@@ -57,8 +57,8 @@ def token_streams(tmp_path):
 @pytest.fixture
 def tiny_model():
     """Function that makes a small random Llama."""
+    from capgap.config.shapes import LlamaShape
     from capgap.engine.models import llama_config, new_model
-    from capgap.shapes import LlamaShape
 
     def make(seed=0, vocab=64, hidden=24, heads=3, layers=2, tied=True):
         shape = LlamaShape(layers, hidden, heads, heads, hidden // heads, 40, vocab, tied)

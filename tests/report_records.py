@@ -10,7 +10,7 @@ import pandas as pd
 from capgap.config import Law
 from capgap.law.records import Choice, FinalRecord, FinalRow, Interval, LawRecord
 from capgap.law.study import law_record
-from capgap.records import Lineage, Metrics, ParamGroups, RunRow, SplitLoss
+from capgap.records.run_records import Lineage, Metrics, ParamGroups, RunRow, SplitLoss
 
 STUDENTS = {"60k": 61_440, "100k": 102_400, "160k": 158_720}
 TEACHERS = {"t80k": 83_000, "t180k": 179_000, "t340k": 343_000, "t600k": 598_000, "t1m": 1_012_000}

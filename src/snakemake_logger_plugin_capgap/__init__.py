@@ -31,8 +31,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from snakemake_logger_plugin_capgap.progress import Job, Progress
-from snakemake_logger_plugin_capgap.text import (
+from snakemake_logger_plugin_capgap.job_text import (
     duration,
     error_lines,
     job_count,
@@ -41,6 +40,7 @@ from snakemake_logger_plugin_capgap.text import (
     plain,
     short_reason,
 )
+from snakemake_logger_plugin_capgap.progress import Job, Progress
 
 HEARTBEAT_S = 60
 FAILURE_LINES = 12

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from snakemake_logger_plugin_capgap.text import duration, job_count, log_tail
+from snakemake_logger_plugin_capgap.job_text import duration, job_count, log_tail
 
 HEARTBEAT_JOBS = 4
 

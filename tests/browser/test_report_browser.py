@@ -11,7 +11,7 @@ from html import escape
 import pytest
 from report_records import SETTINGS, make_final, make_law, make_runs, make_teachers
 
-from capgap.report import run
+from capgap.stages.report import run
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

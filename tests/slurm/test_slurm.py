@@ -14,8 +14,8 @@ from cluster import cluster, missing
 from processes import alive
 from repository import RESULTS, write_study
 
+from capgap.config.study_file import load_study
 from capgap.cost.requests import Requests
-from capgap.study_file import load_study
 
 reason = missing()
 if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
@@ -166,7 +166,8 @@ def test_two_processes_distil_in_one_job(study, slurm):
     (job,) = wait_for(lambda: slurm.running("distill_student"), login)
     assert slurm.ask("squeue", "-h", "-j", job, "-o", "%C %D") == "2 1"  # cores, nodes
     workers = wait_for(
-        lambda: [p for p in alive(study, "capgap.distill") if "RANK" in p.environ()][1:], login
+        lambda: [p for p in alive(study, "capgap.stages.distill") if "RANK" in p.environ()][1:],
+        login,
     )
     assert workers[0].environ()["WORLD_SIZE"] == "2"
     assert {p.environ()["SLURM_JOB_ID"] for p in workers} == {job}

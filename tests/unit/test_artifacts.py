@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from capgap.artifacts import differences, open_folder, publish_file, publish_folder
 from capgap.errors import CapgapError
+from capgap.records.artifacts import differences, open_folder, publish_file, publish_folder
 
 
 def make(path, text="hello"):

@@ -5,11 +5,11 @@ import io
 
 import pytest
 
-from capgap import compare
-from capgap.artifacts import publish_folder, write_text
-from capgap.collect import read_run, to_csv
 from capgap.law.records import Choice
-from capgap.records import Lineage, Metrics, ParamGroups, SplitLoss, TrainRecord
+from capgap.records.artifacts import publish_folder, write_text
+from capgap.records.run_records import Lineage, Metrics, ParamGroups, SplitLoss, TrainRecord
+from capgap.stages import compare
+from capgap.stages.collect import read_run, to_csv
 
 
 def params(non_embedding):

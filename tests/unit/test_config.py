@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capgap.counts import format_count, parse_count
+from capgap.config.counts import format_count, parse_count
+from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.study_file import load_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = [
@@ -30,7 +30,7 @@ def test_every_shipped_study_loads(path):
 
 
 def test_importing_settings_imports_no_torch():
-    code = "import sys, capgap.config, capgap.design, capgap.records; print('torch' in sys.modules)"
+    code = "import sys, capgap.config, capgap.config.run_grid, capgap.records.run_records; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

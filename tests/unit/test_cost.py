@@ -14,21 +14,22 @@ import yaml
 from pruning_models import MODELS, VOCAB, build
 from torch.autograd.graph import saved_tensors_hooks
 
-from capgap import plan
+from capgap.commands import plan
 from capgap.config import Distill
-from capgap.cost import memory
+from capgap.config.shapes import simple_training_flops
+from capgap.config.study_file import load_study
+from capgap.cost import device_memory
 from capgap.cost.architectures import architecture, shape_of_config
-from capgap.cost.host import BASE_MB, CUDA_MB
-from capgap.cost.jobs import StudyCost
+from capgap.cost.host_memory import BASE_MB, CUDA_MB
+from capgap.cost.job_costs import StudyCost
 from capgap.cost.requests import Requests
 from capgap.cost.speed import DEVICE_STARTUP_S, Assumed
 from capgap.engine import attention
-from capgap.engine.models import count_params, forward_flops, hidden_states
+from capgap.engine.counting import count_params, forward_flops
+from capgap.engine.forward import hidden_states
 from capgap.errors import CapgapError
 from capgap.law.records import Choice
 from capgap.pruning.surgery import sizes_of
-from capgap.shapes import simple_training_flops
-from capgap.study_file import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 REAL = ["gpt2", "pythia", "llama2-minima", "smollm2-family"]
@@ -188,11 +189,11 @@ def test_activations_are_what_autograd_saves(name, neurons, monkeypatch):
     ids = torch.randint(VOCAB, (4, 48))
     shape = counted(model).whole()
     monkeypatch.setattr(attention, "products_are_fast", lambda: False)
-    assert memory.saved_channels(shape) * ids.numel() == pytest.approx(
+    assert device_memory.saved_channels(shape) * ids.numel() == pytest.approx(
         saved_floats(model, ids), rel=0.05
     )
     monkeypatch.setattr(attention, "products_are_fast", lambda: True)
-    counted_floats = memory.saved_channels(shape, scores=48) * ids.numel()
+    counted_floats = device_memory.saved_channels(shape, scores=48) * ids.numel()
     saved = saved_floats(model, ids)
     assert 0.95 * saved < counted_floats < (1.25 if name == "neox" else 1.05) * saved
 
@@ -201,11 +202,12 @@ PASSES = """
 import json, sys, torch
 from pathlib import Path
 from capgap.config import Distill
-from capgap.cost import memory
+from capgap.cost import device_memory
 from capgap.cost.architectures import architecture, shape_of_config
-from capgap.engine.models import hidden_states, llama_config, new_model
-from capgap.engine.products import fast_products
-from capgap.shapes import LlamaShape
+from capgap.engine.forward import hidden_states
+from capgap.engine.models import llama_config, new_model
+from capgap.engine.onednn_matmul import fast_products
+from capgap.config.shapes import LlamaShape
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -226,7 +228,7 @@ whole = architecture(shape_of_config(config, "it")).whole()
 settings = Distill(
     sequence_length=512, batch_tokens=ids.numel(), activation_checkpointing=checkpointed
 )
-counted = memory.training(whole, settings, scores=512).activations
+counted = device_memory.training(whole, settings, scores=512).activations
 print((status("VmHWM") - before) * 1024, counted)
 """
 
@@ -249,40 +251,42 @@ def test_passes_hold_no_more_than_is_counted(kind):
 def test_memory_of_training_by_hand():
     model = architecture(real("gpt2").plan.shapes["gpt2"]).whole()
     settings = Distill(sequence_length=512, batch_tokens=4096, micro_batch_tokens=2048)
-    alone = memory.training(model, settings)
+    alone = device_memory.training(model, settings)
     assert (alone.weights, alone.gradients, alone.optimizer) == tuple(
         k * 4 * 124_439_808 for k in (1, 1, 2)
     )
     assert alone.loss == 4 * (176 * 50257 + 768 * (2048 + 50257))
     teacher = architecture(real("gpt2").plan.shapes["gpt2-xl"]).whole()
-    taught = memory.training(model, settings, teacher)
+    taught = device_memory.training(model, settings, teacher)
     assert taught.teacher == 4 * 1_557_611_200
     assert taught.loss - alone.loss == 2 * 4 * 176 * 50257  # a chunk of 176 tokens
-    half = memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
+    half = device_memory.training(model, settings.model_copy(update={"micro_batch_tokens": 1024}))
     assert half.activations * 2 == alone.activations
-    again = memory.training(model, settings.model_copy(update={"activation_checkpointing": True}))
+    again = device_memory.training(
+        model, settings.model_copy(update={"activation_checkpointing": True})
+    )
     layer = 4 * 768 + 4 * 768 + 5 * 3072
     assert alone.activations == 4 * 2048 * (12 * layer + 2 * 768)
     assert again.activations == 4 * 2048 * (layer + 12 * 768 + 2 * 768)
-    few = memory.training(model, settings.model_copy(update={"loss_chunk_tokens": 16}))
+    few = device_memory.training(model, settings.model_copy(update={"loss_chunk_tokens": 16}))
     assert alone.loss - few.loss == 4 * (176 - 16) * 50257
 
 
-def test_a_kept_signal_is_a_job_of_its_own_and_saves_the_teacher_in_every_other():
+def test_cached_targets_are_a_job_of_their_own_and_save_the_teacher_in_every_other():
     data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
     online = {job.output: job for job in StudyCost(load_study(data)).jobs}
-    data["distill"] |= {"teacher_signal": "sampled", "unique_tokens": "500k"}
+    data["distill"] |= {"teacher_targets": "sampled", "unique_tokens": "500k"}
     kept = {job.output: job for job in StudyCost(load_study(data)).jobs}
-    signals = [kept[name] for name in set(kept) - set(online)]
-    assert {job.rule for job in signals} == {"cache_teacher_signal"}
-    assert len(signals) == len(data["teachers"])
-    assert {job.disk_bytes for job in signals} == {500_000 * 48 * 2}
+    caches = [kept[name] for name in set(kept) - set(online)]
+    assert {job.rule for job in caches} == {"cache_teacher"}
+    assert len(caches) == len(data["teachers"])
+    assert {job.disk_bytes for job in caches} == {500_000 * 48 * 2}
     for name, job in kept.items():
         if job.rule != "distill_student":
             continue
-        (signal,) = [s for s in signals if s.output in job.needs] or [None]
+        (targets,) = [s for s in caches if s.output in job.needs] or [None]
         assert job.device.teacher == 0
-        assert (job.flops < online[name].flops) == (signal is not None) == ("from-t" in name)
+        assert (job.flops < online[name].flops) == (targets is not None) == ("from-t" in name)
 
 
 def test_the_printed_table_is_whole_in_a_narrow_terminal(capsys, monkeypatch):
@@ -296,11 +300,11 @@ def test_the_printed_table_is_whole_in_a_narrow_terminal(capsys, monkeypatch):
 def test_memory_of_several_processes_by_hand():
     model = architecture(real("gpt2").plan.shapes["gpt2"]).whole()
     settings = Distill(sequence_length=512, batch_tokens=4096, micro_batch_tokens=2048)
-    alone = memory.training(model, settings)
-    copies = memory.training(model, settings, processes=4)  # 1024 tokens of a step each
+    alone = device_memory.training(model, settings)
+    copies = device_memory.training(model, settings, processes=4)  # 1024 tokens of a step each
     assert copies.activations * 2 == alone.activations
     assert (copies.weights, copies.optimizer) == (alone.weights, alone.optimizer)
-    shared = memory.training(model, settings, model, processes=4, shard=True)
+    shared = device_memory.training(model, settings, model, processes=4, shard=True)
     ends, layer = (50257 + 1024) * 768, 85_056_000 // 12
     part = 4 * 124_439_808 // 4
     assert shared.optimizer == 2 * part
@@ -373,7 +377,7 @@ def test_real_studies_plan_offline(name, monkeypatch):
     for student in made.jobs:
         if student.rule == "prune_student":
             asked = student.output.split("/")[3]
-            from capgap.counts import parse_count
+            from capgap.config.counts import parse_count
 
             init = student.output.split("/")[4]
             got = StudyCost(study).student(asked, init).non_embedding
@@ -442,7 +446,7 @@ def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
         assert minutes == math.ceil(max(10, 3 * speed.seconds(job) / 60)), job
         assert needs.runtime(job.rule)(wildcards, 2) == 2 * minutes
         seen.add(job.rule)
-    assert {"fetch_teacher", "score_importance", "prune_student", "randomise_student"} <= seen
+    assert {"fetch_teacher", "score_importance", "prune_student", "random_init_student"} <= seen
     assert Requests(load_study(REPOSITORY / "config.yaml")).devices == 0
 
 

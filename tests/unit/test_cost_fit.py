@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capgap.cost import fit
-from capgap.cost.jobs import StudyCost
+from capgap.config.study_file import load_study
+from capgap.cost import device_fit
+from capgap.cost.job_costs import StudyCost
 from capgap.errors import CapgapError
-from capgap.study_file import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -23,12 +23,12 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
     study = load_study(data)
     jobs = StudyCost(study).jobs
     with pytest.raises(CapgapError, match=r"do not fit plan.device l4-24gb") as refused:
-        fit.refuse_misfits(study, jobs, "l4-24gb")
+        device_fit.refuse_misfits(study, jobs, "l4-24gb")
     text = str(refused.value)
     assert "distill_student results/pythia/students/" in text
     suggested = [
         int(m.split()[-1])
-        for f in fit.misfits(study, jobs, "l4-24gb")
+        for f in device_fit.misfits(study, jobs, "l4-24gb")
         for m in f.mends
         if "micro" in m
     ]
@@ -36,44 +36,44 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
     assert "set distill.activation_checkpointing" not in text  # the whole batch is too large
     data["distill"]["micro_batch_tokens"] = 2 * min(suggested)
     checkpointed = load_study(data)
-    found = fit.misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
+    found = device_fit.misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
     assert all("set distill.activation_checkpointing" in misfit.mends for misfit in found)
     data["distill"]["activation_checkpointing"] = True
     checkpointed = load_study(data)
     more = {job.output: job.flops for job in StudyCost(checkpointed).jobs}
     assert all((more[job.output] > job.flops) == (job.rule == "distill_student") for job in jobs)
-    fit.refuse_misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
+    device_fit.refuse_misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
     del data["distill"]["activation_checkpointing"]
     data["distill"]["micro_batch_tokens"] = min(suggested)
     smaller = load_study(data)
-    fit.refuse_misfits(smaller, StudyCost(smaller).jobs, "l4-24gb")
+    device_fit.refuse_misfits(smaller, StudyCost(smaller).jobs, "l4-24gb")
     data["distill"]["micro_batch_tokens"] = 2 * max(suggested)
     larger = load_study(data)
     with pytest.raises(CapgapError):
-        fit.refuse_misfits(larger, StudyCost(larger).jobs, "l4-24gb")
+        device_fit.refuse_misfits(larger, StudyCost(larger).jobs, "l4-24gb")
 
 
 def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
     study = load_study(REPOSITORY / "configs/llama2-minima.yaml")
     assert study.distill.precision_of_teacher == "bfloat16"  # with which training fits
-    found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
+    found = device_fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
     assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}
     wide = study.distill.model_copy(update={"teacher_precision": "float32"})
     study = study.model_copy(update={"distill": wide})
-    found = fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
+    found = device_fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
     largest = next(m for m in found if m.job.rule == "distill_student")
     assert "from-l70b" in largest.job.output
     assert largest.job.host_mb < 350_000  # 276 GB of them the teacher's file
     assert any("plan.processes 16, plan.shard true" in mend for mend in largest.mends)
     assert "set distill.teacher_precision to bfloat16" in largest.mends  # as above, where it fits
     shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
-    found = fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
+    found = device_fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
     assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process
     for misfit in found:
         (mend,) = misfit.mends
         assert mend.startswith("leave its model out")
         assert "only training is shared" in mend
-    assert fit.misfits(study, StudyCost(study).jobs, "cpu") == []
+    assert device_fit.misfits(study, StudyCost(study).jobs, "cpu") == []
 
 
 def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
@@ -83,7 +83,7 @@ def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
 
     def suggested():
         study = load_study(data)
-        found = fit.misfits(study, StudyCost(study).jobs, "a100-80gb")
+        found = device_fit.misfits(study, StudyCost(study).jobs, "a100-80gb")
         return [mend.removeprefix("set ").split(" to ") for m in found for mend in m.mends[:1]]
 
     mends = suggested()

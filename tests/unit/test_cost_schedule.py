@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capgap.artifacts import write_text
-from capgap.cost.jobs import Job, StudyCost, Work
-from capgap.cost.memory import Memory
-from capgap.cost.schedule import schedule
+from capgap.config.devices import CPU
+from capgap.config.study_file import load_study
+from capgap.cost.device_memory import Memory
+from capgap.cost.job_costs import Job, StudyCost, Work
+from capgap.cost.makespan import schedule
 from capgap.cost.speed import (
     CALIBRATION,
     DEVICE_STARTUP_S,
@@ -17,9 +18,8 @@ from capgap.cost.speed import (
     computed_as,
     speed_of,
 )
-from capgap.devices import CPU
-from capgap.records import Calibration
-from capgap.study_file import load_study
+from capgap.records.artifacts import write_text
+from capgap.records.run_records import Calibration
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -114,7 +114,7 @@ def test_editing_the_loss_touches_training_only(monkeypatch):
         if hasattr(function, "cache_clear"):
             function.cache_clear()
     stages = "corpus tokenizer pack pretrain score prune distill evaluate collect fit choose report"
-    before = {s: digest.source_digest(f"capgap.{s}") for s in stages.split()}
+    before = {s: digest.source_digest(f"capgap.stages.{s}") for s in stages.split()}
     real = digest._definitions
 
     def edited(module):
@@ -125,6 +125,6 @@ def test_editing_the_loss_touches_training_only(monkeypatch):
 
     digest.source_digest.cache_clear()
     monkeypatch.setattr(digest, "_definitions", edited)
-    after = {s: digest.source_digest(f"capgap.{s}") for s in before}
+    after = {s: digest.source_digest(f"capgap.stages.{s}") for s in before}
     digest.source_digest.cache_clear()
     assert {s for s in before if before[s] != after[s]} == {"distill"}

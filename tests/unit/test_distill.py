@@ -11,14 +11,14 @@ import torch
 from outputs import said
 from safetensors.torch import load_file, save_file
 
-from capgap import corpus, distill, evaluate, pack, pretrain, signal, tokenizer
-from capgap.artifacts import differences
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
 from capgap.engine import training
 from capgap.engine.models import load_model, tokenizer_digest
 from capgap.engine.resuming import Place
 from capgap.errors import CapgapError
-from capgap.records import Lineage, TrainRecord
+from capgap.records.artifacts import differences
+from capgap.records.run_records import Lineage, TrainRecord
+from capgap.stages import cache_teacher, corpus, distill, evaluate, pack, pretrain, tokenizer
 
 SHORT = {"sequence_length": 16, "batch_tokens": 64, "validations": 1, "learning_rate": 0.01}
 WORDS = "the state of the union is strong and the people are free and the law is just ".split()
@@ -56,7 +56,7 @@ def run(
     seed=0,
     tokens=320,
     trunk=None,
-    signal=None,
+    targets=None,
     seconds=60,
     **changes,
 ):
@@ -69,7 +69,7 @@ def run(
         seed=seed,
         place=Place(out, out / "scratch", seconds),
         trunk=trunk,
-        signal=signal,
+        targets=targets,
     )
 
 
@@ -81,16 +81,16 @@ def test_the_teacher_is_held_in_its_own_precision(world, tmp_path, monkeypatch, 
         loaded[path.parts[-3]] = model = load_model(path, **options)
         return model
 
-    for stage in (distill, signal):
+    for stage in (distill, cache_teacher):
         monkeypatch.setattr(stage, "load_model", load)
     common, given = (
-        (KEPT, [{"signal": tmp_path / name} for name in "ab"]) if kept else ({}, [{}] * 2)
+        (KEPT, [{"targets": tmp_path / name} for name in "ab"]) if kept else ({}, [{}] * 2)
     )
     losses = []
     for name, precision, options in zip("ab", ["float32", "bfloat16"], given, strict=True):
         changes = common | {"teacher_precision": precision}
         if kept:
-            made = make_signal(world, tmp_path / name, **changes)
+            made = make_targets(world, tmp_path / name, **changes)
             assert made.settings.precision == precision
         record = run(world, tmp_path / f"run-{name}", init="other", **options, **changes)
         losses.append(record.last_val_loss_nats_per_token)
@@ -148,26 +148,28 @@ def place(out):
     return Place(out, out.parent / "scratch", 60)
 
 
-KEPT = {"teacher_signal": "top_k", "signal_entries": 270, "unique_tokens": 320}
+KEPT = {"teacher_targets": "top_k", "target_entries": 270, "unique_tokens": 320}
 
 
-def make_signal(world, out, teacher="v270", **changes):
-    settings = Distill(**{**SHORT, **KEPT, **changes}).signal_stage()
-    return signal.run(
+def make_targets(world, out, teacher="v270", **changes):
+    settings = Distill(**{**SHORT, **KEPT, **changes}).targets_stage()
+    return cache_teacher.run(
         settings, world / teacher / "teacher/model", world / "v270/tokens", place(out)
     )
 
 
-def test_a_signal_that_keeps_all_gives_the_student_of_the_online_teacher(world, tmp_path):
-    made = make_signal(world, tmp_path / "signal")
-    kept = run(world, tmp_path / "kept", signal=tmp_path / "signal", **KEPT)
+def test_a_targets_that_keeps_all_gives_the_student_of_the_online_teacher(world, tmp_path):
+    made = make_targets(world, tmp_path / "targets")
+    kept = run(world, tmp_path / "kept", targets=tmp_path / "targets", **KEPT)
     online = run(world, tmp_path / "online", unique_tokens=320)
     assert kept.lineage == online.lineage
     assert kept.last_val_loss_nats_per_token == pytest.approx(
         online.last_val_loss_nats_per_token, abs=1e-4
     )
     assert kept.last_val_loss_nats_per_token < kept.start_val_loss_nats_per_token
-    teacher_flops = online.train_flops - kept.train_flops  # spent once, on record beside the signal
+    teacher_flops = (
+        online.train_flops - kept.train_flops
+    )  # spent once, on record beside the targets
     assert made.forward_flops == pytest.approx(teacher_flops)  # one epoch of 320 tokens
 
 
@@ -176,13 +178,15 @@ def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
     world, tmp_path, monkeypatch, kind
 ):
     """The teacher in bfloat16, online and from disk: batches and targets go on where they were."""
-    chosen = {"teacher_precision": "bfloat16", "unique_tokens": 320, "teacher_signal": kind}
+    chosen = {"teacher_precision": "bfloat16", "unique_tokens": 320, "teacher_targets": kind}
     kept = None
     if kind != "online":
-        kept = tmp_path / "signal"
-        settings = Distill(**{**SHORT, **chosen}).signal_stage()
-        signal.run(settings, world / "v270/teacher/model", world / "v270/tokens", place(kept))
-    run(world, tmp_path / "whole", tokens=640, signal=kept, **chosen)
+        kept = tmp_path / "targets"
+        settings = Distill(**{**SHORT, **chosen}).targets_stage()
+        cache_teacher.run(
+            settings, world / "v270/teacher/model", world / "v270/tokens", place(kept)
+        )
+    run(world, tmp_path / "whole", tokens=640, targets=kept, **chosen)
     real = training.learning_rate_at
 
     def dying(step, *arguments):
@@ -192,24 +196,24 @@ def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
 
     monkeypatch.setattr(training, "learning_rate_at", dying)
     with pytest.raises(KeyboardInterrupt):
-        run(world, tmp_path / "cut", tokens=640, signal=kept, seconds=0, **chosen)
+        run(world, tmp_path / "cut", tokens=640, targets=kept, seconds=0, **chosen)
     monkeypatch.setattr(training, "learning_rate_at", real)
-    run(world, tmp_path / "cut", tokens=640, signal=kept, **chosen)
+    run(world, tmp_path / "cut", tokens=640, targets=kept, **chosen)
     for file in ("model/manifest.json", "train.json", "curve.csv"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_a_signal_is_needed_and_of_this_teacher(world, tmp_path):
-    with pytest.raises(CapgapError, match="its folder with --signal"):
+def test_a_targets_is_needed_and_of_this_teacher(world, tmp_path):
+    with pytest.raises(CapgapError, match="its folder with --targets"):
         run(world, tmp_path / "a", **KEPT)
-    make_signal(world, tmp_path / "signal")
+    make_targets(world, tmp_path / "targets")
     shutil.copytree(world / "v270" / "teacher" / "model", tmp_path / "v270" / "teacher" / "model")
     folder = tmp_path / "v270" / "teacher" / "model"
     (folder / "manifest.json").unlink()
     weights = load_file(folder / "model.safetensors")
     save_file({name: value * 1.01 for name, value in weights.items()}, folder / "model.safetensors")
     with pytest.raises(CapgapError, match="another teacher's weights"):
-        run(world, tmp_path / "b", teacher=tmp_path / "v270", signal=tmp_path / "signal", **KEPT)
+        run(world, tmp_path / "b", teacher=tmp_path / "v270", targets=tmp_path / "targets", **KEPT)
 
 
 def test_two_vocabularies_are_refused(world, tmp_path):
@@ -240,9 +244,9 @@ def test_equal_width_is_not_enough(world, tmp_path, changed):
         run(world, tmp_path / "out", init=other / "v270", teacher=None)
     with refused:
         evaluate.run(Evaluate(sequence_length=16), folder, world / "v270" / "tokens")
-    settings = Distill(**{**SHORT, **KEPT}).signal_stage()
+    settings = Distill(**{**SHORT, **KEPT}).targets_stage()
     with refused:
-        signal.run(settings, folder, world / "v270" / "tokens", place(tmp_path / "signal"))
+        cache_teacher.run(settings, folder, world / "v270" / "tokens", place(tmp_path / "targets"))
 
 
 def test_a_tokenizer_is_known_however_its_file_is_written(world, tmp_path):
@@ -306,9 +310,9 @@ def test_other_schedules_publish_no_trunk(world, tmp_path):
 
 DYING = """
 import os, signal, sys
-from capgap import distill
+from capgap.stages import distill
 from capgap.engine import training
-from capgap.stage import run_stage
+from capgap.stages.base import run_stage
 
 rate = training.learning_rate_at
 
@@ -349,7 +353,10 @@ def test_sigterm_saves_and_ends_with_a_status_of_its_own(world, tmp_path):
     assert not (tmp_path / "cut" / "train.json").exists()
     assert len(list((tmp_path / "cut.scratch").glob("*/*/step-*"))) == 1
     again = subprocess.run(
-        [sys.executable, "-m", "capgap.distill", *words], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "capgap.stages.distill", *words],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "resumed after step 4/10" in again.stdout
     for file in ("model/manifest.json", "train.json", "curve.csv"):
@@ -371,9 +378,11 @@ def test_heads_padded_differently_learn_over_the_tokenizer_alone(world, tmp_path
     kept = run(world, tmp_path / "a", teacher=padded["t"], init=padded["v270"], weight_decay=0.0)
     plain = run(world, tmp_path / "b", weight_decay=0.0)
     assert kept.last_val_loss_nats_per_token == pytest.approx(plain.last_val_loss_nats_per_token)
-    settings = Distill(**{**SHORT, **KEPT, "teacher_signal": "sampled"}).signal_stage()
+    settings = Distill(**{**SHORT, **KEPT, "teacher_targets": "sampled"}).targets_stage()
     for name, root in [("kept", padded["t"]), ("plain", world / "v270")]:  # the same is kept
-        signal.run(settings, root / "teacher/model", world / "v270/tokens", place(tmp_path / name))
+        cache_teacher.run(
+            settings, root / "teacher/model", world / "v270/tokens", place(tmp_path / name)
+        )
     shards = [(tmp_path / n / "shard-00000.safetensors").read_bytes() for n in ("kept", "plain")]
     assert shards[0] == shards[1]
     first, second = (load_model(tmp_path / name / "model").state_dict() for name in "ab")
@@ -409,7 +418,7 @@ def test_progress_in_a_log_file_is_plain_lines(world, tmp_path):
     log = tmp_path / "log"
     with log.open("w") as file:
         subprocess.run(
-            [sys.executable, "-m", "capgap.distill", *arguments(world, tmp_path / "out")],
+            [sys.executable, "-m", "capgap.stages.distill", *arguments(world, tmp_path / "out")],
             stdout=file,
             stderr=subprocess.STDOUT,
             check=True,

@@ -12,10 +12,12 @@ from pruning_models import HEAD_DIM, HEADS, HIDDEN, LAYERS, NEURONS, build, logi
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from capgap import fetch, packages
-from capgap.artifacts import publish_folder, sha256
-from capgap.engine.models import count_params, load_model, read_lineage
+from capgap.data import packages
+from capgap.engine.counting import count_params
+from capgap.engine.models import load_model, read_lineage
 from capgap.errors import CapgapError
+from capgap.records.artifacts import publish_folder, sha256
+from capgap.stages import fetch
 
 torch.set_num_threads(1)
 

@@ -13,26 +13,20 @@ import yaml
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from capgap import harness
-from capgap.artifacts import publish_folder
+from capgap.commands.export import tasks_of_card
 from capgap.config import Harness, HarnessStage
+from capgap.config.shapes import LlamaShape
+from capgap.config.study_file import load_study
+from capgap.data.packages import package_folder
+from capgap.engine.counting import count_params
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.models import (
-    count_params,
-    llama_config,
-    load_model,
-    load_tokenizer,
-    new_model,
-    save_model,
-)
+from capgap.engine.models import llama_config, load_model, load_tokenizer, new_model, save_model
 from capgap.errors import CapgapError
-from capgap.packages import package_folder
-from capgap.paths import harness as harness_path
-from capgap.records import HarnessRecord, Lineage
+from capgap.records.artifacts import publish_folder
+from capgap.records.paths import harness as harness_path
+from capgap.records.run_records import HarnessRecord, Lineage
 from capgap.reporting.wording import harness_name, harness_rows
-from capgap.shapes import LlamaShape
-from capgap.study_file import load_study
-from capgap.workflow.export import tasks_of_card
+from capgap.stages import harness
 
 torch.set_num_threads(1)
 THERE = importlib.util.find_spec("lm_eval") is not None

@@ -12,12 +12,12 @@ import torch
 from hub_server import hub_server
 from huggingface_hub import HfApi, constants
 
-from capgap import pin
+from capgap.commands import pin
 from capgap.config import HubCorpus, HubText
+from capgap.config.study_file import load_study
+from capgap.data.documents import hub_texts, load_documents
+from capgap.data.hub import download_model
 from capgap.errors import CapgapError
-from capgap.hub import download_model
-from capgap.study_file import load_study
-from capgap.text import hub_texts, load_documents
 
 NAME = "owner/model"
 WEIGHTS = "model.safetensors"

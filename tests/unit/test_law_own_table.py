@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from capgap.design import NONE
+from capgap.config.run_grid import NONE
 from capgap.law.records import LawRecord
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.words import about

@@ -7,8 +7,8 @@ from law_worlds import LADDER, QUICK, simulate
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.fit import main, run
 from capgap.law.study import law_record
+from capgap.stages.fit import main, run
 
 
 def test_row_order_does_not_matter_and_the_same_input_gives_the_same_bytes(runs_table):

@@ -2,9 +2,9 @@ import pytest
 from law_worlds import LADDER, QUICK, simulate
 
 from capgap.errors import CapgapError
-from capgap.fit import run
 from capgap.law.study import law_record
 from capgap.law.table import family_monotone, read_runs
+from capgap.stages.fit import run
 
 FOREIGN = """student,init,teacher,seed,student_params_non_embedding,teacher_params_non_embedding,tokens,val_loss_nats_per_token
 s,pruned-a,a,0,100,200,1000,4.5

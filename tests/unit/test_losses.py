@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from capgap.engine import losses
 from capgap.engine.losses import (
     IGNORED,
-    PartialSignal,
-    Signal,
+    PartialTargets,
+    TeacherOutput,
     data_ce_sum,
     data_loss,
     mixture_loss,
@@ -84,8 +84,10 @@ def problem(seed=0, tokens=31, vocab=50, dtype=torch.float32):
     torch.manual_seed(seed)
     hidden = torch.randn(tokens, 12, dtype=dtype, requires_grad=True)
     head = torch.randn(vocab, 12, dtype=dtype, requires_grad=True)
-    signal = Signal(torch.randn(tokens, 20, dtype=dtype), torch.randn(vocab, 20, dtype=dtype))
-    return hidden, head, torch.randint(0, vocab, (tokens,)), signal
+    targets = TeacherOutput(
+        torch.randn(tokens, 20, dtype=dtype), torch.randn(vocab, 20, dtype=dtype)
+    )
+    return hidden, head, torch.randint(0, vocab, (tokens,)), targets
 
 
 def gradients(loss, *tensors):
@@ -97,7 +99,9 @@ def test_hand_computed_two_tokens_three_words():
     hidden = torch.tensor([[math.log(2.0), 0.0], [0.0, 0.0]])
     head = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     # teacher: token 0 -> (1/4, 1/2, 1/4), token 1 uniform
-    signal = Signal(torch.tensor([[math.log(2.0)], [0.0]]), torch.tensor([[0.0], [1.0], [0.0]]))
+    targets = TeacherOutput(
+        torch.tensor([[math.log(2.0)], [0.0]]), torch.tensor([[0.0], [1.0], [0.0]])
+    )
     labels = torch.tensor([0, 2])
     data = math.log(2) + math.log(3)
     # token 1 is uniform for both, so only token 0 counts in a divergence
@@ -115,7 +119,7 @@ def test_hand_computed_two_tokens_three_words():
     }
     for objective, teacher in expected.items():
         beta = 0.5 if objective == "jensen_shannon" else None
-        loss, parts = mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+        loss, parts = mixture_loss(hidden, head, labels, targets, objective=objective, beta=beta)
         assert parts.data_ce.item() == pytest.approx(data, rel=1e-6)
         assert parts.teacher_term.item() == pytest.approx(teacher, rel=1e-6)
         assert loss.item() == pytest.approx(0.5 * data + 0.5 * teacher, rel=1e-6)
@@ -127,15 +131,15 @@ def test_hand_computed_two_tokens_three_words():
     ("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 0.7), (1.0, 1.0), (0.0, 1.0)]
 )
 def test_gradients_agree_with_the_dense_formula(objective, beta, weight, temperature):
-    hidden, head, labels, signal = problem()
+    hidden, head, labels, targets = problem()
     labels[[3, 8, 30]] = IGNORED  # masked in both terms
-    told = signal.hidden @ signal.head.T
+    told = targets.hidden @ targets.head.T
     expected = dense(hidden, head, labels, told, objective, beta, weight, temperature) / 31
     loss, _ = mixture_loss(
         hidden,
         head,
         labels,
-        signal,
+        targets,
         objective=objective,
         weight=weight,
         temperature=temperature,
@@ -148,22 +152,22 @@ def test_gradients_agree_with_the_dense_formula(objective, beta, weight, tempera
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert torch.equal(
-        gradients(_again(hidden, head, labels, signal), hidden)[0][3], torch.zeros(12)
+        gradients(_again(hidden, head, labels, targets), hidden)[0][3], torch.zeros(12)
     )
 
 
-def _again(hidden, head, labels, signal):
-    return mixture_loss(hidden, head, labels, signal)[0]
+def _again(hidden, head, labels, targets):
+    return mixture_loss(hidden, head, labels, targets)[0]
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_gradients_are_exact_in_double_precision(objective, beta):
-    hidden, head, labels, signal = problem(tokens=9, dtype=torch.float64)
-    told = signal.hidden @ signal.head.T
+    hidden, head, labels, targets = problem(tokens=9, dtype=torch.float64)
+    told = targets.hidden @ targets.head.T
     expected = dense(hidden, head, labels, told, objective, beta, 0.4, 1.7)
     loss, _ = mixture_loss(
-        hidden, head, labels, signal, objective=objective, weight=0.4, temperature=1.7, beta=beta
+        hidden, head, labels, targets, objective=objective, weight=0.4, temperature=1.7, beta=beta
     )
     for ours, theirs in zip(
         gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
@@ -174,11 +178,11 @@ def test_gradients_are_exact_in_double_precision(objective, beta):
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_bfloat16_agrees_with_float32_of_the_same_numbers(objective, beta):
-    hidden, head, labels, signal = problem(dtype=torch.bfloat16)
-    told = signal.hidden @ signal.head.T
+    hidden, head, labels, targets = problem(dtype=torch.bfloat16)
+    told = targets.hidden @ targets.head.T
     wide = [x.detach().float().requires_grad_() for x in (hidden, head)]
     expected = dense(*wide, labels, told.float(), objective, beta, 0.5, 1.0)
-    loss, _ = mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+    loss, _ = mixture_loss(hidden, head, labels, targets, objective=objective, beta=beta)
     for ours, theirs in zip(gradients(loss, hidden, head), gradients(expected, *wide), strict=True):
         assert ours.dtype == torch.bfloat16
         error = (ours.float() - theirs).norm() / theirs.norm()
@@ -187,10 +191,10 @@ def test_bfloat16_agrees_with_float32_of_the_same_numbers(objective, beta):
 
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_a_tied_head_gets_the_gradients_of_both_its_uses(objective, beta):
-    _, table, labels, signal = problem()
+    _, table, labels, targets = problem()
     ids = torch.randint(0, 50, (31,))
-    loss, _ = mixture_loss(table[ids], table, labels, signal, objective=objective, beta=beta)
-    told = signal.hidden @ signal.head.T
+    loss, _ = mixture_loss(table[ids], table, labels, targets, objective=objective, beta=beta)
+    told = targets.hidden @ targets.head.T
     expected = dense(table[ids], table, labels, told, objective, beta, 0.5, 1.0)
     torch.testing.assert_close(
         *(gradients(x, table)[0] for x in (loss, expected)), rtol=1e-5, atol=1e-5
@@ -200,17 +204,17 @@ def test_a_tied_head_gets_the_gradients_of_both_its_uses(objective, beta):
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, beta):
-    hidden, head, labels, signal = problem()
+    hidden, head, labels, targets = problem()
     labels = labels % 40  # entries of the tokenizer
-    padded = Signal(
-        signal.hidden, torch.cat([signal.head, torch.randn(14, 20)])
+    padded = TeacherOutput(
+        targets.hidden, torch.cat([targets.head, torch.randn(14, 20)])
     )  # otherwise padded
     loss, _ = mixture_loss(
-        *(hidden, head[:40], labels, Signal(padded.hidden, padded.head[:40])),
+        *(hidden, head[:40], labels, TeacherOutput(padded.hidden, padded.head[:40])),
         objective=objective,
         beta=beta,
     )
-    told = signal.hidden @ signal.head[:40].T
+    told = targets.hidden @ targets.head[:40].T
     expected = dense(hidden, head[:40], labels, told, objective, beta, 0.5, 1.0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(
@@ -218,26 +222,27 @@ def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, bet
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert not gradients(
-        mixture_loss(hidden, head[:40], labels, Signal(padded.hidden, padded.head[:40]))[0], head
+        mixture_loss(hidden, head[:40], labels, TeacherOutput(padded.hidden, padded.head[:40]))[0],
+        head,
     )[0][40:].any()
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
 def test_padding_counts_in_neither_part(objective, beta):
-    hidden, head, labels, signal = problem()
-    if objective is None:  # what a kept signal says
-        signal, objective = (
-            PartialSignal(torch.randint(0, 50, (31, 4)), torch.rand(31, 4)),
+    hidden, head, labels, targets = problem()
+    if objective is None:  # what a cached targets says
+        targets, objective = (
+            PartialTargets(torch.randint(0, 50, (31, 4)), torch.rand(31, 4)),
             "soft_ce",
         )
     padding = torch.zeros(31, dtype=torch.bool)
     padding[[0, 7, 8, 30]] = True
     options = {"objective": objective, "beta": beta}
     kept = mixture_loss(
-        *(hidden[~padding], head, labels[~padding], signal.keep(~padding)), **options
+        *(hidden[~padding], head, labels[~padding], targets.keep(~padding)), **options
     )
-    masked = mixture_loss(hidden, head, labels.masked_fill(padding, IGNORED), signal, **options)
+    masked = mixture_loss(hidden, head, labels.masked_fill(padding, IGNORED), targets, **options)
     for ours, theirs in zip((masked[0], *masked[1]), (kept[0], *kept[1]), strict=True):
         torch.testing.assert_close(ours, theirs)
     for_hidden, for_head = gradients(masked[0], hidden, head)
@@ -245,7 +250,9 @@ def test_padding_counts_in_neither_part(objective, beta):
     torch.testing.assert_close(for_head, expected_head)
     torch.testing.assert_close(for_hidden, expected_hidden)
     assert not for_hidden[padding].any()
-    nothing, parts = mixture_loss(hidden, head, torch.full_like(labels, IGNORED), signal, **options)
+    nothing, parts = mixture_loss(
+        hidden, head, torch.full_like(labels, IGNORED), targets, **options
+    )
     assert [nothing.item(), *map(torch.Tensor.item, parts)] == [0, 0, 0]
     assert not any(gradient.any() for gradient in gradients(nothing, hidden, head))
 
@@ -253,12 +260,14 @@ def test_padding_counts_in_neither_part(objective, beta):
 @pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
 def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, beta):
     """On torch's device without memory: no operation gets or makes a tensor of another."""
-    hidden, head, labels, signal = (
-        part.to("meta") if isinstance(part, torch.Tensor) else Signal(*(x.to("meta") for x in part))
+    hidden, head, labels, targets = (
+        part.to("meta")
+        if isinstance(part, torch.Tensor)
+        else TeacherOutput(*(x.to("meta") for x in part))
         for part in problem(tokens=300)
     )
     if objective is None:
-        signal = PartialSignal(labels[:, None], torch.ones(300, 1, device="meta"))
+        targets = PartialTargets(labels[:, None], torch.ones(300, 1, device="meta"))
     term = losses.Term(objective or "soft_ce", 0.5, 2.0, beta)
     differentiate = partial(losses._differentiate_mixture, term=term)
     context = SimpleNamespace(
@@ -266,7 +275,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
     )
     with torch.no_grad(), OnMeta():
         loss, sums = losses._Fused.forward(
-            *(context, hidden, head, labels, signal, differentiate, (0.5, 0.5), 1.0, 128)
+            *(context, hidden, head, labels, targets, differentiate, (0.5, 0.5), 1.0, 128)
         )
         found = losses._Fused.backward(context, torch.ones((), device="meta"), None)[:2]
     assert {x.device.type for x in (loss, sums, *found)} == {"meta"}
@@ -277,7 +286,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_divergence_from_itself_is_zero_and_so_is_its_gradient(objective, beta, temperature):
     hidden, head, labels, _ = problem()
-    same = Signal(hidden.detach(), head.detach())
+    same = TeacherOutput(hidden.detach(), head.detach())
     loss, parts = mixture_loss(
         hidden,
         head,
@@ -294,10 +303,10 @@ def test_a_divergence_from_itself_is_zero_and_so_is_its_gradient(objective, beta
 
 
 def test_soft_ce_less_forward_kl_is_the_teachers_entropy_and_their_gradients_are_equal():
-    hidden, head, labels, signal = problem()
-    soft, soft_parts = mixture_loss(hidden, head, labels, signal, objective="soft_ce")
-    kl, kl_parts = mixture_loss(hidden, head, labels, signal, objective="forward_kl")
-    p = torch.softmax(signal.hidden @ signal.head.T, 1)
+    hidden, head, labels, targets = problem()
+    soft, soft_parts = mixture_loss(hidden, head, labels, targets, objective="soft_ce")
+    kl, kl_parts = mixture_loss(hidden, head, labels, targets, objective="forward_kl")
+    p = torch.softmax(targets.hidden @ targets.head.T, 1)
     entropy = torch.distributions.Categorical(p).entropy().sum()
     torch.testing.assert_close(soft_parts.teacher_term - kl_parts.teacher_term, entropy)
     for ours, theirs in zip(
@@ -307,24 +316,27 @@ def test_soft_ce_less_forward_kl_is_the_teachers_entropy_and_their_gradients_are
 
 
 def test_jensen_shannon_tends_to_the_forward_and_to_the_reverse_divergence():
-    hidden, head, labels, signal = problem(dtype=torch.float64)
-    hidden, signal = hidden * 0.2, Signal(signal.hidden * 0.2, signal.head)  # ratios below 1 / beta
+    hidden, head, labels, targets = problem(dtype=torch.float64)
+    hidden, targets = (
+        hidden * 0.2,
+        TeacherOutput(targets.hidden * 0.2, targets.head),
+    )  # ratios below 1 / beta
 
     def term(objective, beta=None):
-        _, parts = mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+        _, parts = mixture_loss(hidden, head, labels, targets, objective=objective, beta=beta)
         return parts.teacher_term.item()
 
     assert term("jensen_shannon", 1e-6) / 1e-6 == pytest.approx(term("forward_kl"), rel=1e-3)
     assert term("jensen_shannon", 1 - 1e-6) / 1e-6 == pytest.approx(term("reverse_kl"), rel=1e-3)
     swapped = dense(
-        *(signal.hidden, signal.head, labels, (hidden @ head.T).detach()),
+        *(targets.hidden, targets.head, labels, (hidden @ head.T).detach()),
         *("jensen_shannon", 0.3, 1.0, 1.0),
     )
     assert term("jensen_shannon", 0.7) == pytest.approx(swapped.item(), rel=1e-6)
 
 
-def full_probabilities(signal, temperature=1.0):
-    return torch.softmax(signal.hidden @ signal.head.T / temperature, 1)
+def full_probabilities(targets, temperature=1.0):
+    return torch.softmax(targets.hidden @ targets.head.T / temperature, 1)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -338,7 +350,7 @@ def test_masses_are_a_target_of_the_cross_entropy(weight, temperature):
     told = target.clamp_min(1e-30).log() * temperature  # a teacher that says exactly this
     expected = dense(hidden, head, labels, told, "soft_ce", None, weight, temperature)
     loss, parts = mixture_loss(
-        *(hidden, head, labels, PartialSignal(ids, masses)), weight=weight, temperature=temperature
+        *(hidden, head, labels, PartialTargets(ids, masses)), weight=weight, temperature=temperature
     )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     kept = labels != IGNORED
@@ -352,8 +364,8 @@ def test_masses_are_a_target_of_the_cross_entropy(weight, temperature):
 
 def test_repeated_draws_weigh_as_often_as_they_came():
     hidden, head, labels, _ = problem(tokens=1)
-    drawn = PartialSignal(torch.tensor([[7, 7, 7, 9]]), torch.full((1, 4), 0.25))
-    summed = PartialSignal(torch.tensor([[7, 9]]), torch.tensor([[0.75, 0.25]]))
+    drawn = PartialTargets(torch.tensor([[7, 7, 7, 9]]), torch.full((1, 4), 0.25))
+    summed = PartialTargets(torch.tensor([[7, 9]]), torch.tensor([[0.75, 0.25]]))
     first, second = (mixture_loss(hidden, head, labels, s)[0] for s in (drawn, summed))
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(gradients(first, hidden), gradients(second, hidden))
@@ -364,14 +376,14 @@ def test_repeated_draws_weigh_as_often_as_they_came():
     [("kl", None), ("jensen_shannon", None), ("jensen_shannon", 1.0), ("soft_ce", 0.5)],
 )
 def test_objectives_that_cannot_be_had_are_refused(objective, beta):
-    hidden, head, labels, signal = problem()
+    hidden, head, labels, targets = problem()
     with pytest.raises(ValueError, match="must be one of|jensen_shannon alone"):
-        mixture_loss(hidden, head, labels, signal, objective=objective, beta=beta)
+        mixture_loss(hidden, head, labels, targets, objective=objective, beta=beta)
 
 
-def test_a_partial_signal_allows_soft_cross_entropy_alone():
+def test_a_partial_targets_allows_soft_cross_entropy_alone():
     hidden, head, labels, _ = problem(tokens=1)
-    partial = PartialSignal(torch.tensor([[1]]), torch.ones(1, 1))
+    partial = PartialTargets(torch.tensor([[1]]), torch.ones(1, 1))
     with pytest.raises(ValueError, match="soft_ce, not reverse_kl"):
         mixture_loss(hidden, head, labels[:1], partial, objective="reverse_kl")
 
@@ -407,10 +419,10 @@ def test_large_logits_do_not_overflow():
     hidden, head = torch.tensor([[1000.0]]), torch.tensor([[1.0], [0.0]])
     loss, _ = data_loss(hidden, head, torch.tensor([1]))
     assert loss.item() == pytest.approx(1000.0)
-    signal = Signal(torch.tensor([[-1000.0]]), head)
+    targets = TeacherOutput(torch.tensor([[-1000.0]]), head)
     for objective, beta in OBJECTIVES:
         loss, parts = mixture_loss(
-            hidden, head, torch.tensor([1]), signal, objective=objective, beta=beta
+            hidden, head, torch.tensor([1]), targets, objective=objective, beta=beta
         )
         assert math.isfinite(loss.item())
         js = beta and -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)  # disjoint
@@ -432,10 +444,10 @@ def test_evaluation_sums_the_same_cross_entropy(entries, small_chunks):
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_no_more_logits_than_a_chunk_exist(objective, beta, dtype):
     """25 x 600 logits are the largest tensor; all would be 400 x 600."""
-    hidden, head, labels, signal = problem(tokens=400, vocab=600, dtype=dtype)
+    hidden, head, labels, targets = problem(tokens=400, vocab=600, dtype=dtype)
     with Largest() as seen:
         loss, _ = mixture_loss(
-            hidden, head, labels, signal, objective=objective, beta=beta, chunk=25
+            hidden, head, labels, targets, objective=objective, beta=beta, chunk=25
         )
         loss.backward()
         data, _ = data_loss(hidden, head, labels, chunk=25)

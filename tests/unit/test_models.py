@@ -6,21 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from capgap.artifacts import publish_folder
+from capgap.config.shapes import LlamaShape, forward_flops_per_token, training_flops
+from capgap.data.token_streams import Streams
+from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.evaluation import bits_per_byte, mean_loss
-from capgap.engine.models import (
-    compute_device,
-    count_params,
-    forward_flops,
-    llama_config,
-    load_model,
-    new_model,
-    save_model,
-)
-from capgap.engine.streams import Streams
+from capgap.engine.models import compute_device, llama_config, load_model, new_model, save_model
 from capgap.errors import CapgapError
-from capgap.records import Lineage, ParamGroups
-from capgap.shapes import LlamaShape, forward_flops_per_token, training_flops
+from capgap.records.artifacts import publish_folder
+from capgap.records.run_records import Lineage, ParamGroups
 
 SHAPE = LlamaShape(
     layers=2, hidden=12, heads=4, kv_heads=2, head_dim=4, intermediate=20, vocab=50, tied=True

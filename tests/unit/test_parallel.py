@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from capgap.artifacts import differences
 from capgap.config import Distill
 from capgap.engine.parallel import World
 from capgap.errors import CapgapError
-from capgap.records import TrainRecord
+from capgap.records.artifacts import differences
+from capgap.records.run_records import TrainRecord
 
 SETTINGS = {
     "sequence_length": 16,
@@ -26,9 +26,9 @@ SETTINGS = {
 # A distillation in which process `victim` is told to end while it is at step `last`.
 JOB = """
 import os, signal, sys
-from capgap import distill
+from capgap.stages import distill
 from capgap.engine import training
-from capgap.stage import run_stage
+from capgap.stages.base import run_stage
 
 victim, last = sys.argv[1:3]
 rate = training.learning_rate_at

@@ -109,10 +109,10 @@ def test_where_devices_are_not_shared_out_a_job_sees_them_all_and_one_without_se
 
 
 def test_several_processes_are_started_by_torchrun_with_one_thread_each():
-    single = launch.command(1, "capgap.distill", ["--seed", "1"])
-    assert single == [sys.executable, "-m", "capgap.distill", "--seed", "1"]
-    options = ["--signal", "", "--seed", "1", "--role", "x"]  # torchrun has some like them
-    words = launch.command(4, "capgap.distill", options)
+    single = launch.command(1, "capgap.stages.distill", ["--seed", "1"])
+    assert single == [sys.executable, "-m", "capgap.stages.distill", "--seed", "1"]
+    options = ["--targets", "", "--seed", "1", "--role", "x"]  # torchrun has some like them
+    words = launch.command(4, "capgap.stages.distill", options)
     assert words[1:3] == ["-m", "torch.distributed.run"]
     understood = get_args_parser().parse_args(words[3:])
     assert (understood.nproc_per_node, understood.module, understood.standalone) == (
@@ -120,7 +120,7 @@ def test_several_processes_are_started_by_torchrun_with_one_thread_each():
         True,
         True,
     )
-    assert understood.training_script == "capgap.distill"
+    assert understood.training_script == "capgap.stages.distill"
     assert understood.training_script_args == options
 
 

@@ -14,8 +14,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 import snakemake_logger_plugin_capgap as plugin
 from snakemake_logger_plugin_capgap import LogHandler
+from snakemake_logger_plugin_capgap.job_text import duration, job_identity, log_tail, short_reason
 from snakemake_logger_plugin_capgap.progress import Job, Progress
-from snakemake_logger_plugin_capgap.text import duration, job_identity, log_tail, short_reason
 
 RUN = "results/{study}/students/{student}/from-{teacher}/seed-{seed}"
 SNAKEFILE = f"""

@@ -22,7 +22,7 @@ from pruning_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from capgap.engine.models import count_params
+from capgap.engine.counting import count_params
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.surgery import cut, keep_all, sizes_of

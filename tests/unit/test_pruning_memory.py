@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
-from capgap import prune
+from capgap.stages import prune
 from capgap.config import Depth
 from capgap.engine.models import llama_config, load_model, load_shape
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.pruning.surgery import sizes_of
-from capgap.shapes import LlamaShape
+from capgap.config.shapes import LlamaShape
 
 torch.set_num_threads(1)
 work, kind, *options = Path(sys.argv[1]), *sys.argv[2:]

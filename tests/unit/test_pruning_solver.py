@@ -10,6 +10,7 @@ from pruning_models import build
 from transformers import LlamaForCausalLM
 
 from capgap.config import Depth, Prune
+from capgap.config.shapes import LlamaShape
 from capgap.engine.models import llama_config
 from capgap.errors import CapgapError
 from capgap.pruning.solver import (
@@ -22,7 +23,6 @@ from capgap.pruning.solver import (
     solve_sparsity,
 )
 from capgap.pruning.surgery import pruned_config, sizes_of
-from capgap.shapes import LlamaShape
 
 VOCAB = 128
 

@@ -22,11 +22,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from capgap import prune, randomise, score
-from capgap.artifacts import publish_folder
 from capgap.config import Depth, Score
+from capgap.engine.counting import count_params
 from capgap.engine.models import (
-    count_params,
     load_model,
     load_tokenizer,
     read_lineage,
@@ -37,7 +35,9 @@ from capgap.errors import CapgapError
 from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest
 from capgap.pruning.surgery import cut, sizes_of
-from capgap.records import Lineage, TokenStreams
+from capgap.records.artifacts import publish_folder
+from capgap.records.run_records import Lineage, TokenStreams
+from capgap.stages import prune, random_init, score
 
 torch.set_num_threads(1)
 
@@ -148,7 +148,7 @@ def test_weights_of_half_precision_give_the_bytes_of_their_float32_copy(study, t
         score.run(how, tmp_path / name, study / "tokens", tmp_path / f"scores-{name}")
         target, out = Target("params", 8000), tmp_path / f"cut-{name}"
         prune.run(Depth(), tmp_path / name, tmp_path / f"scores-{name}", target, out)
-        randomise.run(Depth(), tmp_path / name, 8000, 0, tmp_path / f"random-{name}")
+        random_init.run(Depth(), tmp_path / name, 8000, 0, tmp_path / f"random-{name}")
     assert contents(tmp_path / "cut-half") == contents(tmp_path / "cut-full")
     assert contents(tmp_path / "random-half") == contents(tmp_path / "random-full")
 
@@ -176,7 +176,7 @@ def test_score_refuses_what_the_model_cannot_read(study):
 
 def run_random(root, out, seed, *options):
     args = ["--like", root / "big" / "manifest.json", "--seed", seed, "--out", out, *options]
-    randomise.main([*map(str, args), "--params", "8k"])
+    random_init.main([*map(str, args), "--params", "8k"])
 
 
 def test_random_start_has_the_pruned_shape_and_is_a_function_of_the_seed(study, tmp_path):
@@ -327,7 +327,7 @@ def test_random_start_has_the_pruned_shape_at_any_depth(study, tmp_path):
     args = [study / "big", "--importance", study / "importance-big", *options]
     prune.main([*map(str, args), "--out", str(tmp_path / "pruned")])
     args = ["--like", study / "big", *options, "--out", tmp_path / "random"]
-    randomise.main(list(map(str, args)))
+    random_init.main(list(map(str, args)))
     pruned, random = (load_model(tmp_path / name) for name in ("pruned", "random"))
     configs = [model.config.to_dict() | {"_name_or_path": ""} for model in (pruned, random)]
     assert configs[0] == configs[1]

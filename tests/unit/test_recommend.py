@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from capgap import paths
-from capgap.choose import run as choose
+from capgap.commands.recommend import main, run, text
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.records import LawRecord
@@ -15,7 +14,8 @@ from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import law_record
 from capgap.law.table import train_flops
 from capgap.law.target import beyond
-from capgap.recommend import main, run, text
+from capgap.records import paths
+from capgap.stages.choose import run as choose
 
 STUDENTS = (60e3, 80e3, 100e3, 130e3, 160e3)
 LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)

@@ -17,15 +17,15 @@ from report_records import (
     write_study,
 )
 
-from capgap.artifacts import differences
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
 from capgap.law.records import Interval
 from capgap.law.study import fit_law
-from capgap.records import HarnessRecord
-from capgap.report import main, run
+from capgap.records.artifacts import differences
+from capgap.records.run_records import HarnessRecord
 from capgap.reporting import wording
+from capgap.stages.report import main, run
 
 FIGURES = ["curves", "law", "pareto", "final", "teachers", "regret", "flatness"]
 ALL_ARMS = ("no_teacher", "random_init", "cross_teacher")

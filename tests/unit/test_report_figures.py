@@ -10,10 +10,10 @@ from report_records import (
 )
 
 from capgap.law.records import Interval
-from capgap.report import render_svg, specification
 from capgap.reporting import charts, regret_charts, wording
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.theme import size_axis
+from capgap.stages.report import render_svg, specification
 
 ALL_ARMS = ("no_teacher", "random_init", "cross_teacher")
 

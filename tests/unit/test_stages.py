@@ -14,8 +14,8 @@ from outputs import said
 from capgap.cli import COMMANDS
 from capgap.config import Distill
 from capgap.errors import CapgapError
-from capgap.stage import StageParser
-from capgap.workflow.planning import spec
+from capgap.stages.base import StageParser
+from capgap.workflow.rule_params import spec
 
 
 def capgap(*words):
@@ -34,7 +34,7 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_help_says_what_settings_mean_and_their_defaults(capsys):
     with pytest.raises(SystemExit):
-        importlib.import_module("capgap.distill").main(["--help"])
+        importlib.import_module("capgap.stages.distill").main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "tokens per optimizer step" in text
     assert "weight of the teacher's term" in text
@@ -51,7 +51,7 @@ def test_unknown_command_lists_the_known(capsys):
 @pytest.fixture
 def parse(tmp_path):
     """Function that parses settings as the distill stage does."""
-    parser = StageParser("capgap.distill", "x", Distill)
+    parser = StageParser("capgap.stages.distill", "x", Distill)
     parser.add_argument("--out", type=Path)
     return lambda *argv: parser.parse([*argv, "--out", str(tmp_path / "out")])[1]
 
@@ -82,7 +82,7 @@ def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
 
 def test_a_reader_who_leaves_early_is_no_error():
     code = (
-        "from capgap.stage import run_stage; "
+        "from capgap.stages.base import run_stage; "
         "run_stage(lambda argv: [print('line', i) for i in range(100_000)])"
     )
     process = subprocess.Popen(
@@ -96,7 +96,7 @@ def test_a_reader_who_leaves_early_is_no_error():
 
 def test_help_of_several_sources_says_which_a_setting_is_for(capsys):
     with pytest.raises(SystemExit):
-        importlib.import_module("capgap.corpus").main(["--help"])
+        importlib.import_module("capgap.stages.corpus").main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--source package | files | hub" in text
     assert "--revision X source hub: commit, 40 hexadecimal digits (required)" in text
@@ -110,7 +110,7 @@ def test_what_the_system_refuses_is_one_line_and_a_log_grows_line_by_line(tmp_pa
     assert out.returncode == 1
     assert out.stderr == f"error: {tmp_path}/a.txt: is a directory; name a file\n"
     code = (
-        "import sys; from capgap.stage import run_stage; "
+        "import sys; from capgap.stages.base import run_stage; "
         "run_stage(lambda argv: print(sys.stdout.line_buffering))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from capgap.engine.streams import Streams, check_long_enough, evaluation_windows, training_batch
+from capgap.data.token_streams import Streams, check_long_enough, evaluation_windows, training_batch
 from capgap.errors import CapgapError
 
 STREAM = np.arange(1003)

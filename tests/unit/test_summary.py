@@ -4,11 +4,11 @@ import pytest
 from report_records import TOKENS, make_final, make_law, make_runs
 from rich.console import Console
 
-from capgap import paths
-from capgap.artifacts import write_text
+from capgap.commands.summary import run
 from capgap.law.words import listed
+from capgap.records import paths
+from capgap.records.artifacts import write_text
 from capgap.reporting import wording
-from capgap.summary import run
 
 
 @pytest.fixture

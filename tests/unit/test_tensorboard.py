@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from capgap import tensorboard
+from capgap.commands import tensorboard
 from capgap.errors import CapgapError
 
 CURVE = """step,tokens,learning_rate,train_data_ce_nats_per_token,val_loss_nats_per_token

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from capgap import corpus, pack, tokenizer
 from capgap.config import FilesCorpus, PackageCorpus, TrainedTokenizer
+from capgap.data.documents import assign_splits, load_documents
+from capgap.data.token_streams import Streams
 from capgap.engine.models import load_tokenizer
-from capgap.engine.streams import Streams
 from capgap.errors import CapgapError
-from capgap.text import assign_splits, load_documents
+from capgap.stages import corpus, pack, tokenizer
 
 TEXTS = {f"{name}.txt": f"{name} speaks of the union. " * 40 for name in "abcdefghij"}
 

@@ -9,18 +9,18 @@ import torch
 from pruning_models import MODELS, build
 from training_runs import BASE, run, settings, weights
 
-from capgap.artifacts import intact
 from capgap.config import Distill, Training
+from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, losses, parallel, training
+from capgap.engine.forward import decoder_layers
 from capgap.engine.losses import IGNORED
-from capgap.engine.models import decoder_layers
+from capgap.engine.lr_schedule import learning_rate_at
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import Whole
-from capgap.engine.products import fast_products
-from capgap.engine.schedule import learning_rate_at
-from capgap.engine.streams import Streams
 from capgap.engine.training import train
 from capgap.errors import CapgapError
+from capgap.records.artifacts import intact
 
 
 @pytest.mark.parametrize("seed", [0, 5])

@@ -4,12 +4,12 @@ import pytest
 import torch
 from training_runs import run, settings, weights
 
-from capgap.artifacts import intact
+from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, training
-from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
-from capgap.engine.streams import Streams
+from capgap.engine.lr_schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.training import TRUNK
 from capgap.errors import CapgapError
+from capgap.records.artifacts import intact
 
 WSD = {"schedule": "wsd", "warmup_tokens": 64 * 4, "decay_share": 0.25}
 

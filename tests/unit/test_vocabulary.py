@@ -10,12 +10,13 @@ from pruning_models import build, logits
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from capgap import trim as trim_stage
-from capgap.artifacts import publish_folder
-from capgap.engine.models import count_params, load_model, load_tokenizer, save_model
+from capgap.commands import trim as trim_stage
+from capgap.engine.counting import count_params
+from capgap.engine.models import load_model, load_tokenizer, save_model
 from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import kept_entries, trim
-from capgap.records import Lineage
+from capgap.records.artifacts import publish_folder
+from capgap.records.run_records import Lineage
 
 torch.set_num_threads(1)
 

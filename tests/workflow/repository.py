@@ -135,7 +135,7 @@ class Repository:
 def job_name(rule: str, output: str) -> str:
     """'rule folder' of an output: the folder that the job fills, below the study's results."""
     folder = Path(output).relative_to(RESULTS).parent
-    return f"{rule} {folder.parent if folder.name in ('model', 'importance', 'signal', 'trunk') else folder}"
+    return f"{rule} {folder.parent if folder.name in ('model', 'importance', 'targets', 'trunk') else folder}"
 
 
 def set_up(repository: Repository) -> None:

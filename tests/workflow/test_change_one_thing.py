@@ -29,7 +29,7 @@ def study(pulled, tmp_path):
 
 RUN = "students/3k/pruned-{0}/from-{0}/tokens-5k/seed-{1}"
 REPORT = {"write_report report"}  # shows the settings, so any change of them
-FINAL = {"compare_final final", "write_headline .", *REPORT}
+FINAL = {"compare_final final", "write_metrics .", *REPORT}
 CHOICE = {"choose_teacher law", *FINAL}
 LAW = {"fit_law law", *CHOICE}
 TABLE = {"collect_runs law", *LAW}

@@ -27,7 +27,7 @@ def test_experiment_with_a_changed_setting_runs_what_it_affects(study):
     assert ran == {
         "fit_law law",
         "choose_teacher law",
-        "write_headline .",
+        "write_metrics .",
         "write_report report",
     }
     assert study.planned() == set()
@@ -36,7 +36,7 @@ def test_experiment_with_a_changed_setting_runs_what_it_affects(study):
 
 
 def test_metrics_of_two_revisions_are_compared_by_name(study):
-    path = study / RESULTS / "headline.json"
+    path = study / RESULTS / "metrics.json"
     numbers = json.loads(path.read_text())
     assert numbers["final"].keys() >= {"regret_nats", "test_loss_nats_per_token"}
     line = {"slope": 3.1, "slope_low": 2.2, "slope_high": 4.4}
@@ -50,7 +50,7 @@ def test_metrics_of_two_revisions_are_compared_by_name(study):
     path.write_text(json.dumps(numbers))
     study.dvc("commit", "--force", "study")
     study.commit("another")
-    changed = difference(study, "metrics", "HEAD~1", "HEAD")[f"{RESULTS}/headline.json"]
+    changed = difference(study, "metrics", "HEAD~1", "HEAD")[f"{RESULTS}/metrics.json"]
     differences = {name: entry["diff"] for name, entry in changed.items()}
     assert differences == pytest.approx(
         {
@@ -61,7 +61,7 @@ def test_metrics_of_two_revisions_are_compared_by_name(study):
             "final.test_loss_nats_per_token": -0.5,
         }
     )
-    first = difference(study, "metrics", "HEAD~2", "HEAD~1")[f"{RESULTS}/headline.json"]
+    first = difference(study, "metrics", "HEAD~2", "HEAD~1")[f"{RESULTS}/metrics.json"]
     assert {f"law.tokens-5k.{name}" for name in line} <= first.keys()
 
 

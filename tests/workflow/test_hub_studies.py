@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from capgap.engine.models import count_params
+from capgap.engine.counting import count_params
 
 pytestmark = pytest.mark.slow
 

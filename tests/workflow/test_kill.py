@@ -25,14 +25,14 @@ def test_killed_run_and_killed_job_resume_and_end_in_the_same_bytes(finished, st
     shutil.rmtree(study / RESULTS / RUN)
 
     run = start(study, "capgap.cli", "run", "--cores", "2")
-    wait_for(lambda: alive(study, "capgap.distill"))
+    wait_for(lambda: alive(study, "capgap.stages.distill"))
     run.kill()
     run.wait()
     wait_for(lambda: not alive(study), seconds=20)  # neither Snakemake nor the job goes on
 
     run = start(study, "capgap.cli", "run", "--cores", "2", CAPGAP_CHECKPOINT_SECONDS="0")
     wait_for(lambda: checkpoints(study))
-    for job in alive(study, "capgap.distill"):
+    for job in alive(study, "capgap.stages.distill"):
         job.send_signal(signal.SIGKILL)
     assert run.wait() != 0
     assert not (study / RESULTS / RUN / "train.json").exists()
@@ -62,7 +62,7 @@ def test_finished_output_without_a_record_is_made_again(study):
 def test_twenty_kills_at_random_moments_change_nothing(finished, study):
     """capgap run and dvc repro in turn; the run, Snakemake, DVC or a job is killed."""
     draw = random.Random(0)
-    for part in ("students", "law", "final", "report", "headline.json"):
+    for part in ("students", "law", "final", "report", "metrics.json"):
         path = study / RESULTS / part
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for attempt in range(20):
@@ -88,7 +88,7 @@ def test_twenty_kills_at_random_moments_change_nothing(finished, study):
 
 CLAIM = """
 import os, sys, time
-from capgap.workflow.process import claim_output
+from capgap.workflow.locks import claim_output
 claim = claim_output("out/model")
 open(sys.argv[1], "w").close()
 time.sleep(float(sys.argv[2]))
@@ -135,7 +135,7 @@ def test_late_job_of_an_older_run_writes_nothing(folder):
 
 
 def test_second_run_in_a_folder_is_refused(study):
-    held = "from capgap.workflow.process import only_run\nimport time\n"
+    held = "from capgap.workflow.locks import only_run\nimport time\n"
     held += "with only_run():\n open('held', 'w').close()\n time.sleep(60)\n"
     holder = subprocess.Popen([sys.executable, "-c", held], cwd=study.path, env=study.environment())
     wait_for((study / "held").exists)

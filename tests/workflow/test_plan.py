@@ -7,10 +7,10 @@ import pytest
 import yaml
 from repository import RESULTS, SOURCE, write_study
 
-from capgap.cost.jobs import StudyCost
+from capgap.config.study_file import load_study
+from capgap.cost.job_costs import StudyCost
 from capgap.cost.speed import CALIBRATION
-from capgap.records import Calibration
-from capgap.study_file import load_study
+from capgap.records.run_records import Calibration
 
 
 @pytest.fixture
@@ -94,11 +94,11 @@ def test_shipped_studies_dry_run_offline(fresh, study, unit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal", ["online", "sampled"])
-def test_a_calibration_measures_what_the_study_does(fresh, signal):
+@pytest.mark.parametrize("targets", ["online", "sampled"])
+def test_a_calibration_measures_what_the_study_does(fresh, targets):
     def keeping(study):
-        study["distill"].update(teacher_signal=signal, teacher_precision="bfloat16")
-        if signal != "online":
+        study["distill"].update(teacher_targets=targets, teacher_precision="bfloat16")
+        if targets != "online":
             study["distill"]["unique_tokens"] = "6k"
 
     fresh.configure(keeping)
@@ -106,7 +106,7 @@ def test_a_calibration_measures_what_the_study_does(fresh, signal):
     assert "this machine, measured on the models of study tiny" in said
     found = Calibration.read(fresh / CALIBRATION)
     kinds = {"pretrain", "train", "distill", "evaluate", "score"}
-    assert set(found.rates) == kinds | ({"signal"} if signal != "online" else set())
+    assert set(found.rates) == kinds | ({"targets"} if targets != "online" else set())
     assert all(seconds > 0 for points in found.rates.values() for _, seconds in points)
     assert {"distill_student", "score_importance"} <= set(found.startup_s)
-    assert ("cache_teacher_signal" in found.startup_s) == (signal != "online")
+    assert ("cache_teacher" in found.startup_s) == (targets != "online")

@@ -57,7 +57,7 @@ def test_a_job_of_two_processes_learns_the_same(tmp_path):
         if processes > 1:
             workers = wait_for(
                 lambda study=study: [
-                    p for p in alive(study, "capgap.pretrain") if "RANK" in p.environ()
+                    p for p in alive(study, "capgap.stages.pretrain") if "RANK" in p.environ()
                 ][1:]
             )
             assert workers[0].environ()["WORLD_SIZE"] == "2"

@@ -53,7 +53,7 @@ def clone(tmp_path):
 
 def push_something_new(repository):
     """Change a result, commit it to DVC and try to store it."""
-    path = repository / RESULTS / "headline.json"
+    path = repository / RESULTS / "metrics.json"
     path.write_text(path.read_text() + "\n")
     repository.dvc("commit", "--force", "study")
     return repository.capgap("push", check=False)

@@ -89,7 +89,7 @@ def test_merge_that_conflicts_in_the_lock_runs_the_difference_only(study):
     chosen = {
         "choose_teacher law",
         "compare_final final",
-        "write_headline .",
+        "write_metrics .",
         "write_report report",
     }
     assert study.planned() == chosen
@@ -144,7 +144,7 @@ def test_small_results_of_another_revision_and_back(study, tmp_path):
     first = study.git("rev-parse", "HEAD").stdout.strip()
     study.dvc("remote", "modify", "--local", "storage", "url", tmp_path / "storage")
     study.capgap("push")
-    (study / RESULTS / "headline.json").write_text("{}")
+    (study / RESULTS / "metrics.json").write_text("{}")
     study.dvc("commit", "--force", "study")
     second = study.commit("another revision")
     study.capgap("push")
@@ -158,7 +158,7 @@ def test_small_results_of_another_revision_and_back(study, tmp_path):
         clone.capgap("pull")
         assert clone.planned() == set()
         assert not (clone / RESULTS / "final/model/model.safetensors").exists()
-        seen.append((clone / RESULTS / "headline.json").read_text() == "{}")
+        seen.append((clone / RESULTS / "metrics.json").read_text() == "{}")
     assert seen == [True, False, True]
 
 
@@ -187,18 +187,18 @@ def test_failed_pull_takes_away_nothing(study, storage):
 
 def test_results_that_were_not_saved_are_not_overwritten(study):
     before = study.contents()
-    path = study / RESULTS / "headline.json"
+    path = study / RESULTS / "metrics.json"
     path.write_text("{}")
     result = study.capgap("pull", check=False)
     assert result.returncode == 1
-    assert f"{RESULTS}/headline.json is not as saved" in result.stderr
+    assert f"{RESULTS}/metrics.json is not as saved" in result.stderr
     assert "capgap save" in result.stderr
-    assert study.contents() == {**before, "headline.json": b"{}"}
-    record = study / ledger.location(ledger.RECORDS, f"{RESULTS}/headline.json")
+    assert study.contents() == {**before, "metrics.json": b"{}"}
+    record = study / ledger.location(ledger.RECORDS, f"{RESULTS}/metrics.json")
     record.write_text("{}")
     path.unlink()
     result = study.capgap("pull", check=False)
-    assert f"the record of {RESULTS}/headline.json is not as saved" in result.stderr
+    assert f"the record of {RESULTS}/metrics.json is not as saved" in result.stderr
     assert "capgap pull --force" in result.stderr
     study.capgap("pull", "--force")
     assert study.contents() == before

@@ -6,8 +6,8 @@ import sys
 import pytest
 from repository import RESULTS, edit_distillation_loss
 
-from capgap.study_file import load_study
-from capgap.workflow import ledger, planning
+from capgap.config.study_file import load_study
+from capgap.workflow import ledger, rule_params
 
 WEIGHTS = f"{RESULTS}/teachers/t6k/model/model.safetensors"
 
@@ -32,7 +32,7 @@ def shell_command(study, output):
 
 
 def test_failed_job_and_all_behind_it_stay_undone(study):
-    choose = study / "src/capgap/choose.py"
+    choose = study / "src/capgap/stages/choose.py"
     sound = choose.read_text()
     study.configure(law_settings)
     body = "\ndef main(argv=None):\n    raise CapgapError('broken on purpose')\n\n"
@@ -44,7 +44,7 @@ def test_failed_job_and_all_behind_it_stay_undone(study):
     expected = {
         "choose_teacher law",
         "compare_final final",
-        "write_headline .",
+        "write_metrics .",
         "write_report report",
     }
     assert study.planned() == expected
@@ -53,7 +53,7 @@ def test_failed_job_and_all_behind_it_stay_undone(study):
 
 def edit_fit(study):
     """Insert a statement at the start of the law's `run`."""
-    path = study / "src/capgap/fit.py"
+    path = study / "src/capgap/stages/fit.py"
     text = path.read_text()
     start = text.index("def run(")
     body = text.index('"""', text.index('"""', start) + 3) + 3
@@ -68,17 +68,20 @@ def test_source_edited_after_planning_is_refused(study):
         "bash", "-c", command, check=False, PATH=f"{sys.prefix}/bin:/usr/bin:/bin"
     )
     assert result.returncode == 1
-    assert "the source of capgap.fit changed after the run was planned; run again" in result.stderr
+    assert (
+        "the source of capgap.stages.fit changed after the run was planned; run again"
+        in result.stderr
+    )
     assert (study / f"{RESULTS}/law/law.json").read_bytes() == law
 
 
 def test_job_on_a_cluster_keeps_to_what_its_run_planned(study, monkeypatch):
     """It parses the workflow again, maybe after an edit; its run records what was planned."""
-    for name in (planning.SETTINGS, planning.SOURCES):
+    for name in (rule_params.SETTINGS, rule_params.SOURCES):
         monkeypatch.setenv(name, "")  # so that nothing of this test stays behind
     settings = load_study(study / "config.yaml")
-    planning.hand_down(settings)
-    planning.spec("fit", settings.law)
+    rule_params.hand_down(settings)
+    rule_params.spec("fit", settings.law)
     words = (
         "--mode remote --executor local --cores 1 --force --nolock --ignore-incomplete --no-hooks"
     )
@@ -95,9 +98,9 @@ def test_job_on_a_cluster_keeps_to_what_its_run_planned(study, monkeypatch):
     edit_fit(study)
     assert study.command(*job, check=False).returncode
     log = (study / f"logs/fit_law/{RESULTS}.log").read_text()
-    assert "the source of capgap.fit changed after the run was planned; run again" in log
+    assert "the source of capgap.stages.fit changed after the run was planned; run again" in log
 
-    monkeypatch.delenv(planning.SETTINGS)
+    monkeypatch.delenv(rule_params.SETTINGS)
     result = study.command(*job, check=False)
     assert result.returncode
     assert "did not reach this job" in result.stdout + result.stderr

@@ -1,16 +1,16 @@
 """
 Settings of a study: every key, its unit and its limits are defined here and nowhere else.
 
-A study is one YAML file, which `capgap.study_file` reads into `Study`. The workflow hands each
+A study is one YAML file, which `capgap.config.study_file` reads into `Study`. The workflow hands each
 stage the one section it needs; a stage run by hand takes the same fields as command-line options.
 This package imports no torch.
 """
 
-from capgap.config.harness import Harness, HarnessStage
-from capgap.config.pruning import Depth, Prune, Score
+from capgap.config.harness_settings import Harness, HarnessStage
+from capgap.config.pruning_settings import Depth, Prune, Score
 from capgap.config.section import Section
 from capgap.config.study import CollectStage, Evaluate, Final, Grid, Law, Study
-from capgap.config.teachers import (
+from capgap.config.teacher_settings import (
     FetchedSource,
     HubTeacher,
     ModelShape,
@@ -19,7 +19,7 @@ from capgap.config.teachers import (
     PretrainedTeacher,
     TeacherShape,
 )
-from capgap.config.text import (
+from capgap.config.text_settings import (
     Corpus,
     CorpusSplit,
     FilesCorpus,
@@ -30,7 +30,7 @@ from capgap.config.text import (
     Tokenizer,
     TrainedTokenizer,
 )
-from capgap.config.training import Distill, PretrainStage, SignalStage, Training
+from capgap.config.training_settings import Distill, PretrainStage, TargetsStage, Training
 
 __all__ = [
     "CollectStage",
@@ -58,8 +58,8 @@ __all__ = [
     "Prune",
     "Score",
     "Section",
-    "SignalStage",
     "Study",
+    "TargetsStage",
     "TeacherShape",
     "TeacherTokenizer",
     "Tokenizer",

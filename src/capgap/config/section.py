@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from capgap.counts import parse_count
+from capgap.config.counts import parse_count
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from capgap.config.harness import Harness
-from capgap.config.pruning import StudyPrune
+from capgap.config.counts import format_count
+from capgap.config.devices import DEVICE_NAMES
+from capgap.config.harness_settings import Harness
+from capgap.config.pruning_settings import StudyPrune
 from capgap.config.section import Count, Section, Seed
-from capgap.config.teachers import (
+from capgap.config.teacher_settings import (
     HubTeacher,
     ModelShape,
     PackageTeacher,
@@ -19,10 +21,8 @@ from capgap.config.teachers import (
     PretrainedTeacher,
     Teacher,
 )
-from capgap.config.text import Corpus, TeacherTokenizer, Tokenizer
-from capgap.config.training import Distill, Pretrain, PretrainStage
-from capgap.counts import format_count
-from capgap.devices import DEVICE_NAMES
+from capgap.config.text_settings import Corpus, TeacherTokenizer, Tokenizer
+from capgap.config.training_settings import Distill, Pretrain, PretrainStage
 
 
 class Grid(Section):

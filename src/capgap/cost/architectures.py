@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from capgap.config import Depth, ModelShape, TeacherShape
+from capgap.config.shapes import forward_flops_per_token
 from capgap.errors import CapgapError
 from capgap.pruning.solver import Sizes, Solution, Target, Widths, meet, meet_like
-from capgap.shapes import forward_flops_per_token
 
 FAMILY_OF_CLASS = {
     "LlamaForCausalLM": "llama",

@@ -21,26 +21,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from capgap import design
-from capgap.artifacts import publish_folder, write_text
-from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training
-from capgap.cost.host import BASE_MB, MEGA, host_mb
-from capgap.cost.jobs import Job, StudyCost
+from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training, run_grid
+from capgap.config.counts import format_count
+from capgap.config.devices import CPU
+from capgap.cost.host_memory import BASE_MB, MEGA, host_mb
+from capgap.cost.job_costs import Job, StudyCost
 from capgap.cost.rates import LARGEST_PARAMS, Rates, random_model
 from capgap.cost.speed import CALIBRATION, computed_as
-from capgap.counts import format_count
-from capgap.devices import CPU
-from capgap.engine.models import (
-    count_params,
-    save_model,
-    tokenizer_digest,
-)
-from capgap.engine.products import fast_products
-from capgap.engine.streams import META, SPLITS, Streams
+from capgap.data.packages import package_folder
+from capgap.data.token_streams import META, SPLITS, Streams
+from capgap.engine.counting import count_params
+from capgap.engine.models import save_model, tokenizer_digest
+from capgap.engine.onednn_matmul import fast_products
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
-from capgap.packages import package_folder
-from capgap.records import Calibration, Lineage, TokenStreams
+from capgap.records.artifacts import publish_folder, write_text
+from capgap.records.run_records import Calibration, Lineage, TokenStreams
 
 SAMPLE_BYTES = 3 * MEGA
 TOKENIZER_SAMPLE_BYTES = 20 * MEGA
@@ -176,8 +172,8 @@ class _Probe:
         found: dict[str, dict[str, float]] = {"startup_s": {}, "base_mb": {}, "s_per_mb": {}}
 
         def stage(rule: str, size: int, name: str, *options) -> None:
-            empty = run_stage_process([f"capgap.{name}", "--help"], self.folder)
-            run = run_stage_process([f"capgap.{name}", *options], self.folder)
+            empty = run_stage_process([f"capgap.stages.{name}", "--help"], self.folder)
+            run = run_stage_process([f"capgap.stages.{name}", *options], self.folder)
             found["startup_s"][rule] = empty.cpu_s
             found["s_per_mb"][rule] = max(0.0, run.cpu_s - empty.cpu_s) / (size / MEGA)
             counted = host_mb(self.cost, rule) - BASE_MB["text"]
@@ -228,7 +224,7 @@ class _Probe:
 
     def law(self) -> dict[str, Run]:
         """The stages behind the runs, on made-up losses of the study's own design, by rule."""
-        study, sizes = self.study, sorted(design.teacher_sizes(self.study).values())
+        study, sizes = self.study, sorted(run_grid.teacher_sizes(self.study).values())
         table, law = self.folder / "runs.csv", self.folder / "law.json"
         simulate_study(
             np.random.default_rng(0), study.grid.students, sizes, budgets=study.grid.tokens,
@@ -236,18 +232,18 @@ class _Probe:
         ).to_csv(table, index=False)  # fmt: skip
         found = {}
         for rule, words in {
-            "fit_law": ["capgap.fit", "--runs", table, "--out", law, *self._options(study.law)],
+            "fit_law": ["capgap.stages.fit", "--runs", table, "--out", law, *self._options(study.law)],
             "choose_teacher": [
-                "capgap.choose", "--law", law, "--runs", table, "--student", study.final.student,
+                "capgap.stages.choose", "--law", law, "--runs", table, "--student", study.final.student,
                 "--tokens", study.final.tokens, "--out", self.folder / "choice.json",
             ],
             "write_report": [
-                "capgap.report", "--runs", table, "--law", law, "--study-name", study.study,
+                "capgap.stages.report", "--runs", table, "--law", law, "--study-name", study.study,
                 "--out", self.folder / "report",
             ],
-            "collect_runs": ["capgap.collect", "--help"],
-            "compare_final": ["capgap.compare", "--help"],
-            "write_headline": ["capgap.headline", "--help"],
+            "collect_runs": ["capgap.stages.collect", "--help"],
+            "compare_final": ["capgap.stages.compare", "--help"],
+            "write_metrics": ["capgap.stages.metrics", "--help"],
         }.items():  # fmt: skip
             found[rule] = run_stage_process(words, self.folder)
         return found
@@ -257,7 +253,7 @@ class _Probe:
     def starts(self, rates: dict) -> tuple[dict[str, float], dict[str, float]]:
         """CPU seconds and memory of each torch stage beside its work, by rule."""
         study = self.study
-        sizes = design.teacher_sizes(study)
+        sizes = run_grid.teacher_sizes(study)
         name = min(sizes, key=sizes.get)
         jobs = {job.rule: job for job in reversed(self.cost.jobs)}
         if self.cost.architecture(name).whole().params > LARGEST_PARAMS:
@@ -279,27 +275,27 @@ class _Probe:
         length = len(Streams(self.streams_folder)["test"])
         stage(
             "evaluate_teacher",
-            ["capgap.evaluate", "--model", teacher, *tokens, "--out", self.folder / "metrics.json",
+            ["capgap.stages.evaluate", "--model", teacher, *tokens, "--out", self.folder / "metrics.json",
              *self._options(study.evaluate)],
             {"evaluate": 2 * length},
         )  # fmt: skip
         startup["evaluate_student"] = startup["evaluate_teacher"]
         base["evaluate_student"] = base["evaluate_teacher"]
-        signal = []
-        if self.cost.keeps_signal:
-            signal = ["--signal", self.folder / "signal"]
-            settings = study.distill.signal_stage()
+        targets = []
+        if self.cost.caches_targets:
+            targets = ["--targets", self.folder / "targets"]
+            settings = study.distill.targets_stage()
             stage(
-                "cache_teacher_signal",
-                ["capgap.signal", "--teacher", teacher, *tokens, "--out", self.folder / "signal",
+                "cache_teacher",
+                ["capgap.stages.cache_teacher", "--teacher", teacher, *tokens, "--out", self.folder / "targets",
                  "--scratch", self.folder / "state", *self._options(settings)],
-                {"signal": settings.unique_tokens},
+                {"targets": settings.unique_tokens},
             )  # fmt: skip
         scored = study.prune.scoring().model_copy(update={"calibration_sequences": 1})
         importance = self.folder / "importance"
         stage(
             "score_importance",
-            ["capgap.score", "--model", teacher, *tokens, "--out", importance,
+            ["capgap.stages.score", "--model", teacher, *tokens, "--out", importance,
              *self._options(scored)],
             {"score": scored.sequence_length},
         )  # fmt: skip
@@ -308,16 +304,16 @@ class _Probe:
             start = self.folder / "start"
             stage(
                 "prune_student",
-                ["capgap.prune", teacher, "--importance", importance, "--params", min(students),
+                ["capgap.stages.prune", teacher, "--importance", importance, "--params", min(students),
                  "--out", start, *self._options(study.prune.cutting())],
                 {},
             )  # fmt: skip
-            if "randomise_student" in jobs:
-                startup["randomise_student"] = startup["prune_student"]
-                base["randomise_student"] = base["prune_student"]
+            if "random_init_student" in jobs:
+                startup["random_init_student"] = startup["prune_student"]
+                base["random_init_student"] = base["prune_student"]
             stage(
                 "distill_student",
-                ["capgap.distill", "--init", start, "--teacher", teacher, *signal, *tokens,
+                ["capgap.stages.distill", "--init", start, "--teacher", teacher, *targets, *tokens,
                  "--tokens", study.distill.batch_tokens, "--out", self.folder / "run",
                  "--scratch", self.folder / "state", *self._options(study.distill)],
                 {"distill": study.distill.batch_tokens,
@@ -329,7 +325,7 @@ class _Probe:
             )
             stage(
                 "pretrain_teacher",
-                ["capgap.pretrain", "--name", name, *tokens, "--tokenizer", self.tokenizer,
+                ["capgap.stages.pretrain", "--name", name, *tokens, "--tokenizer", self.tokenizer,
                  "--out", self.folder / "trained", "--scratch", self.folder / "state",
                  *self._options(settings)],
                 {"pretrain": settings.batch_tokens,
@@ -348,7 +344,7 @@ class _Probe:
             job.rule,
             teacher=teacher,
             student=format_count(min(self.study.grid.students)),
-            init=design.pruned_from(teacher),
+            init=run_grid.pruned_from(teacher),
         )
         return held - BASE_MB["torch"]
 

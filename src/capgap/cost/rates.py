@@ -14,28 +14,23 @@ from pathlib import Path
 
 import torch
 
-from capgap import design, signal
-from capgap.artifacts import publish_folder
-from capgap.config import PretrainedTeacher, Training
+from capgap.config import PretrainedTeacher, Training, run_grid
+from capgap.config.shapes import LlamaShape
 from capgap.cost.architectures import Model
-from capgap.cost.jobs import StudyCost
+from capgap.cost.job_costs import StudyCost
+from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine import training
+from capgap.engine.counting import count_params
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.models import (
-    count_params,
-    hidden_and_head,
-    hold_frozen,
-    llama_config,
-    new_model,
-    save_model,
-)
+from capgap.engine.forward import hidden_and_head, hold_frozen
+from capgap.engine.models import llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
-from capgap.engine.signals import SignalStore, reduce_to_signal
-from capgap.engine.streams import Streams, calibration_batch
+from capgap.engine.teacher_targets import TargetStore, reduce_to_targets
 from capgap.pruning.importance import measure
-from capgap.records import Lineage
-from capgap.shapes import LlamaShape
+from capgap.records.artifacts import publish_folder
+from capgap.records.run_records import Lineage
+from capgap.stages import cache_teacher
 
 LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
 SECONDS_PER_POINT = 1.2
@@ -80,11 +75,11 @@ class Rates:
         """By kind of work the rates of the extremes."""
         study, cost = self.study, self.cost
         runs = [
-            *design.grid_runs(study.grid, design.teacher_sizes(study)),
-            *design.final_runs(study.final, cost.final_teachers()),
+            *run_grid.grid_runs(study.grid, run_grid.teacher_sizes(study)),
+            *run_grid.final_runs(study.final, cost.final_teachers()),
         ]
         students = {
-            (cost.student(run.student, run.init), None if run.teacher == design.NONE
+            (cost.student(run.student, run.init), None if run.teacher == run_grid.NONE
              else cost.architecture(run.teacher).whole())
             for run in runs
         }  # fmt: skip
@@ -107,8 +102,8 @@ class Rates:
                 self._training(*p, study.distill)
                 for p in self._extremes([(m, t) for m, t in ordered if t])
             ],
-            "signal": [
-                self._signal(m) for m, _ in self._extremes(taught if cost.keeps_signal else [])
+            "targets": [
+                self._targets(m) for m, _ in self._extremes(taught if cost.caches_targets else [])
             ],
             "evaluate": [self._evaluation(m) for m, _ in self._extremes(every)],
             "score": [
@@ -122,7 +117,7 @@ class Rates:
         objective = partial(data_objective, precision=settings.precision)
         context = settings.sequence_length
         flops = 3 * student.forward_flops(context)
-        if teacher and self.cost.keeps_signal:
+        if teacher and self.cost.caches_targets:
             objective = Distillation(self._kept(teacher), settings)
         elif teacher:
             objective = Distillation(random_model(teacher).eval(), settings)
@@ -137,21 +132,21 @@ class Rates:
 
         return flops, _seconds_each(steps) / settings.batch_tokens
 
-    def _kept(self, teacher: Model) -> SignalStore:
-        """A random teacher's signal."""
-        out, model = self.scratch / "signals" / repr(teacher), random_model(teacher)
+    def _kept(self, teacher: Model) -> TargetStore:
+        """A random teacher's targets."""
+        out, model = self.scratch / "targets" / repr(teacher), random_model(teacher)
         if not out.exists():
             with publish_folder(out / "model") as folder:
                 lineage = Lineage(kind="teacher", name="random", params=count_params(model))
                 save_model(model, folder, lineage, tokenizer=folder)
-            place = Place(out / "signal", out / "state", 1e9)
+            place = Place(out / "targets", out / "state", 1e9)
             with redirect_stdout(io.StringIO()):
-                settings = self.study.distill.signal_stage()
-                signal.run(settings, out / "model", self.streams.folder, place)
-        return SignalStore(out / "signal")
+                settings = self.study.distill.targets_stage()
+                cache_teacher.run(settings, out / "model", self.streams.folder, place)
+        return TargetStore(out / "targets")
 
-    def _signal(self, model: Model) -> Rate:
-        settings, built = self.study.distill.signal_stage(), random_model(model).eval()
+    def _targets(self, model: Model) -> Rate:
+        settings, built = self.study.distill.targets_stage(), random_model(model).eval()
         hold_frozen(built, settings.precision)
         length, stream = settings.sequence_length, self.streams["train"]
         rows = max(1, min(settings.batch_tokens, settings.unique_tokens) // length)
@@ -162,7 +157,7 @@ class Rates:
         def passes(count: int) -> None:
             for _ in range(count):
                 read = hidden_and_head(built, inputs, precision=settings.precision)
-                reduce_to_signal(*read, draws, settings)
+                reduce_to_targets(*read, draws, settings)
 
         return model.forward_flops(length), _seconds_each(passes) / inputs.numel()
 

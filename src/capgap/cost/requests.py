@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import cache
 
 from capgap.config import Study
-from capgap.cost.fit import refuse_misfits
-from capgap.cost.jobs import StudyCost
+from capgap.config.devices import CPU
+from capgap.cost.device_fit import refuse_misfits
+from capgap.cost.job_costs import StudyCost
 from capgap.cost.speed import Assumed
-from capgap.devices import CPU
 
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0

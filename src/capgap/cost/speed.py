@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from capgap.config import Study
-from capgap.cost.host import MEGA, base_mb
-from capgap.cost.jobs import Job
-from capgap.devices import CPU, DEVICES
-from capgap.records import Calibration
+from capgap.config.devices import CPU, DEVICES
+from capgap.cost.host_memory import MEGA, base_mb
+from capgap.cost.job_costs import Job
+from capgap.records.run_records import Calibration
 
 CALIBRATION = Path("scratch/calibration.json")
 DEVICE_STARTUP_S = 40.0  # imports, loading, first kernels
@@ -107,7 +107,7 @@ class Measured:
 DECIDING = (
     "precision",
     "teacher_precision",
-    "teacher_signal",
+    "teacher_targets",
     "activation_checkpointing",
     "compile",
 )

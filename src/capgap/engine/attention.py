@@ -17,8 +17,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from capgap.engine.products import products_are_fast
-from capgap.shapes import WHOLE_ATTENTION
+from capgap.config.shapes import WHOLE_ATTENTION
+from capgap.engine.onednn_matmul import products_are_fast
 
 
 class _Attention(torch.autograd.Function):

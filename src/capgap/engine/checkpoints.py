@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from capgap.artifacts import intact, is_first_process, publish_folder
 from capgap.engine.parallel import like, whole_tensor
+from capgap.records.artifacts import intact, is_first_process, publish_folder
 
 KEEP = 2
 NOTES = "notes.json"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from capgap.data.token_streams import check_long_enough, evaluation_windows
+from capgap.engine.forward import hidden_and_head
 from capgap.engine.losses import data_ce_sum
-from capgap.engine.models import hidden_and_head
-from capgap.engine.streams import check_long_enough, evaluation_windows
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ of tokens are at hand, so memory grows with the chunk, not with tokens x vocabul
 chunk is worked through in blocks of rows that stay in its cache.
 """
 
-# N tokens of all sequences, C tokens of a chunk, R tokens of a block, K entries of a partial signal,
+# N tokens of all sequences, C tokens of a chunk, R tokens of a block, K entries of partial targets,
 # V vocabulary, D student channels, E teacher's
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from capgap.engine.products import dot, fast_products
-from capgap.shapes import chunk_tokens
+from capgap.config.shapes import chunk_tokens
+from capgap.engine.onednn_matmul import dot, fast_products
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
 ROW_ELEMENTS = 2**17  # of a block: half a megabyte, of which a core's own cache holds two
@@ -44,15 +44,15 @@ class LossParts(NamedTuple):
     teacher_term: torch.Tensor  # what the objective names, times tau^2
 
 
-class Signal(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What the teacher says about N tokens: its hidden states (N x E) and output head (V x E)."""
 
     hidden: torch.Tensor
     head: torch.Tensor
 
-    def keep(self, kept_N: torch.Tensor) -> Signal:
-        """The signal of some of the tokens."""
-        return Signal(self.hidden[kept_N], self.head)
+    def keep(self, kept_N: torch.Tensor) -> TeacherOutput:
+        """The targets of some of the tokens."""
+        return TeacherOutput(self.hidden[kept_N], self.head)
 
     def space(self, tokens: int) -> torch.Tensor:
         """Room for the logits of a chunk."""
@@ -63,7 +63,7 @@ class Signal(NamedTuple):
         return [_logits(self.hidden[part], self.head, space_CV)]
 
 
-class PartialSignal(NamedTuple):
+class PartialTargets(NamedTuple):
     """K masses in the vocabulary for each of N tokens, of sum 1, at the loss's temperature.
 
     An entry may repeat, as draws do: its masses add up.
@@ -72,15 +72,15 @@ class PartialSignal(NamedTuple):
     ids: torch.Tensor  # N x K, int64
     masses: torch.Tensor  # N x K
 
-    def keep(self, kept_N: torch.Tensor) -> PartialSignal:
-        """The signal of some of the tokens."""
-        return PartialSignal(*(value[kept_N] for value in self))
+    def keep(self, kept_N: torch.Tensor) -> PartialTargets:
+        """The targets of some of the tokens."""
+        return PartialTargets(*(value[kept_N] for value in self))
 
     def space(self, tokens: int) -> None:
         """No room is needed."""
 
     def told(self, part: slice, space: None) -> list[torch.Tensor]:
-        """The signal of a chunk."""
+        """The targets of a chunk."""
         return [value[part] for value in self]
 
 
@@ -102,13 +102,13 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @fast_products()
-    def forward(ctx, hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale, chunk):
+    def forward(ctx, hidden_ND, head_VD, labels_N, targets, differentiate, weights, scale, chunk):
         tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         chunk = _even(tokens, chunk)
         rows = max(LEAST_ROWS, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
-        told_CV = signal.space(chunk) if signal else None
+        told_CV = targets.space(chunk) if targets else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
         widened, wanted = wide != head_VD.dtype, ctx.needs_input_grad[1]  # scoring freezes the head
         grad_head_VD = None
@@ -118,7 +118,7 @@ class _Fused(torch.autograd.Function):
         for start in range(0, max(tokens, 1), chunk):
             part = slice(start, min(start + chunk, tokens))
             grad_CV = _logits(hidden_ND[part], head_VD, logits_CV)
-            told = signal.told(part, told_CV) if signal else []
+            told = targets.told(part, told_CV) if targets else []
             for first in range(0, part.stop - start, rows):
                 block = slice(first, first + rows)
                 logits_RV = grad_CV[block].to(wide)
@@ -300,7 +300,7 @@ def mixture_loss(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor,
     labels_N: torch.Tensor,
-    signal: Signal | PartialSignal,
+    targets: TeacherOutput | PartialTargets,
     *,
     objective: str = "soft_ce",
     weight: float = 0.5,
@@ -312,7 +312,7 @@ def mixture_loss(
     """Distillation loss summed over tokens and multiplied by `scale`, with its parts.
 
     objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
-    0 and 1; a partial signal allows soft_ce alone. `scale` is one over the tokens of the optimizer
+    0 and 1; partial targets allow soft_ce alone. `scale` is one over the tokens of the optimizer
     step for a mean loss. chunk: tokens whose logits are held at once, by default `chunk_tokens`.
     Tokens with the label IGNORED count in neither part. Raises ValueError for an objective that
     cannot be had.
@@ -321,16 +321,16 @@ def mixture_loss(
         raise ValueError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
     if (beta is not None) != (objective == "jensen_shannon") or not 0 < (beta or 0.5) < 1:
         raise ValueError(f"{objective} with beta {beta}: jensen_shannon alone takes 0 < beta < 1")
-    if isinstance(signal, PartialSignal) and objective != "soft_ce":
-        raise ValueError(f"a partial signal allows the objective soft_ce, not {objective}")
+    if isinstance(targets, PartialTargets) and objective != "soft_ce":
+        raise ValueError(f"partial targets allow the objective soft_ce, not {objective}")
     kept_N = labels_N != IGNORED
     if not kept_N.all():
-        hidden_ND, labels_N, signal = hidden_ND[kept_N], labels_N[kept_N], signal.keep(kept_N)
+        hidden_ND, labels_N, targets = hidden_ND[kept_N], labels_N[kept_N], targets.keep(kept_N)
     term = Term(objective, weight, temperature, beta)
     chunk = chunk or chunk_tokens(head_VD.shape[0])
     differentiate, weights = partial(_differentiate_mixture, term=term), (1 - weight, weight)
     loss, sums = _Fused.apply(
-        hidden_ND, head_VD, labels_N, signal, differentiate, weights, scale, chunk
+        hidden_ND, head_VD, labels_N, targets, differentiate, weights, scale, chunk
     )
     return loss, LossParts(*sums)
 

@@ -1,7 +1,7 @@
 """
-Hugging Face causal language models: build, load, save, run and count them.
+Hugging Face causal language models: build, load and save them, and check that they fit a text.
 
-Any architecture goes through the same four functions. Weights are safetensors, never pickle, and
+Any architecture goes through the same functions. Weights are safetensors, never pickle, and
 no code that comes with a model is run.
 """
 
@@ -19,12 +19,11 @@ import transformers.utils
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from capgap.artifacts import open_folder
-from capgap.engine.mapped import release
-from capgap.engine.products import fast_products
+from capgap.config.shapes import LlamaShape
+from capgap.engine.counting import count_params
 from capgap.errors import CapgapError, out_of_memory
-from capgap.records import Lineage, ParamGroups, TokenStreams
-from capgap.shapes import LlamaShape, forward_flops_per_token
+from capgap.records.artifacts import open_folder
+from capgap.records.run_records import Lineage, TokenStreams
 
 # Importing a model class makes hundreds of thousands of objects; the collector would walk them all
 # again and again (0.6 CPU seconds of a job's start). SciPy is only used by detection losses there.
@@ -234,108 +233,3 @@ def tokenizer_digest(folder: Path) -> str:
         raise CapgapError(f"{path} cannot be read ({error}); fetch or make it again") from None
     parts = [data[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Last hidden states before the output head, (B T) x D.
-
-    A backward pass belongs into the same `fast_products`.
-    """
-    with fast_products():
-        hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-
-
-def output_head(model: PreTrainedModel) -> torch.Tensor:
-    """Weights of the output head, V x D."""
-    return model.get_output_embeddings().weight
-
-
-def hidden_and_head(
-    model: PreTrainedModel,
-    input_ids_BT: torch.Tensor,
-    *,
-    precision: str = "float32",
-    vocab: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a loss is computed from: last hidden states, (B T) x D, and output head, V x D.
-
-    precision: float32, or bfloat16 for mixed precision: matrix products of the forward pass, hidden
-    states and head. vocab: size of the tokenizer; further rows of the head, which makers add to get
-    a round number, are no tokens and left out.
-    """
-    dtype = getattr(torch, precision)
-    with torch.autocast(input_ids_BT.device.type, torch.bfloat16, enabled=dtype != torch.float32):
-        hidden_ND = hidden_states(model, input_ids_BT)
-    head_VD = output_head(model)
-    if vocab is not None and vocab < head_VD.shape[0]:
-        head_VD = head_VD[:vocab]
-    return hidden_ND.to(dtype), head_VD.to(dtype)
-
-
-@torch.no_grad()
-def hold_frozen(model: torch.nn.Module, precision: str) -> None:
-    """Hold the weights of a model, or of a part, that will not learn, as its precision computes.
-
-    float32: all in float32. bfloat16: the matrices of products, which autocast would round anew for
-    every pass, rounded once. Embeddings, norms and buffers, and so what passes from layer to layer,
-    are float32 in both.
-    """
-    tables = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Embedding)
-        for parameter in module.parameters()
-    }
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        matrix = parameter.ndim >= 2 and id(parameter) not in tables
-        dtype = getattr(torch, precision) if matrix else torch.float32
-        if parameter.dtype != dtype:
-            stored, parameter.data = parameter.data, parameter.data.to(dtype)
-            release(stored)
-
-
-def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The layers of a model, which are alike."""
-    depth = model.config.num_hidden_layers
-    return next(
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
-    )
-
-
-def count_params(model: PreTrainedModel) -> ParamGroups:
-    """Parameters by group; a tensor that belongs to no group is refused by name."""
-    groups = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0}
-    for name, parameter in model.named_parameters():  # shared tensors come once
-        groups[_group(name)] += parameter.numel()
-    total = sum(p.numel() for p in model.parameters())
-    rest = total - groups["embedding"]
-    return ParamGroups(**groups, non_embedding=rest, total=total)
-
-
-def _group(name: str) -> str:
-    patterns = {
-        "norm": ("norm", "ln_"),
-        "embedding": ("embed", "wte", "wpe", "lm_head"),
-        "attention": ("attn", "attention"),
-        "mlp": ("mlp", "fc1", "fc2"),
-    }
-    for group, parts in patterns.items():
-        if any(part in name for part in parts):
-            return group
-    raise CapgapError(f"parameter {name} belongs to no known group of parameters")
-
-
-def forward_flops(model: PreTrainedModel, context: int) -> int:
-    """FLOPs of one token's forward pass in sequences of `context` tokens."""
-    config, params = model.config, count_params(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return forward_flops_per_token(
-        params.attention + params.mlp + output_head(model).numel(),
-        layers=config.num_hidden_layers,
-        attention_width=config.num_attention_heads * head_dim,
-        context=context,
-    )

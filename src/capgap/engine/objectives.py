@@ -15,10 +15,10 @@ from functools import partial
 import torch
 
 from capgap.config import Distill
-from capgap.engine.losses import LossParts, PartialSignal, Signal, data_loss, mixture_loss
-from capgap.engine.models import hidden_and_head, hold_frozen
+from capgap.engine.forward import hidden_and_head, hold_frozen
+from capgap.engine.losses import LossParts, PartialTargets, TeacherOutput, data_loss, mixture_loss
 from capgap.engine.parallel import Whole, World
-from capgap.engine.signals import SignalStore
+from capgap.engine.teacher_targets import TargetStore
 
 
 def data_objective(
@@ -40,18 +40,18 @@ def data_objective(
 
 @dataclass(frozen=True)
 class Distillation:
-    """Data and teacher: the teacher's model or its signal kept on disk, and the settings.
+    """Data and teacher: the teacher's model or its targets kept on disk, and the settings.
 
     vocab: size of the tokenizer that both share, where a head has more rows.
     """
 
-    teacher: torch.nn.Module | SignalStore
+    teacher: torch.nn.Module | TargetStore
     settings: Distill
     vocab: int | None = None
 
     def on(self, world: World) -> Distillation:
         """The same with the teacher where a world computes, in its precision."""
-        if isinstance(self.teacher, SignalStore):
+        if isinstance(self.teacher, TargetStore):
             return self
         hold = partial(hold_frozen, precision=self.settings.precision_of_teacher)
         return replace(self, teacher=world.place(self.teacher, hold))
@@ -63,7 +63,7 @@ class Distillation:
         return mixture_loss(
             *self._read(model, inputs_BT, self.settings.precision),
             labels_N,
-            self._signal(inputs_BT, starts_B),
+            self._targets(inputs_BT, starts_B),
             objective=self.settings.objective,
             weight=self.settings.teacher_weight,
             temperature=self.settings.temperature,
@@ -73,14 +73,14 @@ class Distillation:
         )
 
     @torch.no_grad()
-    def _signal(self, inputs_BT, starts_B) -> Signal | PartialSignal:
-        if isinstance(self.teacher, SignalStore):
+    def _targets(self, inputs_BT, starts_B) -> TeacherOutput | PartialTargets:
+        if isinstance(self.teacher, TargetStore):
             kept = self.teacher.read(starts_B)
-            return PartialSignal(*(value.to(inputs_BT.device) for value in kept))
+            return PartialTargets(*(value.to(inputs_BT.device) for value in kept))
         precision = self.settings.precision_of_teacher
         if isinstance(self.teacher, Whole):
-            return Signal(*self.teacher(self._read, inputs_BT, precision))
-        return Signal(*self._read(self.teacher, inputs_BT, precision))
+            return TeacherOutput(*self.teacher(self._read, inputs_BT, precision))
+        return TeacherOutput(*self._read(self.teacher, inputs_BT, precision))
 
     def _read(self, model, inputs_BT, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
         return hidden_and_head(model, inputs_BT, precision=precision, vocab=self.vocab)

@@ -18,7 +18,8 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from capgap.engine.models import compute_device, decoder_layers
+from capgap.engine.forward import decoder_layers
+from capgap.engine.models import compute_device
 from capgap.errors import CapgapError
 
 CPU = torch.device("cpu")

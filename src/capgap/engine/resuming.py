@@ -12,9 +12,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from capgap.artifacts import folder_of
 from capgap.config.section import Section
-from capgap.paths import MANIFEST
+from capgap.records.artifacts import folder_of
+from capgap.records.paths import MANIFEST
 
 
 @dataclass(frozen=True)

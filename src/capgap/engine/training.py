@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from capgap.artifacts import intact
 from capgap.config import Training
+from capgap.data.token_streams import Batch, check_long_enough, training_batch
 from capgap.engine import checkpoints
-from capgap.engine.advice import Advice
 from capgap.engine.evaluation import mean_loss
+from capgap.engine.forward import decoder_layers
+from capgap.engine.hints import Advice
 from capgap.engine.losses import IGNORED, LossParts
-from capgap.engine.models import decoder_layers
+from capgap.engine.lr_schedule import learning_rate_at, measured_steps, trunk_steps
+from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import ALONE, World, whole_tensor
-from capgap.engine.products import fast_products
 from capgap.engine.resuming import Stop
-from capgap.engine.schedule import learning_rate_at, measured_steps, trunk_steps
-from capgap.engine.streams import Batch, check_long_enough, training_batch
 from capgap.errors import CapgapError, Terminated
+from capgap.records.artifacts import intact
 
 CURVE_COLUMNS = (
     "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"

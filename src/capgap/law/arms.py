@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from capgap.design import NONE, RANDOM
+from capgap.config.run_grid import NONE, RANDOM
 from capgap.law.cells import Noise, cells_of
 from capgap.law.records import ArmEffects
 from capgap.law.shape import Shape, judge

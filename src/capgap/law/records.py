@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from capgap.records import Record
+from capgap.records.run_records import Record
 
 
 class Interval(Record):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from capgap.design import NONE, RANDOM
+from capgap.config.run_grid import NONE, RANDOM
 from capgap.law import busbridge, pruning_null
 from capgap.law.huber import TRIES, Fitted
 from capgap.law.records import RivalFit

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from capgap.design import NONE, RANDOM, arm_of, pruned_from
+from capgap.config.run_grid import NONE, RANDOM, arm_of, pruned_from
 
 
 def simulate_runs(

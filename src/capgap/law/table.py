@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from capgap.design import NONE, arm_of
+from capgap.config.run_grid import NONE, arm_of
 from capgap.errors import CapgapError
-from capgap.records import RunRow
+from capgap.records.run_records import RunRow
 
 ARMS = ("main", "no_teacher", "random_init", "cross_teacher")
 KEY = ["student", "init", "teacher", "tokens", "seed"]  # what makes a run a different run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from capgap.counts import SUFFIXES, format_count
+from capgap.config.counts import SUFFIXES, format_count
 from capgap.law.records import Interval
 
 

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from capgap.engine.forward import hidden_states, output_head
 from capgap.engine.losses import data_loss
-from capgap.engine.models import hidden_states, output_head
-from capgap.engine.products import fast_products
+from capgap.engine.onednn_matmul import fast_products
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
 from capgap.pruning.surgery import sizes_of

@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from capgap.artifacts import open_folder, sha256
 from capgap.errors import CapgapError
 from capgap.pruning.importance import Importance
+from capgap.records.artifacts import open_folder, sha256
 
 FILE = "importance.safetensors"
 WEIGHTS_KEY = "weights_sha256"  # the only metadata: safetensors writes several in no fixed order

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from capgap.engine.mapped import release
+from capgap.engine.mmap_weights import release
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.solver import Sizes, Widths

@@ -12,10 +12,10 @@ from statistics import fmean
 
 import altair as alt
 
-from capgap.design import NONE, RANDOM
+from capgap.config.run_grid import NONE, RANDOM
 from capgap.law.records import FinalRecord, LawRecord, Optimum
 from capgap.law.table import train_flops
-from capgap.records import Metrics, RunRow
+from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.regret_charts import flatness, regret
 from capgap.reporting.theme import (

@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
-from capgap.design import NONE, pruned_from
+from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.claims import excludes, grows
 from capgap.law.records import (
     FinalRecord,
@@ -26,7 +26,7 @@ from capgap.law.records import (
     Score,
 )
 from capgap.law.words import about, listed
-from capgap.records import HarnessRecord, HarnessScore, Metrics, RunRow
+from capgap.records.run_records import HarnessRecord, HarnessScore, Metrics, RunRow
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 ARMS = {

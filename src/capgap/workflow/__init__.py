@@ -15,7 +15,7 @@ Promised, each by a test in tests/workflow
 How, and what would break without it
   digest.py    one number for what a stage's code does. Snakemake never sees imports: an edited
                library function would leave stale results in place.
-  planning.py  spec: stage, digest and settings as one text. Snakemake compares parameters without
+  rule_params.py  spec: stage, digest and settings as one text. Snakemake compares parameters without
                their names: swapped values would go unnoticed.
                hand_down: jobs on a cluster parse the workflow again. After an edit they would run
                what is new, and the run would put on record what was planned.
@@ -43,7 +43,7 @@ How, and what would break without it
 
 The rest of the contract stands elsewhere: rules name a folder by its manifest alone, so Snakemake
 never deletes a checkpoint and content decides (paths.py); artifacts appear whole and are checked
-when opened (artifacts.py); a stage refuses source that changed after planning (stage.py); `rule
+when opened (artifacts.py); a stage refuses source that changed after planning (stages/base.py); `rule
 all` asks for every result, for Snakemake counts a job whose input failed as done (Snakefile);
 dvc.yaml keeps the outputs of a rerun in place (persist).
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from capgap.errors import CapgapError
-from capgap.workflow.process import die_with_parent
+from capgap.workflow.locks import die_with_parent
 
 VARIABLE = "CAPGAP_GPUS"  # ids of the devices to share out, with commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"

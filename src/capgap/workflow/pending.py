@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from capgap import paths
 from capgap.errors import CapgapError
+from capgap.records import paths
 
 
 class Pending(NamedTuple):

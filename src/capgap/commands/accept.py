@@ -1,0 +1,110 @@
+"""
+Accept existing results under changed source: `capgap accept --reason "..."`.
+
+For a refactor that cannot change results, so that it need not cost GPU days. Only the source
+digest in the records is replaced: what was run with other settings, or from other inputs, still
+runs again. Who accepted what, and why, is kept in results/<study>/accepted.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+from capgap.commands.verify import check, results_of
+from capgap.config.study_file import load_study
+from capgap.errors import CapgapError
+from capgap.records import paths
+from capgap.records.artifacts import write_text
+from capgap.stages.base import run_stage
+from capgap.workflow import ledger
+from capgap.workflow.digest import source_digest
+from capgap.workflow.locks import only_run
+
+
+def outdated(records: dict[str, dict], stages: list[str]) -> dict[tuple[str, str], list[str]]:
+    """Outputs made with another source than today's, by (stage, digest they were made with)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for output, record in records.items():
+        spec = ledger.read_spec(record)
+        if spec is None or (stages and spec["stage"] not in stages):
+            continue
+        if spec["source"] != source_digest(f"capgap.stages.{spec['stage']}"):
+            found.setdefault((spec["stage"], spec["source"]), []).append(output)
+    return dict(sorted(found.items()))
+
+
+def run(study: str, stages: list[str], reason: str | None, by: str | None) -> list[str]:
+    """Accept, or without a reason only list; the lines to print.
+
+    Raises CapgapError when a result is not as its manifest or its record says.
+    """
+    records = ledger.read_all(results_of(study))
+    found = outdated(records, stages)
+    lines = [
+        f"{stage}: {len(outputs)} outputs made with source {before}, now "
+        f"{source_digest(f'capgap.stages.{stage}')}"
+        for (stage, before), outputs in found.items()
+    ]
+    if not found:
+        return ["nothing to accept: every result was made with today's source"]
+    if reason is None:
+        return [*lines, "to accept them: capgap accept --reason 'why the results stay the same'"]
+    check(study, "nothing was accepted")
+    book = Path(paths.ACCEPTED.format(study=study))
+    entries = json.loads(book.read_text(encoding="utf-8")) if book.is_file() else []
+    for (stage, before), outputs in found.items():
+        now = source_digest(f"capgap.stages.{stage}")
+        entries.append(
+            {
+                "stage": stage,
+                "source_before": before,
+                "source_now": now,
+                "by": by or _git_user(),
+                "reason": reason,
+                "outputs": outputs,
+            }
+        )
+    write_text(book, json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    for (stage, _), outputs in found.items():
+        now = source_digest(f"capgap.stages.{stage}")
+        for output in outputs:
+            ledger.replace_spec(
+                output, records[output], lambda spec, now=now: {**spec, "source": now}
+            )
+    return [*lines, f"accepted, and written down in {book}"]
+
+
+def _git_user() -> str:
+    """The name that git would sign with."""
+    name = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout
+    if not name.strip():
+        raise CapgapError("who accepts? Give --by NAME, or set it for git: git config user.name")
+    return name.strip()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap accept`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap accept",
+        description="Accept existing results under changed source, after checking their contents. "
+        "Without --reason only shows what would be accepted.",
+    )
+    parser.add_argument(
+        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
+    )
+    parser.add_argument(
+        "--stage", nargs="+", default=[], help="stages whose results are accepted (default all)"
+    )
+    parser.add_argument("--reason", help="why the changed source gives the same results")
+    parser.add_argument("--by", help="who accepts (default git's user.name)")
+    args = parser.parse_args(argv)
+    with only_run():
+        lines = run(load_study(args.study).study, args.stage, args.reason, args.by)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,228 @@
+"""
+Hand over the final student as a plain Hugging Face folder with a model card: `capgap export`.
+
+IN   results/<study>/final/, law/law.json, the metrics of its teacher
+OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+import yaml
+
+from capgap.commands.verify import result_of
+from capgap.config import (
+    FilesCorpus,
+    HubCorpus,
+    HubTeacher,
+    PackageCorpus,
+    PackageTeacher,
+    PretrainedTeacher,
+    Study,
+    run_grid,
+)
+from capgap.config.study_file import load_study
+from capgap.errors import CapgapError
+from capgap.law.records import FinalRecord, LawRecord
+from capgap.records import paths
+from capgap.records.artifacts import open_folder, sha256
+from capgap.records.run_records import HarnessRecord, Lineage, Metrics
+from capgap.reporting.wording import harness_name, harness_rows
+from capgap.stages.base import run_stage
+
+CARD = """
+# {name}
+
+A language model of {params:,} parameters without embeddings ({total:,} in all), pruned from its
+teacher and distilled from it. The teacher is the choice of the study `{study}`, which measures the
+law of capacity gap.
+
+| | |
+|---|---|
+| teacher | {teacher} |
+| distillation tokens | {tokens:,} |
+| seed | {seed} |
+| law | {law} |
+| choice | {choice} |
+| test loss | {loss:.4f} nats per token |
+| test bits per byte | {bits:.4f} |
+| regret of the choice | {regret:.4f} nats above the best teacher tried, mean over seeds |
+| teacher's test loss | {teacher_loss:.4f} nats per token |
+
+{sentence}
+{tasks}
+## Data
+
+{data}. Licence of the data: {data_licence}.
+
+## Licences
+
+Licence of the teacher: {teacher_licence}. Licence of this model: {licence}.
+
+## How it was made
+
+```bash
+capgap run --study {study_file}
+{command}
+```
+
+SHA-256 of `model.safetensors`: `{weights}`
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{out_name}")
+tokenizer = AutoTokenizer.from_pretrained("{out_name}")
+```
+"""
+
+
+def run(
+    study_file: Path,
+    out: Path,
+    licence: str | None = None,
+    data_licence: str | None = None,
+    teacher_licence: str | None = None,
+) -> None:
+    """Write the folder. Raises CapgapError when a licence is unknown, or `out` exists."""
+    options = {
+        "--study": study_file,
+        "--out": out.name,
+        "--licence": licence,
+        "--data-licence": data_licence,
+        "--teacher-licence": teacher_licence,
+    }
+    study = load_study(study_file)
+    if out.exists():
+        raise CapgapError(f"{out} exists already; name another folder or delete it")
+    final = FinalRecord.read(result_of(study.study, paths.FINAL))
+    law = LawRecord.read(result_of(study.study, paths.LAW))
+    model = open_folder(paths.FINAL_MODEL.format(study=study.study))
+    lineage = Lineage.read(model / "lineage.json")
+    teacher = Metrics.read(paths.TEACHER_METRICS.format(study=study.study, teacher=lineage.teacher))
+    runs = run_grid.final_runs(study.final, [lineage.teacher])
+    made = next(run for run in runs if run.seed == lineage.seed)
+    test = Metrics.read(paths.RUN_METRICS.format(study=study.study, **made._asdict())).test
+    data, known = _data(study)
+    data_licence = _required(data_licence or known, "data", data)
+    source, known = _teacher(study, lineage.teacher)
+    teacher_licence = _required(teacher_licence or known, "teacher", source)
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns(paths.MANIFEST))
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": licence or "other",
+        "tags": ["knowledge-distillation", "pruning", "capgap"],
+    }
+    card = CARD.format(
+        name=out.name,
+        params=lineage.params.non_embedding,
+        total=lineage.params.total,
+        study=study.study,
+        teacher=f"{lineage.teacher}: {source}, "
+        f"{teacher.lineage.params.non_embedding:,} parameters without embeddings",
+        tokens=lineage.tokens,
+        seed=lineage.seed,
+        law=law.verdict,
+        choice=final.choice.basis_note,
+        loss=test.loss_nats_per_token,
+        bits=test.bits_per_byte,
+        regret=final.regret_nats,
+        teacher_loss=teacher.test.loss_nats_per_token,
+        sentence=final.sentence,
+        tasks=tasks_of_card(study),
+        data=data,
+        data_licence=data_licence,
+        teacher_licence=teacher_licence,
+        licence=licence or "not stated; it follows from those of the data and the teacher",
+        study_file=study_file,
+        command=shlex.join(
+            ["capgap", "export", *(str(w) for o in options.items() if o[1] for w in o)]
+        ),
+        out_name=out.name,
+        weights=sha256(model / "model.safetensors"),
+    )
+    text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _required(licence: str | None, what: str, source: str) -> str:
+    if not licence:
+        raise CapgapError(f"the licence of {source} is not known; give --{what}-licence")
+    return licence
+
+
+def tasks_of_card(study: Study) -> str:
+    """A section of the card: the student beside its teachers on the tasks that were measured."""
+    if not (study.harness and study.harness.final):
+        return ""
+    names = study.harness.measured(study.teachers)
+    *teachers, final = (HarnessRecord.read(paths.harness(study.study, name)) for name in names)
+    records = [final, *teachers]
+    heads = ["task", "metric", "this model", *map(harness_name, records[1:])]
+    rows = [heads, ["---"] * len(heads)]
+    rows += [[row.task, row.metric, *row.values] for row in harness_rows(records)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    limit = f", at most {final.limit} documents a task" if final.limit else ""
+    return f"\n## Tasks\n\nlm-evaluation-harness {final.lm_eval_version}{limit}.\n\n{table}\n"
+
+
+def _data(study: Study) -> tuple[str, str | None]:
+    """The corpus in words, and its licence where its package states one."""
+    match study.corpus:
+        case PackageCorpus(package=package, pattern=pattern):
+            return f"`{pattern}` of the Python package `{package}`", _package_licence(package)
+        case HubCorpus(dataset=dataset, revision=revision):
+            return f"data set `{dataset}` of the Hugging Face hub at {revision}", None
+        case FilesCorpus(pattern=pattern):
+            return f"local files `{pattern}`", None
+    raise AssertionError(study.corpus)
+
+
+def _teacher(study: Study, name: str) -> tuple[str, str | None]:
+    """The teacher's origin in words, and its licence where it is known."""
+    match study.teachers[name]:
+        case PretrainedTeacher():
+            return "trained from random weights on the same data", "that of the data"
+        case PackageTeacher(package=package):
+            return f"from the Python package `{package}`", _package_licence(package)
+        case HubTeacher(model=model, revision=revision):
+            return f"`{model}` of the Hugging Face hub at {revision}", None
+    return "a local folder", None
+
+
+def _package_licence(package: str) -> str | None:
+    """What an installed package states about its licence."""
+    try:
+        stated = metadata(package)
+    except PackageNotFoundError:
+        return None
+    text = stated.get("License-Expression") or stated.get("License") or ""
+    return text.strip().split("\n")[0] or None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap export`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap export",
+        description="Write the final student as a Hugging Face folder with a model card.",
+    )
+    parser.add_argument(
+        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--licence", help="licence of the model, as the hub abbreviates it")
+    parser.add_argument("--data-licence", help="licence of the data, if its package does not say")
+    parser.add_argument("--teacher-licence", help="licence of the teacher, likewise")
+    args = parser.parse_args(argv)
+    run(args.study, args.out, args.licence, args.data_licence, args.teacher_licence)
+    print(f"{args.out}: model, tokenizer and model card")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,79 @@
+"""
+Ask the hub about every commit a study pins: whether it is there, and whether main has moved on.
+
+Writes nothing: what a study pins stays what it is until you change it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from capgap.config import HubCorpus, HubTeacher, Study
+from capgap.config.study_file import load_study
+from capgap.data.hub import open_gate
+from capgap.errors import CapgapError
+from capgap.stages.base import run_stage
+
+
+def pins(study: Study) -> list[tuple[str, str, str]]:
+    """What a study pins: (model or dataset, id on the hub, commit), without repeats."""
+    found = [
+        ("model", teacher.model, teacher.revision)
+        for teacher in study.teachers.values()
+        if isinstance(teacher, HubTeacher)
+    ]
+    if isinstance(study.corpus, HubCorpus):
+        texts = [study.corpus, *([study.corpus.test] if study.corpus.test else [])]
+        found += [("dataset", text.dataset, text.revision) for text in texts]
+    return list(dict.fromkeys(found))
+
+
+def check(kind: str, name: str, revision: str, api: HfApi) -> tuple[bool, str]:
+    """Whether a pinned commit is on the hub, and a sentence about it and about main.
+
+    Raises CapgapError where the hub cannot be asked.
+    """
+    try:
+        main = api.repo_info(name, repo_type=kind).sha
+        api.repo_info(name, repo_type=kind, revision=revision)
+        api.auth_check(name, repo_type=kind)  # the page of a gated one is public, its files are not
+    except RevisionNotFoundError:
+        return False, f"{name}: no commit {revision}; main is {main}"
+    except GatedRepoError:
+        return False, f"{name}: gated; {open_gate(kind, name)}"
+    except RepositoryNotFoundError:
+        return False, f"{name}: not on the hub, or private"
+    except (HTTPError, OSError) as error:
+        raise CapgapError(
+            f"{name}: the hub cannot be asked ({error}); try with a network"
+        ) from None
+    if main == revision:
+        return True, f"{name}: {revision} is main"
+    return True, f"{name}: {revision} is there; main has moved on to {main}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap pin`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap pin",
+        description=__doc__.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--study", type=Path, default=Path("config.yaml"), help="study file")
+    study = load_study(parser.parse_args(argv).study)
+    api, missing = HfApi(), 0
+    for kind, name, revision in pins(study):
+        there, sentence = check(kind, name, revision, api)
+        missing += not there
+        print(sentence, flush=True)
+    if missing:
+        raise CapgapError(f"{missing} pinned commit(s) cannot be had; see above")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,323 @@
+"""
+What a study will cost: jobs, tokens, FLOPs, time, memory, disk and downloads, before any is paid.
+
+Needs no network and no models: fetched teachers count by the shapes under `plan.shapes`. FLOPs are
+2 per weight and token forward with head and attention, three times that for training; hours are
+FLOPs over what the device is assumed to reach, or, without a device, CPU time of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from capgap.config import Study
+from capgap.config.devices import CPU, DEVICE_NAMES
+from capgap.config.study_file import load_study
+from capgap.cost import device_fit
+from capgap.cost.host_memory import LAW_RULES, TEXT_RULES
+from capgap.cost.job_costs import Job, StudyCost
+from capgap.cost.makespan import Schedule, schedule
+from capgap.cost.speed import Speed, speed_of
+from capgap.cost.study_sizes import check_shapes
+from capgap.errors import CapgapError
+from capgap.records import paths
+from capgap.stages.base import run_stage
+from capgap.workflow.pending import not_done
+
+EXACT_CPU_TIME_S = 15.0
+
+
+class Plan(NamedTuple):
+    """The plan of a study for a device."""
+
+    study: Study
+    device: str
+    workers: int
+    speed: Speed
+    jobs: list[Job]  # all
+    left: list[Job]  # not up to date
+    schedule: Schedule  # of what is left
+    misfits: list[device_fit.Misfit]
+    notes: list[str]
+
+
+def make_plan(
+    study: Study,
+    *,
+    device: str | None = None,
+    workers: int | None = None,
+    not_done: Iterable[str] | None = None,
+) -> Plan:
+    """Plan a study. not_done: outputs known to be out of date; every job counts if None."""
+    device = device or study.plan.device
+    if device not in DEVICE_NAMES:
+        raise CapgapError(f"device {device}: known are {', '.join(DEVICE_NAMES)}")
+    if device != study.plan.device:
+        study = study.model_copy(update={"plan": study.plan.model_copy(update={"device": device})})
+    check_shapes(study)
+    cost, speed = StudyCost(study), speed_of(study, device)
+    workers = workers or (study.plan.gpus if device != CPU else os.cpu_count() or 1)
+    jobs = cost.jobs
+    left = jobs if not_done is None else _left(study, jobs, set(not_done))
+    notes = list(cost.notes)
+    if paths.CHOICE.format(study=study.study) in {job.output for job in left}:
+        notes.append("the final runs are counted in full: the law is yet to choose their teachers")
+    return Plan(
+        study,
+        device,
+        workers,
+        speed,
+        jobs,
+        left,
+        schedule(
+            left,
+            speed.seconds,
+            workers,
+            uses_worker=None if device == CPU else lambda job: job.device is not None,
+        ),
+        device_fit.misfits(study, left, device),
+        notes,
+    )
+
+
+def _left(study: Study, jobs: list[Job], not_done: set[str]) -> list[Job]:
+    """Jobs that are out of date, missing, or behind a choice that is yet to be made."""
+    choice = paths.CHOICE.format(study=study.study)
+    left = {job.output for job in jobs if job.output in not_done or not Path(job.output).exists()}
+    if choice in left:  # what is behind it cannot be told from what is there
+        left |= {job.output for job in jobs if choice in job.needs}
+    for job in jobs:
+        if left.intersection(job.needs) and not Path(job.output).exists():
+            left.add(job.output)
+    return [job for job in jobs if job.output in left]
+
+
+def short(plan: Plan) -> str:
+    """The plan in a few lines, for the end of a dry run."""
+    if not plan.left:
+        return f"0 of {len(plan.jobs)} jobs to do"
+    amounts = [
+        (_flops(sum(job.flops for job in plan.left)), "FLOPs"),
+        (_bytes(_disk(plan.left)), "on disk"),
+        (_bytes(_download(plan.left)), "to download"),
+    ]
+    told = ", ".join(f"{amount} {what}" for amount, what in amounts if amount)
+    lines = [
+        f"{len(plan.left)} of {len(plan.jobs)} jobs to do" + (f"; {told}" if told else ""),
+        f"{_worker_hours(plan)}; on {_workers(plan)} {_time(plan.schedule.makespan_s)}, "
+        f"at least {_time(plan.schedule.critical_s)} on any number ({plan.speed.name})",
+    ]
+    lines += [f"note: {note}" for note in plan.notes]
+    if plan.misfits:
+        lines.append(f"does not fit {plan.device}, so a run is refused:")
+        lines += [device_fit.describe(m) for m in device_fit.largest_of_each_rule(plan.misfits)]
+    return "\n".join(lines)
+
+
+def table(plan: Plan) -> Table:
+    """One row a rule: what is left of it and what that costs."""
+    on_device = plan.device != CPU
+    out = Table(box=None, pad_edge=False)
+    out.add_column("rule", no_wrap=True)
+    for name in ("jobs", "done", "tokens", "FLOPs", "GPU h" if on_device else "CPU s"):
+        out.add_column(name, justify="right", no_wrap=True)
+    if on_device:
+        out.add_column("device GB", justify="right")
+    for name in ("memory MB", "disk", "scratch", "download"):
+        out.add_column(name, justify="right", no_wrap=True)
+    rules = list(dict.fromkeys(job.rule for job in plan.jobs))
+    for rule in rules:
+        every = [job for job in plan.jobs if job.rule == rule]
+        left = [job for job in plan.left if job.rule == rule]
+        out.add_row(*_row(plan, rule, every, left, on_device))
+    out.add_section()
+    out.add_row(*_row(plan, "all", plan.jobs, plan.left, on_device))
+    return out
+
+
+def comparison(plan: Plan) -> Table:
+    """Expected against measured, one row a rule, over the jobs that Snakemake has timed."""
+    out = Table(box=None, pad_edge=False)
+    out.add_column("rule", no_wrap=True)
+    for name in ("jobs", "CPU s", "measured", "ratio", "memory MB", "measured", "ratio"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for rule in dict.fromkeys(job.rule for job in plan.jobs):
+        timed = [(job, measured(job)) for job in plan.jobs if job.rule == rule]
+        timed = [(job, found) for job, found in timed if found]
+        if not timed:
+            continue
+        seconds = sum(plan.speed.seconds(job) for job, _ in timed)
+        spent = sum(found.cpu_s for _, found in timed)
+        memory = max(plan.speed.memory_mb(job) for job, _ in timed)
+        peak = max(found.peak_mb for _, found in timed)
+        out.add_row(
+            *(rule, str(len(timed)), f"{seconds:,.1f}", f"{spent:,.1f}", f"{seconds / spent:.2f}"),
+            *(f"{memory:,.0f}", f"{peak:,.0f}", f"{memory / peak:.2f}"),
+        )
+    return out
+
+
+class Measured(NamedTuple):
+    """What Snakemake measured of a job."""
+
+    cpu_s: float
+    peak_mb: float
+
+
+def measured(job: Job) -> Measured | None:
+    """CPU seconds and peak memory of a job that has run; None where Snakemake has not timed it.
+
+    Snakemake reads a job's CPU time twice a second at first and every 30 s later, so that what it
+    holds of a longer job is up to half a minute old: there the wall time is taken.
+    """
+    path = Path(paths.timing(job.rule, _identity(job)))
+    if not path.is_file():
+        return None
+    names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
+    row = dict(zip(names, values, strict=True))
+    wall_s, cpu = float(row["s"]), row["cpu_time"]
+    cpu_s = wall_s if wall_s > EXACT_CPU_TIME_S or cpu in ("NA", "-") else float(cpu)
+    peak = row["max_rss"]
+    return Measured(cpu_s, 0.0 if peak in ("NA", "-") else float(peak) * 2**20 / 1e6)
+
+
+def _identity(job: Job) -> str:
+    """The folder that a job fills, by which its timings are named."""
+    folder = Path(job.output).parent
+    if job.rule in (*TEXT_RULES, *LAW_RULES):
+        return str(Path(*folder.parts[:2]))
+    return str(folder.parent if folder.name in ("model", "importance", "targets") else folder)
+
+
+def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bool) -> list[str]:
+    seconds = sum(
+        plan.speed.seconds(job) * job.processes for job in left if job.device or not on_device
+    )
+    cells = [
+        name,
+        str(len(left)),
+        str(len(every) - len(left)),
+        _count(sum(job.tokens for job in left)),
+        _flops(sum(job.flops for job in left)),
+        f"{seconds / 3600:,.2f}" if on_device else f"{seconds:,.0f}",
+    ]
+    if on_device:
+        held = max((job.device.total for job in left if job.device), default=0)
+        cells.append(f"{held / 1e9:,.1f}" if held else "")
+    memory = max((plan.speed.memory_mb(job) for job in left), default=0)
+    return [
+        *cells,
+        f"{memory:,.0f}" if left else "",
+        _bytes(_disk(left)),
+        _bytes(max((job.scratch_bytes for job in left), default=0)),
+        _bytes(_download(left)),
+    ]
+
+
+def _disk(jobs: list[Job]) -> int:
+    return sum(job.disk_bytes for job in jobs)
+
+
+def _download(jobs: list[Job]) -> int:
+    return sum(job.download_bytes for job in jobs)
+
+
+def _worker_hours(plan: Plan) -> str:
+    if plan.device == CPU:
+        return f"{plan.schedule.work_s:,.0f} CPU seconds"
+    return f"{plan.schedule.work_s / 3600:,.1f} GPU hours"
+
+
+def _workers(plan: Plan) -> str:
+    return f"{plan.workers} {'core' if plan.device == CPU else 'device'}(s)"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.1f} days"
+
+
+def _flops(flops: int) -> str:
+    return f"{flops:.2e}" if flops else ""
+
+
+def _count(tokens: int) -> str:
+    for suffix, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if tokens >= factor:
+            return f"{tokens / factor:,.1f}{suffix}"
+    return str(tokens) if tokens else ""
+
+
+def _bytes(size: int) -> str:
+    for suffix, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {suffix}"
+    return f"{size} B" if size else ""
+
+
+def _print_whole(console: Console, rows: Table) -> None:
+    """Print a table that is not cut to the width of the terminal: half a number is none."""
+    needed = Measurement.get(console, console.options.update(max_width=1000), rows).maximum
+    console.width = max(needed, console.width)
+    console.print(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap plan`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap plan",
+        description=__doc__.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
+    )
+    parser.add_argument(
+        "--device", help=f"{' | '.join(DEVICE_NAMES)} (default: plan.device of the study)"
+    )
+    parser.add_argument("--gpus", type=int, help="devices or cores at the same time")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure this machine on the study's own models first (about a minute of one core)",
+    )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="compare with what Snakemake measured of finished jobs (timings/)",
+    )
+    parser.add_argument("--short", action="store_true", help="totals only")
+    args = parser.parse_args(argv)
+    study = load_study(args.study)
+    if args.calibrate:
+        from capgap.cost.probe import calibrate  # imports torch
+
+        calibrate(study)
+    plan = make_plan(
+        study, device=args.device, workers=args.gpus, not_done=not_done(args.study, study.study)
+    )
+    console = Console(soft_wrap=True, highlight=False)
+    if args.measured:
+        _print_whole(console, comparison(plan))
+        return
+    if not args.short:
+        console.print(f"study {study.study} on {_workers(plan)}, {plan.speed.name}\n")
+        _print_whole(console, table(plan))
+        chain = [job for job in plan.schedule.chain if plan.speed.seconds(job) > 0]
+        console.print("\ncritical path: " + " > ".join(job.rule for job in chain) + "\n")
+    console.print(short(plan))
+
+
+if __name__ == "__main__":
+    run_stage(main)

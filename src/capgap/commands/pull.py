@@ -1,0 +1,57 @@
+"""
+Fetch a study's results: `capgap pull` the small ones, `capgap pull --models` all.
+
+Records, manifests, tables and the report are enough to plan, to read the report and to ask the
+law. A job that needs a model that was left out says which folder to `dvc pull`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from capgap.config.study_file import load_study
+from capgap.records import paths
+from capgap.stages.base import run_stage
+from capgap.workflow import remote
+from capgap.workflow.locks import only_run
+
+
+def small(names: Iterable[str], report: str) -> list[str]:
+    """Names without the contents of folder artifacts; their manifests and the report stay."""
+    names = sorted(names)
+    folders = {PurePosixPath(n).parent for n in names if PurePosixPath(n).name == paths.MANIFEST}
+    folders.discard(PurePosixPath(report))
+    return [
+        name
+        for name in names
+        if PurePosixPath(name).name == paths.MANIFEST
+        or not folders.intersection(PurePosixPath(name).parents)
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap pull`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap pull",
+        description="Fetch the records and small results of the study in config.yaml, enough to "
+        "plan, to read the report and to ask the law.",
+    )
+    parser.add_argument("--models", action="store_true", help="fetch everything, models too")
+    parser.add_argument(
+        "--force", action="store_true", help="replace what is here and was not saved, too"
+    )
+    args = parser.parse_args(argv)
+    study = load_study(Path("config.yaml")).study
+    report = paths.REPORT.format(study=study).rpartition("/")[0]
+    with only_run():
+        names = remote.pull(
+            lambda names: sorted(names) if args.models else small(names, report), force=args.force
+        )
+    rest = "" if args.models else "; models stay where they are (capgap pull --models)"
+    print(f"study {study}: {len(names)} files are here{rest}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

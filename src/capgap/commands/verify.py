@@ -1,0 +1,82 @@
+"""
+Check every result of a study against what is on record: `capgap verify`.
+
+Planning looks at small files only, so a byte that rotted in a checkpoint shows here, in the job
+that reads it, and in `dvc status`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from capgap.config.study_file import load_study
+from capgap.errors import CapgapError
+from capgap.records import paths
+from capgap.records.artifacts import differences
+from capgap.stages.base import run_stage
+from capgap.workflow import ledger
+
+
+def results_of(study: str) -> Path:
+    """The folder of a study's results; CapgapError where there are none."""
+    root = Path(paths.ROOT.format(study=study))
+    if not root.is_dir():
+        raise CapgapError(
+            f"{root}: no results here; `capgap pull` brings them, `capgap run` makes them"
+        )
+    return root
+
+
+def result_of(study: str, path: str) -> str:
+    """One result of a study, of which `path` is the template; CapgapError where it is missing."""
+    results_of(study)
+    name = path.format(study=study)
+    if not Path(name).is_file():
+        raise CapgapError(f"{name}: not made yet; `capgap run` makes it")
+    return name
+
+
+def problems(study: str) -> list[str]:
+    """What is not as recorded, one sentence each: manifests, inputs of each result, unfinished."""
+    root = results_of(study)
+    found = [f"{output} is unfinished" for output in ledger.unfinished(root)]
+    for manifest in sorted(root.rglob(paths.MANIFEST)):
+        try:
+            found += differences(manifest)
+        except (ValueError, KeyError):  # not JSON, or not a manifest
+            found.append(f"{manifest} is damaged")
+    for name, outputs in ledger.changed_inputs(ledger.read_all(root)).items():
+        more = f" and {len(outputs) - 1} more" if len(outputs) > 1 else ""
+        found.append(f"{name} has other contents than {outputs[0]}{more} was made from")
+    return found
+
+
+def check(study: str, purpose: str) -> None:
+    """Raise CapgapError that names what is wrong with a study and what to do."""
+    found = problems(study)
+    if found:
+        lines = "\n".join(f"  {line}" for line in found)
+        raise CapgapError(
+            f"{purpose}: {len(found)} result(s) are not as recorded:\n{lines}\n"
+            "Missing files come back with `capgap pull --models`, damaged ones with `dvc pull "
+            "--force FILE`; results made from other inputs are made again by `capgap run`"
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `capgap verify`."""
+    parser = argparse.ArgumentParser(
+        prog="capgap verify",
+        description="Read every result of a study and compare it with its manifest and record.",
+    )
+    parser.add_argument(
+        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
+    )
+    study = load_study(parser.parse_args(argv).study).study
+    check(study, f"study {study}")
+    print(f"study {study}: all results are as recorded")
+
+
+if __name__ == "__main__":
+    run_stage(main)

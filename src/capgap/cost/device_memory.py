@@ -1,0 +1,167 @@
+"""
+Bytes a job holds at its peak, group by group. Matrices of a teacher count in its precision,
+everything else as float32; with `precision: bfloat16` activations take less.
+
+Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
+by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
+queries, keys, values and its output; on a CPU also the scores, where sequences are short and products
+oneDNN's (`engine.attention`; counted on every CPU). Dropout, which GPT-2 and OPT have, is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from capgap.config import Training
+from capgap.config.shapes import chunk_tokens
+from capgap.cost.architectures import LLAMA_LIKE, Model
+
+FLOAT = 4  # bytes
+BYTES = {"float32": FLOAT, "bfloat16": 2}
+TASK_CONTEXT = 1024  # tokens of a few-shot prompt with its answer, about
+SCORE_TOKENS = 1024  # of a forward pass when scoring (pruning/importance.py)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what holds them."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    teacher: int = 0
+    activations: int = 0  # grow with the micro-batch
+    loss: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def saved_channels(model: Model, *, checkpointed: bool = False, scores: int = 0) -> int:
+    """Floats a token that the backward pass needs, without the loss.
+
+    checkpointed: whether only the input of each layer is kept, and one layer at a time made again.
+    scores: of attention, which are kept for a token and a head.
+    """
+    layer, ends = _layer_channels(model)
+    layer += model.heads * scores
+    if checkpointed:
+        return layer + model.layers * model.hidden + ends
+    return model.layers * layer + ends
+
+
+def _layer_channels(model: Model) -> tuple[int, int]:
+    """Floats a token that one layer keeps, and what is kept outside of the layers."""
+    d, a, k, f = model.hidden, model.attention, model.key_value, model.neurons
+    if model.family in LLAMA_LIKE:
+        # each norm: input and normalised input; the input of the projections; rotated query and
+        # key; value; attention's output; gate, its activation, up and their product
+        layer = 6 * d + 2 * a + 2 * k + 4 * f
+        if model.family == "qwen3":
+            layer += 2 * a + 2 * k  # norms of query and key: input and normalised
+        return layer, 3 * d
+    # each norm: input and output; query, key, value, its output; copies of query and key where they
+    # are rotated; steps of the MLP's activation
+    copies, activation = {"gpt2": (0, 5), "gpt_neox": (2, 2), "opt": (0, 1)}[model.family]
+    return 4 * d + (4 + copies) * a + activation * f, 2 * d
+
+
+def transient_channels(model: Model, scores: int = 0) -> int:
+    """Floats a token that one layer holds at a time in a forward pass without gradients."""
+    channels = 3 * model.hidden + 2 * model.attention + 2 * model.key_value + 3 * model.neurons
+    return channels + model.heads * scores
+
+
+def training(
+    student: Model,
+    settings: Training,
+    teacher: Model | None = None,
+    *,
+    processes: int = 1,
+    shard: bool = False,
+    scores: int = 0,
+) -> Memory:
+    """Peak of one process of a training job with AdamW; `teacher` in distillation.
+
+    scores: see `saved_channels`. shard: whether the processes share the models, each gathering a
+    layer at a time and the ends.
+    """
+    batch = settings.batch_tokens // processes
+    tokens = min(settings.micro_batch_tokens or batch, batch)
+    chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
+    saved = saved_channels(student, checkpointed=settings.activation_checkpointing, scores=scores)
+    gradient_of_scores = student.heads * scores  # of one layer at a time
+    shards = processes if shard else 1
+    parameters = FLOAT * math.ceil(student.params / shards)
+    logits = FLOAT * chunk * student.vocab
+    gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
+    passing = 0
+    if teacher:
+        logits *= 3  # student's, teacher's, target distribution
+        passing = FLOAT * tokens * (transient_channels(teacher, scores) + teacher.hidden)
+    return Memory(
+        weights=_held(student, "float32", shards),
+        gradients=_held(student, "float32", shards),
+        optimizer=2 * parameters,
+        teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,
+        activations=FLOAT * tokens * (saved + gradient_of_scores) + passing,
+        loss=logits + gradients_of_loss,
+    )
+
+
+def _held(model: Model, precision: str, shards: int = 1) -> int:
+    """Bytes of a frozen model's weights on one of the processes that share it.
+
+    Whole at a time though shared are the embeddings, a layer and the next one.
+    """
+    tables = FLOAT * (model.params - model.non_embedding)  # float32 in every precision
+    layers = BYTES[precision] * model.non_embedding
+    whole = tables + 2 * layers // model.layers if shards > 1 else 0
+    return math.ceil((tables + layers) / shards) + whole
+
+
+def evaluation(
+    model: Model, batch_tokens: int, precision: str = "float32", scores: int = 0
+) -> Memory:
+    """Peak of a pass over held-out text; precision: see `hold_frozen`; scores: `saved_channels`."""
+    chunk = min(chunk_tokens(model.vocab), batch_tokens)
+    return Memory(
+        weights=_held(model, precision),
+        activations=FLOAT * batch_tokens * transient_channels(model, scores),
+        loss=2 * FLOAT * chunk * model.vocab,
+    )
+
+
+def tasks(model: Model, batch_size: int) -> Memory:
+    """Peak of lm-evaluation-harness: all logits of a batch, and their logarithms."""
+    tokens = batch_size * TASK_CONTEXT
+    return Memory(
+        weights=FLOAT * model.params,
+        activations=FLOAT * tokens * transient_channels(model),
+        loss=2 * FLOAT * tokens * model.vocab,
+    )
+
+
+def scoring(model: Model, sequence_length: int, scores: int = 0) -> Memory:
+    """Peak of scoring importance by mask gradients: inputs of all layers, and one layer that is run
+    again, with masked copies and the gradients of all that, twice: the allocator keeps as much."""
+    tokens = max(SCORE_TOKENS, sequence_length)
+    layer = replace(model, layers=1)
+    masked = model.attention + model.neurons + 2 * model.hidden
+    kept = model.layers * model.hidden + 4 * (saved_channels(layer, scores=scores) + masked)
+    return Memory(
+        weights=FLOAT * model.params,
+        activations=FLOAT * tokens * kept,
+        loss=FLOAT * (chunk_tokens(model.vocab) * model.vocab + model.hidden * tokens),
+    )
+
+
+def cutting(teacher: Model, student: Model) -> Memory:
+    """Peak of cutting one model out of another: what is cut already, and a table of embeddings that
+    is being cut, as it lies in the file and after the cut of either dimension."""
+    return Memory(
+        weights=FLOAT * student.params, teacher=3 * FLOAT * teacher.vocab * teacher.hidden
+    )

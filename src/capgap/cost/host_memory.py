@@ -1,0 +1,94 @@
+"""
+Main memory of the jobs of a study.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from capgap.config import run_grid
+from capgap.config.devices import CPU
+from capgap.cost import device_memory
+from capgap.cost.device_memory import FLOAT, Memory
+from capgap.cost.study_sizes import StudySizes
+
+MEGA = 10**6
+BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it holds anything
+CUDA_MB = 2500  # more for a process on a device: libraries and context; assumed
+TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
+TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
+LAW_RULES = (
+    *("collect_runs", "fit_law", "choose_teacher"),
+    *("compare_final", "write_metrics", "write_report"),
+)
+
+
+def base_mb(rule: str) -> int:
+    """Memory of a rule's job before it holds anything, MB of 10^6 bytes."""
+    return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
+
+
+def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **_: str) -> int:
+    """Peak of main memory of a job, in MB of 10^6 bytes, given the wildcards of its rule.
+
+    With a device the device holds the tensors. Main memory then holds weights as they lie in files,
+    once for all processes, and in training the state that the first process writes.
+    """
+    base, on_device = base_mb(rule), sizes.study.plan.device != CPU
+    if on_device and rule not in TEXT_RULES + LAW_RULES:
+        base += CUDA_MB
+    if rule in TEXT_RULES:
+        return base + round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
+    match rule:
+        case "pretrain_teacher":
+            settings = sizes.study.pretrain_stage(teacher)
+            model = sizes.architecture(teacher).whole()
+            held = sizes.training_memory(model, settings, alone=on_device)
+        case "fetch_teacher":
+            held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
+        case "evaluate_teacher":
+            model = sizes.architecture(teacher).whole()
+            settings = sizes.study.evaluate
+            scores = sizes.scores(settings.sequence_length)
+            held = device_memory.evaluation(model, settings.batch_tokens, scores=scores)
+        case "cache_teacher":
+            model = sizes.architecture(teacher).whole()
+            settings = sizes.study.distill.targets_stage()
+            scores = sizes.scores(settings.sequence_length, settings.precision)
+            held = device_memory.evaluation(
+                model, settings.batch_tokens, settings.precision, scores
+            )
+        case "score_importance":
+            model = sizes.architecture(teacher).whole()
+            length = sizes.study.prune.sequence_length
+            held = device_memory.scoring(model, length, sizes.scores(length))
+        case "prune_student":
+            cut = sizes.student(student, init or run_grid.pruned_from(teacher))
+            held = device_memory.cutting(sizes.architecture(teacher).whole(), cut)
+        case "random_init_student":
+            like = sizes.shape_teacher[student]
+            cut = sizes.student(student, run_grid.RANDOM)
+            held = device_memory.cutting(sizes.architecture(like).whole(), cut)
+        case "distill_student":
+            held = sizes.distill_memory(student, init, teacher, alone=on_device)
+            if on_device and held.teacher:  # in its file, all weights are float32
+                model = sizes.architecture(teacher).whole()
+                held = replace(held, teacher=FLOAT * model.params)
+        case "harness_teacher" | "harness_final":
+            held = sizes.harness_memory(teacher)
+        case "evaluate_student":
+            model = sizes.student(student, init)
+            settings = sizes.study.evaluate
+            scores = sizes.scores(settings.sequence_length)
+            held = device_memory.evaluation(model, settings.batch_tokens, scores=scores)
+        case _:
+            return base
+    if not held.optimizer:
+        return base + round(held.total / MEGA)
+    processes = sizes.study.plan.processes
+    if not on_device:
+        return processes * (base + round(held.total / MEGA))
+    size = held.weights + held.teacher + held.optimizer
+    if rule == "pretrain_teacher":  # each process makes the model, none reads it
+        size += (processes - 1) * held.weights
+    return processes * base + round(size / MEGA)

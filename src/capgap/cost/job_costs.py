@@ -1,0 +1,422 @@
+"""
+Every job of a study with what it costs, from the settings alone.
+
+FLOPs are counted as in capgap.config.shapes: 2 per weight and token forward, head included, input
+embedding not (it is a look-up), plus attention; training costs three forward passes of the student
+(four with activation checkpointing) and one of the teacher. Passes over validation text count as well. Without attention and embedding
+terms this is the 6 N_S D + 2 N_T D of the literature (`capgap.config.shapes.simple_training_flops`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from capgap.config import HubTeacher, PretrainedTeacher, TeacherTokenizer, Training, run_grid
+from capgap.config.counts import parse_count
+from capgap.cost import device_memory
+from capgap.cost.architectures import Model, architecture
+from capgap.cost.device_memory import FLOAT, Memory
+from capgap.cost.host_memory import host_mb
+from capgap.cost.study_sizes import StudySizes
+from capgap.engine.lr_schedule import trunk_steps
+from capgap.law.records import Choice
+from capgap.records import paths
+
+STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
+CHECKPOINTS = 3  # two are kept while a third is written
+FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
+
+
+# tokens of all prompts and answers of a task with the shots of the published table, millions, about
+TASK_MTOKENS = {
+    "mmlu": 10,
+    "ceval-valid": 1.2,
+    "drop": 11,
+    "humaneval": 0.2,
+    "bbh": 13,
+    "gsm8k": 2,
+    "lambada_openai": 0.5,
+    "wikitext": 0.3,
+}
+OTHER_TASK_MTOKENS = 5
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that pass through a model in one way."""
+
+    kind: str  # pretrain, train, distill, targets, evaluate, score; or text, and tokens are bytes
+    tokens: int
+    flops: int
+    teacher_flops: int = 0  # of these, in distillation
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow."""
+
+    rule: str
+    output: str  # the output that stands for the job
+    needs: tuple[str, ...]  # outputs of other jobs
+    work: tuple[Work, ...] = ()
+    device: Memory | None = None  # what lies on each device; None for a job that needs none
+    processes: int = 1  # which share the job, each with a device
+    precision: str = "float32"  # of its matrix products
+    teacher_precision: str = "float32"  # of the teacher's, in distillation
+    host_mb: int = 0  # what lies in main memory, on a machine without such a device
+    disk_bytes: int = 0
+    scratch_bytes: int = 0  # while it runs
+    download_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all its work."""
+        return sum(work.flops for work in self.work)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained, scored or evaluated."""
+        return sum(work.tokens for work in self.work if work.kind != "text")
+
+
+class StudyCost(StudySizes):
+    """The jobs of a study."""
+
+    def final_teachers(self) -> list[str]:
+        """The law's choice where it is made, else as many teachers as it may ask for, the dearest."""
+        student, made = self.study.final.student, Path(self.path(paths.CHOICE))
+        large_enough = run_grid.teachers_for(student, run_grid.teacher_sizes(self.study))
+        if made.is_file():
+            choice = Choice.read(made)
+            of_this_student = choice.student_params_non_embedding == student
+            if of_this_student and set(choice.teachers()) <= set(large_enough):
+                return choice.teachers()
+        return large_enough[-FINAL_TEACHERS:]
+
+    def job(self, rule: str, *, teacher="", student="", init="", tokens="", seed=0, **_) -> Job:
+        """The job of a rule with these wildcards."""
+        if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
+            make = {"prepare_corpus": self._corpus, "make_tokenizer": self._tokenizer}
+            return make.get(rule, self._pack)()
+        if rule in ("pretrain_teacher", "fetch_teacher"):
+            return self._teacher(teacher)
+        if rule == "evaluate_teacher":
+            return self._evaluate_teacher(teacher)
+        if rule == "score_importance":
+            return self._score(teacher)
+        if rule == "cache_teacher":
+            return self._targets(teacher)
+        if rule == "random_init_student":
+            return self._start(student, run_grid.RANDOM)
+        if rule == "prune_student":
+            return self._start(student, init or run_grid.pruned_from(teacher))
+        if rule in ("distill_student", "evaluate_student"):
+            run = run_grid.Run(student, init, teacher, tokens, int(seed))
+            trained, measured = self._run(run, self.budgets, ())
+            return trained if rule == "distill_student" else measured
+        if rule in ("harness_teacher", "harness_final"):
+            return self._harness(teacher)
+        return Job(rule, "", (), host_mb=host_mb(self, rule))
+
+    @cached_property
+    def grid(self) -> list[run_grid.Run]:
+        """The runs that the law is fitted on."""
+        return run_grid.grid_runs(self.study.grid, run_grid.teacher_sizes(self.study))
+
+    @cached_property
+    def budgets(self) -> dict[run_grid.Run, list[int]]:
+        """Their budgets, see `run_grid.budgets_of`."""
+        return run_grid.budgets_of(self.grid)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All jobs, each after the ones it needs."""
+        study, grid = self.study, self.grid
+        final = run_grid.final_runs(study.final, self.final_teachers())
+        corpus, tokens = self.path(paths.CORPUS), self.path(paths.TOKENS)
+        jobs = [self._corpus()]
+        teachers = [self._teacher(name) for name in study.teachers]
+        fetched = [job for job in teachers if job.rule == "fetch_teacher"]
+        jobs += [*fetched, self._tokenizer(), self._pack()]
+        jobs += [job for job in teachers if job.rule != "fetch_teacher"]
+        jobs += [self._evaluate_teacher(name) for name in study.teachers]
+        runs = [*grid, *final]
+        scored = {run.init.removeprefix("pruned-") for run in runs if run.init != run_grid.RANDOM}
+        jobs += [self._score(name) for name in sorted(scored)]
+        if self.caches_targets:
+            taught = {run.teacher for run in runs} - {run_grid.NONE}
+            jobs += [self._targets(name) for name in sorted(taught)]
+        jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in grid)]
+        for run in grid:
+            jobs += self._run(run, self.budgets, ())
+        metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in grid]
+        measured = [self.path(paths.TEACHER_METRICS, teacher=name) for name in study.teachers]
+        table, law = self.path(paths.RUNS_TABLE), self.path(paths.LAW)
+        choice, final_json = self.path(paths.CHOICE), self.path(paths.FINAL)
+
+        def light(rule, output, needs):
+            return replace(self.job(rule), output=output, needs=tuple(needs))
+
+        jobs += [
+            light("collect_runs", table, [*metrics, *measured]),
+            light("fit_law", law, [table]),
+            light("choose_teacher", choice, [law]),
+        ]
+        jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in final)]
+        for run in final:
+            jobs += self._run(run, run_grid.budgets_of(final), (choice,))
+        jobs += [
+            light(
+                "compare_final",
+                final_json,
+                [choice, *(self.path(paths.RUN_METRICS, **run._asdict()) for run in final)],
+            ),
+            *self._harnesses(),
+            light("write_metrics", self.path(paths.STUDY_METRICS), [law, final_json]),
+            light("write_report", self.path(paths.REPORT), [table, law, final_json]),
+        ]
+        assert {corpus, tokens} <= {job.output for job in jobs}
+        return jobs
+
+    # --- one job each ---------------------------------------------------------------------------
+
+    def _corpus(self) -> Job:
+        size = self.corpus_bytes
+        on_hub = self.study.corpus.source == "hub"
+        return Job(
+            "prepare_corpus",
+            self.path(paths.CORPUS),
+            (),
+            work=(Work("text", size, 0),),
+            host_mb=host_mb(self, "prepare_corpus"),
+            disk_bytes=round(COMPRESSED * size),
+            download_bytes=self.study.plan.corpus_download_bytes or round(COMPRESSED * size)
+            if on_hub
+            else 0,
+        )
+
+    def _tokenizer(self) -> Job:
+        tokenizer = self.study.tokenizer
+        own = not isinstance(tokenizer, TeacherTokenizer)
+        source = (
+            self.path(paths.CORPUS)
+            if own
+            else self.path(paths.TEACHER_MODEL, teacher=tokenizer.teacher)
+        )
+        return Job(
+            "make_tokenizer",
+            self.path(paths.TOKENIZER),
+            (source,),
+            work=(Work("text", self.corpus_bytes if own else 0, 0),),
+            host_mb=host_mb(self, "make_tokenizer"),
+            disk_bytes=40 * self.vocab,
+        )
+
+    def _pack(self) -> Job:
+        width = 2 if self.vocab <= 2**16 else 4
+        return Job(
+            "pack_tokens",
+            self.path(paths.TOKENS),
+            (self.path(paths.CORPUS), self.path(paths.TOKENIZER)),
+            work=(Work("text", self.corpus_bytes, 0),),
+            host_mb=host_mb(self, "pack_tokens"),
+            disk_bytes=round(width * self.corpus_bytes / self.bytes_per_token),
+        )
+
+    def _teacher(self, name: str) -> Job:
+        teacher, output = self.study.teachers[name], self.path(paths.TEACHER_MODEL, teacher=name)
+        model = self.architecture(name).whole()
+        if isinstance(teacher, PretrainedTeacher):
+            settings = self.study.pretrain_stage(name)
+            tokens = settings.tokens // settings.batch_tokens * settings.batch_tokens
+            flops = _passes(settings) * model.forward_flops(settings.sequence_length) * tokens
+            return Job(
+                "pretrain_teacher",
+                output,
+                (self.path(paths.TOKENS), self.path(paths.TOKENIZER)),
+                work=(Work("pretrain", tokens, flops), self._validation(model, settings)),
+                device=self.training_memory(model, settings),
+                processes=self.study.plan.processes,
+                precision=settings.precision,
+                host_mb=host_mb(self, "pretrain_teacher", teacher=name),
+                disk_bytes=FLOAT * model.params,
+                scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
+            )
+        stored = 0
+        if isinstance(teacher, HubTeacher):
+            shape = self._shape(name, teacher)
+            stored = STORED_BYTES[shape.stored] * architecture(shape).whole().params
+        trims = bool(teacher.trim_vocabulary)
+        return Job(
+            "fetch_teacher",
+            output,
+            (self.path(paths.CORPUS),) if trims else (),
+            host_mb=host_mb(self, "fetch_teacher", teacher=name),
+            disk_bytes=FLOAT * model.params,
+            download_bytes=stored,
+        )
+
+    def _validation(self, model: Model, settings: Training) -> Work:
+        tokens = (settings.validations + 1) * settings.validation_tokens
+        return Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length))
+
+    def _evaluation(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
+        settings, tokens = self.study.evaluate, self.held_out_tokens()
+        return Job(
+            rule,
+            output,
+            (source, self.path(paths.TOKENS)),
+            work=(
+                Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length)),
+            ),
+            device=device_memory.evaluation(model, settings.batch_tokens),
+            host_mb=host_mb(self, rule, **ids),
+        )
+
+    def _evaluate_teacher(self, name: str) -> Job:
+        return self._evaluation(
+            "evaluate_teacher",
+            self.path(paths.TEACHER_METRICS, teacher=name),
+            self.path(paths.TEACHER_MODEL, teacher=name),
+            self.architecture(name).whole(),
+            teacher=name,
+        )
+
+    def _score(self, name: str) -> Job:
+        settings, model = self.study.prune, self.architecture(name).whole()
+        tokens = settings.calibration_sequences * settings.sequence_length
+        flops = 3 * tokens * model.forward_flops(settings.sequence_length)
+        units = model.layers * (model.neurons + model.key_value) + model.hidden
+        return Job(
+            "score_importance",
+            self.path(paths.TEACHER_IMPORTANCE, teacher=name),
+            (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
+            work=(Work("score", tokens, flops),),
+            device=device_memory.scoring(model, settings.sequence_length),
+            host_mb=host_mb(self, "score_importance", teacher=name),
+            disk_bytes=FLOAT * units,
+        )
+
+    def _targets(self, name: str) -> Job:
+        settings, model = self.study.distill.targets_stage(), self.architecture(name).whole()
+        tokens = settings.unique_tokens
+        flops = tokens * model.forward_flops(settings.sequence_length)
+        return Job(
+            "cache_teacher",
+            self.path(paths.TEACHER_TARGETS, teacher=name),
+            (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
+            work=(Work("targets", tokens, flops),),
+            device=device_memory.evaluation(model, settings.batch_tokens, settings.precision),
+            precision=settings.precision,
+            host_mb=host_mb(self, "cache_teacher", teacher=name),
+            disk_bytes=tokens * settings.bytes_per_token(self.vocab),
+        )
+
+    def _harnesses(self) -> list[Job]:
+        if self.study.harness is None:
+            return []
+        self.notes.append("tokens of the harness's tasks are rough")
+        return [self._harness(name) for name in self.study.harness.measured(self.study.teachers)]
+
+    def _harness(self, teacher: str) -> Job:
+        """A teacher on the tasks; without a name the final student."""
+        rule = "harness_teacher" if teacher else "harness_final"
+        source = paths.TEACHER_MODEL if teacher else paths.FINAL  # made together with its model
+        settings, model = self.study.harness, self.harness_model(teacher)
+        millions = (TASK_MTOKENS.get(name, OTHER_TASK_MTOKENS) for name in settings.shots())
+        most = (settings.limit or 10**9) * device_memory.TASK_CONTEXT
+        tokens = round(sum(min(1e6 * million, most) for million in millions))
+        return Job(
+            rule,
+            paths.harness(self.study.study, teacher),
+            (self.path(source, teacher=teacher),),
+            work=(
+                Work("evaluate", tokens, tokens * model.forward_flops(device_memory.TASK_CONTEXT)),
+            ),
+            device=device_memory.tasks(model, settings.batch_size),
+            host_mb=host_mb(self, rule, teacher=teacher),
+        )
+
+    def _start(self, student: str, init: str) -> Job:
+        output = self.path(paths.INIT_MODEL, student=student, init=init)
+        model = self.student(student, init)
+        if init == run_grid.RANDOM:
+            rule, teacher = "random_init_student", self.shape_teacher[student]
+            needs = (self.path(paths.TEACHER_MODEL, teacher=teacher),)
+        else:
+            rule, teacher = "prune_student", init.removeprefix("pruned-")
+            needs = tuple(
+                self.path(path, teacher=teacher)
+                for path in (paths.TEACHER_MODEL, paths.TEACHER_IMPORTANCE)
+            )
+            lends = self.shape_teacher[student]
+            if self.study.prune.one_shape and lends != teacher:
+                needs += (self.path(paths.TEACHER_MODEL, teacher=lends),)
+        return Job(
+            rule,
+            output,
+            needs,
+            host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
+            disk_bytes=FLOAT * model.params,
+        )
+
+    def _trunk_tokens(self, run: run_grid.Run) -> int:
+        """Tokens of a run that larger budgets go on from; 0 where the schedule has no trunk."""
+        batch = self.study.distill.batch_tokens
+        return (trunk_steps(parse_count(run.tokens) // batch, self.study.distill) or 0) * batch
+
+    def _run(
+        self, run: run_grid.Run, budgets: dict[run_grid.Run, list[int]], after: tuple[str, ...]
+    ) -> list[Job]:
+        names, settings = run._asdict(), self.study.distill
+        model = self.student(run.student, run.init)
+        tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
+        shorter = run_grid.next_smaller(run, budgets) if settings.schedule == "wsd" else None
+        flops = _passes(settings) * model.forward_flops(settings.sequence_length)
+        needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
+        kind, of_teacher = "train", 0
+        if run.teacher != run_grid.NONE:
+            kind = "distill"
+            needs.append(self.path(paths.TEACHER_MODEL, teacher=run.teacher))
+            if self.caches_targets:
+                needs.append(self.path(paths.TEACHER_TARGETS, teacher=run.teacher))
+            else:
+                teacher = self.architecture(run.teacher).whole()
+                of_teacher = teacher.forward_flops(settings.sequence_length)
+        if shorter:
+            needs.append(self.path(paths.RUN_MODEL, **shorter._asdict()))
+            tokens -= self._trunk_tokens(shorter)
+        state = 3 * FLOAT * model.params  # weights and both moments
+        trained = Job(
+            "distill_student",
+            self.path(paths.RUN_MODEL, **names),
+            tuple(needs),
+            work=(
+                Work(kind, tokens, tokens * (flops + of_teacher), tokens * of_teacher),
+                self._validation(model, settings),
+            ),
+            device=self.distill_memory(run.student, run.init, run.teacher),
+            processes=self.study.plan.processes,
+            precision=settings.precision,
+            teacher_precision=settings.precision_of_teacher,
+            host_mb=host_mb(self, "distill_student", **names),
+            disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
+            scratch_bytes=CHECKPOINTS * state,
+        )
+        measured = self._evaluation(
+            "evaluate_student",
+            self.path(paths.RUN_METRICS, **names),
+            trained.output,
+            model,
+            student=run.student,
+            init=run.init,
+        )
+        return [trained, measured]
+
+
+def _passes(settings: Training) -> int:
+    """Forward passes that a step of training costs; with checkpointing it makes one again."""
+    return 4 if settings.activation_checkpointing else 3

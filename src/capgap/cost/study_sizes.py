@@ -1,0 +1,229 @@
+"""
+How large the text and the models of a study are, from its settings and from what is here already.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from capgap.config import (
+    FilesCorpus,
+    ModelShape,
+    PackageCorpus,
+    PathTeacher,
+    PretrainedTeacher,
+    Study,
+    TeacherTokenizer,
+    Training,
+    run_grid,
+)
+from capgap.config.counts import format_count, parse_count
+from capgap.config.devices import CPU
+from capgap.config.shapes import WHOLE_ATTENTION
+from capgap.cost import device_memory
+from capgap.cost.architectures import (
+    Architecture,
+    Model,
+    architecture,
+    pretrained_architecture,
+    shape_of_config,
+)
+from capgap.cost.device_memory import Memory
+from capgap.data.packages import package_folder
+from capgap.errors import CapgapError
+from capgap.records import paths
+from capgap.records.run_records import TokenStreams
+
+
+@dataclass
+class StudySizes:
+    """What a study's settings, and what is here already, say of its sizes; `notes`: assumptions."""
+
+    study: Study
+    notes: list[str] = field(default_factory=list)
+
+    def path(self, path: str, **values) -> str:
+        """A path of this study."""
+        return path.format(study=self.study.study, **values)
+
+    @cached_property
+    def streams(self) -> TokenStreams | None:
+        """Counts of the packed text, where it is there already."""
+        meta = Path(self.path(paths.TOKENS)).with_name("meta.json")
+        return TokenStreams.read(meta) if meta.is_file() else None
+
+    @cached_property
+    def corpus_bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        corpus = self.study.corpus
+        if self.streams:
+            return sum(self.streams.bytes.values())
+        if isinstance(corpus, PackageCorpus):
+            root = package_folder(corpus.package)
+            return sum(p.stat().st_size for p in root.glob(corpus.pattern))
+        if isinstance(corpus, FilesCorpus):
+            files = glob.glob(corpus.pattern, recursive=True)
+            size = sum(Path(file).stat().st_size for file in files)
+        else:
+            size = 0
+        if size == 0 and self.study.plan.corpus_bytes is None:
+            self.notes.append("size of the corpus unknown (plan.corpus_bytes); counted as 1 GB")
+        return self.study.plan.corpus_bytes or size or 10**9
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Bytes of text a token."""
+        if self.streams:
+            return self.corpus_bytes / sum(self.streams.tokens.values())
+        vocab = self.vocab
+        return 2.3 if vocab < 4000 else 3.5 if vocab < 30000 else 4.4
+
+    @cached_property
+    def vocab(self) -> int:
+        """Entries of the vocabulary that text is packed with."""
+        tokenizer = self.study.tokenizer
+        if isinstance(tokenizer, TeacherTokenizer):
+            return self.architecture(tokenizer.teacher).vocab
+        return tokenizer.vocab_size
+
+    def held_out_tokens(self) -> int:
+        """Tokens of the validation and the test split."""
+        if self.streams:
+            return self.streams.tokens["validation"] + self.streams.tokens["test"]
+        corpus = self.study.corpus
+        size = self.corpus_bytes * corpus.validation_share
+        if getattr(corpus, "test", None):
+            size += self.study.plan.test_bytes
+        else:
+            size += self.corpus_bytes * corpus.test_share
+        return round(size / self.bytes_per_token)
+
+    @cached_property
+    def architectures(self) -> dict[str, Architecture]:
+        """Shape of every teacher, by name."""
+        return {name: self._architecture(name) for name in self.study.teachers}
+
+    def architecture(self, teacher: str) -> Architecture:
+        """Shape of one teacher, its vocabulary trimmed where the study says so."""
+        return self.architectures[teacher]
+
+    def _architecture(self, name: str) -> Architecture:
+        teacher = self.study.teachers[name]
+        if isinstance(teacher, PretrainedTeacher):
+            return pretrained_architecture(teacher, self.vocab)
+        shape = self._shape(name, teacher)
+        entries = teacher.trim_vocabulary
+        if entries and entries is not True:
+            shape = shape.model_copy(update={"vocab": min(shape.vocab, entries)})
+        return architecture(shape)
+
+    def _shape(self, name: str, teacher) -> ModelShape:
+        """Declared, or read from what is here; else a guess, noted."""
+        if name in self.study.plan.shapes:
+            return self.study.plan.shapes[name]
+        folders = [Path(self.path(paths.TEACHER_MODEL, teacher=name)).parent]
+        if isinstance(teacher, PathTeacher):
+            folders.append(Path(teacher.path))
+        for folder in folders:
+            config = folder / "config.json"
+            if config.is_file():
+                return shape_of_config(json.loads(config.read_text(encoding="utf-8")), str(config))
+        self.notes.append(
+            f"shape of {name} unknown (plan.shapes.{name}); counted as a Llama with 50,000 entries"
+        )
+        return guessed_shape(teacher.params_non_embedding)
+
+    @cached_property
+    def shape_teacher(self) -> dict[str, str]:
+        """For every student size, the teacher that lends its shape: the smallest large enough."""
+        sizes = run_grid.teacher_sizes(self.study)
+        return {
+            format_count(size): run_grid.teachers_for(size, sizes)[0]
+            for size in [*self.study.grid.students, self.study.final.student]
+        }
+
+    def student(self, student: str, init: str) -> Model:
+        """Shape of a student, from its size and its start."""
+        prune, lends = self.study.prune, self.shape_teacher[student]
+        teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
+        like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
+        try:
+            return self.architecture(teacher).pruned(parse_count(student), prune.cutting(), like)
+        except CapgapError as error:
+            raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
+
+    def distill_memory(
+        self, student: str, init: str, teacher: str, *, alone: bool = False
+    ) -> Memory:
+        """Memory of one process of a distillation; `alone` as in training_memory."""
+        absent = teacher == run_grid.NONE or self.caches_targets
+        taught_by = None if absent else self.architecture(teacher).whole()
+        model = self.student(student, init)
+        return self.training_memory(model, self.study.distill, taught_by, alone=alone)
+
+    def training_memory(
+        self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
+    ) -> Memory:
+        """Memory of one process of a training job; `alone` if it had no others to share with."""
+        plan, scores = self.study.plan, self.scores(settings.sequence_length, settings.precision)
+        if alone:
+            return device_memory.training(model, settings, teacher, scores=scores)
+        return device_memory.training(
+            model,
+            settings,
+            teacher,
+            processes=plan.processes,
+            shard=plan.shard,
+            scores=scores,
+        )
+
+    def scores(self, sequence_length: int, precision: str = "float32") -> int:
+        """Scores of attention that are held at once, for a token and a head."""
+        whole = self.study.plan.device == CPU and precision == "float32"
+        return sequence_length if whole and sequence_length <= WHOLE_ATTENTION else 0
+
+    def harness_model(self, teacher: str) -> Model:
+        """A teacher, or without a name the final student, as its shape teacher would give it."""
+        if teacher:
+            return self.architecture(teacher).whole()
+        size = format_count(self.study.final.student)
+        return self.student(size, run_grid.pruned_from(self.shape_teacher[size]))
+
+    def harness_memory(self, teacher: str) -> Memory:
+        """Memory of measuring a teacher or the final student on tasks."""
+        return device_memory.tasks(self.harness_model(teacher), self.study.harness.batch_size)
+
+    @property
+    def caches_targets(self) -> bool:
+        """Whether a teacher reads the text once for all students."""
+        return self.study.distill.teacher_targets != "online"
+
+
+def guessed_shape(params: int) -> ModelShape:
+    """A Llama of about this many parameters without embeddings: 32 layers, 3.5 d neurons."""
+    layers = 32
+    hidden = max(64, round((params / layers / 14.5) ** 0.5 / 64) * 64)
+    return ModelShape(
+        family="llama",
+        layers=layers,
+        hidden=hidden,
+        heads=hidden // 64,
+        intermediate=round(3.5 * hidden),
+        vocab=50_000,
+    )
+
+
+def check_shapes(study: Study) -> None:
+    """Raise CapgapError where a declared shape has another size than the study says."""
+    for name, shape in study.plan.shapes.items():
+        counted = architecture(shape).whole().non_embedding
+        said = study.teachers[name].params_non_embedding
+        if counted != said:
+            raise CapgapError(
+                f"plan.shapes.{name}: this shape has {counted:,} parameters without embeddings, "
+                f"teachers.{name}.params_non_embedding is {said:,}"
+            )

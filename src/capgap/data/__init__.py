@@ -1,0 +1,1 @@
+"""Where text and models come from, and the token streams that training reads."""

@@ -1,0 +1,125 @@
+"""Models and data sets of the Hugging Face hub, fetched into its local cache and checked there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
+
+from capgap.errors import CapgapError
+from capgap.records.artifacts import sha256
+
+HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+
+
+def download_model(model: str, revision: str) -> Path:
+    """Folder of a model of the hub in the local cache, fetched unless it is there already.
+
+    Raises CapgapError where it cannot be had whole, and where its weights are not safetensors.
+    """
+    folder = _download("model", model, revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
+    if not list(folder.glob("*.safetensors")):
+        raise CapgapError(
+            f"{model} at {revision} has no safetensors weights, and pickled ones are not loaded; "
+            "choose a commit that has them"
+        )
+    return folder
+
+
+def download_files(dataset: str, revision: str, files: list[str]) -> None:
+    """Put files of a data set of the hub into the local cache, unless they are there already.
+
+    Raises CapgapError where they cannot be had whole.
+    """
+    _download("dataset", dataset, revision, allow_patterns=files)
+
+
+def _download(kind: str, name: str, revision: str, **patterns) -> Path:
+    where = f"{name} at {revision}"
+    try:
+        folder = snapshot_download(name, repo_type=kind, revision=revision, **patterns)
+        _check(where, Path(folder))
+    except HFValidationError:
+        raise CapgapError(f"{name}: not an id of the hub; an id is owner/name") from None
+    except GatedRepoError:
+        raise CapgapError(f"{where} is gated: {open_gate(kind, name)}") from None
+    except RevisionNotFoundError:
+        raise CapgapError(
+            f"{name} has no commit {revision}; take one from its history on the hub"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CapgapError(
+            f"{name} is not on the hub, or private; check its name, or log in with 'hf auth login'"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise CapgapError(
+            f"{where} is neither in the cache nor reachable, or the cache holds a part of it; connect "
+            "once, or fetch it on a machine with a network and name its folder"
+        ) from None
+    except (HTTPError, OSError, XetDownloadError) as error:
+        if getattr(error, "errno", None):
+            raise  # of this machine, like a full disk
+        raise CapgapError(
+            f"{where} cannot be had: {str(error).splitlines()[0]}; run again: files that arrived "
+            "whole are kept"
+        ) from None
+    return Path(folder)
+
+
+def open_gate(kind: str, name: str) -> str:
+    """What to do to be let at a gated model or data set."""
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    try:
+        tags = HfApi().repo_info(name, repo_type=kind).tags or []
+    except (HTTPError, OSError):  # the page names it too
+        tags = []
+    licence = next(
+        (f" ({t.removeprefix('license:')})" for t in tags if t.startswith("license:")), ""
+    )
+    return (
+        f"log in on {page}, accept its licence{licence} and wait until access is granted; then give "
+        f"a read token with 'hf auth login', which keeps it in {constants.HF_TOKEN_PATH}, or in the "
+        "environment variable HF_TOKEN"
+    )
+
+
+def _check(where: str, folder: Path) -> None:
+    """Compare what is in the cache with the hashes the hub gave; what is damaged is removed.
+
+    The cache links each file to one named after its hash: SHA-256 of a large file, git's of others.
+    """
+    damaged = []
+    for path in filter(Path.is_file, folder.rglob("*")):
+        said = path.readlink().name if path.is_symlink() else ""
+        if not re.fullmatch(HASH, said):
+            raise CapgapError(
+                f"{path} is no link to a file named after its hash, so it cannot be checked; set "
+                "HF_HOME to a folder where symbolic links work, unset HF_HUB_DISABLE_SYMLINKS, and "
+                "use a hub or mirror that gives hashes as ETag"
+            )
+        if said != (sha256(path) if len(said) == 64 else _git_sha1(path)):
+            damaged.append(path.relative_to(folder).as_posix())
+            path.resolve().unlink()
+            path.unlink()
+    if damaged:
+        raise CapgapError(
+            f"{where}: {', '.join(sorted(damaged))} arrived damaged (another hash than the hub's) "
+            "and was removed from the cache; run again to fetch it again"
+        )
+
+
+def _git_sha1(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -1,0 +1,161 @@
+"""
+A training job from start to published artifact, the same for teachers and students.
+
+The result folder gets model/, curve.csv and, last, train.json. State of an unfinished job lies in
+a scratch folder whose name depends on everything that decides the result, so a resumed job can
+never continue from a state that belongs to another.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from capgap.config import Training
+from capgap.config.shapes import training_flops
+from capgap.data.token_streams import Streams
+from capgap.engine import checkpoints, training
+from capgap.engine.counting import count_params, forward_flops
+from capgap.engine.lr_schedule import trunk_steps
+from capgap.engine.models import save_model
+from capgap.engine.parallel import join
+from capgap.engine.resuming import Place, digest, discard, state_key
+from capgap.errors import CapgapError
+from capgap.records.artifacts import is_first_process, open_folder, publish_folder, write_text
+from capgap.records.paths import CURVE, MANIFEST, TRAIN, TRUNK
+from capgap.records.run_records import Lineage, TrainRecord
+
+IDENTITY = "identity"  # file in a trunk's folder: its digest
+AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings that do not touch a trunk
+
+
+def trunk_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
+    """The same of what decides a trunk, which the budget does not."""
+    own = settings.model_dump(mode="json", exclude=AFTER_TRUNK)
+    return digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
+
+
+def train_and_publish(
+    model: torch.nn.Module,
+    streams: Streams,
+    settings: Training,
+    objective: training.Objective,
+    place: Place,
+    *,
+    lineage: Lineage,
+    tokenizer: Path,
+    inputs: list[Path],
+    teacher: torch.nn.Module | None = None,
+    trunk: Path | None = None,
+) -> TrainRecord:
+    """Train `model`, publish it with its curve and record, and return the record.
+
+    lineage: identity of the result; its tokens and seed decide the run. teacher: counts into the
+    FLOPs only; what it teaches is part of the objective. trunk: of the same run at a smaller
+    budget, to go on from; it saves time and changes nothing. Where the schedule has a trunk, its
+    end is published as well. Of several processes the first one publishes, and all return the
+    record.
+    """
+    with join(place.shard) as world:
+        return _train_and_publish(
+            model,
+            streams,
+            settings,
+            objective,
+            place,
+            world,
+            lineage=lineage,
+            tokenizer=tokenizer,
+            inputs=inputs,
+            teacher=teacher,
+            trunk=trunk,
+        )
+
+
+def _train_and_publish(
+    model, streams, settings, objective, place, world, *, lineage, tokenizer, inputs, teacher, trunk
+) -> TrainRecord:
+    facts = lineage.model_dump(mode="json")
+    scratch = place.scratch / state_key(settings, facts, inputs)
+    key = trunk_key(settings, facts, inputs)
+    place.out.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
+    outcome = training.train(
+        model,
+        streams,
+        settings,
+        objective,
+        tokens=lineage.tokens,
+        seed=lineage.seed,
+        scratch=scratch,
+        trunk=None if trunk is None else _open_trunk(trunk, key),
+        checkpoint_seconds=place.checkpoint_seconds,
+        world=world,
+    )
+    context = settings.sequence_length
+    flops = training_flops(
+        outcome.tokens,
+        forward_flops(model, context),
+        forward_flops(teacher, context) if teacher is not None else 0,
+    )
+    losses, params = outcome.losses, count_params(model)
+    best = min(range(len(losses)), key=losses.__getitem__)
+    record = TrainRecord(
+        lineage=lineage,
+        steps=outcome.steps,
+        batch_tokens=settings.batch_tokens,
+        tokens=outcome.tokens,
+        tokens_per_param_non_embedding=outcome.tokens / params.non_embedding,
+        trunk_tokens=(trunk_steps(outcome.steps, settings) or 0) * settings.batch_tokens,
+        train_flops=flops,
+        start_val_loss_nats_per_token=losses[0],
+        best_val_loss_nats_per_token=losses[best],
+        best_step=int(outcome.curve[best][0]),
+        last_val_loss_nats_per_token=losses[-1],
+    )
+    finished = _whole_model(model)
+    if is_first_process():
+        _publish(finished, outcome, record, place.out, scratch, tokenizer, key)
+        discard(scratch)
+    world.wait()
+    return record
+
+
+def _whole_model(model: torch.nn.Module) -> torch.nn.Module:
+    """A model, put together on the first process where it is shared among several."""
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return model
+    weights = checkpoints.whole_weights(model)
+    with torch.device("meta"):
+        whole = type(model)(model.config)
+    if is_first_process():
+        whole.load_state_dict(weights, strict=False, assign=True)
+        whole.tie_weights()
+    return whole
+
+
+def _publish(
+    model, outcome: training.Outcome, record: TrainRecord, out, scratch, tokenizer, key
+) -> None:
+    if record.trunk_tokens:
+        with publish_folder(out / TRUNK) as folder:
+            for path in sorted((scratch / training.TRUNK).iterdir()):
+                if path.name != MANIFEST:
+                    shutil.copyfile(path, folder / path.name)
+            (folder / IDENTITY).write_text(key, encoding="utf-8")
+    with publish_folder(out / "model") as folder:
+        save_model(model, folder, record.lineage, tokenizer)
+    write_text(out / CURVE, outcome.curve_csv())
+    write_text(out / TRAIN, record.to_json())
+
+
+def _open_trunk(path: Path, key: str) -> Path:
+    """The folder of a trunk, checked; CapgapError where it belongs to another run."""
+    folder = open_folder(path)
+    if not (folder / IDENTITY).is_file() or (folder / IDENTITY).read_text() != key:
+        raise CapgapError(
+            f"{folder} is not the trunk of this run: start, teacher, text, seed or a setting "
+            f"other than {', '.join(sorted(AFTER_TRUNK))} differs; leave it out or name another"
+        )
+    return folder

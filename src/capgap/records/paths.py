@@ -1,0 +1,87 @@
+"""
+Where every artifact of a study lies. The tree is also the path of the data:
+
+results/<study>/
+  corpus/{train,validation,test}.parquet          documents
+  tokenizer/                                      Hugging Face tokenizer
+  tokens/{train,validation,test}.npy              flat token streams
+  teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,targets/,harness.json}
+  inits/<student>/<init>/model/
+  students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
+                                                  {model/,train.json,curve.csv,metrics.json,
+                                                   trunk/ where the schedule is wsd}
+  law/{runs.csv,law.json,choice.json}
+  final/{model/,final.json,harness.json}
+  metrics.json                                   the few numbers to compare between revisions
+  report/                                         report.html and its figures
+
+A folder artifact holds a `manifest.json` with the size and SHA-256 of its other files, written
+last; the manifest stands for the folder wherever a rule names it.
+"""
+
+MANIFEST = "manifest.json"
+
+ROOT = "results/{study}"
+CORPUS = f"{ROOT}/corpus/{MANIFEST}"
+TOKENIZER = f"{ROOT}/tokenizer/{MANIFEST}"
+TOKENS = f"{ROOT}/tokens/{MANIFEST}"
+
+TEACHER_DIR = f"{ROOT}/teachers/{{teacher}}"
+INIT_DIR = f"{ROOT}/inits/{{student}}/{{init}}"
+RUN_DIR = f"{ROOT}/students/{{student}}/{{init}}/from-{{teacher}}/tokens-{{tokens}}/seed-{{seed}}"
+
+TRUNK = f"trunk/{MANIFEST}"
+MODEL = f"model/{MANIFEST}"
+TRAIN = "train.json"
+CURVE = "curve.csv"
+METRICS = "metrics.json"
+
+TEACHER_MODEL = f"{TEACHER_DIR}/{MODEL}"
+TEACHER_TRAIN = f"{TEACHER_DIR}/{TRAIN}"
+TEACHER_CURVE = f"{TEACHER_DIR}/{CURVE}"
+TEACHER_METRICS = f"{TEACHER_DIR}/{METRICS}"
+TEACHER_HARNESS = f"{TEACHER_DIR}/harness.json"
+TEACHER_IMPORTANCE = f"{TEACHER_DIR}/importance/{MANIFEST}"
+TEACHER_TARGETS = f"{TEACHER_DIR}/targets/{MANIFEST}"
+
+INIT_MODEL = f"{INIT_DIR}/{MODEL}"
+
+RUN_MODEL = f"{RUN_DIR}/{MODEL}"
+RUN_TRUNK = f"{RUN_DIR}/{TRUNK}"  # state from which larger budgets go on
+RUN_TRAIN = f"{RUN_DIR}/{TRAIN}"
+RUN_CURVE = f"{RUN_DIR}/{CURVE}"
+RUN_METRICS = f"{RUN_DIR}/{METRICS}"
+
+RUNS_TABLE = f"{ROOT}/law/runs.csv"
+LAW = f"{ROOT}/law/law.json"
+CHOICE = f"{ROOT}/law/choice.json"
+
+FINAL_MODEL = f"{ROOT}/final/{MODEL}"
+FINAL = f"{ROOT}/final/final.json"
+FINAL_HARNESS = f"{ROOT}/final/harness.json"
+
+STUDY_METRICS = f"{ROOT}/metrics.json"
+ACCEPTED = f"{ROOT}/accepted.json"  # by hand, `capgap accept`
+
+REPORT = f"{ROOT}/report/{MANIFEST}"
+
+
+def harness(study: str, teacher: str) -> str:
+    """What the harness says of a teacher, or, without a name, of the final student."""
+    path = TEACHER_HARNESS if teacher else FINAL_HARNESS
+    return path.format(study=study, teacher=teacher)
+
+
+def log(rule: str, identity: str) -> str:
+    """Log file of a rule's job; `identity` is the artifact folder the job fills."""
+    return f"logs/{rule}/{identity}.log"
+
+
+def timing(rule: str, identity: str) -> str:
+    """Snakemake's own measurements of a job: seconds, CPU seconds and memory."""
+    return f"timings/{rule}/{identity}.tsv"
+
+
+def scratch(identity: str) -> str:
+    """Folder for the training state of an unfinished job; never versioned."""
+    return f"scratch/{identity}"

@@ -1,0 +1,200 @@
+"""
+What the small result files contain: one class a file, one field a number, units in the names. Those
+of the law and of what follows from it are in capgap.law.records.
+
+Records are written as JSON with sorted keys, so that equal results are equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from capgap.config import TargetsStage
+from capgap.errors import CapgapError
+
+
+class Record(BaseModel):
+    """Base of all records: unknown fields are errors, values are final."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_json(self) -> str:
+        """The record as JSON text, sorted and with a final newline; NaN is refused."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a record; CapgapError names the file when it is missing or malformed."""
+        path = Path(path)
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CapgapError(f"{path}: no such file; check the path") from None
+        except UnicodeDecodeError as error:
+            raise CapgapError(f"{path}: not UTF-8 text ({error.reason})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CapgapError(
+                f"{path}: not a {cls.__name__} file{', at ' + where if where else ''}: "
+                f"{first['msg']}; name the file that was meant, or make it again"
+            ) from None
+
+
+class ParamGroups(Record):
+    """Parameters of a model by group; the groups sum to the total."""
+
+    embedding: int  # input embedding and, where it is separate, the output head
+    attention: int
+    mlp: int
+    norm: int
+    non_embedding: int
+    total: int
+
+    @model_validator(mode="after")
+    def _sums(self) -> Self:
+        assert self.non_embedding == self.attention + self.mlp + self.norm, self
+        assert self.total == self.non_embedding + self.embedding, self
+        return self
+
+
+class Lineage(Record):
+    """`lineage.json` in a model folder: what the model is and where it comes from."""
+
+    kind: Literal["teacher", "init", "student"]
+    name: str  # of the teacher, or of the student size
+    init: str | None = None  # the start: pruned-<teacher> or random
+    teacher: str | None = None  # distilled from, 'none' for the arm without a teacher
+    tokens: int | None = None  # trained on
+    seed: int | None = None
+    params: ParamGroups
+
+
+class TokenStreams(Record):
+    """`meta.json` beside the token streams."""
+
+    vocab_size: int
+    tokenizer_sha256: str  # of what decides the tokens, see engine.models.tokenizer_digest
+    documents: dict[str, int]  # by split
+    tokens: dict[str, int]
+    bytes: dict[str, int]  # UTF-8 bytes of the text
+
+
+class TrainRecord(Record):
+    """`train.json`: how a model was trained and where it ended."""
+
+    lineage: Lineage
+    steps: int
+    batch_tokens: int
+    tokens: int
+    tokens_per_param_non_embedding: float
+    trunk_tokens: int  # of these, shared with larger budgets; 0 unless the schedule is wsd
+    train_flops: float  # student forward and backward, teacher forward; with the shared part
+    start_val_loss_nats_per_token: float
+    best_val_loss_nats_per_token: float
+    best_step: int
+    last_val_loss_nats_per_token: float
+
+
+class TargetsRecord(Record):
+    """`targets.json` beside the shards of a teacher's targets: what it is of, and what it took."""
+
+    teacher: str
+    settings: TargetsStage
+    weights_sha256: str  # of the teacher
+    stream_sha256: str  # of the training stream
+    stream_tokens: int
+    vocab_size: int
+    tokens: int  # covered, whole sequences
+    bytes_per_token: int
+    windows_per_shard: int
+    mean_tail_mass: float | None  # of all but the most likely; None for samples
+    forward_flops: float  # of the teacher, once for all students
+
+
+class SplitLoss(Record):
+    """Loss of a model on one split of held-out text."""
+
+    loss_nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+class Metrics(Record):
+    """`metrics.json`: a finished model measured on held-out text."""
+
+    lineage: Lineage
+    validation: SplitLoss
+    test: SplitLoss
+    forward_flops_per_token: int
+
+
+class HarnessScore(Record):
+    """One metric of a task, or of a group of tasks, of lm-evaluation-harness."""
+
+    task: str
+    shots: int | None  # None where the tasks of a group differ
+    task_version: str | None
+    documents: int | None  # None for a group
+    metric: str
+    filter: str  # how the answer was read from what the model wrote; 'none' for likelihoods
+    value: float | None  # as lm-eval gives it; None where it is no number
+    standard_error: float | None
+    higher_is_better: bool | None
+
+
+class HarnessRecord(Record):
+    """`harness.json`: a model measured on tasks of lm-evaluation-harness."""
+
+    lineage: Lineage
+    lm_eval_version: str
+    tasks: dict[str, int]  # those asked for, with their few-shot examples; groups hold others
+    limit: int | None  # documents of a task at most
+    scores: list[HarnessScore]
+
+    def asked(self) -> list[HarnessScore]:
+        """The scores of the tasks and groups that were asked for, without those inside groups."""
+        return [score for score in self.scores if score.task in self.tasks]
+
+
+class RunRow(Record):
+    """A row of `runs.csv`, the table the law is fitted on; one finished run.
+
+    A table from elsewhere needs the columns without a default.
+    """
+
+    student: str  # name of the student size
+    init: str  # pruned-<teacher> or random
+    teacher: str  # name, or 'none'
+    seed: int
+    student_params_non_embedding: int
+    teacher_params_non_embedding: int | None  # empty without a teacher
+    tokens: int  # distillation tokens
+    val_loss_nats_per_token: float  # what the law is fitted on
+    arm: str = "main"  # main, no_teacher, random_init, cross_teacher
+    teacher_val_loss_nats_per_token: float | None = None
+    start_val_loss_nats_per_token: float | None = None  # of the init, before training
+    test_loss_nats_per_token: float | None = None
+    test_bits_per_byte: float | None = None
+    train_flops: float | None = None
+    trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
+
+
+class Calibration(Record):
+    """`scratch/calibration.json`: what `capgap plan --calibrate` measured on this machine."""
+
+    study: str  # whose models were measured
+    computed_as: dict[str, dict[str, str | bool]]  # by section, the settings that decide a rate
+    startup_s: dict[str, float]  # CPU seconds of a job without its work, by rule
+    base_mb: dict[str, float]  # peak memory beyond what is counted, MB of 10^6 bytes, by rule
+    text_s_per_mb: dict[str, float]  # CPU seconds a MB of text, by rule
+    # by kind of work: (FLOPs a token, CPU seconds a token) of the smallest and largest case
+    rates: dict[str, list[tuple[float, float]]]
+    matmul_gflops: float  # one thread, large matrices, float32

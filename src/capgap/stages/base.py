@@ -1,0 +1,225 @@
+"""
+What every stage's command line has in common.
+
+A stage is a module with a docstring, `main(argv)` and `run(...)`. Its options come from its
+settings class, so `--help` says what each means and in which unit. The workflow passes the same
+settings as one JSON text with `--spec`, together with the digest of the source it planned with;
+the stage refuses to run when the source has changed since, and becomes the only writer of `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from capgap.config.counts import parse_count
+from capgap.config.study_file import check_section, sections_in, tags_of
+from capgap.errors import CapgapError, Terminated, out_of_memory
+from capgap.records.artifacts import is_first_process
+from capgap.workflow.digest import source_digest
+from capgap.workflow.locks import claim_output, die_with_parent
+
+
+class StageParser(argparse.ArgumentParser):
+    """Argument parser of one stage: paths are added by the stage, settings by their class."""
+
+    def __init__(self, module: str, summary: str, settings: Any = None):
+        stage = module.rsplit(".", 1)[-1].replace("_", "-")
+        super().__init__(
+            prog=f"capgap {stage}",
+            description=summary.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.module, self.settings = module, settings
+        self.add_argument("--spec", metavar="JSON", help="settings as the workflow passes them")
+        group = self.add_argument_group("settings")
+        for name, fields in _fields(settings).items():
+            choices = [c for field in fields.values() for c in _choices(field.annotation)]
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=f"setting_{name}",
+                metavar=" | ".join(dict.fromkeys(choices)) or "X",
+                help=_help(fields, len(sections_in(settings))).replace("%", "%%"),
+            )
+
+    def error(self, message: str) -> typing.NoReturn:
+        """End with the message alone: the usage of a stage fills a screen."""
+        self.exit(2, f"error: {message}; {self.prog} --help explains the options\n")
+
+    def parse(
+        self, argv: list[str] | None, spec_only: Any = None
+    ) -> tuple[argparse.Namespace, Any]:
+        """Parse the command line into (paths and identity, validated settings).
+
+        spec_only: settings that only the workflow passes, None without `--spec`.
+        """
+        args = self.parse_args(argv)
+        spec = json.loads(args.spec) if args.spec else {}
+        if spec and spec["source"] != source_digest(self.module):
+            raise CapgapError(
+                f"the source of {self.module} changed after the run was planned; run again"
+            )
+        if spec and is_first_process():  # which writes
+            self.claim = claim_output(args.out)
+        if hasattr(args, "scratch"):  # no state may go on under another source
+            args.scratch = args.scratch / source_digest(self.module)
+        if self.settings is None:
+            given = spec.get("settings") if spec_only else None
+            return args, given and check_section(spec_only, given, f"settings of {self.prog}")
+        data = dict(spec.get("settings", {}))
+        for name in _fields(self.settings):
+            value = getattr(args, f"setting_{name}")
+            if value is not None:
+                data[name] = value
+        return args, check_section(self.settings, data, f"settings of {self.prog}")
+
+
+def _fields(settings: Any) -> dict[str, dict[str, Any]]:
+    """Fields of a Section class or of a union of them: by name, then by the source they are for."""
+    fields: dict[str, dict[str, Any]] = {}
+    for section in sections_in(settings):
+        source = tags_of(section)[0] if "source" in section.model_fields else ""
+        for name, field in section.model_fields.items():
+            fields.setdefault(name, {})[source] = field
+    return fields
+
+
+def _help(fields: dict[str, Any], of: int) -> str:
+    """What a setting means and its default, once for all sources or for each; `of` sources in all."""
+    texts: dict[str, list[str]] = {}
+    for source, field in fields.items():
+        default = field.get_default(call_default_factory=True)
+        told = "not set" if default is None else f"default {default}"
+        text = f"{field.description or 'where it comes from'} ({'required' if field.is_required() else told})"
+        texts.setdefault(text, []).append(source)
+    return "; ".join(
+        text if len(sources) == of else f"source {' or '.join(sources)}: {text}"
+        for text, sources in texts.items()
+    )
+
+
+def _choices(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    if isinstance(annotation, types.UnionType):
+        return [c for member in typing.get_args(annotation) for c in _choices(member)]
+    return []
+
+
+def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
+    """Run a stage's `main` as a program: a user's mistake ends in one message and status 1.
+
+    A training job that was told to end (SIGTERM) saves its state and ends with status 75
+    (EX_TEMPFAIL of sysexits.h): run again to go on.
+    """
+    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        die_with_parent()
+    sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
+    if not is_first_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  one log, not one a process
+    try:
+        main(argv)
+        return
+    except Terminated as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(os.EX_TEMPFAIL)
+    except CapgapError as error:
+        message = str(error)
+    except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        message = system_message(error)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        message = (
+            f"out of memory ({(str(error).strip() or 'none left').splitlines()[0]}); lower a batch size "
+            "of this stage if it has one (--help), or run it where there is more"
+        )
+    except KeyboardInterrupt:
+        print("interrupted; run again to go on", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # whoever started this shall see how it ended
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    finally:
+        sys.exit(1)
+
+
+MENDS = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "give yourself the right to, or name another place",
+    errno.EPERM: "give yourself the right to, or name another place",
+    errno.EROFS: "make it writable, or name another place",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a folder",
+    errno.ENOSPC: "free some space and run again: what was finished before is intact",
+    errno.EDQUOT: "free some space and run again: what was finished before is intact",
+}
+
+
+def system_message(error: OSError) -> str:
+    """What the operating system refused, and the mend; the error again where it is not from there."""
+    if error.errno not in MENDS:
+        raise error
+    what = (error.strerror or str(error)).lower()
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{what}; {MENDS[error.errno]}"
+
+
+def count_argument(text: str) -> int:
+    """An argparse type for counts like 60k or 2.5M."""
+    try:
+        return int(parse_count(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, got '{text}'") from None
+
+
+def seed_argument(text: str) -> int:
+    """An argparse type for seeds."""
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(
+            f"a seed is a whole number from 0 to {2**31 - 1:,}, got '{text}'"
+        )
+    return int(text)
+
+
+def add_training_arguments(parser: StageParser) -> None:
+    """Options of a training job that say where it writes, keeps its state and is computed."""
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder to fill: model/, curve.csv, train.json"
+    )
+    add_state_arguments(parser)
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="with several processes (torchrun): share weights, gradients and optimizer among them "
+        "(FSDP2) instead of keeping a copy in each (DDP)",
+    )
+
+
+def add_state_arguments(parser: StageParser) -> None:
+    """Options of a job that is resumed: where it keeps its state, and how often."""
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path("scratch"),
+        help="folder for the state of an unfinished run, which is resumed (default scratch)",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=float(os.environ.get("CAPGAP_CHECKPOINT_SECONDS", 60)),
+        metavar="S",
+        help="seconds between saved states (default 60, or CAPGAP_CHECKPOINT_SECONDS)",
+    )

@@ -1,0 +1,117 @@
+"""
+Compute what a teacher says about the training text once, for every student, seed and arm.
+
+Only the first `unique_tokens` tokens' worth of windows at fixed places are covered, and students
+learn from these. What it takes on disk is said before it starts, and refused where it does not fit.
+A job that was killed is resumed.
+
+IN   teacher's model folder, token streams (the training split)
+OUT  folder with shard-*.safetensors and targets.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from capgap.config import TargetsStage
+from capgap.data.token_streams import Streams, lattice
+from capgap.engine.counting import forward_flops
+from capgap.engine.forward import hold_frozen
+from capgap.engine.models import check_reads, compute_device, load_model, read_lineage
+from capgap.engine.resuming import Place, discard, state_key
+from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
+from capgap.errors import CapgapError, out_of_memory
+from capgap.pruning.store import weights_digest
+from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
+from capgap.records.run_records import TargetsRecord
+from capgap.stages.base import StageParser, add_state_arguments, run_stage
+
+
+def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place) -> TargetsRecord:
+    """Compute and publish the targets of one teacher."""
+    teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(place.out)
+    stream, length = streams["train"], settings.sequence_length
+    vocab = streams.meta.vocab_size  # rows that pad a head beyond the tokenizer are left out
+    if settings.entries > vocab:
+        raise CapgapError(
+            f"distill.target_entries: {settings.entries} is more than the {vocab} entries of the "
+            f"vocabulary of {teacher}; lower it"
+        )
+    check_replaceable(out)
+    windows = len(lattice(len(stream), length, settings.unique_tokens))
+    sources = {
+        "weights_sha256": weights_digest(teacher),
+        "stream_sha256": streams.digest("train"),
+        "stream_tokens": len(stream),
+        "vocab_size": vocab,
+    }
+    scratch = place.scratch / state_key(settings, sources, [teacher])
+    unfinished = Unfinished(scratch, settings, windows, vocab)
+    saved = unfinished.done * length
+    print(f"targets of {teacher}: {require_space(settings, vocab, scratch, saved)}", flush=True)
+    try:
+        model = _load(settings, teacher, streams)
+        compute_targets(
+            unfinished, model, stream, settings, checkpoint_seconds=place.checkpoint_seconds
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise CapgapError(
+            f"out of memory in the targets of {teacher}, held in {settings.precision}; what was "
+            f"computed is saved in {scratch}. To need less, lower batch_tokens of the targets from "
+            f"{settings.batch_tokens} (in a study: distill.micro_batch_tokens), or set "
+            "distill.teacher_precision to bfloat16"
+        ) from None
+    tokens = windows * length
+    with publish_folder(out) as folder:
+        tail = gather(unfinished, folder)
+        record = TargetsRecord(
+            teacher=read_lineage(teacher, model).name,
+            settings=settings,
+            **sources,
+            tokens=tokens,
+            bytes_per_token=settings.bytes_per_token(vocab),
+            windows_per_shard=unfinished.per_shard,
+            mean_tail_mass=tail / tokens if settings.kind == "top_k" else None,
+            forward_flops=tokens * forward_flops(model, length),
+        )
+        (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+    discard(scratch)
+    return record
+
+
+def _load(settings: TargetsStage, teacher: Path, streams: Streams) -> torch.nn.Module:
+    """The teacher where it computes, as its precision computes."""
+    model = load_model(teacher, dtype=None)
+    check_reads(
+        model,
+        teacher,
+        streams.meta,
+        sequence_length=settings.sequence_length,
+        setting="distill.sequence_length",
+    )
+    hold_frozen(model, settings.precision)
+    return model.to(compute_device())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.cache_teacher", __doc__, TargetsStage)
+    parser.add_argument("--teacher", required=True, type=Path, help="the teacher's model folder")
+    parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    add_state_arguments(parser)
+    args, settings = parser.parse(argv)
+    place = Place(args.out, args.scratch, args.checkpoint_seconds)
+    record = run(settings, args.teacher, args.token_streams, place)
+    print(
+        f"{record.tokens:,} tokens, {record.bytes_per_token} bytes each"
+        + (f"; mean mass of the tail {record.mean_tail_mass:.3f}" if record.mean_tail_mass else "")
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

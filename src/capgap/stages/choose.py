@@ -1,0 +1,91 @@
+"""
+Choose the teacher of the final student by the law.
+
+IN   law.json     the fitted law
+     runs.csv     the table it was fitted on: teachers with their sizes, and runs to resample
+OUT  choice.json  the chosen teacher, its neighbour and the largest one, with the reason
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from capgap.commands.recommend import run as recommend
+from capgap.law.records import Choice
+from capgap.records.artifacts import write_text
+from capgap.stages.base import StageParser, count_argument, run_stage
+
+
+def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) -> Choice:
+    """Choose among the table's teachers larger than the student, as `capgap recommend` does.
+
+    student: parameters without embeddings. tokens: distillation budget of the final run. Where the
+    recommendation abstains, its first teacher is still chosen: a final run needs one, and the note
+    says so. Raises CapgapError as `capgap.commands.recommend.run`.
+    """
+    answer = recommend(law_path, runs_path, student, tokens)
+    sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
+    chosen = answer.ranked[0].teacher
+    note = answer.basis_note + _range_note(sizes, answer.target_params, chosen)
+    if answer.status == "abstains":
+        note += f". The recommendation abstains, this is a guess: {answer.reason}"
+    return Choice(
+        student_params_non_embedding=student,
+        tokens=tokens,
+        law_tokens=answer.law_tokens,
+        basis=answer.basis,
+        basis_note=note,
+        teacher_params_star=answer.teacher_params_star,
+        chosen=chosen,
+        neighbour=neighbour_of(chosen, sizes, answer.target_params),
+        largest=max(sizes, key=lambda name: (sizes[name], name)),
+        recommendation=answer,
+    )
+
+
+def neighbour_of(chosen: str, sizes: dict[str, int], target: float) -> str | None:
+    """The nearest teacher (in log size) on the other side of a target, else the next nearest.
+
+    sizes: parameters by teacher. target: parameters; at or below 0 every teacher is too large.
+    None if there is only one teacher.
+    """
+    log_target = math.log(target) if target > 0 else -math.inf
+    above = math.log(sizes[chosen]) > log_target
+
+    def distance(name: str) -> float:
+        return abs(math.log(sizes[name]) - (log_target if target > 0 else 0.0))
+
+    rest = sorted((name for name in sizes if name != chosen), key=lambda n: (sizes[n], n))
+    across = [name for name in rest if (math.log(sizes[name]) > log_target) != above]
+    return min(across or rest, key=distance, default=None)
+
+
+def _range_note(sizes: dict[str, int], target: float, chosen: str) -> str:
+    """Say so where no available teacher is as small, or as large, as the target."""
+    if min(sizes.values()) <= target <= max(sizes.values()):
+        return ""
+    side = "smaller" if target < min(sizes.values()) else "larger"
+    return f"; that is {side} than every available teacher, {chosen} is the nearest"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, choose, write the record and print the reason."""
+    parser = StageParser("capgap.stages.choose", __doc__)
+    parser.add_argument("--law", required=True, help="law record, JSON")
+    parser.add_argument("--runs", required=True, help="table the law was fitted on, CSV")
+    parser.add_argument(
+        "--student", required=True, type=count_argument, help="student size without embeddings"
+    )
+    parser.add_argument(
+        "--tokens", required=True, type=count_argument, help="tokens of the final distillation"
+    )
+    parser.add_argument("--out", required=True, help="choice to write, JSON")
+    args, _ = parser.parse(argv)
+    choice = run(args.law, args.runs, args.student, args.tokens)
+    write_text(args.out, choice.to_json())
+    print(f"{choice.chosen}: {choice.basis_note}.")
+
+
+if __name__ == "__main__":
+    run_stage(main)

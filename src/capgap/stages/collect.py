@@ -1,0 +1,92 @@
+"""
+Gather the finished runs of a study's grid into one table.
+
+IN   train.json and metrics.json of every run, metrics.json of every teacher
+OUT  runs.csv, one row a run (columns: records.RunRow)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from capgap.config import CollectStage
+from capgap.config.run_grid import NONE, arm_of, grid_runs, teacher_sizes
+from capgap.config.study_file import load_study
+from capgap.records import paths
+from capgap.records.artifacts import write_text
+from capgap.records.run_records import Metrics, RunRow, TrainRecord
+from capgap.stages.base import StageParser, run_stage
+
+
+def run(settings: CollectStage) -> list[RunRow]:
+    """Rows of all runs, in the order of the design."""
+    study = Path(settings.root).name
+    teachers = {
+        name: Metrics.read(paths.TEACHER_METRICS.format(study=study, teacher=name))
+        for name in settings.teacher_sizes
+    }
+    return [
+        read_run(Path(paths.RUN_DIR.format(study=study, **identity._asdict())), teachers)
+        for identity in grid_runs(settings.grid, settings.teacher_sizes)
+    ]
+
+
+def read_run(folder: Path, teachers: dict[str, Metrics]) -> RunRow:
+    """Row of one run from its records; `teachers` are metrics by name."""
+    trained = TrainRecord.read(folder / paths.TRAIN)
+    metrics = Metrics.read(folder / paths.METRICS)
+    lineage = trained.lineage
+    assert lineage == metrics.lineage, f"{folder}: train.json and metrics.json differ in lineage"
+    teacher = None if lineage.teacher == NONE else teachers[lineage.teacher]
+    return RunRow(
+        student=lineage.name,
+        init=lineage.init,
+        teacher=lineage.teacher,
+        seed=lineage.seed,
+        student_params_non_embedding=lineage.params.non_embedding,
+        teacher_params_non_embedding=teacher and teacher.lineage.params.non_embedding,
+        tokens=lineage.tokens,
+        val_loss_nats_per_token=metrics.validation.loss_nats_per_token,
+        arm=arm_of(lineage.init, lineage.teacher),
+        teacher_val_loss_nats_per_token=teacher and teacher.validation.loss_nats_per_token,
+        start_val_loss_nats_per_token=trained.start_val_loss_nats_per_token,
+        test_loss_nats_per_token=metrics.test.loss_nats_per_token,
+        test_bits_per_byte=metrics.test.bits_per_byte,
+        train_flops=trained.train_flops,
+        trunk_tokens=trained.trunk_tokens or None,
+    )
+
+
+def to_csv(rows: list[RunRow]) -> str:
+    """Rows as CSV text; numbers in full precision, missing values empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(RunRow.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.collect", __doc__)
+    parser.add_argument("--study", type=Path, help="study whose grid is gathered")
+    parser.add_argument("--out", required=True, type=Path, help="runs.csv to write")
+    args, settings = parser.parse(argv, CollectStage)
+    if args.study:
+        study = load_study(args.study)
+        settings = CollectStage(
+            root=paths.ROOT.format(study=study.study),
+            grid=study.grid,
+            teacher_sizes=teacher_sizes(study),
+        )
+    if settings is None:
+        parser.error("--study is needed")
+    rows = run(settings)
+    write_text(args.out, to_csv(rows))
+    print(f"{len(rows)} runs")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,212 @@
+"""
+Train one student from its init, with a teacher or without.
+
+IN   init folder, teacher folder (none for the arm without a teacher), token streams; the teacher's
+     targets unless `teacher_targets` is online; with schedule wsd the trunk of the next smaller
+     budget, if there is one
+OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from capgap.config import Distill, FilesCorpus
+from capgap.config.run_grid import NONE
+from capgap.data.token_streams import Streams
+from capgap.engine.models import check_reads, load_model, read_lineage, tokenizer_digest
+from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.resuming import Place
+from capgap.engine.teacher_targets import TargetStore
+from capgap.engine.training_job import train_and_publish
+from capgap.errors import CapgapError
+from capgap.pruning.store import weights_digest
+from capgap.records.artifacts import open_folder
+from capgap.records.run_records import Lineage, TrainRecord
+from capgap.stages.base import (
+    StageParser,
+    add_training_arguments,
+    count_argument,
+    run_stage,
+    seed_argument,
+)
+
+
+def run(
+    settings: Distill,
+    init: Path,
+    teacher: Path | None,
+    tokens_folder: Path,
+    *,
+    tokens: int,
+    seed: int,
+    place: Place,
+    trunk: Path | None = None,
+    targets: Path | None = None,
+) -> TrainRecord:
+    """Train and publish one student.
+
+    tokens: budget. seed: of the data order. trunk: of the same student at a smaller budget; with it
+    or without, the result is the same. targets: cached targets of the teacher, unless it is online.
+    """
+    streams, init = Streams(tokens_folder), open_folder(init)
+    student = load_model(init)
+    start = read_lineage(init, student)
+    vocab = streams.meta.vocab_size
+    objective, teacher_model, teacher_name = _alone(settings, vocab), None, NONE
+    if teacher is not None:
+        teacher = open_folder(teacher)
+        if settings.teacher_targets == "online":
+            teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
+            teacher_name = read_lineage(teacher, teacher_model).name
+            _check_model(settings, teacher, teacher_model, streams)
+            objective = Distillation(teacher_model, settings, vocab)
+        else:
+            store = _open_targets(settings, targets, teacher, streams)
+            teacher_name = store.record.teacher
+            objective = Distillation(store, settings, vocab)
+    _check_model(settings, init, student, streams)
+    lineage = Lineage(
+        kind="student",
+        name=start.name,
+        init=start.init or start.name,
+        teacher=teacher_name,
+        tokens=tokens,
+        seed=seed,
+        params=start.params,
+    )
+    inputs = [init, tokens_folder, *(path for path in (teacher, targets) if path)]
+    return train_and_publish(
+        student,
+        streams,
+        settings,
+        objective,
+        place,
+        lineage=lineage,
+        tokenizer=init,
+        inputs=inputs,
+        teacher=teacher_model,
+        trunk=trunk,
+    )
+
+
+def _alone(settings: Distill, vocab: int):
+    """The objective of a student without a teacher."""
+    return partial(
+        data_objective,
+        precision=settings.precision,
+        vocab=vocab,
+        chunk=settings.loss_chunk_tokens,
+    )
+
+
+def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> None:
+    """Refuse a model that cannot read the streams or whose tokenizer is not known to be theirs.
+
+    Soft targets need one vocabulary. Heads may differ in the rows that pad them beyond the
+    tokenizer, which no loss reads.
+    """
+    tokenizer_digest(folder)
+    check_reads(
+        model,
+        folder,
+        streams.meta,
+        sequence_length=settings.sequence_length,
+        setting="distill.sequence_length",
+    )
+
+
+def _open_targets(
+    settings: Distill, targets: Path | None, teacher: Path, streams: Streams
+) -> TargetStore:
+    """The targets of exactly this teacher on exactly this text."""
+    if targets is None:
+        raise CapgapError(
+            f"teacher_targets is {settings.teacher_targets}, so the teacher's targets are needed: name "
+            "its folder with --targets (capgap cache-teacher makes it), or set teacher_targets to online"
+        )
+    store = TargetStore(targets)
+    store.check(
+        settings.targets_stage(),
+        weights_sha256=weights_digest(teacher),
+        stream_sha256=streams.digest("train"),
+    )
+    return store
+
+
+def pack_text(pattern: str, student: Path, out: Path) -> Path:
+    """Pack text files into token streams of the student's tokenizer; the folder of these."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise CapgapError(
+            "--data is for one process; pack the text before (capgap corpus, capgap pack) and name "
+            "it with --token-streams"
+        )
+    from capgap.stages import (  # reading text takes longer to import than a short job has
+        corpus,
+        pack,
+    )
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".corpus-") as folder:
+        corpus.run(FilesCorpus(source="files", pattern=pattern), Path(folder) / "corpus")
+        packed = pack.run(Path(folder) / "corpus", student, out)
+    print(f"packed {packed.tokens['train']:,} tokens of training text to {out}")
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.distill", __doc__, Distill)
+    parser.add_argument(
+        "--init", "--student", dest="init", required=True, type=Path, help="folder of the start"
+    )
+    parser.add_argument(
+        "--teacher",
+        nargs="?",
+        type=Path,
+        help="teacher's folder; without it the student learns from the data alone",
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="?",
+        type=Path,
+        help="folder of the teacher's targets, unless --teacher-targets is online",
+    )
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--token-streams", type=Path, help="packed tokens folder")
+    text.add_argument(
+        "--data",
+        metavar="PATTERN",
+        help="text files instead (.txt, .jsonl, .parquet), like 'texts/*.txt': split by document and "
+        "packed with the student's tokenizer to tokens/ in --out",
+    )
+    parser.add_argument(
+        "--tokens", required=True, type=count_argument, help="distillation budget, like 2.5M"
+    )
+    parser.add_argument(
+        "--seed", type=seed_argument, default=0, help="seed of the data order (default 0)"
+    )
+    parser.add_argument(
+        "--trunk", nargs="?", type=Path, help="trunk of a smaller budget to go on from (wsd)"
+    )
+    add_training_arguments(parser)
+    args, settings = parser.parse(argv)
+    record = run(
+        settings,
+        args.init,
+        args.teacher,
+        args.token_streams or pack_text(args.data, args.init, args.out / "tokens"),
+        tokens=args.tokens,
+        seed=args.seed,
+        place=Place(args.out, args.scratch, args.checkpoint_seconds, args.shard),
+        trunk=args.trunk,
+        targets=args.targets,
+    )
+    print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
+
+
+if __name__ == "__main__":
+    run_stage(main)

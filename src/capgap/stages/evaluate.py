@@ -1,0 +1,92 @@
+"""
+Measure a model on held-out text.
+
+IN   model folder, token streams
+OUT  metrics.json: loss in nats per token and bits per byte on validation and test, sizes, FLOPs
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from capgap.config import Evaluate
+from capgap.data.token_streams import Streams
+from capgap.engine.counting import count_params, forward_flops
+from capgap.engine.evaluation import bits_per_byte, mean_loss
+from capgap.engine.models import check_reads, compute_device, load_model, read_lineage
+from capgap.errors import CapgapError
+from capgap.records.artifacts import open_folder, write_text
+from capgap.records.run_records import Metrics, SplitLoss
+from capgap.stages.base import StageParser, run_stage
+
+MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
+
+
+def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
+    """Loss on the validation and the test split, with the model's size and cost."""
+    folder, streams = open_folder(model_folder), Streams(tokens_folder)
+    model = load_model(folder).to(compute_device())
+    check_reads(
+        model,
+        folder,
+        streams.meta,
+        sequence_length=settings.sequence_length,
+        setting="evaluate.sequence_length",
+    )
+
+    def measure(split: str) -> SplitLoss:
+        stream = streams[split]
+        loss = mean_loss(
+            model,
+            stream,
+            sequence_length=settings.sequence_length,
+            batch_tokens=settings.batch_tokens,
+            split=split,
+            vocab=streams.meta.vocab_size,
+        )
+        if not loss < MAX_LOSS:
+            raise CapgapError(
+                f"{folder}: its {split} loss is {loss:.4g} nats per token, so the model has diverged; "
+                "train it again with a lower learning_rate"
+            )
+        tokens, text_bytes = len(stream) - 1, streams.meta.bytes[split]
+        return SplitLoss(
+            loss_nats_per_token=loss,
+            perplexity=math.exp(loss),
+            bits_per_byte=bits_per_byte(loss, tokens, text_bytes),
+            tokens=tokens,
+            bytes=text_bytes,
+        )
+
+    lineage = read_lineage(folder, model)
+    counted = count_params(model)
+    if lineage.params != counted:
+        raise CapgapError(
+            f"{folder}: lineage.json says {lineage.params}, the weights have {counted}"
+        )
+    return Metrics(
+        lineage=lineage,
+        validation=measure("validation"),
+        test=measure("test"),
+        forward_flops_per_token=forward_flops(model, settings.sequence_length),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.evaluate", __doc__, Evaluate)
+    parser.add_argument("--model", required=True, type=Path, help="model folder")
+    parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
+    parser.add_argument("--out", required=True, type=Path, help="metrics.json to write")
+    args, settings = parser.parse(argv)
+    metrics = run(settings, args.model, args.token_streams)
+    write_text(args.out, metrics.to_json())
+    print(
+        f"test loss {metrics.test.loss_nats_per_token:.4f} nats per token, "
+        f"{metrics.test.bits_per_byte:.4f} bits per byte"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

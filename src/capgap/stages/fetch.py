@@ -1,0 +1,137 @@
+"""
+Bring in a teacher that exists already: from the hub, an installed package or a local folder.
+
+IN   a model id with a pinned commit, a file in a package, or a folder; the corpus folder, where the
+     vocabulary is trimmed to the text
+OUT  a model folder like every other: safetensors, tokenizer, lineage, manifest
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # a log file is no place for redrawn bars
+
+import transformers
+
+from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
+from capgap.data.documents import split_texts
+from capgap.data.hub import download_model
+from capgap.data.packages import package_folder
+from capgap.engine.counting import count_params
+from capgap.engine.models import load_model, save_model
+from capgap.errors import CapgapError
+from capgap.pruning.vocabulary import trim
+from capgap.records.artifacts import publish_folder, sha256
+from capgap.records.run_records import Lineage
+from capgap.stages.base import StageParser, run_stage
+
+
+def run(
+    teacher: HubTeacher | PackageTeacher | PathTeacher,
+    name: str,
+    out: Path,
+    corpus: Path | None = None,
+) -> Lineage:
+    """Fetch, check and publish the teacher called `name`; `corpus` if its vocabulary is trimmed."""
+    if teacher.trim_vocabulary and corpus is None:
+        raise CapgapError(
+            "trim_vocabulary: give the corpus whose text decides what stays (--corpus)"
+        )
+    folder, gguf = _locate(teacher)
+    model = _load_gguf(folder, gguf) if gguf else load_model(folder)
+    tokenizer = _load_tokenizer(folder, gguf)
+    params = count_params(model)
+    if params.non_embedding != teacher.params_non_embedding:
+        raise CapgapError(
+            f"teachers.{name}.params_non_embedding: the study says "
+            f"{teacher.params_non_embedding:,}, the model has {params.non_embedding:,}; "
+            "write the second number"
+        )
+    with publish_folder(out) as target, tempfile.TemporaryDirectory() as words:
+        tokenizer.save_pretrained(words)
+        if teacher.trim_vocabulary:
+            entries = None if teacher.trim_vocabulary is True else teacher.trim_vocabulary
+            model = trim(model, Path(words), split_texts(corpus, "train"), entries)
+        lineage = Lineage(kind="teacher", name=name, params=count_params(model))
+        save_model(model, target, lineage, Path(words))
+    return lineage
+
+
+def _load_gguf(folder: Path, name: str):
+    """The model of a GGUF file in float32, its quantised weights expanded."""
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype="float32",
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise CapgapError(
+            f"{folder / name}: transformers cannot read this GGUF file ({error}); "
+            "convert it to a folder with safetensors and use source: path"
+        ) from None
+
+
+def _load_tokenizer(folder: Path, gguf: str | None):
+    """The tokenizer beside a model, or inside its GGUF file."""
+    kind = {"gguf_file": gguf} if gguf else {}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **kind
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({error})") from None
+    if not tokenizer.is_fast:
+        raise CapgapError(
+            f"{folder}: its tokenizer has no tokenizer.json form, which all stages read; "
+            "convert it with the tokenizers library first"
+        )
+    return tokenizer
+
+
+def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, str | None]:
+    """Folder of the model on this machine, and the name of its GGUF file if it is one."""
+    match teacher:
+        case PathTeacher():
+            if not Path(teacher.path).is_dir():
+                raise CapgapError(f"teacher path {teacher.path}: no such folder")
+            return Path(teacher.path), None
+        case PackageTeacher():
+            path = package_folder(teacher.package) / teacher.file
+            if not path.exists():
+                raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
+            if teacher.sha256 and sha256(path) != teacher.sha256:
+                raise CapgapError(
+                    f"{teacher.file} of package {teacher.package} has another SHA-256 than the "
+                    "study says; install the version the study was written for"
+                )
+            if path.is_file() and path.suffix != ".gguf":
+                raise CapgapError(
+                    f"{teacher.file} of package {teacher.package} is not a .gguf file or a model "
+                    "folder; name one of these"
+                )
+            return (path, None) if path.is_dir() else (path.parent, path.name)
+        case HubTeacher():
+            return download_model(teacher.model, teacher.revision), None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.fetch", __doc__, FetchedSource)
+    parser.add_argument("--name", required=True, help="name of the teacher")
+    parser.add_argument(
+        "--corpus", nargs="?", type=Path, help="corpus folder, needed with --trim-vocabulary"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    args, teacher = parser.parse(argv)
+    params = run(teacher, args.name, args.out, args.corpus).params
+    print(f"{params.non_embedding:,} parameters without embeddings, {params.total:,} with them")
+
+
+if __name__ == "__main__":
+    run_stage(main)

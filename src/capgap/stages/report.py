@@ -1,0 +1,212 @@
+"""
+Report what a study found, for a reader who has not read the paper.
+
+IN   runs.csv, law.json, final.json (where there is one), metrics.json of the teachers, harness.json
+     of models (where there are any)
+OUT  folder with report.html, one page that needs no network, and every figure as <name>.svg,
+     <name>.png and, as the table behind it, <name>.csv
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from capgap.errors import CapgapError
+from capgap.law.records import FinalRecord, LawRecord
+from capgap.law.table import read_runs
+from capgap.records.artifacts import publish_folder
+from capgap.records.run_records import HarnessRecord, Metrics, RunRow
+from capgap.reporting import wording
+from capgap.reporting.charts import all_figures
+from capgap.reporting.theme import THEME, Figure
+from capgap.stages.base import StageParser, run_stage
+
+PARTS = Path(__file__).parents[1] / "reporting"
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+PNG_SCALE = 2  # pixels per unit of the figure
+
+
+def run(
+    runs: list[RunRow],
+    law: LawRecord,
+    final: FinalRecord | None,
+    teachers: list[Metrics],
+    study_name: str,
+    settings: dict[str, Any],
+    out: str | Path,
+    harness: Sequence[HarnessRecord] = (),
+) -> None:
+    """Draw all figures and write the report's folder.
+
+    settings: the study's settings as they shall be shown; may be empty.
+    Raises CapgapError when the records do not belong together.
+    """
+    counts = Counter(row.arm for row in runs)
+    _check(counts["main"], law, final)
+    runs = sorted(runs, key=_run_order)
+    teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
+    figures = all_figures(runs, law, final, teachers)
+    specs = {figure.name: specification(figure) for figure in figures}
+    with publish_folder(out) as folder:
+        pictures = {}
+        for figure in figures:
+            svg = render_svg(figure.name, specs[figure.name])
+            pictures[figure.name] = Markup(svg)
+            (folder / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
+            (folder / f"{figure.name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=PNG_SCALE))
+            figure.data.to_csv(folder / f"{figure.name}.csv", index=False, lineterminator="\n")
+        page = (
+            _environment()
+            .get_template("page.html.j2")
+            .render(
+                study_name=study_name,
+                runs=runs,
+                counts=counts,
+                law=law,
+                final=final,
+                teachers=teachers,
+                harness=harness,
+                settings=wording.settings_rows(settings),
+                pictures=pictures,
+                specs=specs,
+                style=_part("style.css"),
+                script=_part("page.js"),
+                vega=Markup(vega_bundle()),
+                w=wording,
+            )
+        )
+        (folder / "report.html").write_text(page + "\n", encoding="utf-8")
+
+
+def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
+    """Refuse records of different studies or of different states of one study."""
+    if n_main != law.n_runs:
+        raise CapgapError(
+            f"the law was fitted on {law.n_runs} runs of the main arm, but the table of runs has "
+            f"{n_main}; fit the law again on this table (capgap fit)"
+        )
+    budgets = sorted(found.tokens for found in law.lines)
+    if final and final.choice.law_tokens not in budgets:
+        raise CapgapError(
+            f"the final student's teacher was chosen by a law at {final.choice.law_tokens} tokens, "
+            f"but this law has {', '.join(map(str, budgets))}; choose the teacher again by this law"
+        )
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one JavaScript module, once for all figures of a page."""
+    return vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+
+
+def specification(figure: Figure) -> dict[str, Any]:
+    """The Vega-Lite specification of a figure, with its data and the shared look."""
+    with alt.data_transformers.enable("default", max_rows=None):
+        return figure.chart.to_dict() | {"config": THEME}
+
+
+def render_svg(name: str, spec: dict[str, Any]) -> str:
+    """Draw a specification; ids start with the figure's name and count from 0.
+
+    The renderer counts ids over the life of the process, so the same figure drawn twice would
+    differ, and several drawings on one page would share ids.
+    """
+    svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+    ids = list(dict.fromkeys(re.findall(r'\bid="((?:clip|gradient_)\d+)"', svg)))
+    new = {old: f"{name}-{number}" for number, old in enumerate(ids)}
+    return re.sub(
+        r'(\bid="|url\(#)((?:clip|gradient_)\d+)(?=["\)])', lambda m: m[1] + new[m[2]], svg
+    )
+
+
+def _run_order(row: RunRow) -> tuple:
+    return (
+        row.student_params_non_embedding,
+        row.student,
+        row.tokens,
+        row.arm != "main",
+        row.arm,
+        row.teacher_params_non_embedding or 0,
+        row.teacher,
+        row.init,
+        row.seed,
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _part(name: str) -> Markup:
+    return Markup((PARTS / name).read_text(encoding="utf-8"))
+
+
+def read_rows(path: str | Path) -> list[RunRow]:
+    """The table of runs as records; errors as in `read_runs`."""
+    rows = read_runs(path).to_dict("records")
+    return [RunRow(**{k: None if pd.isna(v) else v for k, v in row.items()}) for row in rows]
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    try:
+        settings = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise CapgapError(
+            f"--study-spec: not JSON ({error}); pass the settings as one object"
+        ) from None
+    if not isinstance(settings, dict):
+        raise CapgapError(f"--study-spec: must be a JSON object, got {type(settings).__name__}")
+    return settings
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.report", __doc__)
+    parser.add_argument("--runs", required=True, help="table of runs, CSV")
+    parser.add_argument("--law", required=True, help="law record, JSON")
+    parser.add_argument(
+        "--final", help="record of the final student, JSON; without it that part is left out"
+    )
+    parser.add_argument(
+        "--teachers", nargs="*", default=[], metavar="METRICS", help="metrics.json of every teacher"
+    )
+    parser.add_argument(
+        "--harness", nargs="*", default=[], metavar="RECORD", help="harness.json of every model"
+    )
+    parser.add_argument("--study-name", required=True, help="name of the study")
+    parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
+    parser.add_argument("--out", required=True, help="folder to write")
+    args, _ = parser.parse(argv)
+    run(
+        read_rows(args.runs),
+        LawRecord.read(args.law),
+        FinalRecord.read(args.final) if args.final else None,
+        [Metrics.read(path) for path in args.teachers],
+        args.study_name,
+        _settings(args.study_spec),
+        args.out,
+        [HarnessRecord.read(path) for path in args.harness],
+    )
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

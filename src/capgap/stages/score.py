@@ -1,0 +1,76 @@
+"""
+Score how much each attention group, MLP neuron, hidden channel and layer of a teacher matters.
+
+Done once a teacher; every student size is then cut by the same scores.
+
+IN   model folder, token streams (the training split)
+OUT  folder with importance.safetensors: groups (layers x key-value heads), neurons (layers x
+     neurons), hidden (channels), layers
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from capgap.config import Score
+from capgap.data.token_streams import Streams, calibration_batch, check_long_enough
+from capgap.engine.models import check_reads, compute_device, load_model
+from capgap.pruning.importance import Importance, measure
+from capgap.pruning.store import weights_digest, write_importance
+from capgap.records.artifacts import open_folder, publish_folder
+from capgap.stages.base import StageParser, run_stage
+
+
+def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> Importance:
+    """Measure the importance of all units of a model and publish it."""
+    torch.set_num_threads(1)
+    folder, streams = open_folder(model_folder), Streams(tokens_folder)
+    model = load_model(folder).to(compute_device())
+    check_reads(
+        model,
+        folder,
+        streams.meta,
+        sequence_length=settings.sequence_length,
+        setting="prune.sequence_length",
+    )
+    check_long_enough(streams["train"], settings.sequence_length, "train")
+    inputs_BT, labels_BT = calibration_batch(
+        streams["train"],
+        sequence_length=settings.sequence_length,
+        count=settings.calibration_sequences,
+        seed=settings.seed,
+    )
+    importance = measure(model, inputs_BT, labels_BT, settings.criterion, seed=settings.seed)
+    with publish_folder(out) as temporary:
+        write_importance(temporary, importance, weights_digest(folder))
+    return importance
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.score", __doc__, Score)
+    parser.add_argument("--model", required=True, type=Path, help="the teacher's model folder")
+    parser.add_argument(
+        "--token-streams",
+        "--tokens",
+        dest="tokens",
+        required=True,
+        type=Path,
+        help="packed tokens folder",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    args, settings = parser.parse(argv)
+    importance = run(settings, args.model, args.tokens, args.out)
+    (layers, groups), neurons = importance.groups.shape, importance.neurons.shape[1]
+    print(
+        f"scored {layers} layers x {groups} groups and {neurons} neurons, "
+        f"{len(importance.hidden)} hidden channels, "
+        f"by {settings.criterion} on {settings.calibration_sequences} sequences of "
+        f"{settings.sequence_length} tokens"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
