@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from capgap.data.token_streams import META, SPLITS
 from capgap.engine.models import tokenizer_digest
 from capgap.records.artifacts import publish_folder
+from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
 
 
@@ -48,7 +48,7 @@ def token_streams(tmp_path):
                 tokens=lengths,
                 bytes={split: 3 * n for split, n in lengths.items()},
             )
-            (folder / META).write_text(meta.to_json())
+            (folder / TOKENS_RECORD).write_text(meta.to_json())
         return folder_out
 
     return write

@@ -9,13 +9,13 @@ import pyarrow.parquet
 import pytest
 import safetensors.torch
 import torch
+from capgap.data.documents import hub_texts, load_documents
 from hub_server import hub_server
 from huggingface_hub import HfApi, constants
 
 from capgap.commands import pin
 from capgap.config import HubCorpus, HubText
 from capgap.config.study_file import load_study
-from capgap.data.documents import hub_texts, load_documents
 from capgap.data.hub import download_model
 from capgap.errors import CapgapError
 

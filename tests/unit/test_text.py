@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from capgap.data.documents import assign_splits, load_documents
 from datasets import Dataset
 
 from capgap.config import FilesCorpus, PackageCorpus, TrainedTokenizer
-from capgap.data.documents import assign_splits, load_documents
 from capgap.data.token_streams import Streams
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError

@@ -29,13 +29,14 @@ from capgap.cost.job_costs import Job, StudyCost
 from capgap.cost.rates import LARGEST_PARAMS, Rates, random_model
 from capgap.cost.speed import CALIBRATION, computed_as
 from capgap.data.packages import package_folder
-from capgap.data.token_streams import META, SPLITS, Streams
+from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import save_model, tokenizer_digest
 from capgap.engine.onednn_matmul import fast_products
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.records.artifacts import publish_folder, write_text
+from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import Calibration, Lineage, TokenStreams
 
 SAMPLE_BYTES = 3 * MEGA
@@ -159,7 +160,7 @@ class _Probe:
                 tokens=counts,
                 bytes={split: 4 * n for split, n in counts.items()},
             )
-            (folder / META).write_text(meta.to_json(), encoding="utf-8")
+            (folder / TOKENS_RECORD).write_text(meta.to_json(), encoding="utf-8")
         return out
 
     # --- text -----------------------------------------------------------------------------------

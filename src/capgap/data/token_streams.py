@@ -23,11 +23,8 @@ import torch
 
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, sha256
-from capgap.records.paths import MANIFEST
+from capgap.records.paths import MANIFEST, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
-
-SPLITS = ("train", "validation", "test")
-META = "meta.json"
 
 
 class Streams:
@@ -35,7 +32,7 @@ class Streams:
 
     def __init__(self, path: str | Path):
         self.folder = open_folder(path)
-        self.meta = TokenStreams.read(self.folder / META)
+        self.meta = TokenStreams.read(self.folder / TOKENS_RECORD)
 
     def __getitem__(self, split: str) -> np.ndarray:
         path = self.folder / f"{split}.npy"

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from capgap.data.encoding import Encoder
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.surgery import cut, keep_all
@@ -44,8 +45,9 @@ def trim(
             f"{model.config.vocab_size}; name the tokenizer of this model"
         )
     counts_V = np.zeros(len(tokenizer), dtype=np.int64)
+    encoder = Encoder(tokenizer)
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        [ids] = encoder.encode([text])
         counts_V += np.bincount(ids, minlength=len(tokenizer))
     configs = [model.config, model.generation_config]
     named = {i for config in configs for i in _named_ids(config) if i < len(tokenizer)}

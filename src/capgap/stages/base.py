@@ -55,6 +55,15 @@ class StageParser(argparse.ArgumentParser):
         """End with the message alone: the usage of a stage fills a screen."""
         self.exit(2, f"error: {message}; {self.prog} --help explains the options\n")
 
+    def add_processes(self) -> None:
+        """An option for how many processes share the work; the result does not depend on it."""
+        self.add_argument(
+            "--processes",
+            type=int,
+            metavar="N",
+            help="processes that share the work (default: one for each core)",
+        )
+
     def parse(
         self, argv: list[str] | None, spec_only: Any = None
     ) -> tuple[argparse.Namespace, Any]:

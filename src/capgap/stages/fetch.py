@@ -17,9 +17,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # a log file is no place for redrawn
 import transformers
 
 from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
-from capgap.data.documents import split_texts
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
+from capgap.data.text_store import split_texts
 from capgap.engine.counting import count_params
 from capgap.engine.models import load_model, save_model
 from capgap.errors import CapgapError

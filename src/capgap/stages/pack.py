@@ -7,51 +7,102 @@ OUT  a folder with train.npy, validation.npy, test.npy and meta.json
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from capgap.data.documents import text_batches
-from capgap.data.token_streams import META, SPLITS
+from capgap.data import processes as cores
+from capgap.data.encoding import Encoder
+from capgap.data.text_store import text_batches
 from capgap.engine.models import load_tokenizer, tokenizer_digest
 from capgap.errors import CapgapError
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
+from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
 from capgap.stages.base import StageParser, run_stage
 
+HEADER_BYTES = 128  # of a .npy file that holds a flat array
 
-def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
-    """Write the streams: documents in order, each closed by the end-of-text token."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+class Packed(NamedTuple):
+    """Some documents as tokens."""
+
+    ids: np.ndarray
+    documents: int
+    text_bytes: int
+
+
+class _Packer:
+    """Packs batches of documents."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+
+    def __call__(self, batch: tuple[list[str], list[str]]) -> Packed:
+        _, texts = batch
+        ids = np.concatenate(self.encoder.documents(texts))
+        return Packed(ids, len(texts), sum(len(text.encode()) for text in texts))
+
+
+def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> TokenStreams:
+    """Write the streams: documents in order, each closed by the end-of-text token.
+
+    The result does not depend on the number of processes.
+    """
     tokenizer = load_tokenizer(open_folder(tokenizer_folder))
     if tokenizer.eos_token_id is None:
         raise CapgapError(
             f"{tokenizer_folder}: this tokenizer has no end-of-text token to close documents; name "
             "one in its tokenizer_config.json (eos_token)"
         )
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    encoder = Encoder(tokenizer)
     counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
     with publish_folder(out) as folder:
         for split in SPLITS:
-            pieces, documents, text_bytes = [], 0, 0
-            for texts in text_batches(corpus, split):
-                encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-                pieces += [np.array([*ids, tokenizer.eos_token_id], dtype=dtype) for ids in encoded]
-                documents += len(texts)
-                text_bytes += sum(len(text.encode()) for text in texts)
-            stream = np.concatenate(pieces)
-            np.save(folder / f"{split}.npy", stream, allow_pickle=False)
+            documents = text_bytes = 0
+            with StreamWriter(folder / f"{split}.npy", encoder.dtype) as stream:
+                batches = text_batches(corpus, split)
+                for packed in cores.ordered_map(_Packer(encoder), batches, processes):
+                    stream.append(packed.ids)
+                    documents += packed.documents
+                    text_bytes += packed.text_bytes
             counts["documents"][split] = documents
-            counts["tokens"][split] = len(stream)
+            counts["tokens"][split] = stream.length
             counts["bytes"][split] = text_bytes
         meta = TokenStreams(
-            vocab_size=len(tokenizer),
+            vocab_size=encoder.entries,
             tokenizer_sha256=tokenizer_digest(folder_of(tokenizer_folder)),
             **counts,
         )
-        (folder / META).write_text(meta.to_json(), encoding="utf-8")
+        (folder / TOKENS_RECORD).write_text(meta.to_json(), encoding="utf-8")
     return meta
+
+
+class StreamWriter:
+    """Writes a flat .npy file piece by piece; the bytes are those of numpy.save."""
+
+    def __init__(self, path: Path, dtype: type[np.integer]):
+        self.path, self.dtype, self.length = path, np.dtype(dtype), 0
+
+    def __enter__(self) -> StreamWriter:
+        self.file: IO[bytes] = self.path.open("wb")
+        self.file.write(b"\0" * HEADER_BYTES)
+        return self
+
+    def append(self, values: np.ndarray) -> None:
+        """Add values of the stream's type."""
+        assert values.dtype == self.dtype, values.dtype
+        self.file.write(values.tobytes())
+        self.length += len(values)
+
+    def __exit__(self, kind, *error) -> None:
+        with self.file:
+            if kind is None:
+                self.file.seek(0)
+                header = np.lib.format.header_data_from_array_1_0(np.empty(0, self.dtype))
+                np.lib.format.write_array_header_1_0(self.file, {**header, "shape": (self.length,)})
+                assert self.file.tell() == HEADER_BYTES
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,8 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--corpus", required=True, type=Path, help="corpus folder")
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_processes()
     args, _ = parser.parse(argv)
-    meta = run(args.corpus, args.tokenizer, args.out)
+    meta = run(args.corpus, args.tokenizer, args.out, args.processes or cores.available())
     for split in SPLITS:
         print(f"{split}: {meta.documents[split]} documents, {meta.tokens[split]:,} tokens")
 

