@@ -40,6 +40,7 @@ SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {run_grid.R
 CACHED = sorted({run.teacher for run in RUNS} - {run_grid.NONE})
 if STUDY.distill.teacher_targets == "online":
     CACHED = []
+TEXT_THREADS = 4  # of the jobs that read and pack the text, fewer on a machine with fewer cores
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 

@@ -25,5 +25,5 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 def shown(value: object, limit: int = 80) -> str:
     """A value in a message: at most `limit` characters of it, for a value may be a whole document."""
-    text = value if isinstance(value, str) else reprlib.Repr(maxother=limit).repr(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"

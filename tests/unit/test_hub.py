@@ -9,7 +9,6 @@ import pyarrow.parquet
 import pytest
 import safetensors.torch
 import torch
-from capgap.data.documents import hub_texts, load_documents
 from hub_server import hub_server
 from huggingface_hub import HfApi, constants
 
@@ -17,6 +16,7 @@ from capgap.commands import pin
 from capgap.config import HubCorpus, HubText
 from capgap.config.study_file import load_study
 from capgap.data.hub import download_model
+from capgap.data.sources import documents, hub_texts
 from capgap.errors import CapgapError
 
 NAME = "owner/model"
@@ -251,43 +251,50 @@ def test_a_data_set_is_read_at_its_commit(hub, texts):
     old = texts.commit(text_files("old"))
     texts.commit(text_files("new"))
     asked = {"dataset": "owner/text", "revision": old, "name": "plain"}
-    assert hub_texts(HubText(**asked, split="train[:30%]")) == ["old 0", "old 1", "old 2"]
-    assert hub_texts(HubText(**asked, split="test", joined=True)) == ["line 1\nline 2\n"]
+    assert list(hub_texts(HubText(**asked, split="train[:30%]"))) == ["old 0", "old 1", "old 2"]
+    assert list(hub_texts(HubText(**asked, split="test", joined=True))) == ["line 1\nline 2\n"]
     assert hub.downloads("other/train-0.parquet") == []
-    corpus = load_documents(HubCorpus(source="hub", **asked))
-    assert corpus["name"][:2] == ["000000000000", "000000000001"]
+    names = [name for name, _ in documents(HubCorpus(source="hub", **asked))]
+    assert names[:2] == ["000000000000", "000000000001"]
 
 
 def test_a_data_set_of_json_lines(texts):
     lines = "".join(json.dumps({"body": f"text {i}"}) + "\n" for i in range(3)).encode()
     commit = texts.commit({"train.jsonl": lines})
     text = HubText(dataset="owner/text", revision=commit, text_column="body")
-    assert hub_texts(text) == ["text 0", "text 1", "text 2"]
+    assert list(hub_texts(text)) == ["text 0", "text 1", "text 2"]
 
 
 def test_a_damaged_data_set_is_refused(hub, texts):
     text = HubText(dataset="owner/text", revision=texts.commit(text_files("a")), name="plain")
     hub.flipped.add("plain/train-0.parquet")
     with pytest.raises(CapgapError, match=r"plain/train-0\.parquet arrived damaged"):
-        hub_texts(text)
+        list(hub_texts(text))
     hub.flipped.clear()
     hub.cut.add("plain/train-0.parquet")
     with pytest.raises(CapgapError, match="cannot be had: Consistency check"):
-        hub_texts(text)
+        list(hub_texts(text))
     hub.cut.clear()
-    assert hub_texts(text)[0] == "a 0"
+    assert next(hub_texts(text)) == "a 0"
 
 
 def test_a_data_set_once_read_is_there_without_a_network(hub, texts, offline, monkeypatch):
     import datasets
 
     text = HubText(dataset="owner/text", revision=texts.commit(text_files("a")), name="plain")
-    before = hub_texts(text)
+    before = list(hub_texts(text))
     offline()
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     hub.asked.clear()
-    assert hub_texts(text) == before
+    assert list(hub_texts(text)) == before
     assert hub.asked == []
+
+
+def test_a_data_set_that_needs_a_script_is_refused_with_what_to_do(texts):
+    commit = texts.commit({"README.md": b"", "text.py": b"raise SystemExit('this ran')"})
+    text = HubText(dataset="owner/text", revision=commit)
+    with pytest.raises(CapgapError, match="a Python script that loads data, which is not run; pin"):
+        list(hub_texts(text))
 
 
 def test_a_gated_data_set_names_its_licence(hub, texts):
@@ -295,7 +302,7 @@ def test_a_gated_data_set_names_its_licence(hub, texts):
     text = HubText(dataset="owner/text", revision=texts.commit(text_files("a")), name="plain")
     page = re.escape(f"{hub.address}/datasets/owner/text")
     with pytest.raises(CapgapError, match=rf"{page}, accept its licence \(cc-by-4\.0\)"):
-        hub_texts(text)
+        list(hub_texts(text))
 
 
 def test_models_and_data_sets_of_a_study_are_listed_once():

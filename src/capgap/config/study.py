@@ -126,7 +126,9 @@ class Study(Section):
 
     study: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]*$",
-        description="name, of lower-case letters, digits, - and _; results go to results/<study>/",
+        max_length=64,
+        description="name, of at most 64 lower-case letters, digits, - and _; results go to "
+        "results/<study>/",
     )
     corpus: Corpus = Field(description="the text")
     tokenizer: Tokenizer = Field(description="text to tokens")

@@ -4,7 +4,6 @@ How large the text and the models of a study are, from its settings and from wha
 
 from __future__ import annotations
 
-import glob
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +33,7 @@ from capgap.cost.architectures import (
 )
 from capgap.cost.device_memory import Memory
 from capgap.data.packages import package_folder
+from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.records.run_records import TokenStreams
@@ -66,8 +66,7 @@ class StudySizes:
             root = package_folder(corpus.package)
             return sum(p.stat().st_size for p in root.glob(corpus.pattern))
         if isinstance(corpus, FilesCorpus):
-            files = glob.glob(corpus.pattern, recursive=True)
-            size = sum(Path(file).stat().st_size for file in files)
+            size = sum(path.stat().st_size for path in corpus_files(corpus.pattern)[0])
         else:
             size = 0
         if size == 0 and self.study.plan.corpus_bytes is None:
