@@ -22,7 +22,7 @@ from capgap.config.teacher_settings import (
     Teacher,
 )
 from capgap.config.text_settings import Corpus, TeacherTokenizer, Tokenizer
-from capgap.config.training_settings import Distill, Pretrain, PretrainStage
+from capgap.config.training_settings import LOSS_ON, Distill, LossOn, Pretrain, PretrainStage
 
 
 class Grid(Section):
@@ -58,6 +58,7 @@ class Evaluate(Section):
 
     sequence_length: int = Field(128, ge=2, description="tokens of context at most")
     batch_tokens: Count = Field(16384, gt=0, description="tokens per forward pass")
+    loss_on: LossOn = Field("all", description=LOSS_ON)
 
 
 class Law(Section):
@@ -183,6 +184,22 @@ def _inconsistencies(study: Study):
                 f"tokenizer.teacher: '{study.tokenizer.teacher}' is not a teacher that brings a "
                 "tokenizer; name one with source hub, package or path"
             )
+    for key in ("pretrain", "distill", "evaluate"):
+        section = getattr(study, key)
+        if (
+            section
+            and section.loss_on != "all"
+            and not getattr(study.corpus, "messages_column", None)
+        ):
+            yield (
+                f"{key}.loss_on: {section.loss_on} needs conversations; name their column "
+                "(corpus.messages_column), or set it to all"
+            )
+    if study.distill.loss_on != study.evaluate.loss_on:
+        yield (
+            f"evaluate.loss_on: {study.evaluate.loss_on} is not what is learned, distill.loss_on is "
+            f"{study.distill.loss_on}; the law is fitted on the held-out loss, so set both alike"
+        )
     for name in study.plan.shapes:
         if not isinstance(study.teachers.get(name), HubTeacher | PackageTeacher | PathTeacher):
             yield f"plan.shapes.{name}: no teacher of this name is fetched"

@@ -48,9 +48,10 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
             found = _file_documents(paths, root, corpus.text_column, corpus.messages_column)
         case HubCorpus():
             found = ((f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus)))
+    chat = getattr(corpus, "messages_column", None) is not None  # whose turns belong together
     for name, text in found:
         if text.strip():
-            yield from _shortened(name, text)
+            yield from [(name, text)] if chat else _shortened(name, text)
 
 
 def origin(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> str:

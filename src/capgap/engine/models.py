@@ -47,7 +47,12 @@ AttentionInterface.register("sdpa", attend)  # of which it is a case
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 def llama_config(

@@ -116,6 +116,10 @@ def train(
     than this run's.
     """
     stream, held_out = streams["train"], streams["validation"][: settings.validation_tokens + 1]
+    mask = streams.mask("train", settings.loss_on)
+    held_out_mask = streams.mask("validation", settings.loss_on)
+    if held_out_mask is not None:
+        held_out_mask = held_out_mask[: len(held_out)]
     check_long_enough(stream, settings.sequence_length, "train")
     steps = tokens // settings.batch_tokens
     if steps < 1:
@@ -144,6 +148,7 @@ def train(
             precision=settings.precision,
             vocab=streams.meta.vocab_size,
             compute=learner,
+            mask=held_out_mask,
         )
         world.settle(learner)
         return loss
@@ -168,7 +173,7 @@ def train(
             say(f"resumed after step {done}/{steps}")
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-        batches = _batches(stream, settings, seed, range(done, steps), model.device)
+        batches = _batches(stream, mask, settings, seed, range(done, steps), model.device)
         for step, batch in zip(range(done, steps), batches, strict=True):
             told.step = step
             if step == fork:
@@ -220,7 +225,12 @@ def _check_same(done: int, world: World, scratch: Path) -> None:
 
 
 def _batches(
-    stream: np.ndarray, settings: Training, seed: int, steps: range, device: torch.device
+    stream: np.ndarray,
+    mask: np.ndarray | None,
+    settings: Training,
+    seed: int,
+    steps: range,
+    device: torch.device,
 ) -> Iterator[Batch]:
     """The global batch of every step; for a GPU in pinned memory, one step ahead."""
 
@@ -232,6 +242,7 @@ def _batches(
             seed=seed,
             step=step,
             unique_tokens=settings.unique_tokens,
+            mask=mask,
         )
         return batch if device.type == "cpu" else Batch(*(part.pin_memory() for part in batch))
 

@@ -101,6 +101,8 @@ class TokenStreams(Record):
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
     bytes: dict[str, int]  # UTF-8 bytes of the text
+    completion_tokens: dict[str, int] | None = None  # of conversations, those that completions have
+    completion_bytes: dict[str, int] | None = None
 
 
 class TrainRecord(Record):

@@ -2,19 +2,23 @@
 Turn the splits of a corpus into flat token streams, one memory-mapped array a split.
 
 IN   corpus folder, tokenizer folder
-OUT  a folder with train.npy, validation.npy, test.npy and meta.json
+OUT  a folder with train.npy, validation.npy, test.npy and meta.json; of conversations also
+     train.mask.npy and so on: which tokens belong to completions
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from capgap.data import processes as cores
+from capgap.data.chat import ChatEncoder
 from capgap.data.encoding import Encoder
-from capgap.data.text_store import text_batches
+from capgap.data.text_store import is_chat, text_batches
+from capgap.data.token_streams import mask_file
 from capgap.engine.models import load_tokenizer, tokenizer_digest
 from capgap.errors import CapgapError
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
@@ -31,16 +35,24 @@ class Packed(NamedTuple):
     ids: np.ndarray
     documents: int
     text_bytes: int
+    mask: np.ndarray | None = None  # of conversations: whether a token belongs to a completion
+    completion_bytes: int = 0
 
 
 class _Packer:
     """Packs batches of documents."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Encoder, chat: bool):
         self.encoder = encoder
+        self.chat = ChatEncoder(encoder) if chat else None
 
     def __call__(self, batch: tuple[list[str], list[str]]) -> Packed:
-        _, texts = batch
+        names, texts = batch
+        if self.chat:
+            ids, masks, sizes, completions = zip(*map(self.chat.encode, *batch), strict=True)
+            return Packed(
+                np.concatenate(ids), len(names), sum(sizes), np.concatenate(masks), sum(completions)
+            )
         ids = np.concatenate(self.encoder.documents(texts))
         return Packed(ids, len(texts), sum(len(text.encode()) for text in texts))
 
@@ -57,23 +69,34 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> 
             "one in its tokenizer_config.json (eos_token)"
         )
     encoder = Encoder(tokenizer)
-    counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
+    keys = ("documents", "tokens", "bytes", "completion_tokens", "completion_bytes")
+    counts: dict[str, dict[str, int]] = {key: {} for key in keys}
     with publish_folder(out) as folder:
         for split in SPLITS:
-            documents = text_bytes = 0
-            with StreamWriter(folder / f"{split}.npy", encoder.dtype) as stream:
+            counted = dict.fromkeys(counts, 0)
+            chat = is_chat(corpus, split)
+            with ExitStack() as files:
+                stream = files.enter_context(StreamWriter(folder / f"{split}.npy", encoder.dtype))
+                mask = chat and files.enter_context(
+                    StreamWriter(folder / mask_file(split), np.bool_)
+                )
                 batches = text_batches(corpus, split)
-                for packed in cores.ordered_map(_Packer(encoder), batches, processes):
+                for packed in cores.ordered_map(_Packer(encoder, chat), batches, processes):
                     stream.append(packed.ids)
-                    documents += packed.documents
-                    text_bytes += packed.text_bytes
-            counts["documents"][split] = documents
-            counts["tokens"][split] = stream.length
-            counts["bytes"][split] = text_bytes
+                    counted["documents"] += packed.documents
+                    counted["tokens"] += len(packed.ids)
+                    counted["bytes"] += packed.text_bytes
+                    if chat:
+                        mask.append(packed.mask)
+                        counted["completion_tokens"] += int(packed.mask.sum())
+                        counted["completion_bytes"] += packed.completion_bytes
+            for key, value in counted.items():
+                if chat or not key.startswith("completion"):
+                    counts[key][split] = value
         meta = TokenStreams(
             vocab_size=encoder.entries,
             tokenizer_sha256=tokenizer_digest(folder_of(tokenizer_folder)),
-            **counts,
+            **{key: value for key, value in counts.items() if value},
         )
         (folder / TOKENS_RECORD).write_text(meta.to_json(), encoding="utf-8")
     return meta
