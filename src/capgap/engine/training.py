@@ -173,7 +173,7 @@ def train(
             say(f"resumed after step {done}/{steps}")
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-        batches = _batches(stream, mask, settings, seed, range(done, steps), model.device)
+        batches = _batches(stream, settings, seed, range(done, steps), model.device, mask)
         for step, batch in zip(range(done, steps), batches, strict=True):
             told.step = step
             if step == fork:
@@ -226,11 +226,11 @@ def _check_same(done: int, world: World, scratch: Path) -> None:
 
 def _batches(
     stream: np.ndarray,
-    mask: np.ndarray | None,
     settings: Training,
     seed: int,
     steps: range,
     device: torch.device,
+    mask: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The global batch of every step; for a GPU in pinned memory, one step ahead."""
 
