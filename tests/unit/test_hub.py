@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import pyarrow
 import pyarrow.parquet
@@ -15,7 +16,7 @@ from huggingface_hub import HfApi, constants
 from capgap.commands import pin
 from capgap.config import HubCorpus, HubText
 from capgap.config.study_file import load_study
-from capgap.data.hub import download_model
+from capgap.data.hub import download_model, upload_model
 from capgap.data.sources import documents, hub_texts
 from capgap.errors import CapgapError
 
@@ -204,6 +205,67 @@ def test_what_is_not_there_is_named(hub, repo):
     assert pin.check("model", "no/model", main, api(hub))[1].endswith("not on the hub, or private")
     with pytest.raises(CapgapError, match="the hub cannot be asked"):
         pin.check("model", NAME, main, HfApi(endpoint="http://127.0.0.1:9", token=False))
+
+
+# --- a model put there ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(hub, tmp_path, monkeypatch):
+    """Function that pushes a folder with some files, as somebody who may."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose server is another
+
+    def push(files, name="owner/small", token=hub.writer, private=False):
+        folder = tmp_path / "out"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for file, data in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(data)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        return upload_model(folder, name, private=private, message="A study")
+
+    return push
+
+
+def test_a_folder_is_pushed_whole_and_again(hub, writer):
+    first = files(1) | {"README.md": b"---\nlicense: mit\n---\n", "small-f32.gguf": b"GGUF" * 9}
+    commit = writer(first)
+    repo = hub.repos["model", "owner/small"]
+    assert repo.main == commit
+    assert {k: v for k, v in repo.commits[commit].items() if k != ".gitattributes"} == first
+    assert hub.messages == ["A study"]
+    assert hub.private == set()
+    second = files(2) | {"README.md": b"---\nlicense: mit\n---\n"}
+    repo.commit(repo.commits[commit] | {"notes.txt": b"of the owner", "old.safetensors": b"x"})
+    held = repo.commits[writer(second)]
+    assert held[WEIGHTS] == weights(2)
+    assert held["notes.txt"] == b"of the owner"
+    assert not {"small-f32.gguf", "old.safetensors"} & set(held)
+    assert (download_model("owner/small", repo.main) / WEIGHTS).read_bytes() == weights(2)
+
+
+def test_a_private_repository(hub, writer):
+    writer(files(1), private=True)
+    assert hub.private == {"owner/small"}
+
+
+def test_who_may_not_write_is_told_what_to_do(hub, writer, offline):
+    with pytest.raises(
+        CapgapError, match="--push: no token, so nothing can be put into owner/small"
+    ):
+        writer(files(1), token=None)
+    with pytest.raises(
+        CapgapError, match=r"was not updated: the token may not write there .*hf upload"
+    ):
+        writer(files(1), token="hf_of_someone_else")
+    assert ("model", "owner/small") not in hub.repos
+    with pytest.raises(CapgapError, match="a/b/c is no id of the hub; an id is USER/REPO"):
+        writer(files(1), name="a/b/c")
+    offline()
+    with pytest.raises(CapgapError, match="owner/small was not updated: .*offline"):
+        writer(files(1))
 
 
 # --- data sets ------------------------------------------------------------------------------------

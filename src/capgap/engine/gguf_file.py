@@ -21,7 +21,7 @@ import gguf
 import numpy as np
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from capgap.errors import CapgapError
 
@@ -69,15 +69,7 @@ def write_gguf(
     kind: type of the matrices, a key of TYPES; q8_0 falls back to f16 for rows that are no multiple
     of 32. Raises CapgapError for an architecture or a tokenizer that llama.cpp does not have.
     """
-    config = AutoConfig.from_pretrained(model, local_files_only=True)
-    architecture = (config.architectures or ["?"])[0]
-    if architecture not in ARCHITECTURES:
-        raise CapgapError(
-            f"{model}: {architecture} cannot be written as GGUF; possible are "
-            + ", ".join(ARCHITECTURES)
-        )
-    words = read_words(model, config.vocab_size)
-    arch = ARCHITECTURES[architecture]
+    config, arch, words = check_gguf(model)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
     writer.add_type(gguf.GGUFType.MODEL)
     if name:
@@ -104,6 +96,18 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def check_gguf(model: Path) -> tuple[PreTrainedConfig, gguf.MODEL_ARCH, Words]:
+    """Configuration, architecture and tokenizer of a folder; CapgapError if llama.cpp lacks one."""
+    config = AutoConfig.from_pretrained(model, local_files_only=True)
+    architecture = (config.architectures or ["?"])[0]
+    if architecture not in ARCHITECTURES:
+        raise CapgapError(
+            f"{model}: {architecture} cannot be written as GGUF; possible are "
+            + ", ".join(ARCHITECTURES)
+        )
+    return config, ARCHITECTURES[architecture], read_words(model, config.vocab_size)
 
 
 def _stored_type(kind: str, target: str, array: np.ndarray) -> gguf.GGMLQuantizationType:
