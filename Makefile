@@ -53,7 +53,7 @@ test-remotes: $(READY)  ## sharing through real servers on this machine
 
 test-gguf: $(READY)  ## GGUF files run by llama.cpp
 	@$(PIP) --editable '.[llama-cpp]'
-	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/unit/test_gguf.py
+	@$(TEST) tests/unit/test_gguf.py
 
 test-slurm: $(READY)  ## a small study on a real Slurm of two nodes on this machine; as root
 	@$(PIP) --editable '.[slurm,kubernetes]'

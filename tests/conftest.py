@@ -1,10 +1,14 @@
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="capgap-hub-")  # shared with subprocesses
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hub_configs import fill_cache
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -12,6 +16,12 @@ from capgap.engine.models import tokenizer_digest
 from capgap.records.artifacts import publish_folder
 from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
+
+fill_cache(os.environ["HF_HUB_CACHE"])
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HUB_CACHE"], ignore_errors=True)
 
 
 def write_tokenizer(folder, vocab=64):

@@ -156,8 +156,11 @@ class Study(Section):
         own = self.teachers[teacher].model_dump(exclude_none=True, exclude={"source"})
         return PretrainStage.model_validate({**self.pretrain.model_dump(), **own})
 
-    def teacher_size(self, teacher: str) -> int:
-        """Parameters of a teacher without embeddings and output head."""
+    def teacher_size(self, teacher: str) -> int | None:
+        """Parameters of a teacher without embeddings and output head.
+
+        None for one that is fetched, before `cost.teacher_configs.complete` has read its size.
+        """
         entry = self.teachers[teacher]
         if isinstance(entry, PretrainedTeacher):
             return entry.shape(vocab=1).params()["non_embedding"]
@@ -215,13 +218,13 @@ def _inconsistencies(study: Study):
                 f"equally among {processes} processes; change one of them"
             )
     sizes = {name: study.teacher_size(name) for name in study.teachers}
-    largest = max(sizes, key=sizes.get)
+    largest = max(sizes, key=lambda name: sizes[name] or float("inf"))
     for key, students in (
         ("grid.students", study.grid.students),
         ("final.student", [study.final.student]),
     ):
         for student in students:
-            if student >= sizes[largest]:
+            if sizes[largest] and student >= sizes[largest]:
                 yield (
                     f"{key}: {format_count(student)} is not smaller than any teacher; the largest, "
                     f"{largest}, has {sizes[largest]:,} parameters without embeddings; lower the "

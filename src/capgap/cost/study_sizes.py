@@ -132,7 +132,7 @@ class StudySizes:
             if config.is_file():
                 return shape_of_config(json.loads(config.read_text(encoding="utf-8")), str(config))
         self.notes.append(
-            f"shape of {name} unknown (plan.shapes.{name}); counted as a Llama with 50,000 entries"
+            f"cost of the architecture of {name} unknown; counted as a Llama with 50,000 entries"
         )
         return guessed_shape(teacher.params_non_embedding)
 

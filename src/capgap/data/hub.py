@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from httpx2 import HTTPError
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -40,6 +40,21 @@ def download_model(model: str, revision: str) -> Path:
     return folder
 
 
+class Absent(CapgapError):
+    """Something of the hub that is neither in the cache nor to be had now."""
+
+
+def download_config(model: str, revision: str) -> Path:
+    """Folder in the local cache with the config.json of a model of the hub, fetched unless there.
+
+    Raises Absent without a network, and CapgapError if the hub does not give it.
+    """
+    held = try_to_load_from_cache(model, "config.json", revision=revision)
+    if isinstance(held, str):
+        return Path(held).parent
+    return _download("model", model, revision, allow_patterns=["config.json"])
+
+
 def download_files(dataset: str, revision: str, files: list[str]) -> None:
     """Put files of a data set of the hub into the local cache, unless they are there already.
 
@@ -66,7 +81,7 @@ def _download(kind: str, name: str, revision: str, **patterns) -> Path:
             f"{name} is not on the hub, or private; check its name, or log in with 'hf auth login'"
         ) from None
     except LocalEntryNotFoundError:
-        raise CapgapError(
+        raise Absent(
             f"{where} is neither in the cache nor reachable, or the cache holds a part of it; connect "
             "once, or fetch it on a machine with a network and name its folder"
         ) from None

@@ -44,7 +44,7 @@ def run(
     model = _load_gguf(folder, gguf) if gguf else load_model(folder)
     tokenizer = _load_tokenizer(folder, gguf)
     params = count_params(model)
-    if params.non_embedding != teacher.params_non_embedding:
+    if teacher.params_non_embedding not in (None, params.non_embedding):
         raise CapgapError(
             f"teachers.{name}.params_non_embedding: the study says "
             f"{teacher.params_non_embedding:,}, the model has {params.non_embedding:,}; "
