@@ -12,7 +12,7 @@ four bins find candidates (locality-sensitive hashing), and the shared bins deci
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -62,36 +62,26 @@ class _Twins:
 
     def __init__(self, batches: list[tuple[list[str], Sketch]]):
         self.names = [name for names, _ in batches for name in names]
-        self.sketch = Sketch(*map(np.concatenate, zip(*(s for _, s in batches), strict=True)))
+        whole = Sketch(*map(np.concatenate, zip(*(s for _, s in batches), strict=True)))
+        self.bins_NK = whole.bins_NK
+        self.by_text, self.by_band = _Index(whole.exact_N), _Index(whole.bands_NB)
         self.exact: dict[int, str] = {}  # document: the name of its twin
         self.near: dict[int, str] = {}
-        self.keys, self.of_key = {}, {}
-        for kind, values in (("exact", self.sketch.exact_N), ("bands", self.sketch.bands_NB)):
-            holders = defaultdict(list)
-            for document, value in zip(*_flat(values), strict=True):
-                holders[value].append(document)
-            self.of_key[kind] = holders
-            self.keys[kind] = np.array(sorted(holders), dtype=np.uint64)
 
     def seek(self, names: list[str], other: Sketch) -> None:
         """Note which documents have a twin among others."""
-        for i, value in self._known("exact", other.exact_N):
-            for j in self.of_key["exact"].pop(value, ()):
-                self.exact[j] = names[i]
-        for i, value in self._known("bands", other.bands_NB):
-            tried = [j for j in self.of_key["bands"][value] if j not in self.near][:TRIED]
-            for j in tried:
-                if _similarity(self.sketch.bins_NK[j], other.bins_NK[i]) >= SIMILAR:
+        for i, first, last in self.by_text.matches(other.exact_N):
+            start = self.by_text.starts[first]
+            self.exact |= dict.fromkeys(self.by_text.documents[start:last].tolist(), names[i])
+            self.by_text.starts[first] = last  # each is noted once
+        for i, first, last in self.by_band.matches(other.bands_NB):
+            start = self.by_band.starts[first]
+            while start < last and int(self.by_band.documents[start]) in self.near:
+                start += 1
+            self.by_band.starts[first] = start
+            for j in self.by_band.documents[start : min(start + TRIED, last)].tolist():
+                if j not in self.near and _similarity(self.bins_NK[j], other.bins_NK[i]) >= SIMILAR:
                     self.near[j] = names[i]
-
-    def _known(self, kind: str, values: np.ndarray) -> list[tuple[int, int]]:
-        """Those of another's values that some document here has, with the place of their own."""
-        if not len(self.keys[kind]):
-            return []
-        documents, flat = _flat(values)
-        at = np.searchsorted(self.keys[kind], flat).clip(max=len(self.keys[kind]) - 1)
-        hits = np.flatnonzero(self.keys[kind][at] == flat)
-        return list(zip(documents[hits].tolist(), flat[hits].tolist(), strict=True))
 
     def record(self) -> Duplicates:
         """What was found."""
@@ -102,6 +92,23 @@ class _Twins:
             near=len(near),
             examples=[(self.names[j], name) for j, name in examples],
         )
+
+
+class _Index:
+    """Documents by a value that several may share; some 12 bytes for each of both."""
+
+    def __init__(self, values: np.ndarray):
+        documents, flat = _flat(values)
+        order = np.argsort(flat, kind="stable")
+        self.values, self.documents = flat[order], documents[order].astype(np.int32)
+        self.starts = np.arange(len(flat), dtype=np.int32)  # of a value's documents still to try
+
+    def matches(self, values: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """Those of another's values that are known: its document, and first and last place here."""
+        documents, flat = _flat(values)
+        first, last = (np.searchsorted(self.values, flat, side) for side in ("left", "right"))
+        for hit in np.flatnonzero(first < last).tolist():
+            yield int(documents[hit]), int(first[hit]), int(last[hit])
 
 
 def _flat(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
