@@ -16,6 +16,7 @@ from pathlib import Path
 
 from capgap.config import Distill, FilesCorpus
 from capgap.config.run_grid import NONE
+from capgap.data.processes import available
 from capgap.data.token_streams import Streams
 from capgap.engine.models import check_reads, load_model, read_lineage, tokenizer_digest
 from capgap.engine.objectives import Distillation, data_objective
@@ -151,8 +152,11 @@ def pack_text(pattern: str, student: Path, out: Path) -> Path:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".corpus-") as folder:
-        corpus.run(FilesCorpus(source="files", pattern=pattern), Path(folder) / "corpus")
-        packed = pack.run(Path(folder) / "corpus", student, out)
+        texts, cores = Path(folder) / "corpus", available()
+        record = corpus.run(FilesCorpus(source="files", pattern=pattern), texts, cores)
+        for note in corpus.notes(record):
+            print(note)
+        packed = pack.run(texts, student, out, cores)
     print(f"packed {packed.tokens['train']:,} tokens of training text to {out}")
     return out
 
@@ -180,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     text.add_argument(
         "--data",
         metavar="PATTERN",
-        help="text files instead (.txt, .jsonl, .parquet), like 'texts/*.txt': split by document and "
+        help="text files instead, like 'texts/*.txt' (see capgap corpus): split by document and "
         "packed with the student's tokenizer to tokens/ in --out",
     )
     parser.add_argument(
