@@ -1,9 +1,9 @@
 """
 Make the starts of the students, train each from its teacher, and measure it.
 
-IN   results/{study}/teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
-OUT  results/{study}/inits/{student}/{init}/model/
-     results/{study}/students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
+IN   results/{study}/{replica}teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
+OUT  results/{study}/{replica}inits/{student}/{init}/model/
+     results/{study}/{replica}students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
      With distill.schedule wsd the budgets of one run are a chain: each goes on from the trunk of the
      next smaller one, so that a larger budget reruns nothing.
 """
@@ -12,7 +12,7 @@ OUT  results/{study}/inits/{student}/{init}/model/
 rule prune_student:
     """Cut one teacher down to one student size."""
     input:
-        model=paths.TEACHER_MODEL,
+        model=own_teacher,
         importance=paths.TEACHER_IMPORTANCE,
         shape=shared_shape,
     output:
@@ -28,12 +28,12 @@ rule prune_student:
         runtime=NEEDS.runtime("prune_student"),
     params:
         spec=spec("prune", STUDY.prune.cutting()),
-        size=student_params,
+        asked=prune_options,
     shell:
         r"""
         exec python -m capgap.stages.prune \
             {input.model:q} --importance {input.importance:q} \
-            --params {params.size} --shape-like {input.shape:q} --name {wildcards.student:q} \
+            {params.asked} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
@@ -55,11 +55,11 @@ rule random_init_student:
         runtime=NEEDS.runtime("random_init_student"),
     params:
         spec=spec("random_init", STUDY.prune.cutting()),
-        size=student_params,
+        asked=random_init_options,
     shell:
         r"""
         exec python -m capgap.stages.random_init \
-            --like {input.like:q} --params {params.size} --name {wildcards.student:q} \
+            --like {input.like:q} {params.asked} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 

@@ -3,7 +3,7 @@ Get every teacher, trained here or fetched, measure it, score the importance of 
 its targets where it is not online.
 
 IN   results/{study}/tokens/  results/{study}/tokenizer/  results/{study}/corpus/
-OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/,targets/}
+OUT  results/{study}/{replica}teachers/{teacher}/{model/,metrics.json,importance/,targets/}
 """
 
 
@@ -103,7 +103,7 @@ rule evaluate_teacher:
 rule score_importance:
     """Score heads, neurons and hidden channels of one teacher, once for all students."""
     input:
-        model=paths.TEACHER_MODEL,
+        model=own_teacher,
         tokens=paths.TOKENS,
     output:
         paths.TEACHER_IMPORTANCE,
@@ -119,7 +119,7 @@ rule score_importance:
         gpu=NEEDS.devices,
         tasks=1,
     params:
-        spec=spec("score", STUDY.prune.scoring()),
+        spec=score_spec,
     shell:
         r"""
         exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.score \

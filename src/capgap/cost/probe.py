@@ -227,15 +227,22 @@ class _Probe:
         study, sizes = self.study, sorted(run_grid.teacher_sizes(self.study).values())
         table, law = self.folder / "runs.csv", self.folder / "law.json"
         simulate_study(
-            np.random.default_rng(0), study.grid.students, sizes, budgets=study.grid.tokens,
-            seeds=len(study.grid.seeds), arms=study.grid.arms,
+            np.random.default_rng(0), study.grid.students, sizes,
+            budgets=study.grid.budgets(min(study.grid.students)), seeds=len(study.grid.draws()),
+            arms=study.grid.arms,
         ).to_csv(table, index=False)  # fmt: skip
+        student, tokens = (
+            min(study.grid.students),
+            min(study.grid.budgets(min(study.grid.students))),
+        )
+        if study.final:
+            student, tokens = study.final.student, study.final.tokens
         found = {}
         for rule, words in {
             "fit_law": ["capgap.stages.fit", "--runs", table, "--out", law, *self._options(study.law)],
             "choose_teacher": [
-                "capgap.stages.choose", "--law", law, "--runs", table, "--student", study.final.student,
-                "--tokens", study.final.tokens, "--out", self.folder / "choice.json",
+                "capgap.stages.choose", "--law", law, "--runs", table, "--student", student,
+                "--tokens", tokens, "--out", self.folder / "choice.json",
             ],
             "write_report": [
                 "capgap.stages.report", "--runs", table, "--law", law, "--study-name", study.study,
@@ -299,7 +306,7 @@ class _Probe:
              *self._options(scored)],
             {"score": scored.sequence_length},
         )  # fmt: skip
-        students = [s for s in [*study.grid.students, study.final.student] if s < sizes[name]]
+        students = [size for size in study.grid.students if size < sizes[name]]
         if "prune_student" in jobs and students:
             start = self.folder / "start"
             stage(

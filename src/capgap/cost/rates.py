@@ -76,7 +76,7 @@ class Rates:
         study, cost = self.study, self.cost
         runs = [
             *run_grid.grid_runs(study.grid, run_grid.teacher_sizes(study)),
-            *run_grid.final_runs(study.final, cost.final_teachers()),
+            *run_grid.final_runs(study, cost.final_teachers()),
         ]
         students = {
             (cost.student(run.student, run.init), None if run.teacher == run_grid.NONE

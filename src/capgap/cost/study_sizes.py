@@ -48,7 +48,7 @@ class StudySizes:
 
     def path(self, path: str, **values) -> str:
         """A path of this study."""
-        return path.format(study=self.study.study, **values)
+        return path.format(study=self.study.study, **{"replica": ""} | values)
 
     @cached_property
     def streams(self) -> TokenStreams | None:
@@ -140,11 +140,7 @@ class StudySizes:
     @cached_property
     def shape_teacher(self) -> dict[str, str]:
         """For every student size, the teacher that lends its shape: the smallest large enough."""
-        sizes = run_grid.teacher_sizes(self.study)
-        return {
-            format_count(size): run_grid.teachers_for(size, sizes)[0]
-            for size in [*self.study.grid.students, self.study.final.student]
-        }
+        return run_grid.shape_teachers(self.study)
 
     def student(self, student: str, init: str) -> Model:
         """Shape of a student, from its size and its start."""

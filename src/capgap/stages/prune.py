@@ -42,7 +42,7 @@ from capgap.pruning.surgery import cut, sizes_of
 from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages import score
-from capgap.stages.base import StageParser, count_argument, run_stage
+from capgap.stages.base import StageParser, count_argument, run_stage, seed_argument
 
 
 def run(
@@ -55,12 +55,14 @@ def run(
     shape_like: Path | None = None,
     name: str | None = None,
     init: str | None = None,
+    seed: int | None = None,
 ) -> tuple[Sizes, Solution]:
     """Prune a model to the target and publish it.
 
     shape_like: model whose shape at the target is taken, by default the one that is pruned.
     name: of the student size, by default written from its parameters. init: name of the start, by
-    default pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
+    default pruned-<name of the model>. seed: of the text that the importance was measured on, for
+    the record. Returns the sizes of the model and what was kept of them.
     """
     folder = open_folder(model_folder)
     model = load_model(folder, dtype=None)
@@ -74,6 +76,7 @@ def run(
         kind="init",
         name=name or format_count(size),
         init=init or pruned_from(teacher),
+        seed=seed,
         params=count_params(student),
     )
     assert lineage.params.non_embedding == solution.params_non_embedding, (lineage, solution)
@@ -201,6 +204,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
     parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
+    parser.add_argument(
+        "--scored-with",
+        type=seed_argument,
+        metavar="SEED",
+        help="seed that --importance was made with",
+    )
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, settings = parser.parse(argv)
     folder = find_model(args.model, args.revision)
@@ -231,6 +240,7 @@ def main(argv: list[str] | None = None) -> None:
             shape_like=args.shape_like,
             name=args.name,
             init=init,
+            seed=settings.seed if args.importance is None else args.scored_with,
         )
     print(solution.describe(sizes))
 
