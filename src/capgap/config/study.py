@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 from pydantic import Field, model_validator
 
 from capgap.config.counts import format_count
