@@ -15,7 +15,7 @@ from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
 from capgap.law.records import Choice
 from capgap.config.study_file import load_study
-from capgap.workflow import launch, rule_params
+from capgap.workflow import job_host, launch, rule_params
 
 rule_params.prepare_environment()
 
@@ -275,5 +275,7 @@ onstart:  # not for a dry run, which says it and goes on
         rule_params.check_inputs(workflow.dag.needrun_jobs())
         if STUDY.harness:
             check_lm_eval()
+        if workflow.local_exec and not NEEDS.devices and job_host.possible():
+            job_host.start()
     except CapgapError as error:
         raise WorkflowError(str(error))
