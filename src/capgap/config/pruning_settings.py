@@ -36,6 +36,12 @@ class Depth(Section):
         "first and the last (drop_middle), or those that change their input's direction most "
         "(block_influence)",
     )
+    widths: Literal["nearest_count", "proportional"] = Field(
+        "nearest_count",
+        description="which heads, neurons and channels stay for a number of parameters: as many as "
+        "come nearest to it (nearest_count), or the same fraction of each, so that the students of a "
+        "family of teachers are a family, at the nearest number that allows it (proportional)",
+    )
     layers: int | None = Field(
         None,
         gt=0,
