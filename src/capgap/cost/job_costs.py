@@ -20,7 +20,7 @@ from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
 from capgap.cost.study_sizes import StudySizes
-from capgap.engine.lr_schedule import trunk_steps
+from capgap.engine.run_plan import plan_run
 from capgap.law.records import Choice
 from capgap.records import paths
 
@@ -376,8 +376,7 @@ class StudyCost(StudySizes):
 
     def _trunk_tokens(self, run: run_grid.Run) -> int:
         """Tokens of a run that larger budgets go on from; 0 where the schedule has no trunk."""
-        batch = self.study.distill.batch_tokens
-        return (trunk_steps(parse_count(run.tokens) // batch, self.study.distill) or 0) * batch
+        return plan_run(self.study.distill, parse_count(run.tokens)).trunk_tokens
 
     def _run(
         self, run: run_grid.Run, budgets: dict[run_grid.Run, list[int]], after: tuple[str, ...]

@@ -214,7 +214,9 @@ def solve_proportional(
     for groups in range(1, full.groups + 1):
         neurons, odd_neurons = divmod(full.neurons * groups, full.groups)
         hidden, odd_hidden = divmod(full.hidden * groups, full.groups)
-        whole = not odd_neurons and not odd_hidden and hidden % (groups * sizes.heads_per_group) == 0
+        whole = (
+            not odd_neurons and not odd_hidden and hidden % (groups * sizes.heads_per_group) == 0
+        )
         if whole:
             widths = Widths(groups, neurons, hidden)
             count = sizes.total(widths, layers) if with_embeddings else sizes.params(widths, layers)

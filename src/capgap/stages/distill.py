@@ -27,7 +27,7 @@ from capgap.engine.models import (
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
 from capgap.engine.teacher_targets import TargetStore
-from capgap.engine.training_job import train_and_publish
+from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.errors import CapgapError
 from capgap.pruning.store import weights_digest
 from capgap.records.artifacts import open_folder
@@ -89,18 +89,18 @@ def run(
         params=start.params,
     )
     inputs = [init, tokens_folder, *(path for path in (teacher, targets) if path)]
-    return train_and_publish(
+    job = TrainingJob(
         student,
         streams,
         settings,
         objective,
-        place,
-        lineage=lineage,
+        lineage,
         tokenizer=init,
         inputs=inputs,
         teacher=teacher_model,
         trunk=trunk,
     )
+    return train_and_publish(job, place)
 
 
 def _alone(settings: Distill, vocab: int):

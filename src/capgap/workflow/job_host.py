@@ -24,6 +24,7 @@ import subprocess
 import sys
 import traceback
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,10 +153,8 @@ class Host:
             if process == 0:
                 self._become(request, files)
             self.jobs[connection] = process
-            try:
+            with suppress(BrokenPipeError):  # the next event is the launcher's end
                 connection.send(STARTED)
-            except BrokenPipeError:  # the next event is the launcher's end
-                pass
         for file in files:
             os.close(file)
 
