@@ -47,7 +47,7 @@ def share_out(number: int) -> None:
 
 
 def claim(number: int, ids: list[str]) -> list[str]:
-    """Become the only user of some devices for as long as this process lives."""
+    """Become the only user of some devices for as long as this process, or the job it starts, lives."""
     if number > len(ids):
         raise CapgapError(f"the job needs {number} GPUs, {len(ids)} are shared out; give it more")
     folder = Path(tempfile.gettempdir()) / f"capgap-gpus-{os.getuid()}"
@@ -68,6 +68,8 @@ def claim(number: int, ids: list[str]) -> list[str]:
         for file in held.values():  # or two jobs that wait would keep each other waiting
             os.close(file)
         time.sleep(WAIT_SECONDS)
+    for file in held.values():
+        os.set_inheritable(file, True)
     return list(held)
 
 
@@ -83,17 +85,13 @@ def command(processes: int, module: str, options: list[str]) -> list[str]:
 
 def measured(words: list[str]) -> Ended:
     """Run a command to its end; SIGTERM is passed on to it."""
-    process = subprocess.Popen(words, preexec_fn=_end_with_launcher)
+    # the locks of devices are inherited: they are held until the command has let go of a device
+    process = subprocess.Popen(words, preexec_fn=die_with_parent, close_fds=False)
     signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = 0  # it has been waited for
     return Ended(status, used.ru_utime + used.ru_stime, 1024.0 * used.ru_maxrss)
-
-
-def _end_with_launcher() -> None:
-    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
-        die_with_parent()
 
 
 def write_timing(path: Path, wall_s: float, ended: Ended) -> None:
