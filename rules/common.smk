@@ -275,6 +275,8 @@ onstart:  # not for a dry run, which says it and goes on
         rule_params.check_inputs(workflow.dag.needrun_jobs())
         if STUDY.harness:
             check_lm_eval()
+        if STUDY.final is None:
+            rule_params.forget_final(STUDY.study)
         if workflow.local_exec and not NEEDS.devices and job_host.possible():
             job_host.start()
     except CapgapError as error:
