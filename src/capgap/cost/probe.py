@@ -37,6 +37,7 @@ from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.records.artifacts import publish_folder, write_text
 from capgap.records.run_records import Calibration, Lineage, TokenStreams
+from capgap.workflow import job_host
 
 SAMPLE_BYTES = 3 * MEGA
 TOKENIZER_SAMPLE_BYTES = 20 * MEGA
@@ -267,6 +268,9 @@ class _Probe:
             return {}, {}
         model = random_model(self.cost.architecture(name).whole())
         teacher = self._published(model, "teacher", name)
+        imports_s = 0.0  # which the job host has done once for all jobs
+        if job_host.possible():
+            imports_s = run_stage_process(["capgap.stages.distill", "--help"], self.folder).cpu_s
         startup: dict[str, float] = {}
         base: dict[str, float] = {}
 
@@ -275,7 +279,7 @@ class _Probe:
             spent = sum(
                 tokens * rates[kind][0][1] for kind, tokens in work.items() if kind in rates
             )
-            startup[rule] = max(0.5, run.cpu_s - spent)
+            startup[rule] = max(0.1, run.cpu_s - spent - imports_s)
             base[rule] = run.peak_mb - self._counted_mb(jobs[rule], name)
 
         tokens = ["--token-streams", self.streams_folder]
