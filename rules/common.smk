@@ -277,7 +277,8 @@ onstart:  # not for a dry run, which says it and goes on
             check_lm_eval()
         if STUDY.final is None:
             rule_params.forget_final(STUDY.study)
-        if workflow.local_exec and not NEEDS.devices and job_host.possible():
+        here = workflow.is_main_process and workflow.local_exec  # and no job of a cluster
+        if here and not NEEDS.devices and job_host.possible():
             job_host.start()
     except CapgapError as error:
         raise WorkflowError(str(error))
