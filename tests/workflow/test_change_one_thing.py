@@ -237,6 +237,12 @@ def test_replicas_draw_teachers_inits_and_order_anew_and_one_more_reruns_none(st
     study.capgap("save")
     study.configure(one_more_replica)
     assert study.planned() == jobs(9) | ends
+    before = study.made()
+    study.capgap("run", "--cores", "2")
+    assert {j for j, moment in study.made().items() if moment != before.get(j)} == jobs(9) | ends
+    rows = csv.DictReader((study / RESULTS / "law/runs.csv").open())
+    losses = {(r["teacher"], r["teacher_seed"]): r["teacher_val_loss_nats_per_token"] for r in rows}
+    assert len(set(losses.values())) == len(losses) == 4
 
 
 def test_a_final_student_of_a_size_in_the_grid_goes_on_from_its_trunk(study):
