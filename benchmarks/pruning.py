@@ -36,7 +36,8 @@ from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import hidden_states, output_head
 from capgap.engine.losses import TeacherOutput, mixture_loss
 from capgap.engine.models import load_model
-from capgap.engine.training import discard, train
+from capgap.engine.resuming import discard
+from capgap.engine.training import train
 from capgap.pruning.selection import select
 from capgap.pruning.solver import Target, meet
 from capgap.pruning.store import read_importance

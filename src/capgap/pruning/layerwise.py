@@ -1,0 +1,105 @@
+"""
+Run the layers of a model one at a time, over residual streams that are kept between them.
+
+All sequences pass a layer before the next one is touched, so that of the weights one layer is in
+memory at a time, beside the stream: tokens x hidden channels in float32.
+"""
+
+# B sequences, T tokens, D hidden channels
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import torch
+from transformers import PreTrainedModel
+
+from capgap.engine.forward import hidden_states
+from capgap.engine.mmap_weights import release
+from capgap.engine.onednn_matmul import fast_products
+from capgap.pruning.families import Family
+
+Layer = torch.nn.Module
+
+
+class Reached(Exception):
+    """The forward pass of a layer has come as far as it was needed."""
+
+
+class Layers:
+    """The layers of a model and the streams between them, one B x T x D tensor a batch.
+
+    At first the streams are what enters the first layer. Weights outside the layers become float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, batches_BT: list[torch.Tensor]):
+        self.model, self.device = model, model.device
+        self.layers = model.get_submodule(family.layers)
+        inside = {id(parameter) for parameter in self.layers.parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in inside and parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
+        self.calls: dict[tuple[int, int], tuple[tuple, dict]] = {}  # by layer and sequences
+        self.streams = [self._start(ids_BT.to(self.device)) for ids_BT in batches_BT]
+
+    def _start(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """What enters the first layer, and with which arguments every layer is called."""
+        entered = []
+
+        def passing(place):
+            def forward(*args, **kwargs):
+                stream = args[0] if args else kwargs.pop("hidden_states")
+                self.calls[place, len(ids_BT)] = args[1:], kwargs
+                entered.append(stream)
+                return stream
+
+            return forward
+
+        for place, layer in enumerate(self.layers):
+            layer.forward = passing(place)
+        try:
+            hidden_states(self.model, ids_BT)
+        finally:
+            for layer in self.layers:
+                del layer.forward
+        return entered[0].float()
+
+    def layer(self, place: int) -> Layer:
+        """A copy of a layer in float32; the memory of the original goes back where it is mapped."""
+        original = self.layers[place]
+        one = copy.deepcopy(original).to(torch.float32)
+        for parameter in original.parameters():
+            release(parameter.data)
+        return one
+
+    def pass_through(
+        self, layer: Layer, place: int, batch: int, hooks: Iterable[tuple[str, str, Callable]] = ()
+    ) -> torch.Tensor | None:
+        """The stream behind a layer; None where a hook raised `Reached`.
+
+        hooks: ("before" or "after", name of a module in the layer, hook as PyTorch takes it).
+        """
+        stream = self.streams[batch]
+        args, kwargs = self.calls[place, len(stream)]
+        with ExitStack() as stack:
+            stack.enter_context(fast_products())
+            for when, name, hook in hooks:
+                module = layer.get_submodule(name)
+                add = (
+                    module.register_forward_pre_hook
+                    if when == "before"
+                    else module.register_forward_hook
+                )
+                stack.callback(add(hook).remove)
+            try:
+                output = layer(stream, *args, **kwargs)
+            except Reached:
+                return None
+        return output[0] if isinstance(output, tuple) else output
+
+    def advance(self, layer: Layer, place: int) -> None:
+        """Replace the streams by those behind a layer."""
+        for batch in range(len(self.streams)):
+            self.streams[batch] = self.pass_through(layer, place, batch)
