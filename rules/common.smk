@@ -192,6 +192,11 @@ def shared_shape(wildcards):
     return lender if STUDY.prune.one_shape and lender != own else []
 
 
+def refit_tokens(wildcards):
+    """The text that a pruned start is refitted on; nothing where it is not."""
+    return [] if STUDY.prune.refit == "none" else paths.TOKENS.format(study=wildcards.study)
+
+
 def student_params(wildcards):
     """A student's size in parameters without embeddings."""
     return parse_count(wildcards.student)

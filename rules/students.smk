@@ -15,6 +15,7 @@ rule prune_student:
         model=paths.TEACHER_MODEL,
         importance=paths.TEACHER_IMPORTANCE,
         shape=shared_shape,
+        tokens=refit_tokens,
     output:
         paths.INIT_MODEL.replace("{init}", "pruned-{teacher}"),
     log:
@@ -32,7 +33,7 @@ rule prune_student:
     shell:
         r"""
         exec python -m capgap.stages.prune \
-            {input.model:q} --importance {input.importance:q} \
+            {input.model:q} --importance {input.importance:q} --tokens {input.tokens:q} \
             --params {params.size} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -54,7 +55,7 @@ rule random_init_student:
         mem_mb=NEEDS.mem_mb("random_init_student"),
         runtime=NEEDS.runtime("random_init_student"),
     params:
-        spec=spec("random_init", STUDY.prune.cutting()),
+        spec=spec("random_init", STUDY.prune.shaping()),
         size=student_params,
     shell:
         r"""

@@ -7,7 +7,7 @@ This package imports no torch.
 """
 
 from capgap.config.harness_settings import Harness, HarnessStage
-from capgap.config.pruning_settings import Depth, Prune, Score
+from capgap.config.pruning_settings import Calibration, Cut, Depth, Prune, Score
 from capgap.config.section import Section
 from capgap.config.study import CollectStage, Evaluate, Final, Grid, Law, Study
 from capgap.config.teacher_settings import (
@@ -33,9 +33,11 @@ from capgap.config.text_settings import (
 from capgap.config.training_settings import Distill, PretrainStage, TargetsStage, Training
 
 __all__ = [
+    "Calibration",
     "CollectStage",
     "Corpus",
     "CorpusSplit",
+    "Cut",
     "Depth",
     "Distill",
     "Evaluate",

@@ -31,16 +31,24 @@ class Reached(Exception):
 class Layers:
     """The layers of a model and the streams between them, one B x T x D tensor a batch.
 
-    At first the streams are what enters the first layer. Weights outside the layers become float32.
+    At first the streams are what enters the first layer. What lies outside the layers is brought to
+    the device, weights as float32; a layer when it is taken.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, batches_BT: list[torch.Tensor]):
-        self.model, self.device = model, model.device
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        batches_BT: list[torch.Tensor],
+        device: torch.device,
+    ):
+        self.model, self.device = model, device
         self.layers = model.get_submodule(family.layers)
-        inside = {id(parameter) for parameter in self.layers.parameters()}
-        for parameter in model.parameters():
-            if id(parameter) not in inside and parameter.dtype != torch.float32:
-                parameter.data = parameter.data.float()
+        inside = {id(tensor) for tensor in [*self.layers.parameters(), *self.layers.buffers()]}
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if id(tensor) not in inside:
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                tensor.data = tensor.data.to(device, dtype)
         self.calls: dict[tuple[int, int], tuple[tuple, dict]] = {}  # by layer and sequences
         self.streams = [self._start(ids_BT.to(self.device)) for ids_BT in batches_BT]
 
@@ -69,7 +77,7 @@ class Layers:
     def layer(self, place: int) -> Layer:
         """A copy of a layer in float32; the memory of the original goes back where it is mapped."""
         original = self.layers[place]
-        one = copy.deepcopy(original).to(torch.float32)
+        one = copy.deepcopy(original).to(self.device, torch.float32)
         for parameter in original.parameters():
             release(parameter.data)
         return one

@@ -69,6 +69,46 @@ def changes(kept: Kept, model: PreTrainedModel) -> bool:
     return kept.widths != sizes.full or len(_kept_layers(kept, sizes.layers)) < sizes.layers
 
 
+def check_known(model: PreTrainedModel) -> None:
+    """Raise CapgapError, naming the tensor, where a model has one that the refit does not understand.
+
+    The weights are not looked at; a model without any will do.
+    """
+    family = family_of(type(model).__name__)
+    linears, (inner_norms, outer_norms) = _linears(model, family), family.norms
+    if len(outer_norms) != 1:
+        raise CapgapError(
+            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, where the refit "
+            f"knows one, behind the last; {REFUSED}"
+        )
+    for name, parameter in model.named_parameters():
+        kinds, layer = family.kinds(name)
+        carried = [kind for _, kind in kinds if kind in UNITS]
+        module, _, what = name.rpartition(".")
+        if layer is not None:
+            module = module.removeprefix(f"{family.layers}.{layer}.")
+            fitted = what in ("weight", "bias") and module in [*linears, *inner_norms]
+            known = fitted or (parameter.ndim == 1 and "hidden" not in carried)
+        else:
+            known = name in family.outer_embedding or module in outer_norms
+        if carried and not known:
+            raise CapgapError(
+                f"{name}: the refit does not know what this tensor reads or writes; {REFUSED}"
+            )
+
+
+def _linears(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
+    """The matrices of a layer by their modules."""
+    found = {}
+    for name, module in model.get_submodule(f"{family.layers}.0").named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+            first, second = family.kinds(f"{family.layers}.0.{name}.weight")[0]
+            out, into = (second, first) if _transposed(module) else (first, second)
+            found[name] = Linear(name, out, into)
+    return found
+
+
 @torch.no_grad()
 def refit(
     student: PreTrainedModel, teacher: PreTrainedModel, kept: Kept, inputs_BT: torch.Tensor, rows: int
@@ -79,6 +119,7 @@ def refit(
     CapgapError, naming the tensor or module, where the architecture has something that is not
     understood.
     """
+    check_known(teacher)
     if changes(kept, teacher):
         _Refit(student, teacher, kept, inputs_BT, rows).run()
 
@@ -91,34 +132,28 @@ class _Refit:
     def __init__(self, student, teacher, kept: Kept, inputs_BT: torch.Tensor, rows: int):
         self.student, self.teacher, self.kept = student, teacher, kept
         self.family: Family = family_of(type(teacher).__name__)
-        self.sizes = sizes_of(teacher)
+        self.sizes, self.device = sizes_of(teacher), student.device
         self.layers = _kept_layers(kept, self.sizes.layers)
         self.batches = list(inputs_BT.split(rows))
         half_B = torch.arange(len(inputs_BT)) % 2
         halves = half_B[:, None].expand_as(inputs_BT).split(rows)
-        self.halves = [half.reshape(-1).to(student.device) for half in halves]
-        inner, outer = self.family.norms
-        if len(outer) != 1:
-            raise CapgapError(
-                f"{type(teacher).__name__}: {len(outer)} norms outside of the layers, where the refit "
-                f"knows one, behind the last; {REFUSED}"
-            )
-        self.inner_norms, (self.outer_norm,) = inner, outer
-        self.linears = self._linears()
-        self._check_known()
+        self.halves = [half.reshape(-1).to(self.device) for half in halves]
+        inner, (self.outer_norm,) = self.family.norms
+        self.linears = _linears(teacher, self.family)
         self.kinds = {
-            name: kind_of(teacher.get_submodule(self._path(0, name)).float(), name) for name in inner
+            name: kind_of(teacher.get_submodule(self._path(0, name)).float(), name)
+            for name in inner
         }
-        self.last_norm = teacher.get_submodule(outer[0]).float()
-        self.last_kind = kind_of(self.last_norm, outer[0])
+        self.last_norm = teacher.get_submodule(self.outer_norm).float()
+        self.last_kind = kind_of(self.last_norm, self.outer_norm)
         self.basis: Basis | None = None
 
     def run(self) -> None:
         if self.kept.widths.hidden < self.sizes.full.hidden:
             self.basis = self._principal_basis()
             self._turn_ends()
-        whole = Layers(self.teacher, self.family, self.batches)
-        pruned = Layers(self.student, self.family, self.batches)
+        whole = self._stream(self.teacher)
+        pruned = self._stream(self.student)
         place = 0
         for at in range(self.sizes.layers):
             layer = whole.layer(at)
@@ -132,40 +167,13 @@ class _Refit:
             whole.advance(layer, at)
         self._fit_head(whole.streams, pruned.streams)
 
-    # --- what the architecture has ---------------------------------------------------------------
+    def _stream(self, model: PreTrainedModel) -> Layers:
+        return Layers(model, self.family, self.batches, self.device)
+
+    # --- one layer of the whole model ------------------------------------------------------------
 
     def _path(self, layer: int, name: str) -> str:
         return f"{self.family.layers}.{layer}.{name}"
-
-    def _linears(self) -> dict[str, Linear]:
-        """The matrices of a layer by their modules."""
-        found = {}
-        for name, module in self.teacher.get_submodule(self._path(0, "")[:-1]).named_modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, torch.Tensor) and weight.ndim == 2:
-                first, second = self.family.kinds(self._path(0, f"{name}.weight"))[0]
-                out, into = (second, first) if _transposed(module) else (first, second)
-                found[name] = Linear(name, out, into)
-        return found
-
-    def _check_known(self) -> None:
-        """Every tensor that carries units must be one that is refitted or only cut."""
-        for name, parameter in self.student.named_parameters():
-            kinds, layer = self.family.kinds(name)
-            if name in self.family.outer_embedding or not any(kind in UNITS for _, kind in kinds):
-                continue
-            module, _, what = name.rpartition(".")
-            if layer is not None:
-                module = module.removeprefix(self._path(layer, ""))
-                known = module in self.linears or module in self.inner_norms
-                cut_only = parameter.ndim == 1 and kinds[0][1] != "hidden"
-                known = (known and what in ("weight", "bias")) or cut_only
-            else:
-                known = module == self.outer_norm
-            if not known:
-                raise CapgapError(
-                    f"{name}: the refit does not know what this tensor reads or writes; {REFUSED}"
-                )
 
     def _sites(self, whole: Layers, layer, at: int) -> list[Site]:
         """The matrices of a layer in the order in which it uses them; checks what is assumed."""
@@ -178,7 +186,7 @@ class _Refit:
             return lambda module, args, output: normed.update({name: output})
 
         hooks = [("before", name, before(name)) for name in self.linears]
-        hooks += [("after", name, behind_norm(name)) for name in self.inner_norms]
+        hooks += [("after", name, behind_norm(name)) for name in self.kinds]
         hooks += [
             ("after", linear.name, lambda module, args, output: written.append(output))
             for linear in self.linears.values()
@@ -217,8 +225,8 @@ class _Refit:
 
     def _principal_basis(self) -> Basis:
         """The basis of what the norms of the kept layers and the last norm read."""
-        width, device = self.sizes.full.hidden, self.teacher.device
-        moments = torch.zeros(width, width, dtype=torch.float64, device=device)
+        width = self.sizes.full.hidden
+        moments = torch.zeros(width, width, dtype=torch.float64, device=self.device)
 
         def add(kind: NormKind) -> Callable:
             def hook(module, args):
@@ -230,7 +238,7 @@ class _Refit:
 
             return hook
 
-        whole = Layers(self.teacher, self.family, self.batches)
+        whole = self._stream(self.teacher)
         for at in range(self.sizes.layers):
             layer = whole.layer(at)
             hooks = [("before", name, add(kind)) for name, kind in self.kinds.items()]
@@ -337,7 +345,7 @@ class _Refit:
             fitted.bias.copy_(bias)
 
     def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
-        return Regression(inputs, outputs, self.student.device, intercept=intercept)
+        return Regression(inputs, outputs, self.device, intercept=intercept)
 
     def _read(self, layers: Layers, layer, at: int, batch: int, name: str) -> torch.Tensor:
         """What a matrix reads, N x inputs."""
@@ -386,11 +394,11 @@ class _Refit:
         """Where the kept units of a layer lie in a dimension."""
         repeats, kind = carried
         if kind not in UNITS:
-            return torch.arange(size, device=self.student.device)
+            return torch.arange(size, device=self.device)
         units = getattr(self.kept, kind)
         units = units if units.ndim == 1 else units[at]
         of = getattr(self.sizes.full, kind)
-        return channels(units, of, repeats, size).to(self.student.device)
+        return channels(units, of, repeats, size).to(self.device)
 
     def _kept_rows(self, carried: tuple[int, str], matrix: torch.Tensor, at: int) -> torch.Tensor:
         """The outputs that stay, of a matrix whose first dimension lists outputs."""
