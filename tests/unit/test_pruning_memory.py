@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 from capgap.stages import prune
-from capgap.config import Depth
+from capgap.config import Cut
 from capgap.engine.models import llama_config, load_model, load_shape
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.solver import Target
@@ -47,7 +47,7 @@ def cut(name, share):
     scores = Importance(*(random.random(shape, dtype=np.float32) for shape in shapes))
     write_importance(work / f"scores-{name}", scores, weights_digest(work / name))
     target = Target("total", round(share * sizes.total(sizes.full)))
-    prune.run(Depth(), work / name, work / f"scores-{name}", target, work / f"cut-{name}")
+    prune.run(Cut(), work / name, work / f"scores-{name}", target, work / f"cut-{name}")
     return 4 * sizes.total(sizes.full)
 
 def scored(name, criterion):

@@ -34,6 +34,7 @@ class Score(Calibration):
         "magnitude (norm of their weights), random",
     )
 
+
 class Depth(Section):
     """How many layers a pruned model keeps, and which."""
 

@@ -2,18 +2,20 @@
 Linear least squares from second moments, with a ridge that is chosen on held-out tokens.
 
 W minimises sum |t - W z - b|^2 + ridge |W - prior|^2 over pairs of an input z and a target t. The
-ridge is that share of the mean square of an input which predicts one half of the sequences best from
-the other, and the other way round: few tokens for many inputs keep W near its prior, and where z
-determines t it vanishes. Sums are kept in float64, for each half by itself.
+ridge is the multiple of an input's mean square with which a fit to one half of the sequences predicts
+the other half best: few tokens for many inputs keep W near its prior, and where z determines t the
+ridge vanishes. Sums are kept in float64, for each half by itself.
 """
 
 # N tokens, I inputs, O outputs
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-RIDGES = (1e-10, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-10, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Regression:
@@ -39,32 +41,38 @@ class Regression:
 
     def solve(self, prior_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """W and b (zeros without an intercept), in float64."""
-        ridge = RIDGES[0]
+        ridges = RIDGES
         if self.count.min() > 0:
             losses = [self._predicted(prior_OI, ridge) for ridge in RIDGES]
-            ridge = RIDGES[min(range(len(RIDGES)), key=losses.__getitem__)]
-        sums = (x.sum(0) for x in self._sums())
-        return self._solve(prior_OI, ridge, *sums)
+            ridges = RIDGES[min(range(len(RIDGES)), key=losses.__getitem__) :]
+        sums = [x.sum(0) for x in self._sums()]
+        found = (self._solve(prior_OI, ridge, *sums) for ridge in ridges)
+        return next(maps for maps in found if maps is not None)
 
     def _sums(self) -> tuple[torch.Tensor, ...]:
         return self.gram, self.cross, self.input_sum, self.target_sum, self.count
 
     def _predicted(self, prior: torch.Tensor, ridge: float) -> float:
-        """Squared error on either half by the other's map, up to a constant."""
-        total = 0.0
-        for half in (0, 1):
-            gram, cross, inputs, targets, count = (x[1 - half] for x in self._sums())
-            w, b = self._solve(prior, ridge, *(x[half] for x in self._sums()))
-            total += ((w @ gram - 2 * cross) * w).sum()
-            total += b @ (2 * (w @ inputs - targets) + count * b)
-        return float(total)
+        """Squared error on the second half by the map of the first, up to a constant."""
+        maps = self._solve(prior, ridge, *(x[0] for x in self._sums()))
+        if maps is None:
+            return math.inf
+        w, b = maps
+        gram, cross, inputs, targets, count = (x[1] for x in self._sums())
+        error = ((w @ gram - 2 * cross) * w).sum()
+        return float(error + b @ (2 * (w @ inputs - targets) + count * b))
 
     def _solve(self, prior, ridge, gram, cross, inputs, targets, count):
+        """W and b from sums; None where the ridge is lost in the rounding of the sums."""
         if self.intercept:
             gram = gram - torch.outer(inputs, inputs) / count
             cross = cross - torch.outer(targets, inputs) / count
-        damped = gram + (ridge * gram.diagonal().mean() + TINY) * torch.eye(len(gram)).to(gram)
-        w = prior + torch.linalg.solve(damped, (cross - prior @ gram).T).T
+        damped = gram.clone()
+        damped.diagonal().add_(ridge * gram.diagonal().mean() + TINY)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            return None
+        w = prior + torch.cholesky_solve((cross - prior @ gram).T, factor).T
         b = (targets - w @ inputs) / count if self.intercept else torch.zeros_like(targets)
         return w, b
 

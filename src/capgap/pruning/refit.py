@@ -111,7 +111,11 @@ def _linears(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
 
 @torch.no_grad()
 def refit(
-    student: PreTrainedModel, teacher: PreTrainedModel, kept: Kept, inputs_BT: torch.Tensor, rows: int
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    kept: Kept,
+    inputs_BT: torch.Tensor,
+    rows: int,
 ) -> None:
     """Refit a student that was cut out of a teacher, in place, on calibration sequences.
 
@@ -147,6 +151,9 @@ class _Refit:
         self.last_norm = teacher.get_submodule(self.outer_norm).float()
         self.last_kind = kind_of(self.last_norm, self.outer_norm)
         self.basis: Basis | None = None
+        self.behind: list[
+            torch.Tensor
+        ] = []  # the whole model's streams behind the last write fitted
 
     def run(self) -> None:
         if self.kept.widths.hidden < self.sizes.full.hidden:
@@ -163,8 +170,10 @@ class _Refit:
                 for site in self._sites(whole, layer, at):
                     self._fit(site, whole, layer, at, pruned, small, place)
                 pruned.advance(small, place)
+                whole.streams = self.behind  # the last write
                 place += 1
-            whole.advance(layer, at)
+            else:
+                whole.advance(layer, at)
         self._fit_head(whole.streams, pruned.streams)
 
     def _stream(self, model: PreTrainedModel) -> Layers:
@@ -199,6 +208,11 @@ class _Refit:
             raise CapgapError(
                 f"{type(self.teacher).__name__}: what {self._path(at, '')[:-1]} adds to the residual "
                 f"stream is not the sum of its output matrices, as the refit takes it to be; {REFUSED}"
+            )
+        if not read or not _writes(self.linears[read[-1][0]]):
+            raise CapgapError(
+                f"{self._path(at, '')[:-1]}: its last matrix does not write to the residual stream, as "
+                f"the refit takes it to; {REFUSED}"
             )
         sites: list[tuple[torch.Tensor, Site]] = []
         for name, given in read:
@@ -331,11 +345,13 @@ class _Refit:
         units = self._channels(linear.into, at, matrix.shape[1])
         prior = self._kept_rows(linear.out, matrix, at).index_select(1, units)
         fit = self._regression(prior.shape[1], prior.shape[0], _bias(fitted) is not None)
+        behind = []
         for batch, half_N in enumerate(self.halves):
-            z, behind = self._write(pruned, small, place, batch, linear, reach=False)
+            z, before = self._write(pruned, small, place, batch, linear, reach=False)
             _, want = self._write(whole, layer, at, batch, linear, reach=True)
             if _writes(linear):
-                want = self._narrow(want) - behind
+                behind.append(want.float().reshape(whole.streams[batch].shape))
+                want = self._narrow(want) - before
             else:
                 want = self._kept_rows(linear.out, want.double().T, at).T
             fit.add(z, want, half_N)
@@ -343,6 +359,7 @@ class _Refit:
         _set_matrix(fitted, weight)
         if _bias(fitted) is not None:
             fitted.bias.copy_(bias)
+        self.behind = behind or self.behind
 
     def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
         return Regression(inputs, outputs, self.device, intercept=intercept)
@@ -409,7 +426,10 @@ class _Refit:
     # --- the output head -------------------------------------------------------------------------
 
     def _fit_head(self, whole: list[torch.Tensor], pruned: list[torch.Tensor]) -> None:
-        norm, head = self.student.get_submodule(self.outer_norm), self.student.get_output_embeddings()
+        norm, head = (
+            self.student.get_submodule(self.outer_norm),
+            self.student.get_output_embeddings(),
+        )
         before = self.teacher.get_output_embeddings()
         biased = _bias(head) is not None
         tied = _tied(self.student)
@@ -456,7 +476,10 @@ def _second_moments(left_VI: torch.Tensor, right_VO: torch.Tensor) -> torch.Tens
     total, rows = 0.0, len(left_VI)
     for left, right in zip(left_VI.split(HEAD_ROWS), right_VO.split(HEAD_ROWS), strict=True):
         total = total + left.double().T @ right.double()
-    means = (sum(part.double().sum(0) for part in table.split(HEAD_ROWS)) for table in (left_VI, right_VO))
+    means = (
+        sum(part.double().sum(0) for part in table.split(HEAD_ROWS))
+        for table in (left_VI, right_VO)
+    )
     left_sum, right_sum = means
     return total - torch.outer(left_sum, right_sum) / rows
 

@@ -218,7 +218,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--tokens", nargs="?", type=Path, help="packed tokens folder to score it and refit the rest on"
+        "--tokens",
+        nargs="?",
+        type=Path,
+        help="packed tokens folder to score it and refit the rest on",
     )
     source.add_argument(
         "--text", type=Path, help="UTF-8 text file to score it and refit the rest on"
