@@ -60,7 +60,7 @@ def one_cell(args: argparse.Namespace, study, streams: Streams, draw: int, how: 
     student = cut(load_model(folder), kept)
     if how == "least_squares":
         rows = max(1, MICRO_BATCH_TOKENS // prune.sequence_length)
-        refit(student, load_model(folder), kept, inputs, rows)
+        refit(student, load_model(folder), kept, inputs, rows=rows, folder=args.out)
     loss = partial(
         mean_loss,
         stream=streams["validation"],

@@ -27,12 +27,14 @@ rule prune_student:
     resources:
         mem_mb=NEEDS.mem_mb("prune_student"),
         runtime=NEEDS.runtime("prune_student"),
+        gpu=NEEDS.devices if STUDY.prune.refit != "none" else 0,
+        tasks=1,
     params:
         spec=spec("prune", STUDY.prune.cutting()),
         size=student_params,
     shell:
         r"""
-        exec python -m capgap.stages.prune \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.prune \
             {input.model:q} --importance {input.importance:q} --tokens {input.tokens:q} \
             --params {params.size} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1

@@ -1,6 +1,8 @@
 """Refit of what a cut leaves: exact where the rest can say all, refused by name where unknown."""
 
 import copy
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ TEXT = token_ids(sequences=24, tokens=16, seed=5)
 
 def refitted(model, kept, *, text=TEXT, rows=8):
     student = cut(copy.deepcopy(model), kept)
-    refit(student, copy.deepcopy(model), kept, text, rows)
+    refit(student, copy.deepcopy(model), kept, text, rows=rows, folder=Path(tempfile.gettempdir()))
     return student
 
 

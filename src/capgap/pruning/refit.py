@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ from transformers import PreTrainedModel
 
 from capgap.errors import CapgapError
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import Layers, Reached
+from capgap.pruning.layerwise import Layers, Reached, Streams
 from capgap.pruning.least_squares import Regression
 from capgap.pruning.residual_basis import Basis, NormKind, kind_of, principal_basis
 from capgap.pruning.surgery import Kept, channels, sizes_of
@@ -115,17 +116,21 @@ def refit(
     teacher: PreTrainedModel,
     kept: Kept,
     inputs_BT: torch.Tensor,
+    *,
     rows: int,
+    folder: Path,
 ) -> None:
     """Refit a student that was cut out of a teacher, in place, on calibration sequences.
 
-    rows: sequences in a forward pass. A student from which nothing was cut stays as it is. Raises
+    rows: sequences in a forward pass. folder: where unnamed files hold activations of all sequences
+    while it lasts, about two times tokens x hidden channels in float32 of the teacher and as much of
+    the student. A student from which nothing was cut stays as it is. Raises
     CapgapError, naming the tensor or module, where the architecture has something that is not
     understood.
     """
     check_known(teacher)
     if changes(kept, teacher):
-        _Refit(student, teacher, kept, inputs_BT, rows).run()
+        _Refit(student, teacher, kept, inputs_BT, rows, folder).run()
 
 
 def _kept_layers(kept: Kept, layers: int) -> np.ndarray:
@@ -133,11 +138,14 @@ def _kept_layers(kept: Kept, layers: int) -> np.ndarray:
 
 
 class _Refit:
-    def __init__(self, student, teacher, kept: Kept, inputs_BT: torch.Tensor, rows: int):
+    def __init__(
+        self, student, teacher, kept: Kept, inputs_BT: torch.Tensor, rows: int, folder: Path
+    ):
         self.student, self.teacher, self.kept = student, teacher, kept
         self.family: Family = family_of(type(teacher).__name__)
         self.sizes, self.device = sizes_of(teacher), student.device
         self.layers = _kept_layers(kept, self.sizes.layers)
+        self.folder = folder
         self.batches = list(inputs_BT.split(rows))
         half_B = torch.arange(len(inputs_BT)) % 2
         halves = half_B[:, None].expand_as(inputs_BT).split(rows)
@@ -170,14 +178,14 @@ class _Refit:
                 for site in self._sites(whole, layer, at):
                     self._fit(site, whole, layer, at, pruned, small, place)
                 pruned.advance(small, place)
-                whole.streams = self.behind  # the last write
+                whole.step()  # to what the last write left behind
                 place += 1
             else:
                 whole.advance(layer, at)
         self._fit_head(whole.streams, pruned.streams)
 
     def _stream(self, model: PreTrainedModel) -> Layers:
-        return Layers(model, self.family, self.batches, self.device)
+        return Layers(model, self.family, self.batches, self.device, self.folder)
 
     # --- one layer of the whole model ------------------------------------------------------------
 
@@ -260,8 +268,8 @@ class _Refit:
                 whole.streams[batch] = whole.pass_through(
                     layer, at, batch, hooks if at in self.layers else ()
                 )
-        for stream in whole.streams:
-            add(self.last_kind)(None, (stream,))
+        for batch in range(len(self.batches)):
+            add(self.last_kind)(None, (whole.streams[batch],))
         return principal_basis(moments, self.kept.hidden, centred=self.last_kind.centred)
 
     def _turn_ends(self) -> None:
@@ -345,12 +353,11 @@ class _Refit:
         units = self._channels(linear.into, at, matrix.shape[1])
         prior = self._kept_rows(linear.out, matrix, at).index_select(1, units)
         fit = self._regression(prior.shape[1], prior.shape[0], _bias(fitted) is not None)
-        behind = []
         for batch, half_N in enumerate(self.halves):
             z, before = self._write(pruned, small, place, batch, linear, reach=False)
             _, want = self._write(whole, layer, at, batch, linear, reach=True)
             if _writes(linear):
-                behind.append(want.float().reshape(whole.streams[batch].shape))
+                whole.behind[batch] = want.reshape(whole.streams.shapes[batch])
                 want = self._narrow(want) - before
             else:
                 want = self._kept_rows(linear.out, want.double().T, at).T
@@ -359,7 +366,6 @@ class _Refit:
         _set_matrix(fitted, weight)
         if _bias(fitted) is not None:
             fitted.bias.copy_(bias)
-        self.behind = behind or self.behind
 
     def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
         return Regression(inputs, outputs, self.device, intercept=intercept)
@@ -425,7 +431,7 @@ class _Refit:
 
     # --- the output head -------------------------------------------------------------------------
 
-    def _fit_head(self, whole: list[torch.Tensor], pruned: list[torch.Tensor]) -> None:
+    def _fit_head(self, whole: Streams, pruned: Streams) -> None:
         norm, head = (
             self.student.get_submodule(self.outer_norm),
             self.student.get_output_embeddings(),
@@ -434,8 +440,9 @@ class _Refit:
         biased = _bias(head) is not None
         tied = _tied(self.student)
         fit = self._regression(self.kept.widths.hidden, self.sizes.full.hidden, biased and not tied)
-        for x, x_small, half_N in zip(whole, pruned, self.halves, strict=True):
-            fit.add(norm(x_small).flatten(0, 1), self.last_norm(x).flatten(0, 1), half_N)
+        for batch, half_N in enumerate(self.halves):
+            read, want = norm(pruned[batch]), self.last_norm(whole[batch])
+            fit.add(read.flatten(0, 1), want.flatten(0, 1), half_N)
         if tied:
             self._fit_last_norm(norm, head, before, fit)
             return

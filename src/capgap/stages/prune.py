@@ -80,7 +80,7 @@ def run(
     kept = select(importance, solution, settings)
     student = cut(model, kept)
     if settings.refit == "least_squares":
-        student = _refitted(settings, student, folder, kept, tokens_folder)
+        student = _refitted(settings, student, folder, kept, tokens_folder, out.parent)
     size = target.value if target.kind == "params" else solution.params_non_embedding
     lineage = Lineage(
         kind="init",
@@ -96,7 +96,12 @@ def run(
 
 
 def _refitted(
-    settings: Cut, student: PreTrainedModel, folder: Path, kept: Kept, tokens_folder: Path | None
+    settings: Cut,
+    student: PreTrainedModel,
+    folder: Path,
+    kept: Kept,
+    tokens_folder: Path | None,
+    scratch: Path,
 ) -> PreTrainedModel:
     """A student whose weights are fitted to what the model in a folder says of its calibration text."""
     if tokens_folder is None:
@@ -107,7 +112,9 @@ def _refitted(
     teacher = load_model(folder, dtype=None)  # mapped: of its layers one is in memory at a time
     inputs_BT, _ = score.calibration(settings, teacher, folder, Streams(tokens_folder))
     rows = max(1, MICRO_BATCH_TOKENS // settings.sequence_length)
-    refit(student.to(compute_device()), teacher, kept, inputs_BT, rows)
+    student = student.to(compute_device())
+    scratch.mkdir(parents=True, exist_ok=True)
+    refit(student, teacher, kept, inputs_BT, rows=rows, folder=scratch)
     return student.cpu()
 
 
