@@ -97,7 +97,7 @@ def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
     assert {key for key, _ in suggested()} == {"evaluate.batch_tokens", "harness.batch_size"}
 
 
-def test_a_refit_reads_the_text_and_holds_less_than_scoring():
+def test_a_refit_reads_the_text_and_holds_about_what_scoring_does():
     data = yaml.safe_load((REPOSITORY / "configs/pythia.yaml").read_text())
     plain = StudyCost(load_study(data))
     data["prune"]["refit"] = "least_squares"
@@ -117,4 +117,4 @@ def test_a_refit_reads_the_text_and_holds_less_than_scoring():
         assert after.host_mb >= before.host_mb
         teacher = after.output.split("/")[4].removeprefix("pruned-")
         scored = fitted.job("score_importance", teacher=teacher)
-        assert after.device.total < 1.3 * scored.device.total
+        assert after.device.total < 1.6 * scored.device.total  # sums in float64

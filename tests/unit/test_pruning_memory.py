@@ -134,5 +134,5 @@ def test_a_refit_holds_one_layer_of_the_whole_model_at_a_time(models, kind):
         "print(peak(fitted, float(options[0])) / (work / 'big/model.safetensors').stat().st_size)"
     )
     ratio = run(models("deep", kind), kind, 0.5, script=script)
-    # 24 layers of 3 MB in float32; half of them stays, whatever the file's precision
-    assert ratio < (1.0 if kind == "float32" else 1.6)
+    # of weights in float32: the half that stays, and layers of 3 MB of the whole model in passing
+    assert ratio < (1.3 if kind == "float32" else 2 * 1.3)
