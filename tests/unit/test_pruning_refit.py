@@ -245,6 +245,13 @@ def test_few_noisy_tokens_stay_near_the_prior_and_many_do_not():
     assert distances[1] < 1.001
 
 
+def test_activations_that_are_not_finite_are_refused():
+    z, t, truth = pairs(40, 6, 4, 0.0)
+    z[3, 2] = torch.nan
+    with pytest.raises(CapgapError, match="not finite"):
+        fitted(z, t, truth, intercept=False)
+
+
 # --- the basis --------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,10 @@ import math
 
 import torch
 
+from capgap.errors import CapgapError
+
 RIDGES = (1e-10, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+JUDGED_OUTPUTS = 64  # by which a ridge is chosen, evenly spread over all
 
 
 class Regression:
@@ -40,25 +43,35 @@ class Regression:
             self.count[half] += len(z)
 
     def solve(self, prior_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """W and b (zeros without an intercept), in float64."""
+        """W and b (zeros without an intercept), in float64; CapgapError for numbers without bound."""
         ridges = RIDGES
         if self.count.min() > 0:
-            losses = [self._predicted(prior_OI, ridge) for ridge in RIDGES]
+            some = slice(None, None, math.ceil(len(prior_OI) / JUDGED_OUTPUTS))
+            losses = [self._predicted(prior_OI, ridge, some) for ridge in RIDGES]
             ridges = RIDGES[min(range(len(RIDGES)), key=losses.__getitem__) :]
         sums = [x.sum(0) for x in self._sums()]
         found = (self._solve(prior_OI, ridge, *sums) for ridge in ridges)
-        return next(maps for maps in found if maps is not None)
+        maps = next((maps for maps in found if maps is not None), None)
+        if maps is None:
+            raise CapgapError(
+                "the calibration text gives activations that are not finite, so nothing can be refitted; "
+                "check the model, or set prune.refit to none"
+            )
+        return maps
 
     def _sums(self) -> tuple[torch.Tensor, ...]:
         return self.gram, self.cross, self.input_sum, self.target_sum, self.count
 
-    def _predicted(self, prior: torch.Tensor, ridge: float) -> float:
-        """Squared error on the second half by the map of the first, up to a constant."""
-        maps = self._solve(prior, ridge, *(x[0] for x in self._sums()))
+    def _predicted(self, prior: torch.Tensor, ridge: float, some: slice) -> float:
+        """Squared error of some outputs on the second half by the map of the first, up to a constant."""
+        first, second = ([x[half] for x in self._sums()] for half in (0, 1))
+        for sums in (first, second):
+            sums[1], sums[3] = sums[1][some], sums[3][some]
+        maps = self._solve(prior[some], ridge, *first)
         if maps is None:
             return math.inf
         w, b = maps
-        gram, cross, inputs, targets, count = (x[1] for x in self._sums())
+        gram, cross, inputs, targets, count = second
         error = ((w @ gram - 2 * cross) * w).sum()
         return float(error + b @ (2 * (w @ inputs - targets) + count * b))
 
