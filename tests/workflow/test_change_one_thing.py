@@ -78,6 +78,10 @@ def one_shape_for_all(study):
     study["prune"]["one_shape"] = True
 
 
+def refitted_starts(study):
+    study["prune"]["refit"] = "least_squares"
+
+
 def law_settings(study):
     study["law"]["resamples"] = 120
 
@@ -99,6 +103,7 @@ STUDENT_5K = {
         ("evaluate_student", RUN.format(name, 0)),
     ]
 }
+PRUNED = {f"prune_student inits/3k/pruned-{name}" for name in ("t6k", "t16k")}
 PRUNED_LIKE_T6K = {"prune_student inits/3k/pruned-t16k"}
 MEASURED = {
     "evaluate_teacher teachers/t6k",
@@ -118,6 +123,7 @@ MEASURED = {
         (evaluation_settings, MEASURED | TABLE),
         (distillation_settings, run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
         (one_shape_for_all, PRUNED_LIKE_T6K | run_jobs("t16k", 0) | TABLE),
+        (refitted_starts, PRUNED | run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
         (law_settings, LAW),
         (final_tokens, CHOICE),
         (final_size_and_tokens_swapped, CHOICE),

@@ -110,8 +110,11 @@ def _refitted(
             "text (--text), or set --refit none"
         )
     teacher = load_model(folder, dtype=None)  # mapped: of its layers one is in memory at a time
-    inputs_BT, _ = score.calibration(settings, teacher, folder, Streams(tokens_folder))
-    rows = max(1, MICRO_BATCH_TOKENS // settings.sequence_length)
+    streams, length = Streams(tokens_folder), settings.sequence_length
+    inputs_BT, _ = score.calibration(settings, teacher, folder, streams)
+    # each window once: of a short text the halves that judge a ridge would be the same
+    inputs_BT = inputs_BT[: max(1, (len(streams["train"]) - 1) // length - 1)]
+    rows = max(1, MICRO_BATCH_TOKENS // length)
     student = student.to(compute_device())
     scratch.mkdir(parents=True, exist_ok=True)
     refit(student, teacher, kept, inputs_BT, rows=rows, folder=scratch)
