@@ -214,6 +214,11 @@ def shared_shape(wildcards):
     return lender if STUDY.prune.one_shape and lender != own_teacher(wildcards) else []
 
 
+def refit_tokens(wildcards):
+    """The text that a pruned start is refitted on; nothing where it is not."""
+    return [] if STUDY.prune.refit == "none" else paths.TOKENS.format(study=wildcards.study)
+
+
 def prune_options(wildcards):
     """A student's size in parameters without embeddings, and the seed of its init."""
     seed = STUDY.score_stage(run_grid.replica_number(wildcards.replica)).seed

@@ -15,6 +15,7 @@ rule prune_student:
         model=own_teacher,
         importance=paths.TEACHER_IMPORTANCE,
         shape=shared_shape,
+        tokens=refit_tokens,
     output:
         paths.INIT_MODEL.replace("{init}", "pruned-{teacher}"),
     log:
@@ -24,14 +25,16 @@ rule prune_student:
     resources:
         mem_mb=NEEDS.mem_mb("prune_student"),
         runtime=NEEDS.runtime("prune_student"),
+        gpu=NEEDS.devices if STUDY.prune.refit != "none" else 0,
+        tasks=1,
     params:
         timing=paths.timing("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}")),
         spec=spec("prune", STUDY.prune.cutting()),
         asked=prune_options,
     shell:
         r"""
-        exec python -m capgap.workflow.launch 0 1 0 {params.timing:q} capgap.stages.prune \
-            {input.model:q} --importance {input.importance:q} \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.prune \
+            {input.model:q} --importance {input.importance:q} --tokens {input.tokens:q} \
             {params.asked} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -54,7 +57,7 @@ rule random_init_student:
         timing=paths.timing(
             "random_init_student", paths.INIT_DIR.replace("{init}", run_grid.RANDOM)
         ),
-        spec=spec("random_init", STUDY.prune.cutting()),
+        spec=spec("random_init", STUDY.prune.shaping()),
         asked=random_init_options,
     shell:
         r"""

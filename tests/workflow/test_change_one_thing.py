@@ -114,6 +114,10 @@ def no_final(study):
     del study["final"]
 
 
+def refitted_starts(study):
+    study["prune"]["refit"] = "least_squares"
+
+
 def law_settings(study):
     study["law"]["resamples"] = 120
 
@@ -146,6 +150,7 @@ def runs_at(tokens, *teachers):
 
 
 WITHOUT_TEACHER = {job.replace("from-t16k", "from-none") for job in run_jobs("t16k", 0)}
+PRUNED = {f"prune_student inits/3k/pruned-{name}" for name in ("t6k", "t16k")}
 PRUNED_LIKE_T6K = {"prune_student inits/3k/pruned-t16k"}
 MEASURED = {
     "evaluate_teacher teachers/t6k",
@@ -172,6 +177,7 @@ MEASURED = {
         (training_in_proportion_to_the_teacher, teacher_jobs("t16k") | TABLE),
         (final_at_a_size_of_the_grid, CHOICE),
         (no_final, {"write_metrics .", *REPORT}),
+        (refitted_starts, PRUNED | run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
         (law_settings, LAW),
         (final_tokens, CHOICE),
         (final_size_and_tokens_swapped, CHOICE),

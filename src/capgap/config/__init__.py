@@ -8,7 +8,7 @@ This package imports no torch.
 
 from capgap.config.grid_settings import Draw, Grid
 from capgap.config.harness_settings import Harness, HarnessStage
-from capgap.config.pruning_settings import Depth, Prune, Score
+from capgap.config.pruning_settings import Calibration, Cut, Depth, Prune, Score
 from capgap.config.section import Section
 from capgap.config.study import CollectStage, Evaluate, Final, Law, Study
 from capgap.config.teacher_settings import (
@@ -34,9 +34,11 @@ from capgap.config.text_settings import (
 from capgap.config.training_settings import Distill, PretrainStage, TargetsStage, Training
 
 __all__ = [
+    "Calibration",
     "CollectStage",
     "Corpus",
     "CorpusSplit",
+    "Cut",
     "Depth",
     "Distill",
     "Draw",

@@ -366,13 +366,34 @@ class StudyCost(StudySizes):
             )
             if self.study.prune.one_shape and lends != teacher:
                 needs += (self._teacher_path(paths.TEACHER_MODEL, lends, level),)
+        refits = rule == "prune_student" and self.study.prune.refit != "none"
         return Job(
             rule,
             output,
-            needs,
+            (*needs, self.path(paths.TOKENS)) if refits else needs,
+            work=(self._refit(model, self.architecture(teacher).whole()),) if refits else (),
+            device=self.refit_memory(model, teacher) if refits else None,
             host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
             disk_bytes=FLOAT * model.params,
+            scratch_bytes=self._refit_scratch(model, teacher) if refits else 0,
         )
+
+    def _refit_scratch(self, student: Model, teacher: str) -> int:
+        """Residual streams of all calibration tokens, twice in either model."""
+        prune, hidden = self.study.prune, self.architecture(teacher).whole().hidden
+        tokens = prune.calibration_sequences * prune.sequence_length
+        return 2 * FLOAT * tokens * (hidden + student.hidden)
+
+    def _refit(self, student: Model, teacher: Model) -> Work:
+        """Forward passes, sums of products in float64, which takes twice as long, and solutions."""
+        length = self.study.prune.sequence_length
+        tokens = self.study.prune.calibration_sequences * length
+        passes = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
+        d, wide = student.hidden, teacher.hidden
+        pairs = [(d, wide), (d, wide), (student.attention, d), (student.neurons, d)]
+        sums = 2 * student.layers * sum(2 * i * (i + o) for i, o in pairs)
+        solved = 2 * student.layers * sum(8 * (i**3 // 3 + 4 * i * i * o) for i, o in pairs)
+        return Work("score", tokens, round(tokens * (passes + sums) + solved))
 
     def _trunk_tokens(self, run: run_grid.Run) -> int:
         """Tokens of a run that larger budgets go on from; 0 where the schedule has no trunk."""

@@ -312,11 +312,11 @@ class _Probe:
         )  # fmt: skip
         students = [size for size in study.grid.students if size < sizes[name]]
         if "prune_student" in jobs and students:
-            start = self.folder / "start"
+            start, plain = self.folder / "start", {"refit": "none"}  # which counts as other work
             stage(
                 "prune_student",
                 ["capgap.stages.prune", teacher, "--importance", importance, "--params", min(students),
-                 "--out", start, *self._options(study.prune.cutting())],
+                 "--out", start, *self._options(study.prune.cutting().model_copy(update=plain))],
                 {},
             )  # fmt: skip
             if "random_init_student" in jobs:

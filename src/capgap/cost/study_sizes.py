@@ -148,9 +148,15 @@ class StudySizes:
         teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
         like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
         try:
-            return self.architecture(teacher).pruned(parse_count(student), prune.cutting(), like)
+            return self.architecture(teacher).pruned(parse_count(student), prune.shaping(), like)
         except CapgapError as error:
             raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
+
+    def refit_memory(self, cut: Model, teacher: str) -> Memory:
+        """Peak of refitting what was cut out of a teacher."""
+        length = self.study.prune.sequence_length
+        whole = self.architecture(teacher).whole()
+        return device_memory.refitting(whole, cut, length, self.scores(length))
 
     def distill_memory(
         self, student: str, init: str, teacher: str, *, alone: bool = False
