@@ -220,6 +220,7 @@ def test_training_and_evaluation_on_completions(packed, tiny_model, tmp_path):
     from capgap.engine.counting import count_params
     from capgap.engine.models import save_model
     from capgap.engine.objectives import data_objective
+    from capgap.engine.run_plan import plan_run
     from capgap.engine.training import train
     from capgap.records.run_records import Lineage
 
@@ -230,7 +231,7 @@ def test_training_and_evaluation_on_completions(packed, tiny_model, tmp_path):
     )  # fmt: skip
     model = tiny_model(vocab=streams.meta.vocab_size)
     outcome = train(
-        model, streams, settings, data_objective, tokens=4096, seed=0, scratch=tmp_path / "scratch",
+        model, streams, plan_run(settings, 4096), data_objective, scratch=tmp_path / "scratch",
         say=lambda _: None,
     )  # fmt: skip
     assert outcome.losses[-1] < 1.5 < outcome.losses[0]
