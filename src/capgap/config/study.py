@@ -232,20 +232,22 @@ def _inconsistencies(study: Study):
                 f"equally among {processes} processes; change one of them"
             )
     sizes = {name: study.teacher_size(name) for name in study.teachers}
-    largest = max(sizes, key=lambda name: sizes[name] or float("inf"))
     finals = [study.final] if study.final else []
+    known = all(sizes.values())  # else looked at once cost.teacher_configs.complete has read them
+    largest = max(sizes, key=sizes.get) if known else None
     for key, students in (
         ("grid.students", study.grid.students),
         ("final.student", [final.student for final in finals]),
     ):
         for student in students:
-            if sizes[largest] and student >= sizes[largest]:
+            if known and student >= sizes[largest]:
                 yield (
                     f"{key}: {format_count(student)} is not smaller than any teacher; the largest, "
                     f"{largest}, has {sizes[largest]:,} parameters without embeddings; lower the "
                     "student or add a larger teacher"
                 )
-    yield from grid_problems(study.grid, sizes)
+    if known:
+        yield from grid_problems(study.grid, sizes)
     for key in ("seeds", "replicas"):
         values = (study.final and getattr(study.final, key)) or []
         if len(set(values)) < len(values):
