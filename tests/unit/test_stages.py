@@ -75,7 +75,9 @@ def test_source_changed_after_planning_is_refused(parse):
 
 
 def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
-    out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
+    out = capgap(
+        "evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path / "m")
+    )
     assert out.returncode == 1
     assert said(out.stderr) == ["error: no-such: no such folder; check the path"]
 

@@ -24,7 +24,8 @@ from typing import Any
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section, sections_in, tags_of
 from capgap.errors import CapgapError, Terminated, out_of_memory
-from capgap.records.artifacts import is_first_process
+from capgap.records.artifacts import check_file, check_filled, check_folder, is_first_process
+from capgap.records.paths import CURVE, TRAIN
 from capgap.workflow.digest import source_digest
 from capgap.workflow.locks import claim_output, die_with_parent
 
@@ -158,6 +159,20 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
 
 MENDS = {
     errno.ENOENT: "check the path",
+    errno.EEXIST: "name another place",
+    errno.ENOTEMPTY: "name another place",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.ELOOP: "correct the link, which leads back to itself",
+    errno.EBUSY: "end what uses it, or name another place",
+    errno.ETXTBSY: "end what uses it, or name another place",
+    errno.EXDEV: "name a place on one disk",
+    errno.EIO: "the disk or the network behind it fails; check it, then run again",
+    errno.ESTALE: "the network file system lost it; check the mount, then run again",
+    errno.ETIMEDOUT: "the network does not answer; check it, then run again",
+    errno.EMFILE: "allow more open files (ulimit -n), then run again",
+    errno.ENFILE: "end what holds so many files open, then run again",
+    errno.EFBIG: "allow larger files (ulimit -f), or name another disk",
+    errno.ENOLCK: "use a file system that has locks",
     errno.EACCES: "give yourself the right to, or name another place",
     errno.EPERM: "give yourself the right to, or name another place",
     errno.EROFS: "make it writable, or name another place",
@@ -175,6 +190,24 @@ def system_message(error: OSError) -> str:
     what = (error.strerror or str(error)).lower()
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{what}; {MENDS[error.errno]}"
+
+
+def out_folder(text: str) -> Path:
+    """An argparse type for a folder to write, refused before the work where that is impossible."""
+    check_folder(text)
+    return Path(text)
+
+
+def out_file(text: str) -> Path:
+    """An argparse type for a file to write, refused before the work where that is impossible."""
+    check_file(text)
+    return Path(text)
+
+
+def out_filled(text: str) -> Path:
+    """An argparse type for the folder of a training job, which keeps what else is in it."""
+    check_filled(text, ("model", "trunk"), (CURVE, TRAIN))
+    return Path(text)
 
 
 def count_argument(text: str) -> int:
@@ -197,7 +230,10 @@ def seed_argument(text: str) -> int:
 def add_training_arguments(parser: StageParser) -> None:
     """Options of a training job that say where it writes, keeps its state and is computed."""
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder to fill: model/, curve.csv, train.json"
+        "--out",
+        required=True,
+        type=out_filled,
+        help="folder to fill: model/, curve.csv, train.json",
     )
     add_state_arguments(parser)
     parser.add_argument(

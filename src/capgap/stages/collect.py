@@ -17,7 +17,7 @@ from capgap.config.study_file import load_study
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import Metrics, RunRow, TrainRecord
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 
 def run(settings: CollectStage) -> list[RunRow]:
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.collect", __doc__)
     parser.add_argument("--study", type=Path, help="study whose grid is gathered")
-    parser.add_argument("--out", required=True, type=Path, help="runs.csv to write")
+    parser.add_argument("--out", required=True, type=out_file, help="runs.csv to write")
     args, settings = parser.parse(argv, CollectStage)
     if args.study:
         settings = collect_stage(load_study(args.study))

@@ -10,7 +10,6 @@ OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger 
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from capgap.engine.teacher_targets import TargetStore
 from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.errors import CapgapError
 from capgap.pruning.store import weights_digest
-from capgap.records.artifacts import open_folder
+from capgap.records.artifacts import open_folder, temporary_folder
 from capgap.records.run_records import Lineage, TrainRecord
 from capgap.stages.base import (
     StageParser,
@@ -159,10 +158,9 @@ def pack_text(pattern: str, student: Path, out: Path) -> Path:
         pack,
     )
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".corpus-") as folder:
-        corpus.run(FilesCorpus(source="files", pattern=pattern), Path(folder) / "corpus")
-        packed = pack.run(Path(folder) / "corpus", student, out)
+    with temporary_folder(out.with_name("corpus").resolve()) as folder:
+        corpus.run(FilesCorpus(source="files", pattern=pattern), folder / "corpus")
+        packed = pack.run(folder / "corpus", student, out)
     print(f"packed {packed.tokens['train']:,} tokens of training text to {out}")
     return out
 

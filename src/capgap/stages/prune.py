@@ -45,11 +45,19 @@ from capgap.pruning.refit import check_known, refit
 from capgap.pruning.selection import select
 from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
 from capgap.pruning.store import read_importance
+<<<<<<< HEAD
 from capgap.pruning.surgery import Kept, cut, sizes_of
 from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages import score
 from capgap.stages.base import StageParser, count_argument, run_stage, seed_argument
+=======
+from capgap.pruning.surgery import cut, sizes_of
+from capgap.records.artifacts import folder_of, open_folder, publish_folder
+from capgap.records.run_records import Lineage, TokenStreams
+from capgap.stages import score
+from capgap.stages.base import StageParser, count_argument, out_folder, run_stage
+>>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
 
 
 def run(
@@ -249,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
     parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
+<<<<<<< HEAD
     parser.add_argument(
         "--scored-with",
         type=seed_argument,
@@ -256,6 +265,9 @@ def main(argv: list[str] | None = None) -> None:
         help="seed that --importance was made with",
     )
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+=======
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
+>>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
     args, settings = parser.parse(argv)
     folder = find_model(args.model, args.revision)
     on_hub = folder != folder_of(args.model)
@@ -272,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     with tempfile.TemporaryDirectory() as temporary:
         importance, tokens = args.importance, args.tokens
+<<<<<<< HEAD
         if reads:  # refuse what is impossible before what takes long
             shape = load_shape(folder)
             plan(sizes_of(shape), target, settings, args.shape_like)
@@ -279,6 +292,11 @@ def main(argv: list[str] | None = None) -> None:
                 check_known(shape)
             check_replaceable(args.out)
         if reads and tokens is None:
+=======
+        if importance is None:  # refuse what is impossible before scoring, which takes long
+            plan(sizes_of(load_shape(folder)), target, settings, args.shape_like)
+        if importance is None and tokens is None:
+>>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
             tokens = Path(temporary) / "tokens"
             text_streams(args.text, folder, tokens)
             if args.text is None:

@@ -15,6 +15,7 @@ from capgap.config import Section, Study
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
+from capgap.records.artifacts import read_manifest
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 
@@ -141,7 +142,7 @@ def _is_left_out(path: Path) -> bool:
     if path.name != paths.MANIFEST or not path.is_file():
         return False
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):  # damaged, as the job that opens it says
+        files = read_manifest(path)
+    except CapgapError:  # damaged, as the job that opens it says
         return False
     return not all((path.parent / name).is_file() for name in files)
