@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import json
 import os
 import signal
@@ -208,6 +209,20 @@ def out_filled(text: str) -> Path:
     """An argparse type for the folder of a training job, which keeps what else is in it."""
     check_filled(text, ("model", "trunk"), (CURVE, TRAIN))
     return Path(text)
+
+
+def by_hand(function: Callable) -> Callable:
+    """Mark a function that only serves people: it refuses to run in a job of the workflow.
+
+    So it cannot touch a result of a study, and an edit of it makes no result stale.
+    """
+
+    @functools.wraps(function)
+    def guarded(*arguments, **named):
+        assert "CAPGAP_UNDER_WORKFLOW" not in os.environ, f"{function.__name__} is not for jobs"
+        return function(*arguments, **named)
+
+    return guarded
 
 
 def count_argument(text: str) -> int:

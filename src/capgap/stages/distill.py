@@ -34,6 +34,7 @@ from capgap.records.run_records import Lineage, TrainRecord
 from capgap.stages.base import (
     StageParser,
     add_training_arguments,
+    by_hand,
     count_argument,
     run_stage,
     seed_argument,
@@ -146,6 +147,7 @@ def _open_targets(
     return store
 
 
+@by_hand
 def pack_text(pattern: str, student: Path, out: Path) -> Path:
     """Pack text files into token streams of the student's tokenizer; the folder of these."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -17,7 +17,7 @@ from capgap.law.table import read_runs
 from capgap.law.words import about
 from capgap.records.artifacts import write_text
 from capgap.reporting import wording
-from capgap.stages.base import StageParser, out_file, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 
 def run(runs_path: str | Path, settings: Law) -> LawRecord:
@@ -25,6 +25,7 @@ def run(runs_path: str | Path, settings: Law) -> LawRecord:
     return law_record(read_runs(runs_path), settings)
 
 
+@by_hand
 def text(record: LawRecord) -> str:
     """What was found, for a reader who has not read the paper: verdict first."""
     blocks = [
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     record = run(args.runs or args.table, settings)
     if args.out:
         write_text(args.out, record.to_json())
-    print(text(record))
+    print(record.verdict if args.spec else text(record))
 
 
 if __name__ == "__main__":

@@ -45,19 +45,18 @@ from capgap.pruning.refit import check_known, refit
 from capgap.pruning.selection import select
 from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
 from capgap.pruning.store import read_importance
-<<<<<<< HEAD
 from capgap.pruning.surgery import Kept, cut, sizes_of
-from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
-from capgap.records.run_records import Lineage, TokenStreams
-from capgap.stages import score
-from capgap.stages.base import StageParser, count_argument, run_stage, seed_argument
-=======
-from capgap.pruning.surgery import cut, sizes_of
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages import score
-from capgap.stages.base import StageParser, count_argument, out_folder, run_stage
->>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
+from capgap.stages.base import (
+    StageParser,
+    by_hand,
+    count_argument,
+    out_folder,
+    run_stage,
+    seed_argument,
+)
 
 
 def run(
@@ -139,6 +138,7 @@ def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None)
     return meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)
 
 
+@by_hand
 def find_model(name: str, revision: str | None) -> Path:
     """The folder of a model: the one of that path, or a model of the hub in the local cache."""
     if folder_of(name).is_dir():
@@ -153,6 +153,7 @@ def find_model(name: str, revision: str | None) -> Path:
 DEFAULT_TEXT = "data/speeches/20*.txt"
 
 
+@by_hand
 def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
     """Publish the train split that scoring reads: one text in the model's own tokens.
 
@@ -228,6 +229,12 @@ def target_of(args: argparse.Namespace) -> Target:
     return next(Target(kind, value) for kind, value in given.items() if value is not None)
 
 
+@by_hand
+def score_model(settings: Prune, folder: Path, tokens: Path, out: Path) -> None:
+    """Score a model that comes without scores."""
+    score.run(settings, folder, tokens, out)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.prune", __doc__, Prune)
@@ -257,19 +264,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
     parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
-<<<<<<< HEAD
     parser.add_argument(
         "--scored-with",
         type=seed_argument,
         metavar="SEED",
         help="seed that --importance was made with",
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
-=======
     parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
->>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
     args, settings = parser.parse(argv)
-    folder = find_model(args.model, args.revision)
+    folder = folder_of(args.model) if args.spec else find_model(args.model, args.revision)
     on_hub = folder != folder_of(args.model)
     target, init = target_of(args), args.init
     if on_hub:
@@ -284,26 +287,19 @@ def main(argv: list[str] | None = None) -> None:
         )
     with tempfile.TemporaryDirectory() as temporary:
         importance, tokens = args.importance, args.tokens
-<<<<<<< HEAD
         if reads:  # refuse what is impossible before what takes long
             shape = load_shape(folder)
             plan(sizes_of(shape), target, settings, args.shape_like)
             if settings.refit != "none":
                 check_known(shape)
-            check_replaceable(args.out)
         if reads and tokens is None:
-=======
-        if importance is None:  # refuse what is impossible before scoring, which takes long
-            plan(sizes_of(load_shape(folder)), target, settings, args.shape_like)
-        if importance is None and tokens is None:
->>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
             tokens = Path(temporary) / "tokens"
             text_streams(args.text, folder, tokens)
             if args.text is None:
                 print(f"{reads} on addresses of US presidents; name other text with --text")
         if importance is None:
             importance = Path(temporary) / "importance"
-            score.run(settings, folder, tokens, importance)
+            score_model(settings, folder, tokens, importance)
         sizes, solution = run(
             settings,
             folder,
