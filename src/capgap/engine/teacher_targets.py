@@ -270,8 +270,11 @@ class TargetStore:
 
     def check(self, settings: TargetsStage, *, weights_sha256: str, stream_sha256: str) -> None:
         """Raise CapgapError where these are not the targets of these settings, teacher and stream."""
+        mine, theirs = (
+            one.model_dump(exclude=one.memory_only) for one in (settings, self.record.settings)
+        )
         for what, wanted, have in [
-            ("settings", settings, self.record.settings),
+            ("settings", mine, theirs),
             ("teacher's weights (SHA-256)", weights_sha256, self.record.weights_sha256),
             ("training stream (SHA-256)", stream_sha256, self.record.stream_sha256),
         ]:

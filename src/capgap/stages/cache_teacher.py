@@ -20,7 +20,7 @@ from capgap.data.token_streams import Streams, lattice
 from capgap.engine.counting import forward_flops
 from capgap.engine.forward import hold_frozen
 from capgap.engine.models import check_reads, compute_device, load_model, read_lineage
-from capgap.engine.resuming import Place, discard, state_key
+from capgap.engine.resuming import Place, discard, hold_state, state_key
 from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
 from capgap.errors import CapgapError, out_of_memory
 from capgap.pruning.store import weights_digest
@@ -48,6 +48,7 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
         "vocab_size": vocab,
     }
     scratch = place.scratch / state_key(settings, sources, [teacher])
+    held = hold_state(scratch, out)
     unfinished = Unfinished(scratch, settings, windows, vocab)
     saved = unfinished.done * length
     print(f"targets of {teacher}: {require_space(settings, vocab, scratch, saved)}", flush=True)
@@ -79,7 +80,8 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
             forward_flops=tokens * forward_flops(model, length),
         )
         (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
-    discard(scratch)
+    discard(scratch, out)
+    held.close()
     return record
 
 

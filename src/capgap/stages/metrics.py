@@ -50,13 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.metrics", __doc__)
     parser.add_argument("--law", required=True, type=Path, help="law.json")
-<<<<<<< HEAD
     parser.add_argument("--final", nargs="?", type=Path, help="final.json, if there is one")
-    parser.add_argument("--out", required=True, type=Path, help="metrics.json to write")
-=======
-    parser.add_argument("--final", required=True, type=Path, help="final.json")
     parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
->>>>>>> 15322f4 (Publishing: one exchange, on the disk before it is in place, the umask's mode; places are decided before the work)
     args, _ = parser.parse(argv)
     final = FinalRecord.read(args.final) if args.final else None
     numbers = run(LawRecord.read(args.law), final)
