@@ -10,15 +10,18 @@ the stage refuses to run when the source has changed since, and becomes the only
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import functools
+import gc
 import json
 import os
 import signal
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +120,7 @@ def _choices(annotation: Any) -> list[str]:
     return []
 
 
-def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
+def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
     """Run a stage's `main` as a program: a user's mistake ends in one message and status 1.
 
     A training job that was told to end (SIGTERM) saves its state and ends with status 75
@@ -156,6 +159,42 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
         print(f"error: {message}", file=sys.stderr, flush=True)
     finally:
         sys.exit(1)
+
+
+def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
+    """`_run` as a process of its own, which ends with it.
+
+    What was imported stays to the end, so the collector need not walk it, nor the interpreter take
+    it apart: both together are half of the CPU time of a short job.
+    """
+    gc.freeze()
+    try:
+        with _quiet_transformers():
+            _run(main, argv)
+    finally:
+        gc.unfreeze()
+    atexit._run_exitfuncs()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(0)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No redrawn bars in a log, and no warnings of transformers about what is refused here."""
+    library = sys.modules.get("transformers.utils.logging")
+    if library is None:
+        yield
+        return
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
 
 
 MENDS = {
