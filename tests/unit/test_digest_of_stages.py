@@ -145,7 +145,7 @@ def test_a_command_counts_by_its_words(tmp_path, monkeypatch):
         clear()
         return digest.command_digest("one"), digest.command_digest("two")
 
-    monkeypatch.setattr(digest, "RULES", tmp_path)
+    monkeypatch.setattr(digest, "rules_folder", lambda: tmp_path)
     one, two = of(plain)
     assert of(" ".join(plain.replace("\\\n", "").split())) == (one, two)
     assert of(plain.replace("fit", "fit --seed 5")) != (one, two)

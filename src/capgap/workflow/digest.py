@@ -21,6 +21,7 @@ from pathlib import Path
 
 import capgap
 from capgap.errors import CapgapError
+from capgap.workflow.pending import snakefile
 
 PACKAGE = "capgap"
 SOURCE_ROOT = Path(capgap.__file__).parent
@@ -29,7 +30,6 @@ HELP_CALLS = {"Field", "add_argument", "add_argument_group"}
 HIDING_CALLS = {"exec", "eval", "__import__", "import_module"}
 NOT_FOLLOWED = "capgap.workflow"
 BY_HAND = "by_hand"  # the decorator, see capgap.stages.base
-RULES = Path("rules")
 
 
 @cache
@@ -53,7 +53,9 @@ def source_digest(module: str) -> str:
 def command_digest(rule: str) -> str:
     """Digest (16 hexadecimal digits) of the shell command of a rule, whatever its line breaks."""
     if rule not in _commands():
-        raise CapgapError(f"rule {rule}: no shell command in triple quotes in {RULES}/*.smk")
+        raise CapgapError(
+            f"rule {rule}: no shell command in triple quotes in {rules_folder()}/*.smk"
+        )
     return _short(_commands()[rule])
 
 
@@ -61,7 +63,7 @@ def command_digest(rule: str) -> str:
 def _commands() -> dict[str, str]:
     """The shell command of every rule that has one, by the rule's name."""
     found = {}
-    for path in sorted(RULES.glob("*.smk")):
+    for path in sorted(rules_folder().glob("*.smk")):
         _, *blocks = re.split(r"^(?=(?:rule|checkpoint) \w+:)", path.read_text("utf-8"), flags=re.M)
         for block in blocks:
             command = re.search(r'^    shell:\s+r?"""(.*?)"""', block, flags=re.M | re.S)
@@ -69,6 +71,11 @@ def _commands() -> dict[str, str]:
                 words = command[1].replace("\\\n", " ").split()
                 found[re.match(r"\w+ (\w+)", block)[1]] = " ".join(words)
     return found
+
+
+def rules_folder() -> Path:
+    """The folder of the rules of the graph in use."""
+    return snakefile().parent / "rules"
 
 
 def _short(text: str) -> str:
