@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from chaos_tool import Table, draw_of, outcome, sizes
+from chaos_world import COMMANDS, MAINS
 
 from capgap.records.artifacts import differences
 
@@ -32,8 +33,6 @@ def disk(tmp_path):
 
 @sizes(SMALL, 100)
 def test_a_full_disk_is_one_message_and_nothing_is_lost(world, disk, trials):
-    from conftest import COMMANDS, MAINS
-
     draw, table = draw_of(trials, SMALL), Table("full disk")
     names = ["pack", "tokenizer", "score", "prune", "evaluate"]
     names += ["pretrain", "distill"] if trials > SMALL else []

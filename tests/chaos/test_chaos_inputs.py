@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chaos_tool import Table, draw_of, outcome, sizes
+from chaos_world import COMMANDS as PLANNED
 
 from capgap.cli import COMMANDS
 
@@ -16,6 +17,16 @@ SMALL = 40
 APART = {"run", "plan", "save", "push", "pull", "pin", "tensorboard", "clean", "accept"}
 SCALARS = ["", "-1", "0", "nan", "inf", "1e999", "x", "10" * 30, "1,5", "\u0661", "true", "null", "[]",
            "None", "-", "--", "a" * 5000, "\udcff", "'; touch hacked; '", "$(touch hacked)"]  # fmt: skip
+
+
+GOOD = {
+    **{name: words for name, words in PLANNED.items() if name != "pretrain"},
+    "trim": "t/model --text texts/1.txt --out trimmed".split(),
+    "random-init": "--like t/model --params 3k --name s --out random".split(),
+    "cache-teacher": "--teacher t/model --token-streams tokens --kind sampled --entries 4 "
+    "--unique-tokens 320 --sequence-length 16 --out targets".split(),
+    "fetch": "--name t --source path --path t/model --params-non-embedding 4720 --out f".split(),
+}
 
 
 class Captured(BaseException):
@@ -65,12 +76,19 @@ def places(world):
 def test_bad_input_is_one_message(world, places, trials, capsys):
     draw, table = draw_of(trials, SMALL), Table("bad input")
     commands = sorted(set(COMMANDS) - APART)
+    commands += list(GOOD)
     parsers = {command: options_of(command) for command in commands}
     before = {p: p.read_bytes() for p in (world / "precious").iterdir()}
     for trial in range(trials):
         command = commands[trial % len(commands)]
         main, actions = parsers[command]
         words = []
+        if command in GOOD and trial % 2:  # one wrong word in a command that is right
+            words = [*GOOD[command]]
+            words[draw.choice([i for i, w in enumerate(words) if w[:2] != "--"])] = draw.choice(
+                [*places, *SCALARS]
+            )
+            actions = []
         for action in actions:
             settings = action.dest.startswith("setting_")
             if not action.required and draw.random() > (0.1 if settings else 0.3):

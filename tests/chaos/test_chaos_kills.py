@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chaos_tool import Table, draw_of, sizes
+from chaos_world import COMMANDS
 
 from capgap.records.artifacts import collect_temporaries, differences
 
@@ -47,8 +48,6 @@ def contents(folder):
 
 @sizes(SMALL, 100)
 def test_a_killed_command_leaves_the_old_or_the_new_and_works_again(made, world, trials):
-    from conftest import COMMANDS
-
     draw, table, expected = draw_of(trials, SMALL), Table("kill"), contents(made)
     environment = {**os.environ, "CAPGAP_CHECKPOINT_SECONDS": "0"}
     names = ["pack", "tokenizer", "score"] if trials == SMALL else list(COMMANDS)

@@ -68,6 +68,8 @@ def _read_yaml(path: Path) -> dict:
         raise CapgapError(
             f"{path}, line {line}, column {column}: not valid YAML: {error.problem}"
         ) from None
+    except RecursionError:
+        raise CapgapError(f"{path}: nested too deeply for a study") from None
     except yaml.YAMLError as error:
         raise CapgapError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     args, settings = parser.parse(argv)
     if (args.table is None) == (args.runs is None):
         parser.error("one table is needed: capgap fit runs.csv, or --runs runs.csv")
-    record = run(args.runs or args.table, settings)
+    record = run(args.table if args.runs is None else args.runs, settings)
     if args.out:
         write_text(args.out, record.to_json())
     print(record.verdict if args.spec else text(record))
