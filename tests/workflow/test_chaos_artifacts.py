@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from capgap.commands import verify
 from capgap.records.artifacts import describe
 
 SMALL = 40
+pytestmark = pytest.mark.skipif(
+    find_spec("capgap.records.checksums") is None, reason="needs the ledger of checksums"
+)
 
 
 def flip(path, draw):
