@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import shutil
-import shutil
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
