@@ -48,7 +48,6 @@ from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import Kept, cut, sizes_of
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
 from capgap.records.run_records import Lineage, TokenStreams
-from capgap.stages import score
 from capgap.stages.base import (
     StageParser,
     by_hand,
@@ -57,6 +56,8 @@ from capgap.stages.base import (
     run_stage,
     seed_argument,
 )
+from capgap.stages.score import calibration
+from capgap.stages.score import run as score_run
 
 
 def run(
@@ -121,7 +122,7 @@ def _refitted(
         )
     teacher = load_model(folder, dtype=None)  # mapped: of its layers one is in memory at a time
     streams, length = Streams(tokens_folder), settings.sequence_length
-    inputs_BT, _ = score.calibration(settings, teacher, folder, streams)
+    inputs_BT, _ = calibration(settings, teacher, folder, streams)
     # each window once: of a short text the halves that judge a ridge would be the same
     inputs_BT = inputs_BT[: max(1, (len(streams["train"]) - 1) // length - 1)]
     rows = max(1, MICRO_BATCH_TOKENS // length)
@@ -232,7 +233,7 @@ def target_of(args: argparse.Namespace) -> Target:
 @by_hand
 def score_model(settings: Prune, folder: Path, tokens: Path, out: Path) -> None:
     """Score a model that comes without scores."""
-    score.run(settings, folder, tokens, out)
+    score_run(settings, folder, tokens, out)
 
 
 def main(argv: list[str] | None = None) -> None:
