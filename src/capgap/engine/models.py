@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 import torch
-import transformers.utils
+import transformers
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -26,24 +26,18 @@ from capgap.records.artifacts import open_folder
 from capgap.records.run_records import Lineage, TokenStreams
 
 # Importing a model class makes hundreds of thousands of objects; the collector would walk them all
-# again and again (0.6 CPU seconds of a job's start). SciPy is only used by detection losses there.
+# again and again (0.6 CPU seconds of a job's start).
+collects = gc.isenabled()
 gc.disable()
-transformers.utils.is_scipy_available = lambda: False
 from transformers import (  # noqa: E402
-    AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from capgap.engine.attention import attend  # noqa: E402
-
-gc.enable()
-gc.freeze()
-transformers.utils.logging.disable_progress_bar()  # a log file is no place for redrawn bars
-transformers.utils.logging.set_verbosity_error()  # what it warns of on loading is refused here
-AttentionInterface.register("sdpa", attend)  # of which it is a case
+if collects:
+    gc.enable()
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"

@@ -100,7 +100,7 @@ class Unfinished:
 
     def save(self, done: int, kept: dict[str, torch.Tensor]) -> None:
         """Save the windows of a shard up to window `done` in place of fewer of them."""
-        with publish_folder(self._at(done)) as folder:
+        with publish_folder(self._at(done), ours=True) as folder:
             save_file(kept, folder / WINDOWS)
         self.done = done
         for fewer in self._saved():
@@ -119,10 +119,11 @@ class Unfinished:
         return self.folder / f"windows-{done:09d}"
 
     def _whole(self, done: int) -> bool:
-        return intact(self._at(done))
+        return intact(self._at(done), WINDOWS)
 
     def _saved(self) -> list[int]:
-        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("windows-*"))
+        names = (path.name for path in self.folder.glob("windows-*") if path.is_dir())
+        return sorted(int(name[8:]) for name in names if name[8:].isdecimal())
 
 
 @torch.no_grad()
@@ -269,8 +270,11 @@ class TargetStore:
 
     def check(self, settings: TargetsStage, *, weights_sha256: str, stream_sha256: str) -> None:
         """Raise CapgapError where these are not the targets of these settings, teacher and stream."""
+        mine, theirs = (
+            one.model_dump(exclude=one.memory_only) for one in (settings, self.record.settings)
+        )
         for what, wanted, have in [
-            ("settings", settings, self.record.settings),
+            ("settings", mine, theirs),
             ("teacher's weights (SHA-256)", weights_sha256, self.record.weights_sha256),
             ("training stream (SHA-256)", stream_sha256, self.record.stream_sha256),
         ]:

@@ -30,7 +30,6 @@ from capgap.engine.parallel import ALONE, World, whole_tensor
 from capgap.engine.resuming import Stop
 from capgap.engine.run_plan import RunPlan
 from capgap.errors import CapgapError, Terminated
-from capgap.records.artifacts import intact
 
 CURVE_COLUMNS = (
     "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"
@@ -140,7 +139,7 @@ def train(
         world.settle(learner)
         return loss
 
-    before_fork = None if fork is None or intact(scratch / TRUNK) else fork
+    before_fork = None if fork is None or checkpoints.whole(scratch / TRUNK) else fork
     restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork)
     if restored is None and trunk is not None:
         restored = checkpoints.load(trunk, model, optimizer)

@@ -26,7 +26,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.records.artifacts import publish_folder, sha256
 from capgap.records.run_records import Lineage
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--corpus", nargs="?", type=Path, help="corpus folder, needed with --trim-vocabulary"
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, teacher = parser.parse(argv)
     params = run(teacher, args.name, args.out, args.corpus).params
     print(f"{params.non_embedding:,} parameters without embeddings, {params.total:,} with them")

@@ -17,7 +17,7 @@ from capgap.law.table import read_runs
 from capgap.law.words import about
 from capgap.records.artifacts import write_text
 from capgap.reporting import wording
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 
 def run(runs_path: str | Path, settings: Law) -> LawRecord:
@@ -25,6 +25,7 @@ def run(runs_path: str | Path, settings: Law) -> LawRecord:
     return law_record(read_runs(runs_path), settings)
 
 
+@by_hand
 def text(record: LawRecord) -> str:
     """What was found, for a reader who has not read the paper: verdict first."""
     blocks = [
@@ -116,14 +117,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.fit", __doc__, Law)
     parser.add_argument("table", nargs="?", help="table of runs, CSV (or --runs)")
     parser.add_argument("--runs", help="table of runs, CSV")
-    parser.add_argument("--out", help="law record to write, JSON; without it, only print")
+    parser.add_argument(
+        "--out", type=out_file, help="law record to write, JSON; without it, only print"
+    )
     args, settings = parser.parse(argv)
     if (args.table is None) == (args.runs is None):
         parser.error("one table is needed: capgap fit runs.csv, or --runs runs.csv")
-    record = run(args.runs or args.table, settings)
+    record = run(args.table if args.runs is None else args.runs, settings)
     if args.out:
         write_text(args.out, record.to_json())
-    print(text(record))
+    print(record.verdict if args.spec else text(record))
 
 
 if __name__ == "__main__":

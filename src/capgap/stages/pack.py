@@ -18,7 +18,7 @@ from capgap.engine.models import load_tokenizer, tokenizer_digest
 from capgap.errors import CapgapError
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
 from capgap.records.run_records import TokenStreams
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(corpus: Path, tokenizer_folder: Path, out: Path) -> TokenStreams:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.pack", __doc__)
     parser.add_argument("--corpus", required=True, type=Path, help="corpus folder")
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, _ = parser.parse(argv)
     meta = run(args.corpus, args.tokenizer, args.out)
     for split in SPLITS:
