@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from capgap.data.token_streams import check_long_enough, evaluation_windows
-from capgap.engine.forward import hidden_and_head
+from capgap.engine.forward import model_output
 from capgap.engine.losses import data_ce_sum
 
 
@@ -28,13 +28,13 @@ def mean_loss(
     """Mean cross-entropy of the next token, nats per token.
 
     Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
-    none and `sequence_length` - 1 tokens before it. precision, vocab: see `hidden_and_head`.
+    none and `sequence_length` - 1 tokens before it. precision, vocab: see `model_output`.
     compute: what calls a function on the model, where that is shared among processes.
     """
 
     def summed(model, inputs_BT, labels_N) -> float:
-        hidden_ND, head_VD = hidden_and_head(model, inputs_BT, precision=precision, vocab=vocab)
-        return data_ce_sum(hidden_ND, head_VD, labels_N)
+        output = model_output(model, inputs_BT, precision=precision, vocab=vocab)
+        return data_ce_sum(output.hidden, output.head, labels_N, cap=output.cap)
 
     check_long_enough(stream, sequence_length, split)
     was_training = model.training

@@ -35,8 +35,8 @@ from safetensors.torch import load_file, save_file
 from capgap.config import TargetsStage
 from capgap.config.shapes import chunk_tokens
 from capgap.data.token_streams import lattice
-from capgap.engine.forward import hidden_and_head
-from capgap.engine.losses import PartialTargets
+from capgap.engine.forward import model_output
+from capgap.engine.losses import ModelOutput, PartialTargets
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.resuming import Stop
 from capgap.errors import CapgapError, Terminated
@@ -152,11 +152,9 @@ def compute_targets(
             part = starts[done : min(end, done + batch)]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
             inputs_BT = torch.from_numpy(rows).to(teacher.device)
-            hidden_ND, head_VD = hidden_and_head(
-                teacher, inputs_BT, precision=settings.precision, vocab=vocab
-            )
+            output = model_output(teacher, inputs_BT, precision=settings.precision, vocab=vocab)
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
-            pieces += reduce_to_targets(hidden_ND, head_VD, torch.from_numpy(draws), settings)
+            pieces += reduce_to_targets(output, torch.from_numpy(draws), settings)
             done += len(part)
             now = time.monotonic()
             if done == end or stop.asked or now - last_saved > checkpoint_seconds:
@@ -204,16 +202,16 @@ def _uniforms(seed: int, start: int, length: int) -> np.ndarray:
 
 @fast_products()
 def reduce_to_targets(
-    hidden_ND: torch.Tensor, head_VD: torch.Tensor, draws_N: torch.Tensor, settings: TargetsStage
+    output: ModelOutput, draws_N: torch.Tensor, settings: TargetsStage
 ) -> list[dict[str, torch.Tensor]]:
     """Keep or draw K of V tokens for each of N, as it goes to disk, by chunks.
 
     draws: one uniform number in [0, 1) a token, float64.
     """
-    pieces, chunk = [], chunk_tokens(head_VD.shape[0])
-    for start in range(0, hidden_ND.shape[0], chunk):
+    pieces, chunk = [], chunk_tokens(output.vocab)
+    for start in range(0, output.hidden.shape[0], chunk):
         part = slice(start, start + chunk)
-        probs_CV = torch.softmax((hidden_ND[part] @ head_VD.T).float() / settings.temperature, 1)
+        probs_CV = torch.softmax(output.logits(part).float() / settings.temperature, 1)
         piece = {}
         if settings.kind == "top_k":
             probs_CK, top_CK = probs_CV.topk(settings.entries)
@@ -222,7 +220,7 @@ def reduce_to_targets(
         ids_CK = draw(probs_CV, draws_N[part].to(probs_CV.device), settings.entries)
         if settings.kind == "top_k":
             ids_CK = torch.cat([top_CK, ids_CK], 1)
-        piece["ids"] = ids_CK.to(_id_dtype(head_VD.shape[0]))
+        piece["ids"] = ids_CK.to(_id_dtype(output.vocab))
         pieces.append({name: value.cpu() for name, value in piece.items()})
     return pieces
 

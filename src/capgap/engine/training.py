@@ -22,7 +22,7 @@ from capgap.config import Training
 from capgap.data.token_streams import Batch, check_long_enough, training_batch
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.forward import decoder_layers
+from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.hints import Advice
 from capgap.engine.losses import IGNORED, LossParts
 from capgap.engine.onednn_matmul import fast_products
@@ -119,6 +119,7 @@ def train(
     world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
     told = Advice(settings, scratch, steps, streams.meta.vocab_size)
     with told:
+        output_form(model)  # probed whole, and before layers are compiled
         if hasattr(objective, "on"):
             objective = objective.on(world)
         whole = world.place(model)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from capgap.engine.forward import hidden_states, output_head
+from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
 from capgap.engine.onednn_matmul import fast_products
 from capgap.pruning.families import Family
@@ -42,7 +42,10 @@ Scores = list[torch.Tensor]  # groups L x G, neurons L x F, hidden D, in float64
 
 
 def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
-    """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence."""
+    """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence.
+
+    The form of the model's logits must have been probed (`output_form`).
+    """
     shapes = _shapes(sizes_of(model))
     totals = _zeros(model, shapes)
     for inputs, labels in batches:
@@ -53,11 +56,12 @@ def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> 
             for shape in shapes
         ]
         with _hooks(_masked(model, family, masks)), _recomputed(model.get_submodule(family.layers)):
-            hidden_ND = hidden_states(model, inputs.to(model.device))
+            output = model_output(model, inputs.to(model.device), precision=str(model.dtype)[6:])
             loss, _ = data_loss(
-                hidden_ND,
-                output_head(model),
+                output.hidden,
+                output.head,
                 labels.reshape(-1).to(model.device),
+                cap=output.cap,
                 scale=1 / inputs.shape[1],
             )
             with fast_products():

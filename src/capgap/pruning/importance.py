@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from capgap.engine.forward import output_form
 from capgap.pruning.criteria import (
     Batches,
     Scores,
@@ -59,6 +60,7 @@ def measure(
     """
     family = family_of(type(model).__name__)
     model.eval().requires_grad_(False)
+    output_form(model)  # probed before any hook hangs in the model
     rows = max(1, micro_batch_tokens // inputs_BT.shape[1])
     batches = list(zip(inputs_BT.split(rows), labels_BT.split(rows), strict=True))
     with _influence(model, family) as influence_L:
