@@ -37,15 +37,14 @@ SIZES = {
 }
 SMALL = {key: value for value, keys in SIZES.items() for key in keys.split()}
 LATENT = {"num_key_value_heads": 4}  # attention through a latent vector has no grouped heads
+SCALED = {"logits_scaling": 8.0}
 OTHERS = {  # by model type; None leaves out a key of SMALL
     **dict.fromkeys(
         "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash "
         "minicpm3 youtu".split(),
         LATENT,
     ),
-    **dict.fromkeys(
-        "granite granitemoe granitemoeshared granitemoehybrid".split(), {"logits_scaling": 8.0}
-    ),
+    **dict.fromkeys("granite granitemoe granitemoeshared granitemoehybrid".split(), SCALED),
     "cohere_compass_text": {},
     "cwm": {"bos_token_id": 1, "eos_token_id": 2},
     "dots1": {"n_shared_experts": 1},

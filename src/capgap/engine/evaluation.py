@@ -23,12 +23,14 @@ def mean_loss(
     split: str,
     precision: str = "float32",
     vocab: int | None = None,
+    bos_id: int | None = None,
     compute: Callable | None = None,
 ) -> float:
     """Mean cross-entropy of the next token, nats per token.
 
     Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
-    none and `sequence_length` - 1 tokens before it. precision, vocab: see `model_output`.
+    none and `sequence_length` - 1 tokens before it. bos_id: first of every window, see
+    `token_streams.begin`. precision, vocab: see `model_output`.
     compute: what calls a function on the model, where that is shared among processes.
     """
 
@@ -41,7 +43,7 @@ def mean_loss(
     model.eval()
     total = 0.0
     batch_size = max(1, batch_tokens // sequence_length)
-    for inputs_BT, labels_BT in evaluation_windows(stream, sequence_length, batch_size):
+    for inputs_BT, labels_BT in evaluation_windows(stream, sequence_length, batch_size, bos_id):
         moved = inputs_BT.to(model.device), labels_BT.reshape(-1).to(model.device)
         total += compute(summed, *moved) if compute else summed(model, *moved)
     model.train(was_training)

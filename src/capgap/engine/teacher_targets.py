@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 
 from capgap.config import TargetsStage
 from capgap.config.shapes import chunk_tokens
-from capgap.data.token_streams import lattice
+from capgap.data.token_streams import begin, lattice
 from capgap.engine.forward import model_output
 from capgap.engine.losses import ModelOutput, PartialTargets
 from capgap.engine.onednn_matmul import fast_products
@@ -133,8 +133,11 @@ def compute_targets(
     settings: TargetsStage,
     *,
     checkpoint_seconds: float,
+    bos_id: int | None = None,
 ) -> None:
     """Compute what is not saved yet of a teacher's targets on a training stream.
+
+    bos_id: first of every window, see `token_streams.begin`.
 
     Raises Terminated when the process is told to end (SIGTERM).
     """
@@ -151,7 +154,7 @@ def compute_targets(
             end = next(end for end in unfinished.ends if done < end)
             part = starts[done : min(end, done + batch)]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
-            inputs_BT = torch.from_numpy(rows).to(teacher.device)
+            inputs_BT = begin(torch.from_numpy(rows), bos_id).to(teacher.device)
             output = model_output(teacher, inputs_BT, precision=settings.precision, vocab=vocab)
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
             pieces += reduce_to_targets(output, torch.from_numpy(draws), settings)

@@ -136,6 +136,7 @@ def train(
             split="validation",
             precision=settings.precision,
             vocab=streams.meta.vocab_size,
+            bos_id=streams.meta.bos_id,
             compute=learner,
         )
         world.settle(learner)
@@ -161,7 +162,7 @@ def train(
             say(f"resumed after step {done}/{steps}")
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-        batches = _batches(stream, plan, done, model.device)
+        batches = _batches(stream, plan, done, model.device, streams.meta.bos_id)
         for step, batch in zip(range(done, steps), batches, strict=True):
             told.step = step
             if step == fork:
@@ -212,13 +213,20 @@ def _check_same(done: int, world: World, scratch: Path) -> None:
         )
 
 
-def _batches(stream: np.ndarray, plan: RunPlan, done: int, device: torch.device) -> Iterator[Batch]:
+def _batches(
+    stream: np.ndarray,
+    plan: RunPlan,
+    done: int,
+    device: torch.device,
+    bos_id: int | None = None,
+) -> Iterator[Batch]:
     """The global batch of every step from `done` on; for a GPU in pinned memory, one step ahead."""
     settings, steps = plan.settings, range(done, plan.steps)
 
     def make(step: int) -> Batch:
         batch = training_batch(
             stream,
+            bos_id=bos_id,
             sequence_length=settings.sequence_length,
             batch_size=settings.batch_tokens // settings.sequence_length,
             seed=plan.seed,

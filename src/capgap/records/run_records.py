@@ -82,7 +82,9 @@ class Lineage(Record):
 class TokenStreams(Record):
     """`meta.json` beside the token streams."""
 
-    vocab_size: int
+    vocab_size: int  # of the tokenizer: its largest id and one
+    largest_id: int | None = None  # that stands in a stream; None if not counted
+    bos_id: int | None = None  # that the tokenizer puts before a text, and so first in every window
     tokenizer_sha256: str  # of what decides the tokens, see engine.models.tokenizer_digest
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
