@@ -27,7 +27,21 @@ def count_params(model: PreTrainedModel) -> ParamGroups:
         groups[group] += parameter.numel()
     total = sum(p.numel() for p in model.parameters())
     rest = total - groups["embedding"]
-    return ParamGroups(**groups, non_embedding=rest, total=total)
+    idle = _idle_params(model)
+    active = rest - idle if idle else None
+    return ParamGroups(**groups, non_embedding=rest, total=total, active=active)
+
+
+def _idle_params(model: PreTrainedModel) -> int:
+    """Parameters of the experts that a token is not routed to, of all layers together."""
+    config = model.config
+    routed = getattr(config, "num_experts_per_tok", None)
+    keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    experts = next((n for key in keys if (n := getattr(config, key, None))), None)
+    if not routed or not experts:
+        return 0
+    held = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return held * (experts - min(routed, experts)) // experts
 
 
 def _group(name: str) -> str:
@@ -55,8 +69,9 @@ def forward_flops(model: PreTrainedModel, context: int) -> int:
     config, params = model.config, count_params(model)
     heads = getattr(config, "num_attention_heads", None) or 0  # none where nothing attends
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    idle = 0 if params.active is None else params.non_embedding - params.active
     return forward_flops_per_token(
-        params.attention + params.mlp + output_head(model).numel(),
+        params.attention + params.mlp - idle + output_head(model).numel(),
         layers=config.num_hidden_layers,
         attention_width=heads * head_dim,
         context=context,

@@ -55,6 +55,7 @@ class ParamGroups(Record):
     norm: int
     non_embedding: int
     total: int
+    active: int | None = None  # of non_embedding, those that a token uses; None if it uses all
 
     @model_validator(mode="after")
     def _sums(self) -> Self:
@@ -192,6 +193,9 @@ class RunRow(Record):
     test_loss_nats_per_token: float | None = None
     test_bits_per_byte: float | None = None
     train_flops: float | None = None
+    # of mixtures of experts, what a token uses of the parameters without embeddings
+    student_params_active: int | None = None
+    teacher_params_active: int | None = None
     trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
 
 
