@@ -247,6 +247,7 @@ def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
 def load_tokenizer(folder: Path):
     """The tokenizer of a folder; CapgapError where it has none that can be read."""
     if not (folder / "tokenizer.json").is_file():
+        refuse_sentencepiece(folder)
         raise CapgapError(
             f"{folder}: no tokenizer.json, so no tokenizer; name a folder that has one"
         )
@@ -256,6 +257,17 @@ def load_tokenizer(folder: Path):
         raise CapgapError(
             f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch or make it again"
         ) from None
+
+
+def refuse_sentencepiece(folder: Path) -> None:
+    """Raise CapgapError for a folder whose only tokenizer is a SentencePiece model."""
+    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
+        if (folder / name).is_file():
+            raise CapgapError(
+                f"{folder / name}: a SentencePiece model, and no tokenizer.json, which all stages read. "
+                "Convert it once where the packages sentencepiece and protobuf are installed: "
+                "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
 
 
 def check_reads(
