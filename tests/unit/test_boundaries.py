@@ -125,8 +125,8 @@ def test_every_window_begins_with_the_token_before_texts():
 def test_held_out_loss_is_that_of_each_text_after_its_first_token(tmp_path, texts):
     """As lm-eval counts it: every token of the text given the token before texts and those before."""
     make_tokenizer(tmp_path / "tok", f"{BOS} $A")
-    model = make_model(tmp_path / "m", 300, tmp_path / "tok")
-    pack.run(texts, tmp_path / "tok", tmp_path / "tokens")
+    rows = pack.run(texts, tmp_path / "tok", tmp_path / "tokens").vocab_size
+    model = make_model(tmp_path / "m", rows, tmp_path / "tok")
     stream = torch.tensor(Streams(tmp_path / "tokens")["test"].astype(np.int64))
     assert stream[0] == 0
     with torch.no_grad():
