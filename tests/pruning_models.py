@@ -139,9 +139,9 @@ MODELS = {
         StableLmForCausalLM,
         StableLmConfig,
         kv_heads=3,
-        use_qkv_bias=True,
         use_parallel_residual=True,
     ),
+    "stablelm-biased": lambda: llama_like(StableLmForCausalLM, StableLmConfig, use_qkv_bias=True),
     "smollm3": lambda: llama_like(
         SmolLM3ForCausalLM, SmolLM3Config, kv_heads=3, no_rope_layers=[1, 0]
     ),
