@@ -6,6 +6,7 @@ import torch
 from pruning_models import LAYERS, NEURONS, build, falcon, gpt2, kept_some, logits, token_ids
 
 from capgap.config import Depth, Prune
+from capgap.engine import time_left
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.forward import output_form
 from capgap.errors import CapgapError
@@ -168,3 +169,22 @@ def test_a_multiple_that_no_width_has_is_refused():
     sizes = sizes_of(build("llama-gqa-untied"))
     with pytest.raises(CapgapError, match="multiple_of 64: the model has 48 channels of heads"):
         meet(sizes, Target("sparsity", 0.5), Depth(multiple_of=64))
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+def test_scoring_and_cutting_report_how_much_is_done_and_left(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 7))  # seconds, at every look
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: next(clock))
+    model, ids = build("llama-gqa-untied"), token_ids(sequences=4, tokens=9)
+    measure(model, ids[:, :-1], ids[:, 1:], micro_batch_tokens=8)
+    said = capsys.readouterr().out.splitlines()
+    # 7 s to the first look, 14 s after one of four batches, 21 s after two, 28 s after three
+    assert said == [
+        "mask_gradient: batch 1 of 4  left 0:42",
+        "mask_gradient: batch 2 of 4  left 0:21",
+        "mask_gradient: batch 3 of 4  left 0:09",
+    ]
+    cut(model, keep_all(model))
+    assert capsys.readouterr().out.startswith("cut tensor 1 of ")

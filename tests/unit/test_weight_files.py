@@ -13,6 +13,7 @@ from capgap.engine.models import load_model, load_shape
 from capgap.engine.weight_files import read_weights, weight_files
 from capgap.errors import CapgapError
 from capgap.pruning.store import weights_digest
+from capgap.pruning.surgery import cut, keep_all
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -77,6 +78,17 @@ def test_tensors_that_the_config_does_not_use_are_refused(folder):
     change(folder, attention_bias=True, num_hidden_layers=1)
     with pytest.raises(CapgapError, match=r"hold model\.layers\.1\."):
         load_model(folder)
+
+
+def test_a_head_of_its_own_stays_one_whatever_the_config_says(folder, tmp_path):
+    expected = logits(small_models.build_small("LlamaForCausalLM"))
+    change(folder, tie_word_embeddings=True)
+    model = load_model(folder)
+    torch.testing.assert_close(logits(model), expected)
+    model.save_pretrained(tmp_path / "again")
+    torch.testing.assert_close(logits(load_model(tmp_path / "again")), expected)
+    student = cut(model, keep_all(model))
+    torch.testing.assert_close(logits(student), expected)
 
 
 def test_frequencies_of_old_files_are_no_other_model(folder):

@@ -132,6 +132,12 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     model.name_or_path = model.config.name_or_path = ""
     _check_report(folder, found, weights, report)
     _check_finite(folder, model)
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    if (
+        all(hasattr(table, "weight") for table in tables)
+        and tables[0].weight is not tables[1].weight
+    ):
+        model.config.tie_word_embeddings = False  # as the file has it, whatever config.json says
     return model.eval()
 
 

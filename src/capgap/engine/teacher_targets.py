@@ -39,6 +39,7 @@ from capgap.engine.forward import model_output
 from capgap.engine.losses import ModelOutput, PartialTargets
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.resuming import Stop
+from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import intact, open_folder, publish_folder
 from capgap.records.run_records import TargetsRecord
@@ -166,10 +167,10 @@ def compute_targets(
                 pieces = [] if done == end else pieces
             if now - last_said > 5 or done == len(starts):
                 last_said, per_window = now, (now - clock) / (done - first)
-                left = round(per_window * (len(starts) - done))
+                left = per_window * (len(starts) - done)
                 print(
                     f"{done * length:,} of {len(starts) * length:,} tokens  "
-                    f"{length / per_window:,.0f} tok/s  left {left // 60}:{left % 60:02d}",
+                    f"{length / per_window:,.0f} tok/s  left {duration(left)}",
                     flush=True,
                 )
             if stop.asked and done < len(starts):

@@ -29,6 +29,7 @@ from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import ALONE, World, whole_tensor
 from capgap.engine.resuming import Stop
 from capgap.engine.run_plan import RunPlan
+from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import intact
 
@@ -304,10 +305,10 @@ class _Clock:
             return
         self.last = now
         per_step = (now - self.start) / (step - self.first)
-        left = round(per_step * (self.steps - step))
+        left = per_step * (self.steps - step)
         teacher = f"  teacher {teacher_term:.3f}" if teacher_term else ""
         say(
             f"step {step}/{self.steps}  data {data_ce:.3f}{teacher}  val {val_loss:.3f}"
             f"  lr {rate:.1e}  {self.batch_tokens / per_step:,.0f} tok/s"
-            f"  left {left // 60}:{left % 60:02d}"
+            f"  left {duration(left)}"
         )

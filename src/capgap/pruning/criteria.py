@@ -23,7 +23,7 @@ model. (Masking the stream itself after every block would multiply early writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -38,7 +38,7 @@ from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
 from capgap.pruning.surgery import sizes_of, unit_of_channel
 
-Batches = list[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels, both B x T
+Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels, both B x T
 Scores = list[torch.Tensor]  # groups L x G, neurons L x F, hidden D, in float64
 
 

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap.engine.mmap_weights import release
+from capgap.engine.time_left import Reported
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.solver import Sizes, Widths
@@ -140,7 +141,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     vocab = None if kept.vocab is None else len(kept.vocab)
     config = pruned_config(model, kept.widths, layers, vocab)
     weights = {}
-    for name, parameter in model.named_parameters():  # shared tensors come once
+    parameters = Reported(list(model.named_parameters()), "cut tensor")
+    for name, parameter in parameters:  # shared tensors come once
         kinds, layer = family.kinds(name)
         original, new_name = parameter.data, name
         weight = original
