@@ -1,5 +1,7 @@
 """What is special about families: experts, numbered layers and heads, widths that suit kernels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +190,10 @@ def test_scoring_and_cutting_report_how_much_is_done_and_left(monkeypatch, capsy
     ]
     cut(model, keep_all(model))
     assert capsys.readouterr().out.startswith("cut tensor 1 of ")
+
+
+def test_the_docs_name_every_family():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert [
+        name for name in FAMILIES if f"`{name}`" not in text.partition("## All classes")[0]
+    ] == []
