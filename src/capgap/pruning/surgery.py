@@ -199,10 +199,12 @@ def check_layers_alike(model: PreTrainedModel) -> None:
 def channels(
     units: np.ndarray, of: int, repeats: int | str, size: int, heads_per_group: int = 1
 ) -> torch.Tensor:
-    """Where the given units out of `of` lie in a dimension of `size`, see `unit_of_channel`."""
-    return torch.from_numpy(
-        np.flatnonzero(np.isin(unit_of_channel(of, repeats, size, heads_per_group), units))
-    )
+    """Where the given units lie in a dimension of `size`, see `unit_of_channel`."""
+    places, start = [], 0
+    for width in _block_widths(of, repeats, size, heads_per_group):
+        places.append((start + units[:, None] * width + np.arange(width)).reshape(-1))
+        start += of * width
+    return torch.from_numpy(np.concatenate(places))
 
 
 def unit_of_channel(of: int, repeats: int | str, size: int, heads_per_group: int) -> np.ndarray:
@@ -211,7 +213,13 @@ def unit_of_channel(of: int, repeats: int | str, size: int, heads_per_group: int
     repeats: how often the dimension lists all units, in blocks of equal width; "qkv" lists them three
     times, with blocks of `heads_per_group` widths first and of one width then.
     """
+    widths = _block_widths(of, repeats, size, heads_per_group)
+    return np.concatenate([np.repeat(np.arange(of), width) for width in widths])
+
+
+def _block_widths(of: int, repeats: int | str, size: int, heads_per_group: int) -> list[int]:
+    """Channels of one unit, for each time that the units are listed."""
     blocks = [heads_per_group, 1, 1] if repeats == "qkv" else [1] * repeats
     width, rest = divmod(size, of * sum(blocks))
     assert rest == 0, (size, of, blocks)
-    return np.concatenate([np.repeat(np.arange(of), block * width) for block in blocks])
+    return [block * width for block in blocks]
