@@ -42,7 +42,7 @@ from capgap.config.counts import parse_count
 from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import hidden_states, output_head
-from capgap.engine.losses import TeacherOutput, mixture_loss
+from capgap.engine.losses import ModelOutput, mixture_loss
 from capgap.engine.models import load_model
 from capgap.engine.training import train
 from capgap.pruning.importance import MICRO_BATCH_TOKENS
@@ -136,7 +136,7 @@ class RememberedTeacher:
             hidden_states(model, inputs_BT),
             output_head(model),
             labels_N,
-            TeacherOutput(self.hidden[batch], output_head(self.teacher)),
+            ModelOutput(self.hidden[batch], output_head(self.teacher)),
             weight=self.settings.teacher_weight,
             temperature=self.settings.temperature,
             scale=scale,

@@ -19,7 +19,14 @@ from capgap.config import TargetsStage
 from capgap.data.token_streams import Streams, lattice
 from capgap.engine.counting import forward_flops
 from capgap.engine.forward import hold_frozen
-from capgap.engine.models import check_reads, compute_device, load_model, read_lineage
+from capgap.engine.models import (
+    check_reads,
+    compute_device,
+    load_model,
+    load_shape,
+    read_lineage,
+    vocabulary_rows,
+)
 from capgap.engine.resuming import Place, discard, hold_state, state_key
 from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
 from capgap.errors import CapgapError, out_of_memory
@@ -33,7 +40,8 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
     """Compute and publish the targets of one teacher."""
     teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(place.out)
     stream, length = streams["train"], settings.sequence_length
-    vocab = streams.meta.vocab_size  # rows that pad a head beyond the tokenizer are left out
+    # rows that pad a head beyond the tokenizer are left out
+    vocab = min(streams.meta.vocab_size, vocabulary_rows(load_shape(teacher)))
     if settings.entries > vocab:
         raise CapgapError(
             f"distill.target_entries: {settings.entries} is more than the {vocab} entries of the "
@@ -55,7 +63,12 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
     try:
         model = _load(settings, teacher, streams)
         compute_targets(
-            unfinished, model, stream, settings, checkpoint_seconds=place.checkpoint_seconds
+            unfinished,
+            model,
+            stream,
+            settings,
+            checkpoint_seconds=place.checkpoint_seconds,
+            bos_id=streams.meta.bos_id,
         )
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -50,6 +50,8 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         seed=lineage.seed,
         student_params_non_embedding=lineage.params.non_embedding,
         teacher_params_non_embedding=teacher and teacher.lineage.params.non_embedding,
+        student_params_active=lineage.params.active,
+        teacher_params_active=teacher and teacher.lineage.params.active,
         tokens=lineage.tokens,
         val_loss_nats_per_token=metrics.validation.loss_nats_per_token,
         arm=arm_of(lineage.init, lineage.teacher),

@@ -23,6 +23,7 @@ from capgap.engine.models import (
     load_shape,
     read_lineage,
     tokenizer_digest,
+    vocabulary_rows,
 )
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
@@ -64,7 +65,8 @@ def run(
     streams, init = Streams(tokens_folder), open_folder(init)
     student = load_model(init)
     start = read_lineage(init, student)
-    vocab = streams.meta.vocab_size
+    _check_model(settings, init, student, streams)
+    vocab = min(streams.meta.vocab_size, vocabulary_rows(student))
     objective, teacher_model = _alone(settings, vocab), None
     teacher_name, teacher_seed = NONE, None
     teacher = None if teacher is None else open_folder(teacher)
@@ -75,11 +77,13 @@ def run(
             stream_sha256=streams.digest("train"),
         )
         teacher_name = store.record.teacher
+        vocab = _rows_of(store, vocab)
         objective = Distillation(store, settings, vocab)
     elif teacher is not None and settings.teacher_targets == "online":
         teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
         teacher_name = read_lineage(teacher, teacher_model).name
         _check_model(settings, teacher, teacher_model, streams)
+        vocab = min(vocab, vocabulary_rows(teacher_model))
         objective = Distillation(teacher_model, settings, vocab)
     elif teacher is not None:
         raise CapgapError(
@@ -91,7 +95,6 @@ def run(
         print("no teacher: the student learns from the data alone")
     if teacher is not None:
         teacher_seed = read_lineage(teacher, teacher_model or load_shape(teacher)).seed
-    _check_model(settings, init, student, streams)
     lineage = Lineage(
         kind="student",
         name=start.name,
@@ -156,6 +159,17 @@ def _with_targets(settings: Distill, store: TargetStore) -> Distill:
         "teacher_precision": made.precision,
     }
     return check_section(Distill, given, f"{store.folder}: settings of its targets")
+
+
+def _rows_of(store: TargetStore, vocab: int) -> int:
+    """Entries that both a student of `vocab` rows and cached targets have; fewer than the targets'
+    would leave some of them without a row."""
+    if vocab < store.record.vocab_size:
+        raise CapgapError(
+            f"{store.folder}: the targets name up to {store.record.vocab_size} entries, the student has "
+            f"rows for {vocab}; set teacher_targets to online, or take a student with as many rows"
+        )
+    return store.record.vocab_size
 
 
 @by_hand

@@ -44,6 +44,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
             batch_tokens=settings.batch_tokens,
             split=split,
             vocab=streams.meta.vocab_size,
+            bos_id=streams.meta.bos_id,
         )
         if not loss < MAX_LOSS:
             raise CapgapError(

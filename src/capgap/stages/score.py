@@ -56,6 +56,7 @@ def calibration(
         sequence_length=settings.sequence_length,
         count=settings.calibration_sequences,
         seed=settings.seed,
+        bos_id=streams.meta.bos_id,
     )
 
 
