@@ -9,7 +9,6 @@ manifest is complete. Either the folder or its manifest may be named on a comman
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from capgap.errors import CapgapError
+from capgap.records.checksums import compare, enter, files_below, is_dropping
 from capgap.records.paths import MANIFEST
+from capgap.records.reading import Unreadable, digest
 
 FULL_BYTES = 2**16  # a disk with less free space is full
 
@@ -56,6 +57,7 @@ def publish_folder(out: str | Path) -> Iterator[Path]:
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(temporary, out)
+        _enter(out / MANIFEST)
 
 
 @contextmanager
@@ -65,6 +67,13 @@ def publish_file(out: str | Path) -> Iterator[Path]:
     with _temporary(out) as temporary:
         yield temporary
         os.replace(temporary, out)
+        _enter(out)
+
+
+def _enter(out: Path) -> None:
+    """Note a result of a study in its ledger; by hand nothing is a result of a study."""
+    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        enter(out)
 
 
 def write_text(out: str | Path, text: str) -> None:
@@ -116,33 +125,26 @@ def describe(folder: Path) -> dict:
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
             for name in names
-            if name != MANIFEST
+            if name != MANIFEST and not is_dropping(Path(name).name)
         }
     }
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(path)
 
 
 def differences(folder: str | Path) -> list[str]:
     """What in a folder is not as its manifest says, one sentence each; empty if all is well."""
     folder = folder_of(folder)
-    found = []
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    if len(files) > 1 and not any((folder / name).is_file() for name in files):
-        return [f"the {len(files)} files of {folder} are missing"]  # as `capgap pull` leaves it
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            found.append(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
-        elif sha256(path) != entry["sha256"]:
-            found.append(f"{path} has other contents than its manifest says")
-    return found
+    manifest = (folder / MANIFEST).as_posix()
+    try:
+        entries = {manifest: {sha256(folder / MANIFEST)}}
+    except Unreadable as error:
+        return [str(error)]
+    files = {name: Path(name) for name in files_below(folder)}
+    return compare(manifest, files, entries).sentences()
 
 
 def intact(folder: Path) -> bool:
@@ -158,17 +160,13 @@ def open_folder(path: str | Path) -> Path:
     folder = folder_of(path)
     if not folder.is_dir():
         raise CapgapError(f"{folder}: no such folder; check the path")
-    if (folder / MANIFEST).is_file():
-        try:
-            problems = differences(folder)
-        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or no manifest
-            problems = [f"{folder / MANIFEST} is damaged"]
-        if problems:
-            raise CapgapError(
-                "; ".join(problems)
-                + f". Fetch the folder again (dvc pull --force {folder}; all that is missing: capgap "
-                "pull --models), or delete it and run again"
-            )
+    problems = differences(folder) if (folder / MANIFEST).exists() else []
+    if problems:
+        raise CapgapError(
+            "; ".join(problems)
+            + f". Fetch the folder again (capgap pull --force {folder}; all that is missing: "
+            "capgap pull --models), or delete it and run again"
+        )
     return folder
 
 
