@@ -13,7 +13,6 @@ what a teacher says about them can be kept.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import torch
 
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, sha256
+from capgap.records.checksums import read_manifest
 from capgap.records.paths import MANIFEST
 from capgap.records.run_records import TokenStreams
 
@@ -50,7 +50,7 @@ class Streams:
         """SHA-256 of a stream's file, 64 hexadecimal digits; the manifest knows it."""
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
-            return json.loads((self.folder / MANIFEST).read_text())["files"][name]["sha256"]
+            return read_manifest(self.folder / MANIFEST)[name].sha256
         return sha256(self.folder / name)
 
 

@@ -33,11 +33,19 @@ from transformers import (  # noqa: E402
     AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from capgap.engine.attention import attend  # noqa: E402
+from capgap.engine.foreign import (  # noqa: E402
+    architecture_of,
+    attention_of,
+    check_folder,
+    copy_settings,
+    read_config,
+)
 
 gc.enable()
 gc.freeze()
@@ -82,8 +90,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     dtype: of the weights; None keeps that of the file, so that they stay mapped from it until they
     are used.
     """
-    folder = open_folder(path)
-    architecture = _architecture(folder)
+    folder, architecture, config = _open_model(path)
     if not list(folder.glob("*.safetensors")):
         raise CapgapError(
             f"{folder}: no .safetensors weights; pickled weights are not loaded, convert them first"
@@ -91,7 +98,10 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     try:
         model, report = architecture.from_pretrained(
             folder,
+            config=config,
             dtype=dtype or _stored_type(folder),
+            attn_implementation=attention_of(architecture),
+            trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -131,28 +141,29 @@ def compute_device() -> torch.device:
 
 def load_shape(path: str | Path) -> PreTrainedModel:
     """A folder's model without its weights: shapes only, and no memory for them."""
-    folder = open_folder(path)
-    architecture = _architecture(folder)
-    config = architecture.config_class.from_pretrained(folder, local_files_only=True)
+    _, architecture, config = _open_model(path)
     with torch.device("meta"):
         return architecture(config)
 
 
-def _architecture(folder: Path) -> type[PreTrainedModel]:
-    """The class of a folder's model."""
+def _open_model(path: str | Path) -> tuple[Path, type[PreTrainedModel], PretrainedConfig]:
+    """A checked folder, the class of its model and its configuration; no weights are read."""
+    folder = open_folder(path)
+    check_folder(folder)
+    if not (folder / "config.json").exists():
+        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder")
+    settings = read_config(folder)
+    architecture = architecture_of(folder, settings)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder") from None
-    except ValueError as error:
+        config = architecture.config_class.from_dict(
+            settings, attn_implementation=attention_of(architecture)
+        )
+    except Exception as error:  # each configuration validates its keys in its own way
         raise CapgapError(
-            f"{folder}/config.json is damaged: {error}; fetch the model again"
+            f"{folder}/config.json is no configuration of {architecture.__name__} "
+            f"({(str(error).strip() or type(error).__name__).splitlines()[0]}); fetch the model again"
         ) from None
-    names = config.get("architectures") or ["?"]
-    architecture = getattr(transformers, names[0], None)
-    if architecture is None:
-        raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
-    return architecture
+    return folder, architecture, config
 
 
 def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer: Path) -> None:
@@ -160,7 +171,9 @@ def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer
     model.save_pretrained(folder)
     (folder / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
     for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
+        if (tokenizer / name).is_file() and name.endswith("_config.json"):
+            copy_settings(tokenizer / name, folder / name)
+        elif (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
 
 
@@ -174,12 +187,15 @@ def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
 
 def load_tokenizer(folder: Path):
     """The tokenizer of a folder; CapgapError where it has none that can be read."""
+    check_folder(folder)
     if not (folder / "tokenizer.json").is_file():
         raise CapgapError(
             f"{folder}: no tokenizer.json, so no tokenizer; name a folder that has one"
         )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the tokenizers library raises nothing more special
         raise CapgapError(
             f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch or make it again"
