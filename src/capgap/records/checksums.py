@@ -84,7 +84,10 @@ def ledger_of(root: str | Path) -> Path:
 
 def entries_in(ledger: Path, root: str | Path) -> dict[str, str]:
     """SHA-256 by output as one ledger file has them. Unreadable if it is damaged."""
-    entries = read_json(ledger)
+    try:
+        entries = read_json(ledger)
+    except Unreadable as error:
+        raise Unreadable(f"{error}; bring it back: capgap pull --force {ledger}") from None
     for name, value in entries.items():
         if not (is_inside(name) and isinstance(value, str)):
             raise Unreadable(f"{ledger} is damaged: {name!r} is no result of {root}")
