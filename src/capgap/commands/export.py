@@ -35,9 +35,9 @@ from capgap.records.artifacts import (
     check_folder,
     open_folder,
     publish_folder,
-    read_manifest,
     sha256,
 )
+from capgap.records.checksums import read_manifest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stages.base import run_stage
@@ -164,7 +164,7 @@ def run(
     )
     text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
     with publish_folder(out, manifest=False) as folder:
-        for name in read_manifest(model):  # nothing that was put there since
+        for name in read_manifest(model / paths.MANIFEST):  # nothing that was put there since
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model / name, folder / name)
         (folder / "README.md").write_text(text, encoding="utf-8")

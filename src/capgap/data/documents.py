@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet
 
 from capgap.config import FilesCorpus, HubCorpus, HubText, PackageCorpus
-from capgap.data.packages import package_folder
+from capgap.data.packages import files_in_package, package_folder
+from capgap.data.places import check_contained, named_place
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder
 
@@ -36,11 +37,15 @@ def load_documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Dataset:
     match corpus:
         case PackageCorpus():
             root = package_folder(corpus.package)
-            documents = _read_files(sorted(root.glob(corpus.pattern)), root, "text")
+            files = files_in_package(corpus.package, corpus.pattern)
+            documents = _read_files(files, root, "text")
             origin = f"package {corpus.package}, pattern {corpus.pattern}"
         case FilesCorpus():
             paths = [Path(p) for p in sorted(glob.glob(corpus.pattern, recursive=True))]
-            documents = _read_files(paths, _fixed_part(corpus.pattern), corpus.text_column)
+            root = named_place(_fixed_part(corpus.pattern), "corpus.pattern")
+            for path in paths:
+                check_contained(path, root, "corpus.pattern")
+            documents = _read_files(paths, root, corpus.text_column)
             origin = f"files {corpus.pattern}"
         case HubCorpus():
             documents = [(f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus))]
@@ -69,6 +74,11 @@ def hub_texts(text: HubText) -> list[str]:
     from capgap.data.hub import download_files
 
     where = f"data set {text.dataset}"
+    if Path(text.dataset).exists():  # the library would read that folder instead
+        raise CapgapError(
+            f"corpus.dataset: {text.dataset} is an id of the hub and also a folder here; rename the "
+            "folder, or use source: files"
+        )
     pinned = {"name": text.name, "revision": text.revision}
     if not is_offline_mode():  # else the library finds what it once read
         download_files(text.dataset, text.revision, ["README.md"])  # names the files

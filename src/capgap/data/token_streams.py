@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from capgap.errors import CapgapError
-from capgap.records.artifacts import open_folder, read_manifest, sha256
+from capgap.records.artifacts import open_folder, sha256
+from capgap.records.checksums import read_manifest
 from capgap.records.paths import MANIFEST
 from capgap.records.run_records import TokenStreams
 
@@ -49,7 +50,7 @@ class Streams:
         """SHA-256 of a stream's file, 64 hexadecimal digits; the manifest knows it."""
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
-            return read_manifest(self.folder)[name]["sha256"]
+            return read_manifest(self.folder / MANIFEST)[name].sha256
         return sha256(self.folder / name)
 
 

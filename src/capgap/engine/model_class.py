@@ -7,7 +7,6 @@ their `text_config`, and it alone is taken.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,10 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from capgap.engine.foreign import without_asking
 from capgap.engine.weight_files import Weights
 from capgap.errors import CapgapError
+from capgap.records.reading import read_json
 
 MOST_LAYERS = 10_000  # or as many as there are tensors
 # Names of the language model's tensors inside a wrapper, as wrappers of all times write them
@@ -37,17 +38,14 @@ class ModelClass(NamedTuple):
 
 
 def read_settings(folder: Path) -> dict:
-    """Contents of config.json; CapgapError if there is none or it is damaged."""
+    """Contents of config.json without what it may not ask for.
+
+    Raises CapgapError if there is none or it is damaged.
+    """
     path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder") from None
-    except ValueError as error:
-        raise CapgapError(f"{path} is damaged: {error}; fetch the model again") from None
-    if not isinstance(settings, dict):
-        raise CapgapError(f"{path} is damaged: not a JSON object; fetch the model again")
-    return settings
+    if not path.exists():
+        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder")
+    return without_asking(read_json(path))
 
 
 def model_class(folder: Path, settings: dict) -> ModelClass:

@@ -39,6 +39,7 @@ from transformers import (  # noqa: E402
 if collects:
     gc.enable()
 
+from capgap.engine.foreign import attention_of, check_folder, copy_settings  # noqa: E402
 from capgap.engine.forward import output_form  # noqa: E402
 from capgap.engine.mmap_weights import release  # noqa: E402
 from capgap.engine.model_class import (  # noqa: E402
@@ -96,8 +97,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     Raises CapgapError naming the file for weights that config.json does not ask for, that are
     missing, or that are not numbers.
     """
-    folder = open_folder(path)
-    found = model_class(folder, read_settings(folder))
+    folder, found = _opened(path)
     weights = read_weights(folder)
     config = _configure(folder, found, weights)
     for file in weights.ignored:
@@ -110,6 +110,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             model, report = found.architecture.from_pretrained(
                 view,
                 config=config,
+                attn_implementation=attention_of(found.architecture),
+                trust_remote_code=False,
                 dtype=dtype or _stored_type(weights),
                 use_safetensors=True,
                 local_files_only=True,
@@ -145,7 +147,9 @@ def _configure(folder: Path, found: ModelClass, weights: Weights | None) -> PreT
     if weights is not None:
         check_sizes(folder, found.settings, weights)
     try:
-        return found.architecture.config_class.from_dict(found.settings)
+        return found.architecture.config_class.from_dict(
+            found.settings, attn_implementation=attention_of(found.architecture)
+        )
     except Exception as error:  # each configuration validates its keys in its own way
         raise CapgapError(
             f"{folder}/config.json is no configuration of {found.architecture.__name__} "
@@ -213,8 +217,7 @@ def compute_device() -> torch.device:
 
 def load_shape(path: str | Path) -> PreTrainedModel:
     """A folder's model without its weights: shapes only, and no memory for them."""
-    folder = open_folder(path)
-    found = model_class(folder, read_settings(folder))
+    folder, found = _opened(path)
     weights = read_weights(folder) if any(folder.glob("*.safetensors")) else None
     config = _configure(folder, found, weights)
     try:
@@ -227,12 +230,21 @@ def load_shape(path: str | Path) -> PreTrainedModel:
         ) from None
 
 
+def _opened(path: str | Path) -> tuple[Path, ModelClass]:
+    """A checked folder that leads nowhere else, and the class of its model; no weights are read."""
+    folder = open_folder(path)
+    check_folder(folder)
+    return folder, model_class(folder, read_settings(folder))
+
+
 def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer: Path) -> None:
     """Fill an empty folder with a model, its lineage and a tokenizer's files."""
     model.save_pretrained(folder)
     (folder / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
     for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
+        if (tokenizer / name).is_file() and name.endswith("_config.json"):
+            copy_settings(tokenizer / name, folder / name)
+        elif (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
 
 
@@ -246,13 +258,16 @@ def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
 
 def load_tokenizer(folder: Path):
     """The tokenizer of a folder; CapgapError where it has none that can be read."""
+    check_folder(folder)
     if not (folder / "tokenizer.json").is_file():
         refuse_sentencepiece(folder)
         raise CapgapError(
             f"{folder}: no tokenizer.json, so no tokenizer; name a folder that has one"
         )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the tokenizers library raises nothing more special
         raise CapgapError(
             f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch or make it again"

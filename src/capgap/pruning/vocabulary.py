@@ -24,6 +24,7 @@ from capgap.data.boundaries import vocabulary_size
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.surgery import cut, keep_all
+from capgap.records.reading import read_json
 
 CONFIG_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
 
@@ -38,7 +39,7 @@ def trim(
     byte-pair encoding, for one with more entries than the model, and for too few `entries`.
     """
     path = tokenizer_folder / "tokenizer.json"
-    tokenizer, data = load_tokenizer(tokenizer_folder), json.loads(path.read_text("utf-8"))
+    tokenizer, data = load_tokenizer(tokenizer_folder), read_json(path)
     size = vocabulary_size(tokenizer)
     if size > model.config.vocab_size:
         raise CapgapError(
@@ -171,7 +172,7 @@ def _rewrite_settings(path: Path, place: dict[int, int]) -> None:
     """Give added tokens their new ids where the tokenizer's settings repeat them."""
     if not path.is_file():
         return
-    settings = json.loads(path.read_text("utf-8"))
+    settings = read_json(path)
     if "added_tokens_decoder" in settings:
         added = settings["added_tokens_decoder"]
         settings["added_tokens_decoder"] = {str(place[int(i)]): t for i, t in added.items()}

@@ -22,7 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from capgap.errors import CapgapError
+from capgap.records.checksums import compare, enter, files_below, is_dropping, read_manifest
 from capgap.records.paths import MANIFEST
+from capgap.records.reading import Unreadable, digest
 
 FULL_BYTES = 2**16  # a disk with less free space is full
 FULL_INODES = 4  # likewise
@@ -108,7 +110,7 @@ def _refuse_foreign(out: Path, real: Path) -> None:
     here = {p.relative_to(real).as_posix() for p in real.rglob("*") if not p.is_dir()}
     here = {name for name in here - {MANIFEST} if not PurePosixPath(name).name.startswith(".")}
     try:
-        foreign = here - read_manifest(real).keys() if here else set()
+        foreign = here - read_manifest(real / MANIFEST).keys() if here else set()
     except CapgapError:
         foreign = here
     if foreign:
@@ -125,7 +127,7 @@ def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False
     What stands at `out` is replaced, see `check_folder`. manifest: without it for folders that
     leave capgap.
     """
-    out = check_folder(out, ours=ours)
+    named, out = folder_of(out), check_folder(out, ours=ours)
     with temporary_folder(out) as temporary:
         new = temporary / NEW
         new.mkdir()
@@ -135,17 +137,26 @@ def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False
             (new / MANIFEST).write_text(text, encoding="utf-8")
         _settle(new)
         _put(new, out)
+    if manifest:
+        _enter(named / MANIFEST)
 
 
 @contextmanager
 def publish_file(out: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success put it in place of `out`."""
-    out = check_file(out)
+    named, out = Path(out), check_file(out)
     with temporary_folder(out) as temporary:
         new = temporary / out.name
         yield new
         _settle(new)
         _put(new, out)
+    _enter(named)
+
+
+def _enter(out: Path) -> None:
+    """Note a result of a study in its ledger; by hand nothing is a result of a study."""
+    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        enter(out)
 
 
 def write_text(out: str | Path, text: str) -> None:
@@ -328,62 +339,33 @@ def describe(folder: Path) -> dict:
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
             for name in names
-            if name != MANIFEST
+            if name != MANIFEST and not is_dropping(Path(name).name)
         }
     }
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(folder: str | Path) -> dict[str, dict]:
-    """Size ("bytes") and "sha256" of an artifact's files by name.
-
-    Raises CapgapError for a manifest that is missing or damaged, or names files elsewhere.
-    """
-    path = folder_of(folder) / MANIFEST
-    try:
-        if not path.is_file():
-            raise ValueError(path)
-        files = json.loads(path.read_bytes())["files"]
-        for name, entry in files.items():
-            outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
-            if outside or not isinstance(entry["bytes"], int) or len(entry["sha256"]) != 64:
-                raise ValueError(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CapgapError(f"{path} is damaged") from None
-    return files
+    return digest(path)
 
 
 def differences(folder: str | Path) -> list[str]:
     """What in a folder is not as its manifest says, one sentence each; empty if all is well."""
     folder = folder_of(folder)
+    manifest = (folder / MANIFEST).as_posix()
     try:
-        files = read_manifest(folder)
-    except CapgapError as error:
+        entries = {manifest: {sha256(folder / MANIFEST)}}
+    except Unreadable as error:
         return [str(error)]
-    found = []
-    if len(files) > 1 and not any((folder / name).is_file() for name in files):
-        return [f"the {len(files)} files of {folder} are missing"]  # as `capgap pull` leaves it
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            found.append(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
-        elif sha256(path) != entry["sha256"]:
-            found.append(f"{path} has other contents than its manifest says")
-    return found
+    files = {name: Path(name) for name in files_below(folder)}
+    return compare(manifest, files, entries).sentences()
 
 
 def intact(folder: Path, *names: str) -> bool:
     """Whether a folder is there and as its manifest says, which lists at least these files."""
     if not (folder / MANIFEST).is_file() or differences(folder):
         return False
-    return read_manifest(folder).keys() >= set(names)
+    return read_manifest(folder / MANIFEST).keys() >= set(names)
 
 
 def content_digest(path: str | Path) -> str:
@@ -396,11 +378,12 @@ def content_digest(path: str | Path) -> str:
     if folder.is_file():
         return sha256(folder)
     if (folder / MANIFEST).is_file():
-        files = read_manifest(folder)
+        digests = {name: entry.sha256 for name, entry in read_manifest(folder / MANIFEST).items()}
     else:
-        files = describe(folder)["files"]
-        files = {n: e for n, e in files.items() if not PurePosixPath(n).name.startswith(".")}
-    text = json.dumps({name: entry["sha256"] for name, entry in files.items()}, sort_keys=True)
+        files = describe(folder)["files"].items()
+        shown = {n: e for n, e in files if not PurePosixPath(n).name.startswith(".")}
+        digests = {name: entry["sha256"] for name, entry in shown.items()}
+    text = json.dumps(digests, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -414,11 +397,12 @@ def open_folder(path: str | Path) -> Path:
         _restore(folder)
     if not folder.is_dir():
         raise CapgapError(f"{folder}: no such folder; check the path")
-    if (folder / MANIFEST).is_file() and (problems := differences(folder)):
+    problems = differences(folder) if (folder / MANIFEST).exists() else []
+    if problems:
         raise CapgapError(
             "; ".join(problems)
-            + f". Fetch the folder again (dvc pull --force {folder}; all that is missing: capgap "
-            "pull --models), or delete it and run again"
+            + f". Fetch the folder again (capgap pull --force {folder}; all that is missing: "
+            "capgap pull --models), or delete it and run again"
         )
     return folder
 

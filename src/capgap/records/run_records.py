@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from capgap.config import TargetsStage
 from capgap.errors import CapgapError
+from capgap.records.reading import read_text
 
 
 class Record(BaseModel):
@@ -30,13 +31,9 @@ class Record(BaseModel):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read a record; CapgapError names the file when it is missing or malformed."""
-        path = Path(path)
+        text = read_text(path)
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CapgapError(f"{path}: no such file; check the path") from None
-        except UnicodeDecodeError as error:
-            raise CapgapError(f"{path}: not UTF-8 text ({error.reason})") from None
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

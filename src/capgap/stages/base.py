@@ -27,9 +27,10 @@ from typing import Any
 
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section, sections_in, tags_of
-from capgap.errors import CapgapError, Terminated, out_of_memory
+from capgap.errors import CapgapError, Terminated, hide_secrets, out_of_memory
 from capgap.records.artifacts import check_file, check_filled, check_folder, is_first_process
 from capgap.records.paths import CURVE, TRAIN
+from capgap.terminal import end_by_signal, end_unread, open_streams
 from capgap.workflow.digest import source_digest
 from capgap.workflow.locks import claim_output, die_with_parent
 
@@ -128,11 +129,16 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
     """
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
-    sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
+    open_streams()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
     if not is_first_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  one log, not one a process
     try:
-        main(argv)
+        try:
+            main(argv)
+        finally:
+            sys.stdout.flush()
         return
     except Terminated as error:
         print(error, file=sys.stderr, flush=True)
@@ -140,8 +146,7 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
     except CapgapError as error:
         message = str(error)
     except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        end_unread()
     except OSError as error:
         message = system_message(error)
     except (MemoryError, RuntimeError) as error:
@@ -153,10 +158,9 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
         )
     except KeyboardInterrupt:
         print("interrupted; run again to go on", file=sys.stderr, flush=True)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)  # whoever started this shall see how it ended
+        end_by_signal(signal.SIGINT)
     try:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {hide_secrets(message)}", file=sys.stderr, flush=True)
     finally:
         sys.exit(1)
 

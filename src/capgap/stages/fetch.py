@@ -19,7 +19,8 @@ import transformers
 from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
 from capgap.data.documents import split_texts
 from capgap.data.hub import download_model
-from capgap.data.packages import package_folder
+from capgap.data.packages import file_in_package
+from capgap.data.places import named_place
 from capgap.engine.counting import count_params
 from capgap.engine.models import load_model, refuse_sentencepiece, save_model
 from capgap.errors import CapgapError
@@ -69,6 +70,7 @@ def _load_gguf(folder: Path, name: str):
             dtype="float32",
             quantization_config=transformers.GgufConfig(dequantize=True),
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise CapgapError(
@@ -82,7 +84,7 @@ def _load_tokenizer(folder: Path, gguf: str | None):
     kind = {"gguf_file": gguf} if gguf else {}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, **kind
+            folder, local_files_only=True, trust_remote_code=False, **kind
         )
     except Exception as error:  # each kind of tokenizer fails in its own way
         refuse_sentencepiece(folder)
@@ -100,11 +102,12 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
     """Folder of the model on this machine, and the name of its GGUF file if it is one."""
     match teacher:
         case PathTeacher():
-            if not Path(teacher.path).is_dir():
+            folder = named_place(teacher.path, "path of a teacher")
+            if not folder.is_dir():
                 raise CapgapError(f"teacher path {teacher.path}: no such folder")
-            return Path(teacher.path), None
+            return folder, None
         case PackageTeacher():
-            path = package_folder(teacher.package) / teacher.file
+            path = file_in_package(teacher.package, teacher.file)
             if not path.exists():
                 raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
             if teacher.sha256 and sha256(path) != teacher.sha256:

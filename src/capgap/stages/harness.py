@@ -21,6 +21,7 @@ import torch
 
 from capgap.config import HarnessStage
 from capgap.data.packages import check_lm_eval
+from capgap.data.places import named_place
 from capgap.engine.models import load_model, load_tokenizer, read_lineage
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
@@ -42,7 +43,8 @@ def run(settings: HarnessStage, model_folder: Path) -> HarnessRecord:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=settings.task_folder)
+    folder_of_tasks = settings.task_folder and named_place(settings.task_folder, "task_folder")
+    manager = TaskManager(include_path=folder_of_tasks and str(folder_of_tasks))
     for name in settings.shots():
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)

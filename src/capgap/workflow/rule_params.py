@@ -15,7 +15,8 @@ from capgap.config import Section, Study
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
-from capgap.records.artifacts import read_manifest
+from capgap.records.checksums import read_manifest
+from capgap.records.reading import Unreadable
 from capgap.workflow import ledger
 from capgap.workflow.digest import command_digest, source_digest
 
@@ -106,7 +107,7 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
             if records[name]["endtime"] <= records[used]["starttime"]:
                 raise CapgapError(
                     f"{name} is not what {used} was made from, and no job has made it since: it was "
-                    f"edited or damaged. Bring back what was saved (dvc checkout --force {name}), or "
+                    f"edited or damaged. Bring back what was saved (capgap pull --force {name}), or "
                     "delete it to have it made again"
                 )
         os.utime(name, (now, now))
@@ -142,7 +143,7 @@ def check_inputs(jobs: Iterable[Any]) -> None:
         raise CapgapError(
             "nothing was started: jobs of this run read what is not here. Files are missing of\n"
             + "\n".join(f"  {line}" for line in shown)
-            + "\nBring all (capgap pull --models) or one (dvc pull --force FOLDER); a folder that you "
+            + "\nBring all (capgap pull --models) or one (capgap pull FOLDER); a folder that you "
             "delete is made again"
         )
 
@@ -153,6 +154,6 @@ def _is_left_out(path: Path) -> bool:
         return False
     try:
         files = read_manifest(path)
-    except CapgapError:  # damaged, as the job that opens it says
+    except Unreadable:  # as the job that opens it says
         return False
     return not all((path.parent / name).is_file() for name in files)
