@@ -136,5 +136,12 @@ def test_counts_as_people_write_them():
     assert parse_count("60k") == 60_000
     assert parse_count("2.5M") == 2_500_000
     assert format_count(60_000) == "60k"
+    assert format_count(128_116_700) == "128.1167M"
+    for text in ("7B", "7b", "7,000,000,000", "7e9", "7_000_000_000", "7 000 000 000", "7000M"):
+        assert parse_count(text) == 7 * 10**9
+    assert parse_count("128116.7k") == 128_116_700
     with pytest.raises(ValueError, match="whole number"):
         parse_count("1.2345k")
+    for text in ("7,00", "7G", "k", "", "-7k", "1e999999999"):
+        with pytest.raises(ValueError, match="a count is an integer"):
+            parse_count(text)

@@ -46,7 +46,7 @@ def run(
     teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
     fitted on this table.
     """
-    law, runs = LawRecord.read(law_path), read_runs(runs_path)
+    law, runs = read_both(law_path, runs_path)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     if tokens is None:
         tokens = max(line.tokens for line in law.lines)
@@ -67,7 +67,7 @@ def run(
 
 def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
     """Which student size a teacher fits best, by the line of the nearest budget, as a sentence."""
-    law, runs = LawRecord.read(law_path), read_runs(runs_path)
+    law, runs = read_both(law_path, runs_path)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     line = nearest_budget(law.lines, tokens or max(line.tokens for line in law.lines))
     if line.status != "fitted":
@@ -81,6 +81,12 @@ def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: i
         f"By the line at {budget(line.tokens)} a teacher of {about(teacher)} is the optimum of a "
         f"student of {about(found.value)} ({span(found)})."
     )
+
+
+def read_both(law_path: str | Path, runs_path: str | Path) -> tuple[LawRecord, pd.DataFrame]:
+    """A law and its table, read as it was when the law was fitted."""
+    law = LawRecord.read(law_path)
+    return law, read_runs(runs_path, law.metric, law.excluded)
 
 
 def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:

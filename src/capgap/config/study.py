@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
 
 from capgap.config.counts import format_count
 from capgap.config.devices import DEVICE_NAMES
@@ -60,13 +61,33 @@ class Evaluate(Section):
     batch_tokens: Count = Field(16384, gt=0, description="tokens per forward pass")
 
 
+def _from_text(value: Any) -> Any:
+    """A list given on the command line, as YAML writes it."""
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError("a list as YAML writes it, like [{teacher: t78, seed: 1}]") from None
+    return value
+
+
 class Law(Section):
     """How the law is fitted."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of every interval")
     resamples: int = Field(2000, ge=100, description="bootstrap resamples")
+    metric: Literal["loss", "perplexity", "error", "accuracy"] | None = Field(
+        None, description="what measures the runs; if not set, the header of its column decides"
+    )
+    exclude: Annotated[list[dict[str, str | int]], BeforeValidator(_from_text)] = Field(
+        default_factory=list,
+        description="runs to leave out, each by its columns, for example [{teacher: t78, seed: 1}]",
+    )
     tie_nats: float = Field(
         0.005, ge=0, description="teachers this close to the best count as equally good, nats"
+    )
+    tie_logits: float = Field(
+        0.02, ge=0, description="the same for error and accuracy, logits (half a point at 50 %)"
     )
     published_slope: float = Field(2.5, gt=0, description="slope the fit is compared with")
     seed: Seed = Field(0, description="seed of the bootstrap")

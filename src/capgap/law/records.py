@@ -209,6 +209,9 @@ class LawRecord(Record):
     """`law.json`: what the regression found."""
 
     n_runs: int
+    # of the table; all fields in nats are on its scale, which capgap.law.metric explains
+    metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"
+    excluded: list[dict[str, str | int]] = Field([])  # runs left out by law.exclude
     confidence: float
     resamples: int
     tie_nats: float

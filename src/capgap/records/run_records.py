@@ -167,18 +167,25 @@ class HarnessRecord(Record):
 class RunRow(Record):
     """A row of `runs.csv`, the table the law is fitted on; one finished run.
 
-    A table from elsewhere needs the columns without a default.
+    This is the list of columns; `law.table` says what a table from elsewhere may leave out or call
+    differently.
     """
 
     student: str  # name of the student size
     init: str  # pruned-<teacher> or random
     teacher: str  # name, or 'none'
-    seed: int
+    seed: int  # of the data order; runs with one seed saw the same data in the same order
     student_params_non_embedding: int
     teacher_params_non_embedding: int | None  # empty without a teacher
     tokens: int  # distillation tokens
     val_loss_nats_per_token: float  # what the law is fitted on
     arm: str = "main"  # main, no_teacher, random_init, cross_teacher
+    teacher_seed: int = 0  # which draw of the teacher, when one is trained several times
+    init_seed: int = 0  # which draw of the init from one teacher
+    student_params_total: int | None = None  # with embeddings
+    teacher_params_total: int | None = None
+    student_forward_flops_per_token: float | None = None
+    teacher_forward_flops_per_token: float | None = None
     teacher_val_loss_nats_per_token: float | None = None
     start_val_loss_nats_per_token: float | None = None  # of the init, before training
     test_loss_nats_per_token: float | None = None

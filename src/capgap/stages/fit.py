@@ -1,7 +1,7 @@
 """
 Fit the law of capacity gap.
 
-IN   runs.csv   one row a finished run; docs/method.md says which columns a table needs
+IN   runs.csv   one row a finished run; docs/tables.md says which columns a table needs
 OUT  law.json   optimum teacher per student size and budget, lines, surface, rivals, verdict
 """
 
@@ -13,7 +13,7 @@ from capgap.config import Law
 from capgap.law.claims import sentence
 from capgap.law.records import LawRecord
 from capgap.law.study import law_record
-from capgap.law.table import read_runs
+from capgap.law.table import RunTable, read_table
 from capgap.law.words import about
 from capgap.records.artifacts import write_text
 from capgap.reporting import wording
@@ -21,8 +21,30 @@ from capgap.stages.base import StageParser, run_stage
 
 
 def run(runs_path: str | Path, settings: Law) -> LawRecord:
-    """Read a table of runs and fit the law on its main arm; errors as in `read_runs`."""
-    return law_record(read_runs(runs_path), settings)
+    """Read a table of runs and fit the law on its main arm; errors as in `read_table`."""
+    return fit(read_table(runs_path, settings.metric, settings.exclude), settings)
+
+
+def fit(table: RunTable, settings: Law) -> LawRecord:
+    """Fit the law on the main arm of a table that was read."""
+    record = law_record(table.runs, table.settings(settings))
+    return record.model_copy(update={"metric": table.metric.name, "excluded": table.excluded})
+
+
+def inputs_text(table: RunTable) -> str:
+    """What a reader of the numbers must know about the table; empty if there is nothing."""
+    lines = []
+    if table.metric.name != "loss":
+        lines.append(
+            f"Runs are measured by {table.metric.name}. The law is fitted to the "
+            f"{table.metric.noun}; what is called a loss in nats below is that, in "
+            f"{table.metric.unit}."
+        )
+    for run in table.excluded:
+        lines.append("Left out: " + ", ".join(f"{name} {value}" for name, value in run.items()))
+    if table.ignored:
+        lines.append(f"Columns that are not used: {', '.join(table.ignored)}")
+    return "\n".join(lines)
 
 
 def text(record: LawRecord) -> str:
@@ -120,10 +142,11 @@ def main(argv: list[str] | None = None) -> None:
     args, settings = parser.parse(argv)
     if (args.table is None) == (args.runs is None):
         parser.error("one table is needed: capgap fit runs.csv, or --runs runs.csv")
-    record = run(args.runs or args.table, settings)
+    table = read_table(args.runs or args.table, settings.metric, settings.exclude)
+    record = fit(table, settings)
     if args.out:
         write_text(args.out, record.to_json())
-    print(text(record))
+    print("\n\n".join(filter(None, [inputs_text(table), text(record)])))
 
 
 if __name__ == "__main__":
