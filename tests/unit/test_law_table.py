@@ -299,15 +299,15 @@ MEANS = """student,teacher,tokens,mean loss,sd,n
 """
 
 
-def test_means_become_runs_with_their_mean_and_deviation(runs_table):
-    runs = read_runs(runs_table(MEANS))
-    cells = runs.groupby("teacher")[LOSS].agg(["mean", "std", "size"])
-    assert cells.loc["7B"].tolist() == pytest.approx([2.5, 0.02, 3])
-    assert cells.loc["13B"].tolist() == pytest.approx([2.4, 0.01, 2])
-    assert cells.at["30B", "size"] == 1
-    assert runs["seed"].is_unique
+def test_means_keep_their_deviation_and_number(runs_table):
+    runs = read_runs(runs_table(MEANS)).set_index("teacher")
+    assert runs.loc["7B", [LOSS, "sd", "n"]].tolist() == [2.5, 0.02, 3]
+    assert runs.loc["13B", [LOSS, "sd", "n"]].tolist() == [2.4, 0.01, 2]
+    assert runs.at["30B", "n"] == 1
     se = MEANS.replace("sd,n", "se,n").replace("0.02,3", f"{0.02 / 3**0.5},3")
-    assert read_runs(runs_table(se)).groupby("teacher")[LOSS].std()["7B"] == pytest.approx(0.02)
+    assert read_runs(runs_table(se)).set_index("teacher").at["7B", "sd"] == pytest.approx(0.02)
+    perplexity = read_runs(runs_table(MEANS.replace("loss", "perplexity")), "perplexity")
+    assert perplexity.set_index("teacher").at["7B", "sd"] == pytest.approx(0.02 / 2.5)
 
 
 @pytest.mark.parametrize(

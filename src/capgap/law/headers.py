@@ -19,12 +19,12 @@ CANONICAL = tuple(RunRow.model_fields)
 LOSS, TEACHER_LOSS = "val_loss_nats_per_token", "teacher_val_loss_nats_per_token"
 MEASURED = {  # what the outcome of a run is called, by metric
     "loss": (
-        f"{LOSS} val_loss loss valid_loss validation_loss eval_loss final_loss mean_loss loss_mean "
+        f"{LOSS} val_loss loss valid_loss validation_loss eval_loss final_loss "
         "val_loss_nats loss_nats nll cross_entropy ce"
     ),
-    "perplexity": "perplexity ppl val_perplexity val_ppl validation_perplexity eval_ppl mean_ppl",
-    "error": "error error_rate err val_error test_error mean_error",
-    "accuracy": "accuracy acc val_accuracy val_acc test_accuracy test_acc mean_accuracy",
+    "perplexity": "perplexity ppl val_perplexity val_ppl validation_perplexity eval_ppl",
+    "error": "error error_rate err val_error test_error",
+    "accuracy": "accuracy acc val_accuracy val_acc test_accuracy test_acc",
 }
 ANY_METRIC = ("mean", "value", "score", "result")  # of the metric that is asked for
 SPREAD = {  # columns of a table of means
@@ -71,11 +71,13 @@ def plain(header: str) -> str:
 
 def _table() -> dict[str, str]:
     """Plain header -> canonical name, 'measured:<metric>', 'teacher:<metric>' or 'spread:<what>'."""
-    known = {name: name for name in CANONICAL}
+    known = {name: name for name in CANONICAL if name not in SPREAD}
     for name, others in SYNONYMS.items():
         known |= dict.fromkeys(others.split(), name)
     for metric, names in MEASURED.items():
         known |= dict.fromkeys(names.split(), f"measured:{metric}")
+        for mean in (f"mean_{metric}", f"{metric}_mean"):
+            known[mean] = f"measured:{metric}"
         known |= {f"teacher_{name}": f"teacher:{metric}" for name in names.split()}
         known |= {f"{metric}_{what}": f"spread:{what}" for what in ("sd", "std", "se")}
     known |= {f"{metric}_std": "spread:sd" for metric in METRICS}

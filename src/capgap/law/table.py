@@ -14,9 +14,8 @@ error. `run_records.RunRow` lists the columns. Of these a table needs
 and everything else has a default: names are the sizes, seeds are 0, and `arm` follows from init and
 teacher. Without the column `init` it is 'unstated' and every run with a teacher is of the main arm.
 
-A row of means (columns mean, sd or se, n) becomes n runs with exactly this mean and standard
-deviation. Least squares and its standard errors use nothing else of runs that are alike, so nothing
-is invented. Their seeds are all different, because seeds of means pair nothing.
+A row of means (columns mean, sd or se, n) stays one row; `n` is the number of runs behind it and `sd`
+their standard deviation.
 """
 
 from __future__ import annotations
@@ -388,32 +387,14 @@ def _check_names(
 
 
 def _on_scale(runs: pd.DataFrame, values: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    """Runs with what was measured, on the scale of the metric; means turned into runs."""
-    metric = columns.metric
-    count_N = values["n"].to_numpy(dtype=int)
-    value_N = values[LOSS].to_numpy()
-    scaled_N = np.asarray(metric.to_scale(value_N), dtype=float)
-    sd_N = metric.sd_to_scale(values["sd"].fillna(0).to_numpy(), value_N)
-    runs = runs.join(values.drop(columns=[LOSS, "n", "sd"]))
+    """Runs with what was measured, on the scale of the metric."""
+    metric, value = columns.metric, values[LOSS]
+    runs = runs.join(values.drop(columns=["n", "sd"]))
+    runs[LOSS] = metric.to_scale(value)
+    if columns.spread:
+        runs["n"] = values["n"].astype(np.int64)
+        runs["sd"] = metric.sd_to_scale(values["sd"], value)
     if TEACHER_LOSS in runs:  # given in some rows of a teacher, it holds in all
         per_draw = runs.groupby(["teacher", "teacher_seed"])[TEACHER_LOSS].transform("first")
         runs[TEACHER_LOSS] = per_draw.where(runs["teacher"] != NONE)
-    runs = runs.loc[runs.index.repeat(count_N)]
-    runs[LOSS] = np.concatenate(
-        [m + s * _scores(n) for m, s, n in zip(scaled_N, sd_N, count_N, strict=True)]
-    )
-    of_means_R = np.repeat(count_N > 1, count_N)
-    if of_means_R.any():
-        free = int(runs["seed"].max()) + 1
-        seed_R = runs["seed"].to_numpy(copy=True)
-        seed_R[of_means_R] = free + np.arange(of_means_R.sum())
-        runs["seed"] = seed_R
     return runs
-
-
-def _scores(n: int) -> np.ndarray:
-    """n equally spaced numbers with mean 0 and standard deviation 1 (n - 1 in its denominator)."""
-    if n == 1:
-        return np.zeros(1)
-    steps = np.arange(n) - (n - 1) / 2
-    return steps / steps.std(ddof=1)

@@ -191,6 +191,8 @@ class RunRow(Record):
     test_loss_nats_per_token: float | None = None
     test_bits_per_byte: float | None = None
     train_flops: float | None = None
+    n: int = 1  # runs behind a row of means
+    sd: float | None = None  # between them, nats per token
     trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
 
 

@@ -1,0 +1,53 @@
+"""Mean loss of runs that only the order of the data tells apart, with the compute they took."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+DRAW = ["student", "init", "teacher", "tokens", "arm", "teacher_seed", "init_seed"]
+SOURCE = {
+    "student_params": "student_params_non_embedding",
+    "teacher_params": "teacher_params_non_embedding",
+    "loss": "val_loss_nats_per_token",
+    "teacher_loss": "teacher_val_loss_nats_per_token",
+    "start_loss": "start_val_loss_nats_per_token",
+    "flops": "train_flops",
+}
+
+
+def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of every student, init, teacher, budget and draw of the latter two.
+
+    Columns: those of DRAW, student_params, teacher_params, loss, flops (of one run), n (runs),
+    own_share (of the tokens not taken over from the stable phase of a smaller budget), and
+    teacher_loss and start_loss where the table has them. Rows of means count as their n runs.
+    """
+    have = {new: old for new, old in SOURCE.items() if old in runs}
+    runs = runs.assign(**{name: 0 for name in ("teacher_seed", "init_seed") if name not in runs})
+    runs["own_share"] = 1 - _taken_over(runs) / runs["tokens"]
+    weight = runs["n"].fillna(1) if "n" in runs else pd.Series(1.0, runs.index)
+    totals = runs[DRAW].assign(n=weight)
+    for new, old in {**have, "own_share": "own_share"}.items():
+        totals[new] = runs[old].astype(float) * weight
+    cells = totals.groupby(DRAW, sort=True).sum(min_count=1).reset_index()
+    for new in (*have, "own_share"):
+        cells[new] /= cells["n"]
+    by_rule = cells["tokens"] * (
+        6 * cells["student_params"] + 2 * cells["teacher_params"].fillna(0)
+    )
+    cells["flops"] = cells["flops"].fillna(by_rule) if "flops" in cells else by_rule
+    return cells.astype({"teacher_params": float, "n": int})
+
+
+def _taken_over(runs: pd.DataFrame) -> pd.Series:
+    """Tokens of every run that were trained by the same run at the next smaller budget."""
+    if "trunk_tokens" not in runs:
+        return pd.Series(0.0, runs.index)
+    chain = ["student", "init", "teacher", "seed", "teacher_seed", "init_seed"]
+    chains = runs.sort_values("tokens").groupby(chain)
+    return chains["trunk_tokens"].shift().fillna(0.0)
+
+
+def spent_flops(cells: pd.DataFrame) -> float:
+    """Training compute of all runs of some cells, shared stable phases counted once."""
+    return float((cells["flops"] * cells["n"] * cells["own_share"]).sum())
