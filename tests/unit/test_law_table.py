@@ -3,16 +3,16 @@ import pandas as pd
 import pytest
 from law_worlds import LADDER, QUICK, simulate
 
-from capgap.stages.collect import to_csv
 from capgap.config import Law
+from capgap.config.study_file import check_section
 from capgap.errors import CapgapError
-from capgap.stages.fit import main, run
 from capgap.law.metric import METRICS
 from capgap.law.records import LawRecord
 from capgap.law.study import law_record
 from capgap.law.table import family_monotone, read_runs, read_table
 from capgap.records.run_records import RunRow
-from capgap.config.study_file import check_section
+from capgap.stages.collect import to_csv
+from capgap.stages.fit import main, run
 
 FOREIGN = """student,init,teacher,seed,student_params_non_embedding,teacher_params_non_embedding,tokens,val_loss_nats_per_token
 s,pruned-a,a,0,100,200,1000,4.5
