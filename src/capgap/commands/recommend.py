@@ -19,9 +19,9 @@ from capgap.config.counts import parse_count
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
+from capgap.law.means import cell_table, spent_flops
 from capgap.law.records import Interval, LawRecord, Recommendation, RuleRegret
 from capgap.law.relation import student_for
-from capgap.law.rivals import cell_table, spent_flops
 from capgap.law.study import Fit, fit_law
 from capgap.law.table import main_arm, read_runs, teacher_sizes
 from capgap.law.target import nearest_budget

@@ -55,6 +55,7 @@ SYNONYMS = {
         "token training_tokens train_tokens distillation_tokens distill_tokens n_tokens num_tokens "
         "token_budget budget d"
     ),
+    "teacher_family": "family",
     "arm": "ablation ablation_arm control",
     "start_val_loss_nats_per_token": "start_loss init_loss init_val_loss start_val_loss",
     "test_loss_nats_per_token": "test_loss",

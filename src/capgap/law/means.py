@@ -20,7 +20,7 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns: those of DRAW, student_params, teacher_params, loss, flops (of one run), n (runs),
     own_share (of the tokens not taken over from the stable phase of a smaller budget), and
-    teacher_loss and start_loss where the table has them. Rows of means count as their n runs.
+    teacher_loss, start_loss and teacher_family where the table has them. Rows of means count as their n runs.
     """
     have = {new: old for new, old in SOURCE.items() if old in runs}
     runs = runs.assign(**{name: 0 for name in ("teacher_seed", "init_seed") if name not in runs})
@@ -36,6 +36,9 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
         6 * cells["student_params"] + 2 * cells["teacher_params"].fillna(0)
     )
     cells["flops"] = cells["flops"].fillna(by_rule) if "flops" in cells else by_rule
+    if "teacher_family" in runs:
+        family = runs.groupby("teacher")["teacher_family"].first()
+        cells["teacher_family"] = cells["teacher"].map(family)
     return cells.astype({"teacher_params": float, "n": int})
 
 

@@ -156,6 +156,15 @@ class Pick(Record):
     regret_nats: float
 
 
+class LeftOut(Record):
+    """Mean regret of a law over what it had not seen."""
+
+    kind: Literal["students", "budgets", "teachers", "all"]  # all: mean over the kinds
+    n_cases: int  # students and budgets that lost runs, once for each thing left out
+    n_answered: int  # of them; a teacher at random stands in for the others
+    regret: Interval  # nats per token; t interval over students
+
+
 class Score(Record):
     """How well a law chose for student sizes it had not seen; means over students and budgets."""
 
@@ -172,7 +181,27 @@ class Score(Record):
     pilot_flops: float | None  # of the runs it was fitted to
     choice_flops: float | None  # of one run with its choice
     exhaustive_flops: float | None  # of one run with every teacher
+    left_out: list[LeftOut] = Field([])  # by kind, then all; empty for no_teacher and chance
     picks: list[Pick] = Field([])  # of a law or rule that names a teacher, case by case
+
+
+class TwoCausesFit(Record):
+    """The law of two causes; formula and names of its parameters in capgap.law.two_causes."""
+
+    status: Literal["identified", "not_identifiable", "not_available"]
+    reason: str
+    help: Interval | None = None  # g, nats of the student per nat of the teacher
+    damage_rate_nats: Interval | None = None  # c, nats for each factor e in T/S, at the centre
+    damage_by_tokens: Interval | None = None  # q, damage falls as D^-q
+    damage_by_size: Interval | None = None  # r, and as S^-r
+    damage_ceiling_nats: Interval | None = None  # A
+    held: list[str] = Field([])  # parameters that their priors decide
+    centre_student_params: float | None = None
+    centre_tokens: float | None = None
+    noise_nats: float | None = None  # standard deviation of a cell about the law
+    n_cells: int = 0
+    n_teachers: int = 0  # draws
+    far_off: list[str] = Field([])  # cells more than six usual residuals from the law
 
 
 class ArmEffects(Record):
@@ -228,6 +257,10 @@ class LawRecord(Record):
     surface: SurfaceFit | None = None  # None with fewer than three teacher sizes everywhere
     rivals: list[RivalFit] = Field([])
     scores: list[Score] = Field([])
+    two_causes: TwoCausesFit | None = None
+    leading: Literal["power_law", "two_causes", "busbridge", "p2"] | None = None
+    # the law with the lowest mean regret over what it had not seen; `recommend` uses it
+    leading_reason: str = "not scored"
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
     start_explains: StartExplains | None = None  # None without losses of the starts
 

@@ -13,14 +13,14 @@ from capgap.law.arms import effects_of
 from capgap.law.cells import Noise, between_seeds, cells_of, pool
 from capgap.law.claims import falls, grows, overall_of
 from capgap.law.line import FittedLine, describe_line, fit_line
-from capgap.law.optimum import Located, describe, locate
-from capgap.law.pruning_null import start_test
+from capgap.law.means import cell_table
+from capgap.law.optimum import Located, describe, interval_of, locate
 from capgap.law.ratios import describe_surface
-from capgap.law.records import LawRecord, Line, Optimum
+from capgap.law.records import Interval, LawRecord, Line, Optimum
 from capgap.law.relation import elasticity, influence
-from capgap.law.rivals import cell_table, rival_fits
-from capgap.law.scoring import score_laws
+from capgap.law.scores import scores_of
 from capgap.law.shape import judge
+from capgap.law.start_test import start_test
 from capgap.law.surface import Surface, fit_surface
 from capgap.law.table import family_monotone, main_arm
 from capgap.law.unevenness import Unevenness, unevenness_of
@@ -58,6 +58,17 @@ def fit_law(runs: pd.DataFrame, settings: Law, with_surface: bool = True) -> Fit
     if with_surface:
         surface = fit_surface(cells, noise, settings.resamples, settings.confidence, settings.seed)
     return Fit(noise, between_seeds(cells), unevenness, located, lines, surface)
+
+
+def own_optima(fit: Fit, settings: Law) -> dict[tuple[str, int], Interval]:
+    """T* that each student and budget shows alone, where it is interior."""
+    found = {
+        (place.cells.student, tokens): interval_of(place, settings.confidence)
+        for tokens, places in fit.located.items()
+        for place in places
+        if place.star is not None
+    }
+    return {key: own for key, own in found.items() if own is not None}
 
 
 def optima_of(fit: Fit, settings: Law) -> list[Optimum]:
@@ -103,8 +114,7 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
         verdict=_verdict(lines, settings.confidence, fit.unevenness),
         overall=overall_of(optima, lines, surface, effects, settings.published_slope),
         surface=surface,
-        rivals=rival_fits(cells),
-        scores=score_laws(cells, fit.located, fit.noise, settings),
+        **scores_of(runs, cells, own_optima(fit, settings), settings),
         effects=effects,
         start_explains=explained,
     )

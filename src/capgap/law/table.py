@@ -40,7 +40,7 @@ ARMS = ("main", "no_teacher", "random_init", "cross_teacher")
 UNSTATED = "unstated"  # the init of a table that has no such column
 KEY = ["student", "init", "teacher", "tokens", "seed", "teacher_seed", "init_seed"]
 STUDENT_SIZE, TEACHER_SIZE = "student_params_non_embedding", "teacher_params_non_embedding"
-TEXT = ("student", "init", "teacher", "arm")
+TEXT = ("student", "init", "teacher", "arm", "teacher_family")
 SEEDS = ("seed", "teacher_seed", "init_seed")
 COUNTS = (
     *(STUDENT_SIZE, TEACHER_SIZE, "student_params_total", "teacher_params_total"),
@@ -156,6 +156,8 @@ def _identities(
             found[name] = text[columns.known[name]]
             for line in found[name].index[found[name] == ""]:
                 problems.add(f"{header[columns.known[name]]} is empty", line)
+    if "teacher_family" in columns.known:
+        found["teacher_family"] = text[columns.known["teacher_family"]].replace("", None)
     if "teacher" in found:
         none = found["teacher"].str.lower().isin(NO_TEACHER)
         found["teacher"] = found["teacher"].where(~none, NONE)

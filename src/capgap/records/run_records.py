@@ -180,6 +180,7 @@ class RunRow(Record):
     tokens: int  # distillation tokens
     val_loss_nats_per_token: float  # what the law is fitted on
     arm: str = "main"  # main, no_teacher, random_init, cross_teacher
+    teacher_family: str | None = None  # of teachers that were trained alike
     teacher_seed: int = 0  # which draw of the teacher, when one is trained several times
     init_seed: int = 0  # which draw of the init from one teacher
     student_params_total: int | None = None  # with embeddings

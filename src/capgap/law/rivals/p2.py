@@ -1,17 +1,14 @@
 """
-Null models: the loss of a student explained by its start, not by its teacher.
+The P2 law (arXiv 2411.10272), a rival that explains a student's loss by its init alone.
 
-Two of them. The P2 law (arXiv 2411.10272) was fitted to pruned models that train on without a
-teacher; it knows what was pruned and for how long the rest was trained:
+It was fitted to pruned models that train on without a teacher, and depends on what was pruned and for
+how long the rest was trained:
 
   L = L0 + (1/rho)^gamma (1/N0)^delta (Nc/N0^alpha + Dc/D^beta + E)
 
 L0 and N0 are loss (nats per token) and size (parameters without embeddings) of the model that was
 pruned, rho = 1 - S/N0 the share cut away, D tokens of training. Signs of gamma and delta are free.
 Small studies cannot tell the terms of the bracket apart: see `free_constants`.
-
-The start test needs no formula: within each student size and budget, how much of the differences
-does the loss of the start (before training) explain, and does the size of the teacher explain more?
 
 Shapes: N cells (a mean over seeds), P free constants.
 """
@@ -20,10 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from capgap.law.huber import TRIES, Fitted, fit_huber, logadd
-from capgap.law.records import StartExplains
+from capgap.law.rivals.loss_laws import LossLaw, absent, rival_record
+from capgap.law.rivals.robust_fit import Fitted, fit_logs, logadd
 
 NAMES = ("gamma", "delta", "E", "Dc", "beta", "Nc", "alpha")
 SIGNED = ("gamma", "delta")
@@ -81,7 +77,7 @@ def fit_pruned(
     tokens_N: np.ndarray,
     loss_N: np.ndarray,
     free: list[str],
-    tries: int = TRIES,
+    near_P: np.ndarray | None = None,
 ) -> tuple[dict[str, float], Fitted]:
     """Constants of the P2 law, and the fit."""
 
@@ -96,56 +92,43 @@ def fit_pruned(
         return log_pruned(constants(theta_P), source_loss_N, source_N, student_N, tokens_N)
 
     box_P2 = np.array([BOX[name] for name in free], dtype=float)
-    fitted = fit_huber(predict, np.log(loss_N), box_P2, tries)
+    fitted = fit_logs(predict, np.log(loss_N), box_P2, near_P)
     return {name: float(v) for name, v in constants(fitted.theta_P).items()}, fitted
 
 
-def start_test(cells: pd.DataFrame) -> StartExplains | None:
-    """Compare start and teacher as explanations; `cells` as `rivals.cell_table` gives them.
+def fit_p2(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
+    """The P2 law on students pruned from models whose size and loss the table has.
 
-    All arms with a teacher and a start loss enter, each weighted alike. None where the columns are
-    missing or fewer than three degrees of freedom would remain.
+    cells: as `means.cell_table`. near: a fit of almost the same cells to start from.
     """
-    if "start_loss" not in cells:
-        return None
-    use = cells.dropna(subset=["start_loss", "teacher_params"])
-    group_N = use.groupby(["student", "tokens"]).ngroup().to_numpy()
-    groups = len(np.unique(group_N))
-    if len(use) - groups - 4 < 3:
-        return None
-
-    def within(values) -> np.ndarray:
-        values = np.asarray(values, dtype=float)
-        totals = np.bincount(group_N, values) / np.bincount(group_N)
-        return values - totals[group_N]
-
-    log_size = np.log((use["teacher_params"] / use["student_params"]).to_numpy(float))
-    loss_N = within(use["loss"])
-    start = np.stack([within(use["start_loss"]), within(use["start_loss"] ** 2)], axis=1)
-    teacher = np.stack([within(log_size), within(log_size**2)], axis=1)
-
-    def rss(columns: np.ndarray) -> tuple[float, int]:
-        fit, _, rank, _ = np.linalg.lstsq(columns / np.linalg.norm(columns, axis=0), loss_N)
-        return float(np.sum((loss_N - columns / np.linalg.norm(columns, axis=0) @ fit) ** 2)), rank
-
-    total = float(loss_N @ loss_N)
-    if total == 0 or np.linalg.norm(start[:, 0]) == 0 or np.linalg.norm(teacher[:, 0]) == 0:
-        return None
-    both, rank = rss(np.hstack([start, teacher]))
-    df = len(use) - groups - rank
-
-    def p_of(smaller: float, rank_smaller: int) -> float:
-        more = rank - rank_smaller
-        if more == 0 or df <= 0:
-            return 1.0
-        return float(stats.f.sf((smaller - both) / more / max(both / df, 1e-300), more, df))
-
-    by_start, by_teacher = rss(start), rss(teacher)
-    return StartExplains(
-        n_cells=len(use),
-        r_squared_start=1 - by_start[0] / total,
-        r_squared_teacher=1 - by_teacher[0] / total,
-        r_squared_both=1 - both / total,
-        p_teacher=p_of(*by_start),
-        p_start=p_of(*by_teacher),
+    if "teacher_loss" not in cells:
+        return absent("p2", "the table has no losses of the models that were pruned")
+    main = cells[cells["arm"] == "main"]
+    models = main.groupby("init")[["teacher_params", "teacher_loss"]].mean()
+    frame = cells[cells["init"].isin(models.index)]
+    # without a teacher is what P2 describes; where that arm is missing, the main arm stands in
+    alone = frame[frame["arm"] == "no_teacher"]
+    enough = alone["student"].nunique() > 1 and alone["init"].nunique() > 2
+    use = (alone if enough else frame[frame["arm"] == "main"]).copy()
+    use["source_params"] = use["init"].map(models["teacher_params"])
+    use["source_loss"] = use["init"].map(models["teacher_loss"])
+    if use["source_loss"].isna().any() or (use["source_params"] <= use["student_params"]).any():
+        return absent("p2", "sizes or losses of the models that were pruned are not known")
+    free = free_constants(
+        use["student"].nunique(), use["tokens"].nunique(), use["init"].nunique(), len(use)
     )
+    if near is not None:
+        free = list(near.free)
+    columns = ("source_loss", "source_params", "student_params", "tokens", "loss")
+    constants, fitted = fit_pruned(
+        *(use[name].to_numpy(float) for name in columns), free, near and near.theta_P
+    )
+
+    def predict(teachers: pd.DataFrame) -> np.ndarray:
+        names = ("teacher_loss", "teacher_params", "student_params", "tokens")
+        return log_pruned(constants, *(teachers[n].to_numpy(float) for n in names))
+
+    held = [name for name in NAMES if name not in free]
+    note = f"fitted to runs {'without a teacher' if enough else 'of the main arm'}"
+    record = rival_record("p2", fitted, constants, free, held, len(use), note)
+    return LossLaw(record, predict, tuple(free), fitted.theta_P)

@@ -18,8 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
-from capgap.law.huber import TRIES, Fitted, fit_huber, logadd, softplus
+from capgap.config.run_grid import NONE, RANDOM
+from capgap.law.rivals.loss_laws import LossLaw, absent, rival_record
+from capgap.law.rivals.robust_fit import Fitted, fit_logs, logadd, softplus
 
 SUPERVISED = {"E": 1.220, "A": 3355.0, "B": 18186.0, "a": 0.408, "b": 0.431, "g": 0.452}
 DISTILLED = {
@@ -90,7 +93,7 @@ def free_constants(sizes: int, budgets: int, teachers: int, cells: int) -> list[
 
 
 def fit_supervised(
-    student_N: np.ndarray, tokens_N: np.ndarray, loss_N: np.ndarray, tries: int = TRIES
+    student_N: np.ndarray, tokens_N: np.ndarray, loss_N: np.ndarray
 ) -> tuple[dict[str, float], Fitted]:
     """All six constants of the supervised law from runs without a teacher."""
     names = list(SUPERVISED)
@@ -98,7 +101,7 @@ def fit_supervised(
     def predict(theta_P: np.ndarray) -> np.ndarray:
         return log_supervised(dict(zip(names, np.exp(theta_P), strict=True)), student_N, tokens_N)
 
-    fitted = fit_huber(predict, np.log(loss_N), np.log([BOX[n] for n in names]), tries)
+    fitted = fit_logs(predict, np.log(loss_N), np.log([BOX[n] for n in names]))
     return dict(zip(names, np.exp(fitted.theta_P).tolist(), strict=True)), fitted
 
 
@@ -109,12 +112,13 @@ def fit_distilled(
     loss_N: np.ndarray,
     free: list[str],
     supervised: Mapping[str, float] = SUPERVISED,
-    tries: int = TRIES,
+    near_P: np.ndarray | None = None,
 ) -> tuple[dict[str, float], list[str], Fitted]:
     """Constants of the distillation law, those still free, and the fit.
 
     Constants not in `free` keep their published values. While the fit leaves a direction open, the
-    least important free constant that lies in it is given back and the fit repeated.
+    least important free constant that lies in it is given back and the fit repeated, unless it
+    started near a former fit.
     """
     base_N = np.real(log_supervised(supervised, student_N, tokens_N))
     free = list(free)
@@ -125,10 +129,49 @@ def fit_distilled(
             constants = DISTILLED | dict(zip(names, np.exp(theta_P), strict=True))
             return log_distilled(constants, teacher_loss_N, student_N, tokens_N, base_N)
 
-        box_P2 = np.log([BOX[name] for name in names])
-        fitted = fit_huber(predict, np.log(loss_N), box_P2, tries)
-        if fitted.weakest_P is None or len(free) == 1:
+        fitted = fit_logs(predict, np.log(loss_N), np.log([BOX[name] for name in names]), near_P)
+        if fitted.weakest_P is None or len(free) == 1 or near_P is not None:
             constants = DISTILLED | dict(zip(names, np.exp(fitted.theta_P).tolist(), strict=True))
             return constants, free, fitted
         involved = np.abs(fitted.weakest_P) > 0.1
         free.pop(int(np.flatnonzero(involved)[-1]))
+
+
+def fit_busbridge(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
+    """The law on the main arm of a table of cells (`means.cell_table`).
+
+    near: a fit of almost the same cells, whose free constants are kept and refitted from there.
+    """
+    use = cells[cells["arm"] == "main"]
+    if "teacher_loss" not in use or use["teacher_loss"].isna().any():
+        return absent("busbridge", "the table has no losses of the teachers")
+    free = free_constants(
+        use["student"].nunique(), use["tokens"].nunique(), use["teacher"].nunique(), len(use)
+    )
+    if near is not None:
+        free = list(near.free)
+    alone = cells[(cells["init"] == RANDOM) & (cells["teacher"] == NONE)]
+    supervised, note = SUPERVISED, "E, A, B, a, b and g are held as published"
+    if alone["student"].nunique() >= 4 and alone["tokens"].nunique() >= 4:
+        supervised, _ = fit_supervised(
+            *(alone[n].to_numpy(float) for n in ("student_params", "tokens", "loss"))
+        )
+        note = f"E, A, B, a, b and g come from {len(alone)} random inits without a teacher"
+    columns = ("teacher_loss", "student_params", "tokens", "loss")
+    constants, free, fitted = fit_distilled(
+        *(use[name].to_numpy(float) for name in columns),
+        free,
+        supervised,
+        near and near.theta_P,
+    )
+
+    def predict(frame: pd.DataFrame) -> np.ndarray:
+        teacher_loss, student, tokens = (frame[n].to_numpy(float) for n in columns[:3])
+        base = log_supervised(supervised, student, tokens)
+        return log_distilled(constants, teacher_loss, student, tokens, base)
+
+    held = [name for name in DISTILLED if name not in free]
+    record = rival_record(
+        "busbridge", fitted, constants | dict(supervised), free, held, len(use), note
+    )
+    return LossLaw(record, predict, tuple(free), fitted.theta_P)
