@@ -185,6 +185,25 @@ class Score(Record):
     picks: list[Pick] = Field([])  # of a law or rule that names a teacher, case by case
 
 
+class OffTeacher(Record):
+    """A teacher whose own loss lies above the curve of its family; see capgap.law.teacher_family."""
+
+    teacher: str
+    teacher_params_non_embedding: float
+    loss: float
+    above_curve: float
+
+
+class CausesOptimum(Record):
+    """The best teacher within the table's family, by the law of two causes."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher_params: Interval  # a limit beyond the family is None
+    place: Literal["interior", "smallest", "largest"]  # the latter two: of the family, a bound
+
+
 class TwoCausesFit(Record):
     """The law of two causes; formula and names of its parameters in capgap.law.two_causes."""
 
@@ -201,6 +220,8 @@ class TwoCausesFit(Record):
     noise_nats: float | None = None  # standard deviation of a cell about the law
     n_cells: int = 0
     n_teachers: int = 0  # draws
+    optima: list[CausesOptimum] = Field([])  # by budget and student size
+    off_family: list[OffTeacher] = Field([])
     far_off: list[str] = Field([])  # cells more than six usual residuals from the law
 
 

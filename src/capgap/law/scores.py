@@ -16,11 +16,12 @@ from capgap.config import Law
 from capgap.config.run_grid import pruned_from
 from capgap.law.core_contenders import core_contenders
 from capgap.law.metric import METRICS
-from capgap.law.records import Interval, TwoCausesFit
+from capgap.law.records import CausesOptimum, Interval, TwoCausesFit
 from capgap.law.rivals.busbridge import fit_busbridge
 from capgap.law.rivals.loss_laws import LossLaw, absent
 from capgap.law.rivals.p2 import fit_p2
 from capgap.law.scoring import Case, Choose, Contender, leading, score_laws
+from capgap.law.teacher_family import family_of
 from capgap.law.two_causes import TwoCauses, fit_two_causes
 
 RIVALS = {"busbridge": fit_busbridge, "p2": fit_p2}
@@ -48,14 +49,32 @@ def scores_of(
     return {
         "rivals": [rival.record for rival in rivals.values()],
         "scores": scores,
-        "two_causes": (
-            TwoCausesFit(status="not_available", reason=causes)
-            if isinstance(causes, str)
-            else causes.record()
-        ),
+        "two_causes": causes_record(causes, cells),
         "leading": law,
         "leading_reason": reason,
     }
+
+
+def causes_record(causes: TwoCauses | str, cells: pd.DataFrame) -> TwoCausesFit:
+    """The law of two causes, with the best teachers of the table's own family."""
+    if isinstance(causes, str):
+        return TwoCausesFit(status="not_available", reason=causes)
+    family, optima = family_of(cells), []
+    pruned = cells[(cells["arm"] == "main") & cells["init"].str.startswith(pruned_from(""))]
+    groups = pruned.groupby(["tokens", "student"])["student_params"].mean()
+    for (tokens, student), size in sorted(groups.items(), key=lambda item: (item[0][0], item[1])):
+        if size < family.ends[1]:
+            star, place = causes.best_teacher(size, tokens, family.loss_of, family.ends)
+            optima.append(
+                CausesOptimum(
+                    student=student,
+                    student_params_non_embedding=size,
+                    tokens=tokens,
+                    teacher_params=star,
+                    place=place,
+                )
+            )
+    return causes.record().model_copy(update={"optima": optima, "off_family": list(family.off)})
 
 
 def _rival(name: str, cells: pd.DataFrame, settings: Law) -> LossLaw:
@@ -73,7 +92,7 @@ def _rival_contender(name: str, whole: LossLaw) -> Contender:
         law = RIVALS[name](kept, whole)
         if law.predict is None or law.record.status == "failed":
             return law.record.reason
-        return lambda case: _lowest(law.predict(case.teachers.assign(student_params=case.size)))
+        return lambda case: _lowest(law.predict(case.rows))
 
     return contender
 

@@ -61,12 +61,19 @@ class Case:
     no_teacher: float | None  # observed loss of the init of the smallest teacher without one
     own: Interval | None  # its own T*, only where interior
 
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Its cells, with the student's name and size."""
+        return self.teachers.assign(student=self.student, student_params=self.size)
+
 
 # what a law chooses in a case: the row of case.teachers, and its interval of T* if it has one
 Choose = Callable[[Case], tuple[int, Interval | None] | str]
 # a law fitted to some of the runs and cells, or why it cannot be
 Contender = Callable[[pd.DataFrame, pd.DataFrame], Choose | str]
 OutOf = Callable[[pd.DataFrame], np.ndarray]  # which rows of runs or cells are left out
+# kind of what is left out, which runs and which cells these are, and the cases that lose runs
+_Out = tuple[str, np.ndarray, np.ndarray, list[Case]]
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,17 @@ def score_laws(
     """
     cases = _cases(cells, own)
     contenders = {**laws, **_rules(settings)}
-    out = _left_out(cells, cases)
+    out = [
+        (
+            kind,
+            out_of(runs),
+            out_of(cells),
+            [case for case in cases if out_of(case.rows).any()],
+        )
+        for kind, out_of in _left_out(cells, cases)
+    ]
     scores = [
-        _score(law, _answers(contenders[law], runs, cells, cases, out), cells, settings)
+        _score(law, _answers(contenders[law], runs, cells, out), cells, settings)
         for law in (*LEARNED, *RULES)
         if law in contenders
     ]
@@ -179,14 +194,12 @@ def _answers(
     contender: Contender,
     runs: pd.DataFrame,
     cells: pd.DataFrame,
-    cases: list[Case],
-    out: list[tuple[str, OutOf]],
+    out: list[_Out],
 ) -> list[_Answer]:
     """What a law chooses for everything that is left out in turn."""
     answers = []
-    for kind, out_of in out:
-        concerned = [case for case in cases if _concerned(out_of, case)]
-        kept_runs, kept_cells = runs[~out_of(runs)], cells[~out_of(cells)]
+    for kind, runs_N, cells_N, concerned in out:
+        kept_runs, kept_cells = runs[~runs_N], cells[~cells_N]
         fitted = contender(kept_runs, kept_cells) if len(kept_cells) else "nothing else is there"
         for case in concerned:
             given = fitted if isinstance(fitted, str) else fitted(case)
@@ -242,12 +255,6 @@ def _where(name: str, values: list) -> OutOf:
         return out_N
 
     return out_of
-
-
-def _concerned(out_of: OutOf, case: Case) -> bool:
-    """Whether something that is left out belongs to a case."""
-    rows = case.teachers.assign(student=case.student, student_params=case.size)
-    return bool(out_of(rows).any())
 
 
 def _rules(settings: Law) -> dict[str, Contender]:

@@ -4,8 +4,9 @@ A family of teachers: their losses against their sizes, and which teacher is off
 The curve is L(T) = E + B T^-p, fitted with a soft L1 loss so that one badly trained teacher does not
 bend it. A teacher is off its family when it lies above the curve by more than three times the usual
 distance (1.4826 times the median) and by more than 0.03 of the loss's unit, by which redraws of one
-teacher differed in the pilot. A teacher better than its family is not off: it is what one wants. Between sizes, losses are interpolated (PCHIP in log size, which
-does not overshoot) through the teachers that are on the curve.
+teacher differed in the pilot. A teacher better than its family is not off: it is what one wants.
+Between sizes, losses are interpolated (PCHIP in log size, which does not overshoot) through the
+teachers that are not off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import least_squares
 
 from capgap.config.run_grid import NONE
+from capgap.law.records import OffTeacher
 
 LEAST = 5  # teachers for a curve of three constants
 SCALE = 0.01  # of soft L1, in the unit of the loss
@@ -26,21 +28,11 @@ MOST_OFF = 0.2  # share of the teachers; if more are off, there is no family
 
 
 @dataclass(frozen=True)
-class OffTeacher:
-    """A teacher that the curve of its family does not describe."""
-
-    teacher: str
-    size: float  # parameters
-    loss: float
-    above_curve: float
-
-
-@dataclass(frozen=True)
 class TeacherFamily:
     """Losses of teachers by size."""
 
     size_U: np.ndarray  # distinct sizes, ascending, parameters
-    loss_U: np.ndarray  # mean over the teachers of a size that are on the curve
+    loss_U: np.ndarray  # mean over the teachers of a size that are not off
     off: tuple[OffTeacher, ...]
 
     @property
@@ -74,7 +66,12 @@ def family_of(cells: pd.DataFrame) -> TeacherFamily:
             break
         off_N[farthest] = True
     off = tuple(
-        OffTeacher(str(draws["teacher"][i]), float(size[i]), float(loss[i]), float(above_N[i]))
+        OffTeacher(
+            teacher=str(draws["teacher"][i]),
+            teacher_params_non_embedding=float(size[i]),
+            loss=float(loss[i]),
+            above_curve=float(above_N[i]),
+        )
         for i in np.flatnonzero(off_N)
     )
     on = draws[~off_N].groupby("teacher_params")["teacher_loss"].mean()

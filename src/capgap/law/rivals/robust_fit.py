@@ -26,6 +26,7 @@ STARTS = 256  # points of the grid, a power of two
 TRIES = 6  # of them from which the solver runs
 STEP = 1e-30  # of the complex step; no difference is taken, so it may be this small
 FIRST, LAST = 40, 1000  # evaluations from a start, and from the best end
+ROUGH, FINE = 1e-6, 1e-12  # relative changes at which they have converged
 OPEN = 1e-7  # a direction this much flatter than the steepest one counts as open
 
 # P constants -> N log losses; complex-safe, and (P, C, 1) -> (C, N) for C copies of the constants
@@ -78,7 +79,7 @@ def fit_logs(
     """
     low_P, high_P = box_P2.T
 
-    def run(start_P: np.ndarray, most: int) -> OptimizeResult:
+    def run(start_P: np.ndarray, most: int, tolerance: float) -> OptimizeResult:
         return least_squares(
             lambda theta_P: predict(theta_P) - log_loss_N,
             np.clip(start_P, low_P - 5, high_P + 5),
@@ -87,22 +88,23 @@ def fit_logs(
             loss="soft_l1",
             f_scale=SCALE,
             x_scale="jac",
-            ftol=1e-12,
-            xtol=1e-12,
+            ftol=tolerance,
+            xtol=tolerance,
             gtol=1e-14,
             max_nfev=most,
         )
 
     if near_P is not None:
-        ends = [run(near_P, FIRST)]
+        ends = [run(near_P, LAST, ROUGH)]
     else:
         grid_GP = qmc.scale(qmc.Sobol(len(box_P2), seed=0).random(STARTS), low_P, high_P)
         away_G = np.abs(predict(grid_GP.T[:, :, None]) - log_loss_N).sum(axis=1)
         order_G = np.argsort(np.where(np.isfinite(away_G), away_G, np.inf), kind="stable")
-        ends = [run(grid_GP[g], FIRST) for g in order_G[:TRIES]]
+        ends = [run(grid_GP[g], FIRST, ROUGH) for g in order_G[:TRIES]]
     best = min(ends, key=lambda end: end.cost)
     agreeing = sum(end.cost <= 1.01 * best.cost + 1e-12 for end in ends)
-    best = best if best.status > 0 else run(best.x, LAST)
+    if near_P is None:
+        best = run(best.x, LAST, FINE)
     return Fitted(
         theta_P=best.x,
         status="converged" if best.status > 0 else "not_converged",
