@@ -200,7 +200,7 @@ def _answers(
     answers = []
     for kind, runs_N, cells_N, concerned in out:
         kept_runs, kept_cells = runs[~runs_N], cells[~cells_N]
-        fitted = contender(kept_runs, kept_cells) if len(kept_cells) else "nothing else is there"
+        fitted = contender(kept_runs, kept_cells) if len(kept_cells) else "nothing is left to fit to"
         for case in concerned:
             given = fitted if isinstance(fitted, str) else fitted(case)
             if isinstance(given, str):
@@ -281,8 +281,10 @@ def _score(law: str, answers: list[_Answer], cells: pd.DataFrame, settings: Law)
     """The record of one law from its answers."""
     given = [a for a in answers if a.kind == "students" and a.choice is not None]
     reasons = [a.reason for a in answers if a.choice is None]
-    if not any(answer.choice is not None for answer in answers):
-        return _empty(law, reasons[0] if reasons else "no student has two teachers")
+    if not given:
+        left_out = _by_kind(answers, settings.confidence)
+        empty = _empty(law, reasons[0] if reasons else "no student has two teachers")
+        return empty.model_copy(update={"left_out": left_out})
     students = [a for a in answers if a.kind == "students"]
     tie, picks, pilot, chosen, chance, inside = settings.tie_nats, [], [], [], [], []
     for answer in given:
@@ -314,7 +316,7 @@ def _score(law: str, answers: list[_Answer], cells: pd.DataFrame, settings: Law)
         reason=reason,
         n_cases=len(given),
         mean_regret_nats=_mean(regrets),
-        max_regret_nats=max(regrets, default=None),
+        max_regret_nats=max(regrets),
         hit_rate=_mean([regret <= tie for regret in regrets]),
         chance_hit_rate=_mean(chance),
         interval_coverage=_mean(inside),
