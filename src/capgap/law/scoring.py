@@ -104,7 +104,7 @@ def score_laws(
     show alone, where it is interior. laws: how those of LEARNED are fitted.
     """
     cases = _cases(cells, own)
-    contenders = {**laws, **_rules(settings)}
+    contenders = {name: _if_runs(law) for name, law in laws.items()} | _rules(settings)
     out = [
         (
             kind,
@@ -200,7 +200,7 @@ def _answers(
     answers = []
     for kind, runs_N, cells_N, concerned in out:
         kept_runs, kept_cells = runs[~runs_N], cells[~cells_N]
-        fitted = contender(kept_runs, kept_cells) if len(kept_cells) else "nothing is left to fit to"
+        fitted = contender(kept_runs, kept_cells)
         for case in concerned:
             given = fitted if isinstance(fitted, str) else fitted(case)
             if isinstance(given, str):
@@ -208,6 +208,15 @@ def _answers(
             else:
                 answers.append(_Answer(kind, case, *given))
     return answers
+
+
+def _if_runs(law: Contender) -> Contender:
+    """A law that is fitted only if runs are left."""
+
+    def contender(runs: pd.DataFrame, cells: pd.DataFrame) -> Choose | str:
+        return law(runs, cells) if len(cells) else "nothing is left to fit to"
+
+    return contender
 
 
 def _left_out(cells: pd.DataFrame, cases: list[Case]) -> list[tuple[str, OutOf]]:

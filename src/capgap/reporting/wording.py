@@ -36,9 +36,9 @@ ARMS = {
     "random_init": "random start",
 }
 LAWS = {
-    "line": "the line T* = a + b S",
+    "power_law": "the joint surface over S, T and tokens",
+    "two_causes": "the law of two causes: teacher's loss and damage of the cut",
     "ratio": "one ratio T*/S",
-    "surface": "the joint surface over S, T and tokens",
     "busbridge": "distillation scaling law (Busbridge et al.)",
     "p2": "P2 law of pruning damage, blind to the teacher",
     "least_damage": "the start that pruning damaged least",
