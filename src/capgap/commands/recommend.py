@@ -19,7 +19,7 @@ from capgap.config.counts import parse_count
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
-from capgap.law.records import Interval, LawRecord, Recommendation, RuleRegret
+from capgap.law.law_record import Interval, LawRecord, Recommendation, RuleRegret
 from capgap.law.relation import student_for
 from capgap.law.rivals import cell_table, spent_flops
 from capgap.law.study import Fit, fit_law

@@ -69,7 +69,13 @@ class Curves:
     A vector holds the Q coefficients of u*, log c and k.
     """
 
-    def __init__(self, runs: GroupedRuns, axes: Axes):
+    def __init__(
+        self,
+        runs: GroupedRuns,
+        axes: Axes,
+        log_c_prior: tuple[float, float] = LOG_C_PRIOR,
+        k_prior: tuple[float, float] = K_PRIOR,
+    ):
         self.axes = axes
         self.design_NQ = axes.coordinates(runs.size_N, runs.tokens_N) @ axes.basis_3Q
         self.log_ratio_N = runs.log_ratio_N
@@ -98,6 +104,12 @@ class Curves:
         slope_BNP[..., q] = f_BN
         slope_BNP[..., q + 1] = f_BN * lean_BN + scale_BN * bowl_by_k(x_BN, k)
         return f_BN, slope_BNP
+
+    def objective(self, x_BP: np.ndarray, loss_N: np.ndarray, remove_MN: np.ndarray) -> np.ndarray:
+        """Squares of whitened residuals and of prior residuals, (B,)."""
+        rest_BM = (loss_N - self.evaluate(x_BP)[0]) @ remove_MN.T
+        prior_BP = (x_BP - self.prior_mean_P) @ self.prior_PP.T
+        return (rest_BM**2).sum(axis=1) + (prior_BP**2).sum(axis=1)
 
 
 def remover(runs: GroupedRuns, covariance_NN: np.ndarray) -> np.ndarray:

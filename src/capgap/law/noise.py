@@ -96,8 +96,8 @@ def components_of(
             order, stated = (np.log(variance) / 2, 1 / np.sqrt(2 * df)), True
     kept, includes = {"order": order_index}, {}
     prior = dict(PRIORS)
-    for name, fields in COARSEST_LAST.items():
-        index = runs.index(*fields)
+    for name in COARSEST_LAST:
+        index = draws_of(runs, name)
         if index.max() == 0 or (name == "block" and np.array_equal(index, runs.group_N)):
             continue  # every run shares it, or the level of its group takes it
         same = next((n for n, other in kept.items() if np.array_equal(other, index)), None)
@@ -116,6 +116,11 @@ def components_of(
         names.append("scatter")
     del kept["order"]
     return Components((*names, "misfit"), kept, weight_N, order, prior, includes, stated)
+
+
+def draws_of(runs: GroupedRuns, name: str) -> np.ndarray:
+    """Which draw of a component every run has, as an index."""
+    return runs.index(*COARSEST_LAST[name])
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def parts_at(
     return np.array(found)
 
 
-def _marginal(parts: Components, near: Linearised, phi_RJ: np.ndarray):
+def marginal(parts: Components, near: Linearised, phi_RJ: np.ndarray):
     """Of every noise: log posterior (R,), correction of the parameters (R, P), its covariance."""
     variance_RJ = parts.variances(phi_RJ)
     part_JCC = near.contrast_CN @ near.part_JNN @ near.contrast_CN.T
@@ -191,7 +196,7 @@ def mode(parts: Components, near: Linearised, start_J: np.ndarray) -> np.ndarray
     step = h * np.vstack([np.zeros(len(start_J)), np.eye(len(start_J))])
 
     def objective(phi_J: np.ndarray) -> tuple[float, np.ndarray]:
-        value_R = -_marginal(parts, near, phi_J + step)[0]
+        value_R = -marginal(parts, near, phi_J + step)[0]
         return value_R[0], (value_R[1:] - value_R[0]) / h
 
     found = optimize.minimize(
@@ -212,7 +217,7 @@ def draw_noise(parts: Components, near: Linearised, mode_J: np.ndarray) -> Noise
     row, column = np.triu_indices(j, 1)
     one = h * np.eye(j)
     offsets = np.vstack([np.zeros(j), one, -one, one[row] + one[column]])
-    value = _marginal(parts, near, mode_J + offsets)[0]
+    value = marginal(parts, near, mode_J + offsets)[0]
     centre, up, down, corner = np.split(value, [1, j + 1, 2 * j + 1])
     hessian = np.diag(up + down - 2 * centre)
     hessian[row, column] = hessian[column, row] = corner - up[row] - up[column] + centre
@@ -225,7 +230,7 @@ def draw_noise(parts: Components, near: Linearised, mode_J: np.ndarray) -> Noise
     unit_RJ = normal_RJ * scale_R1
     phi_RJ = np.clip(mode_J + unit_RJ @ spread_JJ.T, -8, 8)
     log_q_R = -(degrees + j) / 2 * np.log1p((unit_RJ**2).sum(axis=1) / degrees)
-    chunks = [_marginal(parts, near, phi_RJ[i : i + CHUNK]) for i in range(0, DRAWS, CHUNK)]
+    chunks = [marginal(parts, near, phi_RJ[i : i + CHUNK]) for i in range(0, DRAWS, CHUNK)]
     log_posterior_R, step_RP, covariance_RPP = (np.concatenate(c) for c in zip(*chunks, strict=True))
     log_w_R = log_posterior_R - log_q_R
     weight_R = np.exp(log_w_R - log_w_R.max())

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import stats
 
 from capgap.law.huber import TRIES, Fitted, fit_huber, logadd
-from capgap.law.records import StartExplains
+from capgap.law.law_record import StartExplains
 
 NAMES = ("gamma", "delta", "E", "Dc", "beta", "Nc", "alpha")
 SIGNED = ("gamma", "delta")

@@ -10,7 +10,7 @@ import pandas as pd
 from capgap.config.run_grid import NONE, RANDOM
 from capgap.law import busbridge, pruning_null
 from capgap.law.huber import TRIES, Fitted
-from capgap.law.records import RivalFit
+from capgap.law.law_record import RivalFit
 
 Predict = Callable[[pd.DataFrame], np.ndarray]  # cells -> log loss of each
 

@@ -6,9 +6,8 @@ out, at every budget. The teacher nearest to its answer (in log size, among thos
 up: its regret is its observed mean loss above the best observed one. The observed best is the
 lowest of noisy means, so regrets are a little too large, alike for every law.
 
-  line          T* = a + b S over the optima of the same budget (two or more inside the grid left)
+  power_law     T* of the joint law (joint_law.py)
   ratio         T* = r S, r the geometric mean of T*/S over the interior optima of the same budget
-  surface       T*(S, D) of the joint surface (surface.py)
   busbridge     lowest loss predicted by the distillation scaling law (busbridge.py)
   p2            lowest loss predicted by the P2 law, blind to the teacher (pruning_null.py)
   least_damage  the start with the lowest loss before training
@@ -32,14 +31,14 @@ import numpy as np
 import pandas as pd
 
 from capgap.config import Law
-from capgap.law.cells import Noise
-from capgap.law.line import fit_line
-from capgap.law.optimum import Located, interval_of
-from capgap.law.records import Interval, Pick, Score
+from capgap.law.claims import interval
+from capgap.law.grouped_runs import GroupedRuns
+from capgap.law.joint_law import fit_joint
+from capgap.law.law_record import Interval, Pick, Score
 from capgap.law.rivals import fit_busbridge, fit_p2, spent_flops
-from capgap.law.surface import fit_surface
+from capgap.law.single_optima import Located
 
-LEARNED = ("line", "ratio", "surface", "busbridge", "p2")
+LEARNED = ("power_law", "ratio", "busbridge", "p2")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
 QUICK = 2  # starts of L-BFGS in a refit without one student
 
@@ -73,16 +72,15 @@ class Answers:
 
 
 def score_laws(
-    cells: pd.DataFrame, located: dict[int, list[Located]], noise: Noise | None, settings: Law
+    cells: pd.DataFrame, runs: GroupedRuns, located: list[Located], settings: Law
 ) -> list[Score]:
     """Scores of all laws and rules, in the order of LEARNED and RULES; `cells` by `cell_table`."""
-    cases = _cases(cells, located, settings.confidence)
+    cases = _cases(cells, located)
     scores = []
     refits: dict[tuple[Callable, float], tuple] = {}  # a student is left out once, not per budget
     answerers: dict[str, Callable] = {
-        "line": lambda case: _line(case, located, settings),
+        "power_law": lambda case: _power_law(case, runs, refits, settings),
         "ratio": lambda case: _ratio(case, located),
-        "surface": lambda case: _surface(case, located, noise, settings),
         "busbridge": lambda case: _by_loss(case, cells, fit_busbridge, refits),
         "p2": lambda case: _by_loss(case, cells, fit_p2, refits),
         "least_damage": _least_damage,
@@ -132,80 +130,62 @@ def _reach(value: float, limit: float | None, own: float, own_limit: float | Non
     return float(np.hypot(np.log(limit / value), width))
 
 
-def _cases(cells: pd.DataFrame, located: dict[int, list[Located]], confidence: float) -> list[Case]:
+def _cases(cells: pd.DataFrame, located: list[Located]) -> list[Case]:
     cases = []
-    for tokens, places in sorted(located.items()):
-        for place in places:
-            own = cells[(cells["student"] == place.cells.student) & (cells["tokens"] == tokens)]
-            main = own[own["arm"] == "main"]
-            teachers = main.groupby("teacher", as_index=False).first()
-            teachers["loss"] = teachers["teacher"].map(
-                dict(zip(place.cells.teachers, place.cells.mean_K, strict=True))
+    for place in located:
+        own = cells[(cells["student"] == place.student) & (cells["tokens"] == place.tokens)]
+        main = own[own["arm"] == "main"]
+        teachers = main.groupby("teacher", as_index=False).first()
+        teachers["loss"] = main.groupby("teacher")["loss"].mean().to_numpy()
+        teachers = teachers.sort_values(["teacher_params", "teacher"], ignore_index=True)
+        if len(teachers) < 2:
+            continue
+        alone = own[(own["arm"] == "no_teacher") & (own["init"] == teachers["init"].iloc[0])]
+        inside = place.status == "interior" and place.log_star is not None
+        star = place.log_star.apply(np.exp) if inside else None
+        cases.append(
+            Case(
+                student=place.student,
+                size=place.size,
+                tokens=round(place.tokens),
+                teachers=teachers,
+                no_teacher=float(alone["loss"].iloc[0]) if len(alone) else None,
+                star=None if star is None else star.value,
+                own_interval=None if star is None else interval(star),
             )
-            teachers = teachers.sort_values(["teacher_params", "teacher"], ignore_index=True)
-            if len(teachers) < 2:
-                continue
-            alone = own[(own["arm"] == "no_teacher") & (own["init"] == teachers["init"].iloc[0])]
-            cases.append(
-                Case(
-                    student=place.cells.student,
-                    size=place.cells.student_params,
-                    tokens=tokens,
-                    teachers=teachers,
-                    no_teacher=float(alone["loss"].iloc[0]) if len(alone) else None,
-                    star=place.star,
-                    own_interval=interval_of(place, confidence),
-                )
-            )
+        )
     return cases
 
 
-def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -> list[Located]:
-    """What is known of the other student sizes, at one budget or at all."""
-    return [
-        place
-        for budget, places in located.items()
-        if tokens in (None, budget)
-        for place in places
-        if not case.holds(place.cells.student, place.cells.student_params)
+def _power_law(case: Case, runs: GroupedRuns, refits: dict, settings: Law):
+    key = (fit_joint, case.size)
+    if key not in refits:
+        pairs = zip(runs.student_N, runs.size_N, strict=True)
+        others = runs.select(np.array([not case.holds(name, size) for name, size in pairs]))
+        refits[key] = None
+        sizes = [len(set(others.teacher_size_N[others.group_N == g])) for g in set(others.group_N)]
+        free = len(others.loss_N) - len(sizes) - 4
+        if len(set(others.size_N.tolist())) >= 2 and max(sizes) >= 3 and free >= 1:
+            refits[key] = fit_joint(others, settings.noise_sd)
+    law = refits[key]
+    star = None if law is None else law.star(case.size, case.tokens, settings.confidence)
+    if star is None:
+        return "the students that are left do not determine the law"
+    return star.value, interval(star)
+
+
+def _ratio(case: Case, located: list[Located]):
+    inside = [
+        place.log_star.value - np.log(place.size)
+        for place in located
+        if round(place.tokens) == case.tokens
+        and place.status == "interior"
+        and place.log_star is not None
+        and not case.holds(place.student, place.size)
     ]
-
-
-def _line(case: Case, located, settings: Law):
-    others = _others(case, located, case.tokens)
-    inside = [p for p in others if p.status == "interior"]
-    size_I = np.array([p.cells.student_params for p in inside])
-    if len(np.unique(size_I)) < 2:
-        return f"{len(inside)} interior optima are left, and a line needs two"
-    fitted = fit_line(others, settings.confidence)
-    if fitted is not None:
-        star = fitted.predict(case.size)
-        return star.value, star
-    slope, intercept = np.polyfit(size_I, [p.star for p in inside], 1)
-    return intercept + slope * case.size, None
-
-
-def _ratio(case: Case, located):
-    inside = [p for p in _others(case, located, case.tokens) if p.status == "interior"]
     if not inside:
         return "no interior optimum is left"
-    logs = [np.log(p.star / p.cells.student_params) for p in inside]
-    return float(case.size * np.exp(np.mean(logs))), None
-
-
-def _surface(case: Case, located, noise: Noise | None, settings: Law):
-    cells = [place.cells for place in _others(case, located, None)]
-    surface = fit_surface(
-        cells, noise, min(settings.resamples, 500), settings.confidence, settings.seed
-    )
-    if surface is None or surface.status != "fitted":
-        return "no surface" if surface is None else f"surface {surface.status}"
-    ratio = surface.ratio(case.size, case.tokens, settings.confidence)
-    if ratio is None:
-        return "the surface has no minimum there"
-    scaled = {k: None if v is None else v * case.size for k, v in ratio.model_dump().items()}
-    has_interval = surface.term_RP is not None
-    return scaled["value"], Interval(**scaled) if has_interval else None
+    return float(case.size * np.exp(np.mean(inside))), None
 
 
 def _own(case: Case, cells: pd.DataFrame) -> np.ndarray:
@@ -287,7 +267,7 @@ def _pilot(law: str, case: Case, cells: pd.DataFrame) -> float:
         return 0.0
     use_N = ~_own(case, cells)
     use_N &= cells["arm"].to_numpy() == "main"
-    if law in ("line", "ratio"):  # one budget: nothing is shared with others
+    if law == "ratio":  # one budget: nothing is shared with others
         cells = cells.assign(own_share=1.0)
         use_N &= cells["tokens"].to_numpy() == case.tokens
     return spent_flops(cells[use_N])

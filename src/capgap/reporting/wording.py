@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.claims import excludes, grows
-from capgap.law.records import (
+from capgap.law.law_record import (
     FinalRecord,
     Interval,
     LawRecord,

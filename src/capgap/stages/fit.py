@@ -11,7 +11,7 @@ from pathlib import Path
 
 from capgap.config import Law
 from capgap.law.claims import sentence
-from capgap.law.records import LawRecord
+from capgap.law.law_record import LawRecord
 from capgap.law.study import law_record
 from capgap.law.table import read_runs
 from capgap.law.words import about
