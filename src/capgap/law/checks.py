@@ -22,7 +22,7 @@ from capgap.errors import CapgapError
 from capgap.law.grouped_runs import SIZES, group_runs
 from capgap.law.joint_law import JointLaw, fit_joint, linearise
 from capgap.law.noise import draws_of
-from capgap.law.law_record import Misfit, SizeCount, TeacherEffect
+from capgap.law.law_record import Interval, Misfit, SizeCount, TeacherEffect
 from capgap.law.table import main_arm
 from capgap.law.words import listed
 
@@ -30,7 +30,7 @@ OUTLIER = 6.0  # studentized residual that stops the fit
 SUSPECT = 2.5  # that is worth a fit without the run
 SUSPECTS = 3  # runs tried
 RARE = 0.001  # chance, over all runs, at which a residual above OUTLIER is still allowed
-OFF_FAMILY = 2.5  # standard errors of a teacher's effect
+OFF_FAMILY = 0.9  # level at which a teacher's effect excludes 0
 MISFIT_LEVEL = 0.05
 
 
@@ -150,7 +150,11 @@ def misfit_of(law: JointLaw) -> Misfit:
 
 
 def teacher_effects(law: JointLaw) -> list[TeacherEffect]:
-    """Predicted effects (BLUP) of every teacher drawn, if teachers have a component of their own."""
+    """Effects of every teacher drawn, if teachers have a component of their own.
+
+    Best linear unbiased predictions with their prediction intervals (Henderson 1975): shrunk toward
+    0, so that no correction for the number of teachers is needed.
+    """
     index_N = law.components.index.get("teacher")
     if index_N is None:
         return []
@@ -159,19 +163,21 @@ def teacher_effects(law: JointLaw) -> list[TeacherEffect]:
     variance = law.component_variances["teacher"]
     own_NT = (index_N[:, None] == np.arange(index_N.max() + 1)).astype(float)
     effect_T = variance * own_NT.T @ p_NN @ residual_N
-    sd_T = variance * np.sqrt(np.einsum("nt,nm,mt->t", own_NT, p_NN, own_NT))
+    left_T = variance - variance**2 * np.einsum("nt,nm,mt->t", own_NT, p_NN, own_NT)
+    half_T = stats.norm.ppf((1 + OFF_FAMILY) / 2) * np.sqrt(np.maximum(left_T, 0))
     several = len(set(law.runs.teacher_draw_N)) > len(set(law.runs.teacher_N))
     found = []
     for t in range(own_NT.shape[1]):
         run = int(np.argmax(index_N == t))
         name = law.runs.teacher_draw_N if several else law.runs.teacher_N
+        value, half = float(effect_T[t]), float(half_T[t])
         found.append(
             TeacherEffect(
                 teacher=str(name[run]),
                 teacher_params_non_embedding=float(law.runs.teacher_size_N[run]),
-                effect_nats=float(effect_T[t]),
-                sd_nats=float(sd_T[t]),
-                off_family=bool(abs(effect_T[t]) > OFF_FAMILY * sd_T[t] > 0),
+                effect_nats=value,
+                effect=Interval(value=value, low=value - half, high=value + half),
+                off_family=abs(value) > half,
             )
         )
     return found

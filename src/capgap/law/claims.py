@@ -50,7 +50,7 @@ from scipy import stats
 
 from capgap.config import Law
 from capgap.law.joint_law import JointLaw, Limits
-from capgap.law.law_record import ArmEffects, Claim, Interval, Optimum, Overall
+from capgap.law.law_record import ArmEffects, Claim, Interval, Line, Optimum, Overall
 from capgap.law.words import about, budget, listed
 
 CLAIMS_JUDGED = 4  # of which any alone can contradict
@@ -107,6 +107,16 @@ def beyond(limits: Limits, low: float, high: float) -> bool:
     """Whether an interval lies wholly below or above two values."""
     below = limits.high is not None and limits.high < low
     return below or (limits.low is not None and limits.low > high)
+
+
+def excludes(found: Interval | None, value: float) -> bool:
+    """Whether an interval, open where a limit is None, lies on one side of a value."""
+    return found is not None and beyond(Limits(found.value, found.low, found.high), value, value)
+
+
+def grows(line: Line) -> bool:
+    """Whether a fitted line's slope lies above 0 beyond doubt."""
+    return line.slope is not None and line.slope.low is not None and line.slope.low > 0
 
 
 def pooled_differences(law: JointLaw) -> tuple[float, np.ndarray, np.ndarray]:

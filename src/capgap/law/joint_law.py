@@ -29,6 +29,8 @@ SETTLED = 3e-3  # of a parameter; the noise need not be known better
 QUADRATIC = 0.2  # of the rise of the objective; a smaller shortfall is not worth a profile
 OPEN = 3.0  # of log T* or an exponent from the estimate; a side without an end before is open
 REGRET_DRAWS = 2048
+import os
+NARROWER = bool(os.environ.get('NARROWER'))
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,23 @@ class Solved:
 
 
 def interval_of(solved: Solved, weight_P: np.ndarray, low: float, high: float) -> Limits:
-    """A weighted sum of the parameters between offsets from the estimate, or by the profile."""
+    """A weighted sum of the parameters between offsets from the estimate, or by the profile.
+
+    The profile replaces an end if it is wider there; if it leaves a side open, the standard error
+    says nothing, and both ends are the profile's.
+    """
     value = float(weight_P @ solved.x_P)
-    return Limits(value, *(_end(solved, weight_P, value, offset) for offset in (low, high)))
+    ends = [_end(solved, weight_P, offset, narrower=NARROWER) for offset in (low, high)]
+    if None in ends:
+        ends = [
+            end if end is None else _end(solved, weight_P, offset, narrower=True)
+            for end, offset in zip(ends, (low, high), strict=True)
+        ]
+    return Limits(value, *(None if end is None else value + end for end in ends))
 
 
-def _end(solved: Solved, weight_P: np.ndarray, value: float, offset: float) -> float | None:
+def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) -> float | None:
+    """An end of an interval less the estimate."""
     covariance_P = solved.covariance_PP @ weight_P
     variance = float(weight_P @ covariance_P)
     rise, direction_P = offset**2 / variance, covariance_P / variance
@@ -87,16 +100,18 @@ def _end(solved: Solved, weight_P: np.ndarray, value: float, offset: float) -> f
         passed[distance] = found.x_P
         return found.objective - solved.objective - rise
 
-    inner = offset
-    at = gap(inner) if abs(inner) < OPEN else -np.inf
-    if at >= -QUADRATIC * rise:
-        return value + offset
+    inner = float(np.clip(offset, -OPEN, OPEN))
+    at = gap(inner)
+    if at > QUADRATIC * rise and narrower:
+        return float(optimize.brentq(gap, 0.0, inner, rtol=1e-2, xtol=1e-3))
+    if at >= -QUADRATIC * rise and inner == offset:
+        return offset
     while abs(inner) < OPEN:
         outer = float(np.sign(offset) * min(OPEN, abs(inner) * 1.6))
         if gap(outer) > 0:
-            return value + float(optimize.brentq(gap, inner, outer, rtol=1e-2, xtol=1e-3))
+            return float(optimize.brentq(gap, inner, outer, rtol=1e-2, xtol=1e-3))
         inner = outer
-    return None
+    return None if at < 0 or inner != offset else offset
 
 
 @dataclass(frozen=True)
@@ -244,22 +259,29 @@ class JointLaw:
         weight_R = np.exp(log_w_R)
         return x_RP, weight_R / weight_R.sum()
 
-    def excess(self, sizes_K: np.ndarray, size: float, tokens: float):
-        """Loss above the lowest point of a student's curve, nats: at the fit (K,), and draws (R, K).
+    def log_star_draws(self, size: float, tokens: float) -> np.ndarray:
+        """Draws of log T* of a student and budget, (R,)."""
+        weight_Q = self.axes.basis_3Q.T @ self.weights(size, tokens)
+        return np.log(size) + self.parameter_draws[0][:, : self.curves.q] @ weight_Q
 
-        Meaningful only if the runs determine T* there.
+    def excess(
+        self,
+        teacher_size_K: np.ndarray,
+        size: float,
+        tokens: float,
+        shift_R: np.ndarray | float = 0.0,
+        draws: bool = False,
+    ) -> np.ndarray:
+        """Loss above the lowest point of a student's curve, nats: at the fit (1, K), or draws (R, K).
+
+        shift_R: added to log T*. Meaningful only if the runs determine T* there.
         """
         weight_Q = self.axes.basis_3Q.T @ self.weights(size, tokens)
-        log_ratio_K = np.log(np.asarray(sizes_K, dtype=float) / size)
-        x_RP = self.parameter_draws[0]
-
-        def curve(x_RP: np.ndarray) -> np.ndarray:
-            star_R1 = (x_RP[:, : self.curves.q] @ weight_Q)[:, None]
-            log_c, k = x_RP[:, -2, None], x_RP[:, -1, None]
-            scale = np.exp(np.clip(log_c + k * (star_R1 - self.axes.middle), -60, 30))
-            return scale * bowl(log_ratio_K - star_R1, k)
-
-        return curve(self.x_P[None])[0], curve(x_RP)
+        x_RP = self.parameter_draws[0] if draws else self.x_P[None]
+        star_R1 = (x_RP[:, : self.curves.q] @ weight_Q + shift_R)[:, None]
+        log_c, k = x_RP[:, -2, None], x_RP[:, -1, None]
+        scale = np.exp(np.clip(log_c + k * (star_R1 - self.axes.middle), -60, 30))
+        return scale * bowl(np.log(np.asarray(teacher_size_K, dtype=float) / size) - star_R1, k)
 
 
 def mixture_quantile(mean_R: np.ndarray, sd_R: np.ndarray, weight_R: np.ndarray, p: float) -> float:

@@ -53,8 +53,8 @@ class TeacherEffect(Record):
     teacher: str  # with the number of its draw if there are several
     teacher_params_non_embedding: float
     effect_nats: float
-    sd_nats: float  # of the effect's estimate if there were none
-    off_family: bool  # further than noise explains
+    effect: Interval  # 90 % prediction interval
+    off_family: bool  # whether that excludes 0
 
 
 class SizeCount(Record):
@@ -232,7 +232,8 @@ class LawRecord(Record):
     ratio_margin: float
     exponent_margin: float
     size: Literal["non_embedding", "total", "forward_flops"]  # what S and T count
-    status: Literal["fitted", "not_identifiable"]
+    noise_sd: float | None  # as stated in the settings, nats
+    status: Literal["fitted", "flat", "not_identifiable"]
     reason: str  # why not identifiable, or over what it was fitted
     exponents: Exponents
     ratio_at_25_tokens_per_param: Interval | None  # T*/S of the central student

@@ -98,6 +98,7 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
         ratio_margin=settings.ratio_margin,
         exponent_margin=settings.exponent_margin,
         size=settings.size,
+        noise_sd=settings.noise_sd,
         status=_fitted(law, settings),
         reason=_over(fit),
         exponents=exponents_of(law, settings),
@@ -362,7 +363,7 @@ def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
             sign = "-" if line.intercept.value < 0 else "+"
             text += (
                 f"; the line at {at} is T* = {line.slope.value:.3g} S {sign} "
-                f"{about(abs(line.intercept.value))}"
+                f"{about(round(abs(line.intercept.value)))}"
             )
     return text + "."
 

@@ -36,9 +36,8 @@ ARMS = {
     "random_init": "random start",
 }
 LAWS = {
-    "line": "the line T* = a + b S",
+    "power_law": "the joint law T* ~ S^a D^b",
     "ratio": "one ratio T*/S",
-    "surface": "the joint surface over S, T and tokens",
     "busbridge": "distillation scaling law (Busbridge et al.)",
     "p2": "P2 law of pruning damage, blind to the teacher",
     "least_damage": "the start that pruning damaged least",
