@@ -1,13 +1,9 @@
 """Small studies with a known law, as the tests of the law fit them."""
 
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 
 from capgap.config import Law
 from capgap.law.simulate import simulate_runs
-from capgap.law.table import read_runs
 
 STUDENTS = (60e3, 100e3, 160e3)
 FIVE = (60e3, 80e3, 100e3, 130e3, 160e3)
@@ -23,11 +19,3 @@ def simulate(seed=0, students=STUDENTS, ladder=LADDER, **world):
 
 def noise_free(**world):
     return simulate(**{"noise_sd": 0, "seed_sd": 0, **world})
-
-
-def pilot(name):
-    """Runs of a pilot study: 'family', 'larger' and 'v1024', or 'both' of the first two."""
-    folder = Path(__file__).parent / "law_pilots"
-    names = ("family", "larger") if name == "both" else (name,)
-    runs = pd.concat([read_runs(folder / f"{one}.csv") for one in names])
-    return runs.drop_duplicates(["student", "teacher", "tokens"], ignore_index=True)

@@ -4,9 +4,9 @@ import pytest
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.records import Choice
+from capgap.law.law_record import Choice
 from capgap.law.simulate import simulate_runs
-from capgap.law.study import law_record
+from capgap.law.regression import law_record
 from capgap.law.target import nearest_budget
 from capgap.stages.choose import main, neighbour_of, run
 

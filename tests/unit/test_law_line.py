@@ -5,7 +5,7 @@ import statsmodels.api as sm
 from law_worlds import LADDER, PAPER, QUICK, STUDENTS, simulate
 
 from capgap.law.line import FittedLine, hull
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.law.simulate import simulate_runs
 from capgap.law.study import fit_law, law_record, optima_of
 

@@ -5,7 +5,7 @@ from law_worlds import LADDER, QUICK, STUDENTS, noise_free, simulate
 
 from capgap.config import Law
 from capgap.law.cells import between_seeds, cells_of, pool
-from capgap.law.study import law_record
+from capgap.law.regression import law_record
 from capgap.law.unevenness import unevenness_of
 
 

@@ -4,7 +4,7 @@ from law_worlds import LADDER, QUICK, noise_free, simulate
 
 from capgap.config import Law
 from capgap.law.optimum import limits, minimum
-from capgap.law.study import law_record
+from capgap.law.regression import law_record
 
 
 @pytest.mark.parametrize("cells", [3, 4, 5, 7])

@@ -7,7 +7,7 @@ from law_worlds import LADDER, QUICK, simulate
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.study import law_record
+from capgap.law.regression import law_record
 from capgap.stages.fit import main, run
 
 

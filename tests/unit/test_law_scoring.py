@@ -3,17 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
-from law_worlds import pilot
+from pilots import pilot
 
 from capgap.config import Law
 from capgap.law import scores
 from capgap.law.means import cell_table, spent_flops
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.law.scores import scores_of
 from capgap.law.scoring import KINDS, LEARNED, RULES, leading, nearest, score_laws
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.simulate_causes import simulate_causes
-from capgap.law.study import law_record
+from capgap.law.regression import law_record
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = tuple(np.geomspace(75e3, 1.6e6, 5))

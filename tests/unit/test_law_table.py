@@ -7,8 +7,8 @@ from capgap.config import Law
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError
 from capgap.law.metric import METRICS
-from capgap.law.records import LawRecord
-from capgap.law.study import law_record
+from capgap.law.law_record import LawRecord
+from capgap.law.regression import law_record
 from capgap.law.table import family_monotone, read_runs, read_table
 from capgap.records.run_records import RunRow
 from capgap.stages.collect import to_csv

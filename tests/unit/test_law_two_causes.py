@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from law_worlds import pilot
+from pilots import pilot
 
 from capgap.config.run_grid import NONE
 from capgap.law.means import cell_table

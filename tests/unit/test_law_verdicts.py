@@ -9,7 +9,7 @@ from capgap.law.arms import effects_of
 from capgap.law.cells import cells_of, pool
 from capgap.law.claims import excludes, overall_of, sentence
 from capgap.law.ratios import describe_surface
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.law.shape import judge
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.study import fit_law, law_record, lines_of, optima_of

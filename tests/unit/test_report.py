@@ -20,7 +20,7 @@ from report_records import (
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.answer import recommend
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.law.study import fit_law
 from capgap.records.artifacts import differences
 from capgap.records.run_records import HarnessRecord

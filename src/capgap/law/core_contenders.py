@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from capgap.config import Law
-from capgap.law.cells import cells_of, pool
-from capgap.law.optimum import locate
-from capgap.law.records import Interval
+from capgap.law.grouped_runs import group_runs
+from capgap.law.joint_law import fit_joint
+from capgap.law.law_record import Interval
 from capgap.law.scoring import Case, Choose, Contender, nearest
-from capgap.law.surface import fit_surface
-from capgap.law.table import main_arm
-from capgap.law.unevenness import unevenness_of
-
-FEWER = 200  # resamples at most, for each thing left out
 
 
-def core_contenders(settings: Law) -> dict[str, Contender]:
-    """The laws of T*, by their names in `scoring.LEARNED`."""
-    resamples = min(settings.resamples, FEWER)
+def core_contenders(
+    cells: pd.DataFrame, own: Mapping[tuple[str, int], Interval], settings: Law
+) -> dict[str, Contender]:
+    """The laws of T*, by their names in `scoring.LEARNED`; arguments as `scoring.score_laws`."""
+    return {"power_law": _power_law(settings), "ratio": _ratio(cells, own)}
 
-    def power_law(runs: pd.DataFrame, _: pd.DataFrame) -> Choose | str:
-        cells = cells_of(main_arm(runs))
-        noise = pool(cells)
-        surface = fit_surface(cells, noise, resamples, settings.confidence, settings.seed)
-        if surface is None or surface.status != "fitted":
-            return "no surface" if surface is None else f"surface {surface.status}"
+
+def _power_law(settings: Law) -> Contender:
+    def contender(runs: pd.DataFrame, _: pd.DataFrame) -> Choose | str:
+        main = runs[runs["arm"] == "main"]
+        if main.empty:
+            return "nothing is left to fit to"
+        grouped = group_runs(main, settings.size)
+        groups = len(grouped.first_G)
+        pairs = np.unique(np.column_stack([grouped.group_N, grouped.teacher_size_N]), axis=0)
+        most = int(np.bincount(pairs[:, 0].astype(int)).max())
+        # one curve has a minimum only with three sizes; alpha, a, b, c are found beside the levels
+        if most < 3 or len(grouped.loss_N) - groups - 4 < 1:
+            return "the runs that are left do not determine the law"
+        law = fit_joint(grouped, settings.noise_sd)
 
         def choose(case: Case) -> tuple[int, Interval | None] | str:
-            ratio = surface.ratio(case.size, case.tokens, settings.confidence)
-            if ratio is None:
-                return "the surface has no minimum there"
-            star = {k: None if v is None else v * case.size for k, v in ratio.model_dump().items()}
-            interval = Interval(**star) if surface.term_RP is not None else None
-            return nearest(case.teachers, star["value"]), interval
+            star = law.star(case.size, case.tokens, settings.confidence)
+            if star is None:
+                return "the runs that are left do not determine T* there"
+            interval = Interval(value=star.value, low=star.low, high=star.high)
+            return nearest(case.teachers, star.value), interval
 
         return choose
 
-    def ratio(runs: pd.DataFrame, _: pd.DataFrame) -> Choose | str:
-        cells = cells_of(main_arm(runs))
-        noise, rng = pool(cells), np.random.default_rng(settings.seed)
-        uneven = unevenness_of(cells, noise)
-        places = [locate(c, noise, uneven, resamples, rng) for c in cells]
+    return contender
+
+
+def _ratio(cells: pd.DataFrame, own: Mapping[tuple[str, int], Interval]) -> Contender:
+    sizes = cells.groupby("student")["student_params"].mean()
+    tried = _teachers(cells)
+
+    def contender(_: pd.DataFrame, kept: pd.DataFrame) -> Choose | str:
         logs: dict[int, list[float]] = {}
-        for place in places:
-            if place.status == "interior":
-                log_ratio = float(np.log(place.star / place.cells.student_params))
-                logs.setdefault(place.cells.tokens, []).append(log_ratio)
-        if not logs:
-            return "no interior optimum is left"
+        for key, teachers in _teachers(kept).items():
+            if key in own and teachers == tried[key]:  # of which nothing is left out
+                logs.setdefault(key[1], []).append(float(np.log(own[key].value / sizes[key[0]])))
 
         def choose(case: Case) -> tuple[int, None] | str:
             if case.tokens not in logs:
@@ -58,4 +64,10 @@ def core_contenders(settings: Law) -> dict[str, Contender]:
 
         return choose
 
-    return {"power_law": power_law, "ratio": ratio}
+    return contender
+
+
+def _teachers(cells: pd.DataFrame) -> dict[tuple[str, int], set[str]]:
+    main = cells[cells["arm"] == "main"]
+    groups = main.groupby(["student", "tokens"])["teacher"]
+    return {(str(student), int(tokens)): set(names) for (student, tokens), names in groups}

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import pandas as pd
 
+from capgap.law.grouped_runs import SIZES
+
 DRAW = ["student", "init", "teacher", "tokens", "arm", "teacher_seed", "init_seed"]
 SOURCE = {
-    "student_params": "student_params_non_embedding",
-    "teacher_params": "teacher_params_non_embedding",
     "loss": "val_loss_nats_per_token",
     "teacher_loss": "teacher_val_loss_nats_per_token",
     "start_loss": "start_val_loss_nats_per_token",
-    "flops": "train_flops",
 }
 
 
-def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
+def cell_table(runs: pd.DataFrame, size: str = "non_embedding") -> pd.DataFrame:
     """Mean over seeds of every student, init, teacher, budget and draw of the latter two.
 
+    size: what student_params and teacher_params count, a key of `grouped_runs.SIZES`.
     Columns: those of DRAW, student_params, teacher_params, loss, flops (of one run), n (runs),
     own_share (of the tokens not taken over from the stable phase of a smaller budget), and
     teacher_loss, start_loss and teacher_family where the table has them. Rows of means count as their n runs.
     """
-    have = {new: old for new, old in SOURCE.items() if old in runs}
+    sizes = dict(zip(("student_params", "teacher_params"), SIZES[size], strict=True))
+    have = sizes | {new: old for new, old in SOURCE.items() if old in runs}
     runs = runs.assign(**{name: 0 for name in ("teacher_seed", "init_seed") if name not in runs})
     runs["own_share"] = 1 - _taken_over(runs) / runs["tokens"]
     weight = runs["n"].fillna(1) if "n" in runs else pd.Series(1.0, runs.index)
     totals = runs[DRAW].assign(n=weight)
-    for new, old in {**have, "own_share": "own_share"}.items():
+    student, teacher = (runs[name].astype(float) for name in SIZES["non_embedding"])
+    by_rule = runs["tokens"] * (6 * student + 2 * teacher.fillna(0))
+    runs["flops"] = runs["train_flops"].fillna(by_rule) if "train_flops" in runs else by_rule
+    have |= {"flops": "flops", "own_share": "own_share"}
+    for new, old in have.items():
         totals[new] = runs[old].astype(float) * weight
     cells = totals.groupby(DRAW, sort=True).sum(min_count=1).reset_index()
-    for new in (*have, "own_share"):
+    for new in have:
         cells[new] /= cells["n"]
-    by_rule = cells["tokens"] * (
-        6 * cells["student_params"] + 2 * cells["teacher_params"].fillna(0)
-    )
-    cells["flops"] = cells["flops"].fillna(by_rule) if "flops" in cells else by_rule
     if "teacher_family" in runs:
         family = runs.groupby("teacher")["teacher_family"].first()
         cells["teacher_family"] = cells["teacher"].map(family)

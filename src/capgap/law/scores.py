@@ -15,8 +15,8 @@ import pandas as pd
 from capgap.config import Law
 from capgap.config.run_grid import pruned_from
 from capgap.law.core_contenders import core_contenders
+from capgap.law.law_record import CausesOptimum, Interval, TwoCausesFit
 from capgap.law.metric import METRICS
-from capgap.law.records import CausesOptimum, Interval, TwoCausesFit
 from capgap.law.rivals.busbridge import fit_busbridge
 from capgap.law.rivals.loss_laws import LossLaw, absent
 from capgap.law.rivals.p2 import fit_p2
@@ -40,7 +40,7 @@ def scores_of(
     causes = fit_two_causes(cells, settings.confidence)
     rivals = {name: _rival(name, cells, settings) for name in RIVALS}
     laws = {
-        **core_contenders(settings),
+        **core_contenders(cells, own, settings),
         "two_causes": _causes_contender(causes),
         **{name: _rival_contender(name, law) for name, law in rivals.items()},
     }
@@ -111,7 +111,7 @@ def _by_causes(law: TwoCauses, case: Case) -> tuple[int, None] | str:
     teachers = case.teachers
     if teachers["teacher_loss"].isna().any():
         return "the table has no losses of some teachers"
-    pruned = teachers["init"].str.startswith(pruned_from("")).all()
+    pruned = pruned_main(teachers)
     return _lowest(
         law.above_level(
             case.size,
@@ -120,6 +120,12 @@ def _by_causes(law: TwoCauses, case: Case) -> tuple[int, None] | str:
             teachers["teacher_params"].to_numpy() if pruned else None,
         )
     )
+
+
+def pruned_main(cells: pd.DataFrame) -> bool:
+    """Whether all inits of the main arm were pruned from a teacher."""
+    main = cells[cells["arm"] == "main"] if "arm" in cells else cells
+    return bool(main["init"].str.startswith(pruned_from("")).all())
 
 
 def _lowest(loss_K: np.ndarray) -> tuple[int, None]:

@@ -38,8 +38,8 @@ from scipy import stats
 
 from capgap.config import Law
 from capgap.config.run_grid import pruned_from
+from capgap.law.law_record import Interval, LeftOut, Pick, Score
 from capgap.law.means import spent_flops
-from capgap.law.records import Interval, LeftOut, Pick, Score
 
 LAWS = ("power_law", "two_causes", "busbridge", "p2")  # what `recommend` can use
 LEARNED = (*LAWS, "ratio")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from capgap.law.records import StartExplains
+from capgap.law.law_record import StartExplains
 
 
 def start_test(cells: pd.DataFrame) -> StartExplains | None:

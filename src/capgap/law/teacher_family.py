@@ -19,7 +19,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import least_squares
 
 from capgap.config.run_grid import NONE
-from capgap.law.records import OffTeacher
+from capgap.law.law_record import OffTeacher
 
 LEAST = 5  # teachers for a curve of three constants
 SCALE = 0.01  # of soft L1, in the unit of the loss

@@ -49,7 +49,7 @@ from scipy.optimize import least_squares
 from scipy.stats import qmc
 
 from capgap.config.run_grid import NONE, pruned_from
-from capgap.law.records import Interval, TwoCausesFit
+from capgap.law.law_record import Interval, TwoCausesFit
 from capgap.law.table import UNSTATED
 
 # Prior means and standard deviations. On the pilot studies g was 0.25 to 0.5, c 0.08 to 0.15, q 0.8,
@@ -194,9 +194,8 @@ class TwoCauses:
     open_PP: np.ndarray  # columns: what the priors' standard deviations leave open, in parameters
     theta_KP: np.ndarray  # without each draw of a teacher in turn; K = 0 with fewer than three
     centre: tuple[float, float]  # mean log S and mean log D
-    level: (
-        pd.DataFrame
-    )  # of pruned, taught groups: log size, log tokens, value, one by draw left out
+    cells: _Cells
+    groups: pd.DataFrame  # log S and log D of pruned, taught groups, by number
     noise: float  # standard deviation of a cell about the law, nats
     confidence: float
     rest: pd.DataFrame  # cells with their residual z in units of the usual one
@@ -269,21 +268,24 @@ class TwoCauses:
         log D through those of the table, whose prediction error is in the interval.
         """
         sources = None if cut_from is None else np.array([cut_from])
-        value, half = self.interval(
-            lambda theta: self.above_level(
-                student, tokens, np.array([teacher_loss]), sources, theta
-            )
-        )
-        level, level_half = self._level(student, tokens)
-        both = np.hypot(half[0], level_half)
-        return _intervals(value + level, np.array([both]))[0]
 
-    def _level(self, student: float, tokens: float) -> tuple[float, float]:
-        rows = self.level
+        def predicted(theta_P: np.ndarray) -> np.ndarray:
+            above = self.above_level(student, tokens, np.array([teacher_loss]), sources, theta_P)
+            return above + self._level(student, tokens, theta_P)[0]
+
+        value, half = self.interval(predicted)
+        plane = self._level(student, tokens, self.theta_P)[1]
+        return _intervals(value, np.array([np.hypot(half[0], plane)]))[0]
+
+    def _level(self, student: float, tokens: float, theta_P: np.ndarray) -> tuple[float, float]:
+        """(level of pruned and taught students, half width of the plane's prediction), nats."""
+        rest_N = self.cells.loss_N - _above_level(theta_P, self.cells)
+        weight_N = self.cells.weight_N**2 / np.sqrt(1 + self.rest["z"].to_numpy() ** 2)
+        value_G = np.bincount(self.cells.group_N, weight_N * rest_N)
+        value_G = value_G / np.bincount(self.cells.group_N, weight_N)
+        here, value_G = self.groups.to_numpy(), value_G[self.groups.index]
         at = np.array([np.log(student), np.log(tokens)])
-        here = rows[["size", "tokens"]].to_numpy()
         same = (np.abs(here - at) < 0.01).all(axis=1)
-        value_G = rows["value"].to_numpy()
         if same.any():
             return float(value_G[same].mean()), 0.0
         use = np.ptp(here, axis=0) > 0.01
@@ -402,19 +404,16 @@ def fit_two_causes(
     rest = use[["student", "init", "teacher", "tokens"]].assign(z=rest_N / max(usual, NOISE_FLOOR))
     groups = use.assign(group=arrays.group_N).groupby("group").first()
     groups = groups[groups["kind"].eq("pruned") & groups["teacher"].ne(NONE)]
-    level = pd.DataFrame(
-        {
-            "size": np.log(groups["student_params"]),
-            "tokens": np.log(groups["tokens"]),
-            "value": x[p:][groups.index.to_numpy()],
-        }
+    places = pd.DataFrame(
+        {"size": np.log(groups["student_params"]), "tokens": np.log(groups["tokens"])}
     )
     fitted = TwoCauses(
         theta_P=x[:p],
         open_PP=_left_open(x[:p], arrays, noise),
         theta_KP=np.array(without).reshape(-1, p),
         centre=centre,
-        level=level,
+        cells=arrays,
+        groups=places,
         noise=noise,
         confidence=confidence,
         rest=rest,

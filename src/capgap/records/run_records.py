@@ -1,6 +1,6 @@
 """
 What the small result files contain: one class a file, one field a number, units in the names. Those
-of the law and of what follows from it are in capgap.law.records.
+of the law and of what follows from it are in capgap.law.law_record.
 
 Records are written as JSON with sorted keys, so that equal results are equal bytes.
 """

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from capgap.errors import CapgapError
-from capgap.law.records import FinalRecord, LawRecord
+from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.law.table import read_runs
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow

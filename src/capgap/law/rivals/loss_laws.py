@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from capgap.law.records import RivalFit
+from capgap.law.law_record import RivalFit
 from capgap.law.rivals.robust_fit import Fitted
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import Field
 
+from capgap.errors import CapgapError
 from capgap.records.run_records import Record
+
+SCHEMA_VERSION = 2  # of law.json
 
 
 class Interval(Record):
@@ -17,14 +22,66 @@ class Interval(Record):
     high: float | None
 
 
+class Exponents(Record):
+    """T* ~ S^a D^b; None if the runs do not determine it."""
+
+    by_size: Interval | None  # a: at equal tokens
+    by_tokens: Interval | None  # b: for one student
+    by_size_at_fixed_tokens_per_param: Interval | None  # a + b
+
+
+class NoiseComponent(Record):
+    """One part of the noise; what each is: capgap.law.noise."""
+
+    name: Literal["order", "block", "trunk", "init", "teacher", "scatter", "misfit"]
+    sd: Interval  # nats per token; of scatter: of log T*; of misfit: share of the excess
+    source: Literal["replicas", "residuals", "prior", "stated"]  # what it mostly rests on
+    includes: list[str]  # parts that this study cannot tell from it
+
+
+class Misfit(Record):
+    """Whether students differ from the common law and curve beyond noise."""
+
+    p: float | None  # F test; None without degrees of freedom
+    students: list[str]  # those that do so most, if p is small
+    reason: str
+
+
+class TeacherEffect(Record):
+    """How far a teacher's students lie from the curve of its size, nats per token; below 0 is better."""
+
+    teacher: str  # with the number of its draw if there are several
+    teacher_params_non_embedding: float
+    effect_nats: float
+    effect: Interval  # 90 % prediction interval
+    off_family: bool  # whether that excludes 0
+
+
+class SizeCount(Record):
+    """How well the law fits if sizes are counted in one way."""
+
+    size: Literal["non_embedding", "total", "forward_flops"]
+    rms_nats: float  # of every run predicted from all others
+
+
+class CurveForm(Record):
+    """Curve of the loss above its lowest point: c exp(k (u* - u0)) E_k(log T/S - u*)."""
+
+    curvature_nats: float  # c, at the central ratio
+    skew: float  # k
+    central_ratio: float  # T/S, exp(u0)
+    central_student_params: float  # geometric means of the groups
+    central_tokens: float
+
+
 class TeacherCell(Record):
-    """One teacher at one student size and budget, over its seeds."""
+    """One teacher (all its draws) at one student size and budget."""
 
     teacher: str
-    teacher_params_non_embedding: int
-    n_seeds: int
-    mean_loss_nats_per_token: float  # adjusted for the effect of seeds it lacks
-    loss_low: float | None  # interval of the mean, None where seeds do not allow one
+    teacher_params_non_embedding: float
+    n_runs: int
+    mean_loss_nats_per_token: float
+    loss_low: float | None  # interval of the mean by the noise of the study
     loss_high: float | None
     regret_nats: float  # above the best teacher of the same student and budget
 
@@ -36,27 +93,20 @@ class Optimum(Record):
     student_params_non_embedding: float  # mean over its runs
     tokens: int
     status: Literal["interior", "lower_bound", "upper_bound", "not_identifiable"]
-    # interior: an optimum inside the grid. lower_bound: the largest teacher is best, so the
-    # optimum lies above the second largest. upper_bound: the smallest is best, so it lies below
-    # the second smallest. not_identifiable: fewer than three teacher sizes.
+    # by the lowest mean. interior: inside the ladder. lower_bound: the largest teacher is best.
+    # upper_bound: the smallest is best. not_identifiable: fewer than three teacher sizes.
     reason: str
-    teacher_params: Interval | None  # T*, only where interior; interval by resampling runs
-    ratio: Interval | None  # T* / S, only where interior
-    interior_share: float | None  # share of resamples with an interior optimum; None with one seed
+    teacher_params: Interval | None  # T* by the joint law; a side without a limit is None
+    ratio: Interval | None  # T* / S by the joint law
+    place: Literal["inside", "below", "above", "open", "not_identifiable"]
+    # of the joint law's T*: inside the ladder, or its interval wholly below the smallest or above
+    # the largest teacher; open: neither
+    own_teacher_params: Interval | None  # T* by this group's curve alone
     best_teacher: str  # lowest mean loss among those tried
     within_tie: list[str]  # teachers within law.tie_nats of the best
     cells: list[TeacherCell]  # by teacher size
-    shape: Literal["interior", "saturating", "monotone", "flat", "not_identifiable"] = (
-        "not_identifiable"  # the verdict, which asks for significance; rules in capgap.law.shape
-    )
-    shape_reason: str = "not judged"
-
-
-class Influence(Record):
-    """What one student does to a line."""
-
-    student: str
-    slope_without: float
+    shape: Literal["interior", "saturating", "monotone", "flat", "not_identifiable"]
+    shape_reason: str
 
 
 class BandPoint(Record):
@@ -67,57 +117,20 @@ class BandPoint(Record):
 
 
 class Line(Record):
-    """T* = intercept + slope S over the optima of one token budget, those at an edge as bounds."""
+    """T* = intercept + slope S over separate optima, those at an edge as bounds."""
 
-    tokens: int
+    tokens: int | None  # None for a line at equal tokens per parameter
+    tokens_per_param: float | None
     status: Literal["fitted", "not_identifiable"]
     reason: str
-    slope: Interval | None  # t interval of the weighted regression
+    slope: Interval | None
     intercept: Interval | None
     ratio_through_origin: Interval | None  # T* = ratio S
-    slope_resampled: Interval | None  # over runs alone; right only if T* is exactly linear in S
-    r_squared: float | None
     n_students: int  # interior optima used
-    n_bounds: int = 0  # optima at an edge of the grid, used as bounds
+    n_bounds: int = 0  # optima at an edge of the ladder, used as bounds
     published_slope: float
-    published_slope_inside: bool | None  # whether the interval holds it
-    elasticity: Interval | None = None  # slope of log T* on log S; 1 is proportion
-    elasticity_resampled: Interval | None = None  # over runs alone
-    influence: list[Influence] = Field([])  # slope without each student in turn
     # over the students of the line, and half as far again on either side
     band: list[BandPoint] = Field([])
-
-
-class RatioAt(Record):
-    """T*/S of the joint surface at one student size and budget of the grid."""
-
-    student: str
-    student_params_non_embedding: float
-    tokens: int
-    tokens_per_param: float
-    ratio: Interval | None  # None where the surface has no minimum
-    inside_grid: bool  # whether T* lies between the teachers tried there
-    tie_low: float | None  # teacher sizes within tie_nats of the surface's best, parameters
-    tie_high: float | None
-
-
-class SurfaceFit(Record):
-    """The joint surface over (S, T, D); rules and formula in capgap.law.surface."""
-
-    status: Literal["fitted", "flat", "not_identifiable"]
-    reason: str
-    terms: dict[str, float]  # coefficients of the formula; k is 0 where it is absent
-    centre_student_params: float  # geometric means, about which the terms are taken
-    centre_tokens: float
-    centre_ratio: float  # of T/S
-    by_size: Interval | None  # elasticity of T* by S at fixed D
-    by_tokens: Interval | None  # elasticity of T* by D at fixed S
-    by_size_at_fixed_tokens_per_param: Interval | None
-    tokens_shape: Literal["constant", "rising", "falling", "saturating", "unknown"]
-    # how T*/S goes with D at fixed S; saturating: it moves, but not between the two largest budgets
-    ratios: list[RatioAt]  # by tokens per student parameter
-    rms_nats: float
-    error_sd_nats: float
 
 
 class RivalFit(Record):
@@ -238,15 +251,19 @@ class ArmEffects(Record):
 
 
 class Claim(Record):
-    """One claim of the law and what the runs say about it."""
+    """One claim about the law and what the runs say about it; rules in capgap.law.claims."""
 
-    name: Literal["interior", "proportional", "ratio", "all_budgets"]
+    name: Literal["interior", "grows", "proportional", "ratio", "tokens"]
     answer: Literal["yes", "no", "unknown"]
+    verdict: Literal["equal", "different", "not_told_apart", "shown", "not_shown"]
     reason: str
+    estimate: Interval | None = None
+    reference: float | None = None  # what the estimate is compared with
+    margin: float | None = None  # that counts as equal: of an exponent, or a share of a ratio
 
 
 class Overall(Record):
-    """The verdict on the law; rules in capgap.law.claims."""
+    """The verdict on the published law; rules in capgap.law.claims."""
 
     status: Literal["supported", "contradicted", "inconclusive"]
     reason: str
@@ -258,24 +275,33 @@ class Overall(Record):
 class LawRecord(Record):
     """`law.json`: what the regression found."""
 
+    schema_version: Literal[2] = 2
     n_runs: int
     # of the table; all fields in nats are on its scale, which capgap.law.metric explains
     metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"
     excluded: list[dict[str, str | int]] = Field([])  # runs left out by law.exclude
     confidence: float
-    resamples: int
     tie_nats: float
-    seed: int  # of the resampling
-    seed_sd_nats: float | None  # standard deviation between seeds of a cell, pooled
-    paired_sd_nats: float | None  # the same without what a seed does to all teachers alike
-    unevenness_sd_nats: float | None  # of a teacher about the smooth curve, beyond the seeds;
-    # 0 where seeds explain it, None with one seed or fewer than five teacher sizes
-    optima: list[Optimum]
-    lines: list[Line]  # one for each token budget
+    ratio_margin: float
+    exponent_margin: float
+    size: Literal["non_embedding", "total", "forward_flops"]  # what S and T count
+    noise_sd: float | None  # as stated in the settings, nats
+    status: Literal["fitted", "flat", "not_identifiable"]
+    reason: str  # why not identifiable, or over what it was fitted
+    exponents: Exponents
+    ratio_at_25_tokens_per_param: Interval | None  # T*/S of the central student
+    published_ratio_at_tokens_per_param: Interval | None  # at which T*/S is the published slope
+    curve: CurveForm | None
+    noise: list[NoiseComponent]
+    noise_df: float | None  # degrees of freedom of the noise between single runs of two teachers
+    misfit: Misfit | None
+    teacher_effects: list[TeacherEffect]  # if a component for teachers is fitted
+    sizes: list[SizeCount]  # of the counts whose columns are in the table
+    optima: list[Optimum]  # by budget and student size
+    lines: list[Line]  # one for each budget, or for each number of tokens per parameter
     family_monotone: bool | None  # teacher loss falls with teacher size over the whole family
     verdict: str  # one sentence
-    overall: Overall | None = None
-    surface: SurfaceFit | None = None  # None with fewer than three teacher sizes everywhere
+    overall: Overall
     rivals: list[RivalFit] = Field([])
     scores: list[Score] = Field([])
     two_causes: TwoCausesFit | None = None
@@ -284,6 +310,22 @@ class LawRecord(Record):
     leading_reason: str = "not scored"
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
     start_explains: StartExplains | None = None  # None without losses of the starts
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a record; CapgapError if an earlier version of capgap wrote it."""
+        path = Path(path)
+        try:
+            version = json.loads(path.read_text(encoding="utf-8")).get("schema_version", 1)
+        except (OSError, UnicodeDecodeError, ValueError, AttributeError):
+            version = SCHEMA_VERSION  # not a law record at all; reported below
+        if version != SCHEMA_VERSION:
+            raise CapgapError(
+                f"{path}: a law record of version {version}, and this is version {SCHEMA_VERSION}; "
+                "fit the law again: `capgap run` in the study, or `capgap law fit runs.csv --out "
+                f"{path.name}`"
+            )
+        return super().read(path)
 
 
 class RankedTeacher(Record):
@@ -314,7 +356,7 @@ class Recommendation(Record):
     tokens: int
     status: Literal["recommended", "abstains"]
     reason: str | None  # why the data cannot say; None where recommended
-    basis: Literal["line", "surface", "nearest_student"]
+    basis: Literal["power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"]
     basis_note: str
     law_tokens: int  # budget of the law that was used
     teacher_params_star: Interval | None  # T*; None where only a nearest student could be asked
@@ -337,7 +379,9 @@ class Choice(Record):
     student_params_non_embedding: int
     tokens: int  # budget of the final run
     law_tokens: int  # budget of the law that was used
-    basis: Literal["line", "surface", "nearest_student"]  # the last where no law could be fitted
+    basis: Literal[
+        "power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"
+    ]  # the last where no law could be fitted
     basis_note: str
     teacher_params_star: Interval | None  # T* at this student size and budget
     chosen: str
