@@ -171,7 +171,7 @@ def fit_line(places: list[Located], factor: float, confidence: float) -> FittedL
 
     factor: half width of a noise interval in standard errors.
     """
-    inside = [p for p in places if p.status == "interior" and p.log_star is not None]
+    inside = [p for p in places if p.status == "interior" and p.own is not None]
     student_I = np.array([place.size for place in inside])
     if len(np.unique(student_I)) < LEAST:
         return None
@@ -180,8 +180,8 @@ def fit_line(places: list[Located], factor: float, confidence: float) -> FittedL
     return FittedLine(
         unit=unit,
         student_I=student_I / unit,
-        star_I=np.exp([place.log_star.value for place in inside]) / unit,
-        error_I=np.array([place.error for place in inside]),
+        star_I=np.exp([place.own.log_star for place in inside]) / unit,
+        error_I=np.array([place.own.error for place in inside]),
         noise_factor=factor,
         bound_C=np.array([place.size for place in edges]) / unit,
         limit_C=np.array([place.bound for place in edges]) / unit,

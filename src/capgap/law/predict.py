@@ -52,9 +52,35 @@ class Prediction:
 
 
 def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Prediction:
-    """T* of a student (parameters without embeddings) at a budget (tokens)."""
+    """T* of a student (parameters without embeddings) at a budget (tokens).
+
+    If the table cannot say how T* moves with tokens, it is taken at the nearest budget.
+    """
     budgets = sorted({place.tokens for place in fit.located})
     near_tokens = min(budgets, key=lambda d: (abs(math.log(d / tokens)), -d))
+    for at in dict.fromkeys((tokens, near_tokens)):
+        found = _candidates(fit, student, at, confidence)
+        if found:
+            break
+    else:
+        return _nearest(fit, student, tokens, round(near_tokens), confidence)
+    basis, interval, note = min(found, key=lambda f: _log_width(f[1]))
+    if len(found) == 2:
+        other = next(f for f in found if f[0] != basis)
+        word = "line" if other[0] == "line" else "joint law"
+        note += f"; narrower than by the {word}, {about(other[1].value)} ({span(other[1])})"
+    if at != tokens:
+        note += (
+            f"; the student gets {budget(round(tokens))}, and these runs do not show how T* moves "
+            "with tokens"
+        )
+    return Prediction(basis, interval, interval.value, round(near_tokens), note, (student, at))
+
+
+def _candidates(
+    fit: Fit, student: float, tokens: float, confidence: float
+) -> list[tuple[str, Interval, str]]:
+    """Basis, T* and words of the joint law and of the line, as far as they give one."""
     found = []
     star = None if fit.joint is None else fit.joint.star(student, tokens, confidence)
     if star is not None:
@@ -66,14 +92,7 @@ def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Predi
             if interval.value > 0:
                 text = f"the line over {len(line.star_I)} optima at {budget(round(tokens))}"
                 found.append(("line", interval, _reach(fit, text, interval, student, tokens)))
-    if not found:
-        return _nearest(fit, student, tokens, round(near_tokens), confidence)
-    basis, interval, note = min(found, key=lambda f: _log_width(f[1]))
-    if len(found) == 2:
-        other = next(f for f in found if f[0] != basis)
-        word = "line" if other[0] == "line" else "joint law"
-        note += f"; narrower than by the {word}, {about(other[1].value)} ({span(other[1])})"
-    return Prediction(basis, interval, interval.value, round(near_tokens), note, (student, tokens))
+    return found
 
 
 def _log_width(interval: Interval) -> float:

@@ -267,7 +267,6 @@ def _optimum(place: Located, law: JointLaw | None, level: float, settings: Law) 
         "upper_bound": f"the smallest teacher, {best.teacher}, is the best of those tried",
         "not_identifiable": f"only {len(sizes)} teacher size(s); a minimum needs three",
     }
-    own = place.log_star
     return Optimum(
         student=place.student,
         student_params_non_embedding=place.size,
@@ -277,7 +276,7 @@ def _optimum(place: Located, law: JointLaw | None, level: float, settings: Law) 
         teacher_params=None if star is None else interval(star),
         ratio=None if star is None else interval(star.apply(lambda t: t / place.size)),
         place=_place(star, sizes),
-        own_teacher_params=None if own is None else interval(own.apply(np.exp)),
+        own_teacher_params=None if place.own is None else interval(place.own.limits),
         best_teacher=best.teacher,
         within_tie=within,
         cells=cells,

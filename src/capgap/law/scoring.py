@@ -141,8 +141,8 @@ def _cases(cells: pd.DataFrame, located: list[Located]) -> list[Case]:
         if len(teachers) < 2:
             continue
         alone = own[(own["arm"] == "no_teacher") & (own["init"] == teachers["init"].iloc[0])]
-        inside = place.status == "interior" and place.log_star is not None
-        star = place.log_star.apply(np.exp) if inside else None
+        inside = place.status == "interior" and place.own is not None
+        star = place.own.limits if inside else None
         cases.append(
             Case(
                 student=place.student,
@@ -176,11 +176,11 @@ def _power_law(case: Case, runs: GroupedRuns, refits: dict, settings: Law):
 
 def _ratio(case: Case, located: list[Located]):
     inside = [
-        place.log_star.value - np.log(place.size)
+        place.own.log_star - np.log(place.size)
         for place in located
         if round(place.tokens) == case.tokens
         and place.status == "interior"
-        and place.log_star is not None
+        and place.own is not None
         and not case.holds(place.student, place.size)
     ]
     if not inside:

@@ -13,7 +13,7 @@ pruned inits and teachers, as `capgap.law.noise` names them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,6 @@ class Design:
     budgets: Mapping[float, Sequence[float]]  # tokens by student size
     seeds: Sequence[int] = (0,)
     replicas: Sequence[int] = (0,)  # draws of every teacher, each with its own init
-    names: Mapping[float, str] = field(default_factory=dict)
 
 
 def shared_ladder(students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9):
@@ -117,7 +116,7 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                         noise += drawn("trunk", world.trunk_sd, s, t, replica, seed)
                         rows.append(
                             {
-                                "student": f"s{s:.0f}",
+                                "student": f"{s:.0f}",
                                 "init": pruned_from(f"t{t:.0f}"),
                                 "teacher": f"t{t:.0f}",
                                 "seed": seed,
@@ -136,6 +135,43 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                             }
                         )
     return pd.DataFrame(rows)
+def simulate_runs(
+    rng: np.random.Generator,
+    students: Sequence[float],
+    ladders: Sequence[Sequence[float]],
+    *,
+    seeds: int = 2,
+    tokens: int = 1_000_000,
+    slope: float = 2.5,
+    intercept: float = 0.0,
+    curvature: float = 0.25,
+    skew: float = 0.0,
+    noise_sd: float = 0.003,
+    seed_sd: float = 0.003,
+    unevenness_sd: float = 0.0,
+    scatter_sd: float = 0.0,
+) -> pd.DataFrame:
+    """Runs of each student with the teachers of its ladder at one budget, T* = slope S + intercept.
+
+    noise_sd, seed_sd, unevenness_sd: nats, of the order, of blocks, and of inits. scatter_sd: of
+    log T*.
+    """
+    world = World(
+        line(slope, intercept),
+        curvature=curvature,
+        skew=skew,
+        tilt=-skew,
+        order_sd=noise_sd,
+        block_sd=seed_sd,
+        init_sd=unevenness_sd,
+        star_scatter=scatter_sd,
+    )
+    design = Design(
+        dict(zip(students, ladders, strict=True)), {s: (tokens,) for s in students}, range(seeds)
+    )
+    return simulate(rng, world, design)
+
+
 def simulate_study(
     rng: np.random.Generator,
     students: Sequence[float],
