@@ -21,13 +21,13 @@ from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.grouped_runs import SIZES, group_runs
 from capgap.law.joint_law import JointLaw, fit_joint, linearise
-from capgap.law.law_record import Interval, Misfit, SizeCount, TeacherEffect
 from capgap.law.noise import draws_of
+from capgap.law.law_record import Interval, Misfit, SizeCount, TeacherEffect
 from capgap.law.table import main_arm
 from capgap.law.words import listed
 
 OUTLIER = 6.0  # studentized residual that stops the fit
-SUSPECT = 2.5  # that is worth a fit without the run
+SUSPECT = 0.75  # share of what an outlier's residual can be in a fit that contains it
 SUSPECTS = 3  # runs tried
 RARE = 0.001  # chance, over all runs, at which a residual above OUTLIER is still allowed
 OFF_FAMILY = 0.9  # level at which a teacher's effect excludes 0
@@ -61,7 +61,8 @@ def outlier_in(law: JointLaw, settings: Law) -> None:
     """Raise CapgapError, naming the run, if one lies further from the law than OUTLIER allows."""
     missed_N, sd_N = left_out_residuals(law)
     studentized_N = np.nan_to_num(np.abs(missed_N / sd_N))
-    limit = min(SUSPECT, 0.8 * np.sqrt(max(1, len(law.near.residual_C) - law.curves.p)))
+    df = max(1, len(law.near.residual_C) - law.curves.p)
+    limit = SUSPECT * OUTLIER * np.sqrt(df / (df - 1 + OUTLIER**2))
     suspects = [i for i in np.argsort(-studentized_N)[:SUSPECTS] if studentized_N[i] > limit]
     for run in suspects:
         keep_N = np.arange(len(law.runs.loss_N)) != run

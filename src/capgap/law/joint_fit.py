@@ -84,7 +84,7 @@ class Curves:
         prior_3 = np.array([axes.middle, 0.0, 0.0])
         weight_PP = np.zeros((self.p, self.p))
         weight_PP[:q, :q] = axes.basis_3Q.T @ np.diag(1 / np.square(COEFFICIENT_SD)) @ axes.basis_3Q
-        others = [LOG_C_PRIOR, K_PRIOR]
+        others = [log_c_prior, k_prior]
         weight_PP[range(q, self.p), range(q, self.p)] = [1 / sd**2 for _, sd in others]
         self.prior_PP = np.linalg.cholesky(weight_PP).T  # prior residuals are prior_PP @ (x - mean)
         self.prior_mean_P = np.concatenate([axes.basis_3Q.T @ prior_3, [m for m, _ in others]])

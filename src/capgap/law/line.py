@@ -56,9 +56,7 @@ def levels_of(located: list[Located]) -> list[Level]:
         return levels
     groups: list[list[Located]] = []
     for place in sorted(located, key=lambda p: (p.tokens / p.size, p.size)):
-        near = groups and np.log(
-            place.tokens / place.size * groups[-1][0].size / groups[-1][0].tokens
-        )
+        near = groups and np.log(place.tokens / place.size * groups[-1][0].size / groups[-1][0].tokens)
         if groups and near < SAME_TOKENS_PER_PARAM:
             groups[-1].append(place)
         else:
@@ -150,9 +148,7 @@ class FittedLine:
         for at in np.geomspace(known.min() / 1.5, known.max() * 1.5, BAND_POINTS):
             ends = (self.unit * v for v in self.estimate(self.line, [1.0, float(at)]))
             size = float(at * self.unit)
-            points.append(
-                BandPoint(student_params_non_embedding=size, teacher_params=_sizes(*ends))
-            )
+            points.append(BandPoint(student_params_non_embedding=size, teacher_params=_sizes(*ends)))
         return points
 
 
@@ -175,7 +171,7 @@ def fit_line(places: list[Located], factor: float, confidence: float) -> FittedL
 
     factor: half width of a noise interval in standard errors.
     """
-    inside = [p for p in places if p.status == "interior" and p.log_star is not None]
+    inside = [p for p in places if p.status == "interior" and p.own is not None]
     student_I = np.array([place.size for place in inside])
     if len(np.unique(student_I)) < LEAST:
         return None
@@ -184,8 +180,8 @@ def fit_line(places: list[Located], factor: float, confidence: float) -> FittedL
     return FittedLine(
         unit=unit,
         student_I=student_I / unit,
-        star_I=np.exp([place.log_star.value for place in inside]) / unit,
-        error_I=np.array([place.error for place in inside]),
+        star_I=np.exp([place.own.log_star for place in inside]) / unit,
+        error_I=np.array([place.own.error for place in inside]),
         noise_factor=factor,
         bound_C=np.array([place.size for place in edges]) / unit,
         limit_C=np.array([place.bound for place in edges]) / unit,

@@ -231,9 +231,7 @@ def draw_noise(parts: Components, near: Linearised, mode_J: np.ndarray) -> Noise
     phi_RJ = np.clip(mode_J + unit_RJ @ spread_JJ.T, -8, 8)
     log_q_R = -(degrees + j) / 2 * np.log1p((unit_RJ**2).sum(axis=1) / degrees)
     chunks = [marginal(parts, near, phi_RJ[i : i + CHUNK]) for i in range(0, DRAWS, CHUNK)]
-    log_posterior_R, step_RP, covariance_RPP = (
-        np.concatenate(c) for c in zip(*chunks, strict=True)
-    )
+    log_posterior_R, step_RP, covariance_RPP = (np.concatenate(c) for c in zip(*chunks, strict=True))
     log_w_R = log_posterior_R - log_q_R
     weight_R = np.exp(log_w_R - log_w_R.max())
     return NoiseDraws(phi_RJ, weight_R / weight_R.sum(), step_RP, covariance_RPP)

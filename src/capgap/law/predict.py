@@ -52,30 +52,47 @@ class Prediction:
 
 
 def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Prediction:
-    """T* of a student (parameters without embeddings) at a budget (tokens)."""
+    """T* of a student (parameters without embeddings) at a budget (tokens).
+
+    If the table cannot say how T* moves with tokens, it is taken at the nearest budget.
+    """
     budgets = sorted({place.tokens for place in fit.located})
     near_tokens = min(budgets, key=lambda d: (abs(math.log(d / tokens)), -d))
-    found = []
-    star = None if fit.joint is None else fit.joint.star(student, tokens, confidence)
-    if star is not None:
-        interval = Interval(value=star.value, low=star.low, high=star.high)
-        found.append(
-            ("power_law", interval, _reach(fit, "the joint law", interval, student, tokens))
-        )
-    for level, line in fit.lines:
-        if line is not None and level.tokens == tokens:
-            interval = line.predict(student)
-            if interval.value > 0:
-                text = f"the line over {len(line.star_I)} optima at {budget(round(tokens))}"
-                found.append(("line", interval, _reach(fit, text, interval, student, tokens)))
-    if not found:
+    for at in dict.fromkeys((tokens, near_tokens)):
+        found = _candidates(fit, student, at, confidence)
+        if found:
+            break
+    else:
         return _nearest(fit, student, tokens, round(near_tokens), confidence)
     basis, interval, note = min(found, key=lambda f: _log_width(f[1]))
     if len(found) == 2:
         other = next(f for f in found if f[0] != basis)
         word = "line" if other[0] == "line" else "joint law"
         note += f"; narrower than by the {word}, {about(other[1].value)} ({span(other[1])})"
-    return Prediction(basis, interval, interval.value, round(near_tokens), note, (student, tokens))
+    if at != tokens:
+        note += (
+            f"; the student gets {budget(round(tokens))}, and these runs do not show how T* moves "
+            "with tokens"
+        )
+    return Prediction(basis, interval, interval.value, round(near_tokens), note, (student, at))
+
+
+def _candidates(
+    fit: Fit, student: float, tokens: float, confidence: float
+) -> list[tuple[str, Interval, str]]:
+    """Basis, T* and words of the joint law and of the line, as far as they give one."""
+    found = []
+    star = None if fit.joint is None else fit.joint.star(student, tokens, confidence)
+    if star is not None:
+        interval = Interval(value=star.value, low=star.low, high=star.high)
+        found.append(("power_law", interval, _reach(fit, "the joint law", interval, student, tokens)))
+    for level, line in fit.lines:
+        if line is not None and level.tokens == tokens:
+            interval = line.predict(student)
+            if interval.value > 0:
+                text = f"the line over {len(line.star_I)} optima at {budget(round(tokens))}"
+                found.append(("line", interval, _reach(fit, text, interval, student, tokens)))
+    return found
 
 
 def _log_width(interval: Interval) -> float:
@@ -130,12 +147,7 @@ def _nearest(
 
 
 def regrets(
-    fit: Fit,
-    found: Prediction,
-    size_K: np.ndarray,
-    student: float,
-    tokens: float,
-    confidence: float,
+    fit: Fit, found: Prediction, size_K: np.ndarray, student: float, tokens: float, confidence: float
 ) -> list[Interval] | None:
     """Loss of every teacher above the best of those on offer, nats; None without a joint law."""
     excess = None if fit.joint is None else _excess(fit.joint, found, size_K, student, confidence)
@@ -144,7 +156,9 @@ def regrets(
     excess_K, excess_RK, weight_R = excess
     value_K = excess_K - excess_K.min()
     value_RK = excess_RK - excess_RK.min(axis=1, keepdims=True)
-    return [_around(value_K[k], value_RK[:, k], weight_R, confidence) for k in range(len(size_K))]
+    return [
+        _around(value_K[k], value_RK[:, k], weight_R, confidence) for k in range(len(size_K))
+    ]
 
 
 def _excess(
@@ -219,9 +233,7 @@ def student_for(fit: Fit, teacher: float, tokens: float, confidence: float) -> I
     The interval holds the students whose interval of T* contains the teacher (Fieller's inversion).
     """
     law = fit.joint
-    growth = (
-        None if law is None else (law.exponent(1, 0, confidence) or law.exponent(1, 1, confidence))
-    )
+    growth = None if law is None else (law.exponent(1, 0, confidence) or law.exponent(1, 1, confidence))
     if growth is None or growth.value <= 0 or law.star(1e3, tokens, confidence) is None:
         return None
     sizes = [place.size for place in fit.located]
@@ -321,7 +333,9 @@ def _loss(level: Interval, regret: Interval) -> Interval:
     )
 
 
-def _order(regret_K: list[Interval] | None, found: Prediction, size_K: np.ndarray) -> np.ndarray:
+def _order(
+    regret_K: list[Interval] | None, found: Prediction, size_K: np.ndarray
+) -> np.ndarray:
     """Teachers by predicted regret, or by their distance to T* in log size."""
     if regret_K is not None:
         away_K = np.array([regret.value for regret in regret_K])

@@ -266,7 +266,6 @@ def _optimum(place: Located, law: JointLaw | None, level: float, settings: Law) 
         "upper_bound": f"the smallest teacher, {best.teacher}, is the best of those tried",
         "not_identifiable": f"only {len(sizes)} teacher size(s); a minimum needs three",
     }
-    own = place.log_star
     return Optimum(
         student=place.student,
         student_params_non_embedding=place.size,
@@ -276,7 +275,7 @@ def _optimum(place: Located, law: JointLaw | None, level: float, settings: Law) 
         teacher_params=None if star is None else interval(star),
         ratio=None if star is None else interval(star.apply(lambda t: t / place.size)),
         place=_place(star, sizes),
-        own_teacher_params=None if own is None else interval(own.apply(np.exp)),
+        own_teacher_params=None if place.own is None else interval(place.own.limits),
         best_teacher=best.teacher,
         within_tie=within,
         cells=cells,
@@ -333,9 +332,9 @@ def _cells(place: Located, law: JointLaw | None, settings: Law) -> list[TeacherC
 def own_optima(fit: Fit) -> dict[tuple[str, int], Interval]:
     """T* that each student and budget shows alone, where it is interior."""
     return {
-        (place.student, round(place.tokens)): interval(place.log_star.apply(np.exp))
+        (place.student, round(place.tokens)): interval(place.own.limits)
         for place in fit.located
-        if place.status == "interior" and place.log_star is not None
+        if place.status == "interior" and place.own is not None
     }
 
 

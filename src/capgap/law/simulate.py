@@ -13,7 +13,7 @@ pruned inits and teachers, as `capgap.law.noise` names them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -42,9 +42,7 @@ class World:
     ceiling: float = np.inf  # nats above the optimum to which curves saturate
 
 
-def power(
-    a: float, b: float, centre: float = 50e3, at: tuple[float, float] = (17e3, 500e3)
-) -> Star:
+def power(a: float, b: float, centre: float = 50e3, at: tuple[float, float] = (17e3, 500e3)) -> Star:
     """T* = centre (S / at[0])^a (D / at[1])^b."""
     return lambda s, d: centre * (s / at[0]) ** a * (d / at[1]) ** b
 
@@ -72,19 +70,15 @@ class Design:
     budgets: Mapping[float, Sequence[float]]  # tokens by student size
     seeds: Sequence[int] = (0,)
     replicas: Sequence[int] = (0,)  # draws of every teacher, each with its own init
-    names: Mapping[float, str] = field(default_factory=dict)
 
 
-def shared_ladder(
-    students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9
-):
+def shared_ladder(students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9):
     """By student, the neighbours in one ladder that are centred on some ratio of its size."""
     sizes = np.sort(np.asarray(ladder, dtype=float))
     found = {}
     for s in students:
         from_centre = [
-            abs(np.log(sizes[i : i + teachers] / (ratio * s)).mean())
-            for i in range(len(sizes) - teachers + 1)
+            abs(np.log(sizes[i : i + teachers] / (ratio * s)).mean()) for i in range(len(sizes) - teachers + 1)
         ]
         first = int(np.argmin(from_centre))
         found[s] = tuple(sizes[first : first + teachers])
@@ -122,7 +116,7 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                         noise += drawn("trunk", world.trunk_sd, s, t, replica, seed)
                         rows.append(
                             {
-                                "student": f"s{s:.0f}",
+                                "student": f"{s:.0f}",
                                 "init": pruned_from(f"t{t:.0f}"),
                                 "teacher": f"t{t:.0f}",
                                 "seed": seed,
@@ -141,6 +135,41 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                             }
                         )
     return pd.DataFrame(rows)
+def simulate_runs(
+    rng: np.random.Generator,
+    students: Sequence[float],
+    ladders: Sequence[Sequence[float]],
+    *,
+    seeds: int = 2,
+    tokens: int = 1_000_000,
+    slope: float = 2.5,
+    intercept: float = 0.0,
+    curvature: float = 0.25,
+    skew: float = 0.0,
+    noise_sd: float = 0.003,
+    seed_sd: float = 0.003,
+    unevenness_sd: float = 0.0,
+    scatter_sd: float = 0.0,
+) -> pd.DataFrame:
+    """Runs of each student with the teachers of its ladder at one budget, T* = slope S + intercept.
+
+    noise_sd, seed_sd, unevenness_sd: nats, of the order, of blocks, and of inits. scatter_sd: of
+    log T*.
+    """
+    world = World(
+        line(slope, intercept),
+        curvature=curvature,
+        skew=skew,
+        tilt=-skew,
+        order_sd=noise_sd,
+        block_sd=seed_sd,
+        init_sd=unevenness_sd,
+        star_scatter=scatter_sd,
+    )
+    design = Design(
+        dict(zip(students, ladders, strict=True)), {s: (tokens,) for s in students}, range(seeds)
+    )
+    return simulate(rng, world, design)
 
 
 def simulate_study(

@@ -28,6 +28,7 @@ Shapes: U teacher sizes, N runs of the group.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -57,6 +58,32 @@ class Means:
 
 
 @dataclass(frozen=True)
+class OwnCurve:
+    """The curve of one group, with T* free."""
+
+    solved: Solved
+    log_size: float  # of the student
+    ends: tuple[float, float]  # of an interval, in standard errors
+
+    @property
+    def log_star(self) -> float:
+        """log T*."""
+        return self.log_size + float(self.solved.x_P[0])
+
+    @property
+    def error(self) -> float:
+        """Standard error of log T*."""
+        return float(np.sqrt(self.solved.covariance_PP[0, 0]))
+
+    @cached_property
+    def limits(self) -> Limits:
+        """T* in parameters with its interval."""
+        first = np.array([1.0, 0.0, 0.0])
+        found = interval_of(self.solved, first, *(self.error * end for end in self.ends))
+        return found.apply(lambda u: np.exp(self.log_size + u))
+
+
+@dataclass(frozen=True)
 class Located:
     """Where the optimum of one group lies."""
 
@@ -66,8 +93,7 @@ class Located:
     runs: GroupedRuns
     means: Means | None  # None without a noise estimate
     status: Status
-    log_star: Limits | None  # of its own curve; None with fewer than three teacher sizes
-    error: float | None  # standard error of log T*
+    own: OwnCurve | None  # None without a noise estimate or with fewer than three teacher sizes
     bound: float | None  # parameters; of an edge status, the neighbour of the best teacher
 
 
@@ -80,12 +106,12 @@ def locate(runs: GroupedRuns, group: int, law: JointLaw | None, confidence: floa
     weight_UN = weight_UN / weight_UN.sum(axis=1, keepdims=True)
     mean_U = weight_UN @ own.loss_N
     status, bound = _status(size_U, mean_U)
-    means = log_star = error = None
+    means = curve = None
     if law is not None:
         noise_NN = law.run_noise_NN[np.ix_(own_N, own_N)]
         means = Means(size_U, mean_U, weight_UN @ noise_NN @ weight_UN.T, law.noise_df)
     if law is not None and len(size_U) >= 3:
-        log_star, error = _own_curve(own, own_N, law, confidence)
+        curve = _own_curve(own, own_N, law, confidence)
     return Located(
         student=str(own.student_N[0]),
         size=float(own.size_N[0]),
@@ -93,8 +119,7 @@ def locate(runs: GroupedRuns, group: int, law: JointLaw | None, confidence: floa
         runs=own,
         means=means,
         status=status,
-        log_star=log_star,
-        error=error,
+        own=curve,
         bound=bound,
     )
 
@@ -112,8 +137,8 @@ def _status(size_U: np.ndarray, mean_U: np.ndarray) -> tuple[Status, float | Non
 
 def _own_curve(
     own: GroupedRuns, own_N: np.ndarray, law: JointLaw, confidence: float
-) -> tuple[Limits, float]:
-    """log T* of one group with its interval, and its standard error."""
+) -> OwnCurve:
+    """The curve of one group at the noise of the study."""
     weight_3 = law.weights(own.size_N[0], own.tokens_N[0])
     log_ratio = float(weight_3 @ law.axes.basis_3Q @ law.x_P[: law.curves.q])
     log_c, k = law.x_P[-2:]
@@ -132,19 +157,13 @@ def _own_curve(
     slope_MP = remove_MN @ curves.evaluate(found.x_P[None])[1][0]
     covariance_PP = np.linalg.inv(slope_MP.T @ slope_MP + curves.prior_PP.T @ curves.prior_PP)
     solved = Solved(curves, own.loss_N, remove_MN, found.x_P, found.objective, covariance_PP)
-    error = float(np.sqrt(covariance_PP[0, 0]))
-    ends = law.multipliers(weight_3, confidence)
-    limits = interval_of(solved, np.array([1.0, 0.0, 0.0]), *(error * end for end in ends))
-    return limits.apply(lambda u: u + np.log(own.size_N[0])), error
+    return OwnCurve(solved, float(np.log(own.size_N[0])), law.multipliers(weight_3, confidence))
 
 
 def shape_of(located: Located, level: float, tie_nats: float) -> tuple[Shape, str]:
     """The shape of a group's curve and why; level: of the tests, with the number of curves allowed for."""
     if located.means is None:
-        return (
-            "not_identifiable",
-            "the noise of the runs is not known; add seeds, or state noise_sd",
-        )
+        return "not_identifiable", "the noise of the runs is not known; add seeds, or state noise_sd"
     return judge(located.means, level, tie_nats)
 
 
