@@ -12,7 +12,7 @@ from capgap.law.rivals.busbridge import (
 )
 from capgap.law.rivals.p2 import fit_p2
 from capgap.law.rivals.robust_fit import fit_logs, jacobian, logadd, softplus
-from capgap.law.simulate import simulate_runs, simulate_study
+from capgap.law.simulate import simulate_study
 from capgap.law.start_test import start_test
 
 STUDENTS = (60e3, 100e3, 160e3)
@@ -132,7 +132,8 @@ def test_a_small_study_frees_few_constants_and_names_those_it_holds():
 
 
 def test_without_teacher_losses_the_rivals_are_not_available():
-    cells = cell_table(simulate_runs(np.random.default_rng(0), STUDENTS, [LADDER] * 3))
+    runs = simulate_study(np.random.default_rng(0), STUDENTS, LADDER, arms=())
+    cells = cell_table(runs).drop(columns="teacher_loss")
     assert {fit(cells).record.status for fit in (fit_busbridge, fit_p2)} == {"not_available"}
 
 

@@ -5,10 +5,11 @@ import pytest
 from pilots import pilot
 
 from capgap.config.run_grid import NONE
+from capgap.law.causes_fit import fit_two_causes
+from capgap.law.causes_form import NAMES, damage
 from capgap.law.means import cell_table
 from capgap.law.simulate_causes import PILOT, family_loss, simulate_causes
 from capgap.law.teacher_family import family_of
-from capgap.law.two_causes import NAMES, damage, fit_two_causes
 
 CENTRE = (13e3, 5e5)  # of `simulate_causes`
 LADDER = np.array([41e3, 78e3, 145e3, 283e3, 539e3])

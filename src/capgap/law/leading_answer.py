@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE
+from capgap.law.causes_fit import fit_two_causes
 from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation
 from capgap.law.scores import RIVALS, pruned_main
 from capgap.law.teacher_family import TeacherFamily, family_of
-from capgap.law.two_causes import fit_two_causes
 from capgap.law.words import about, budget, listed, span
 
 NAMES = {

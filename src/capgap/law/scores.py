@@ -14,6 +14,7 @@ import pandas as pd
 
 from capgap.config import Law
 from capgap.config.run_grid import pruned_from
+from capgap.law.causes_fit import fit_two_causes
 from capgap.law.core_contenders import core_contenders
 from capgap.law.law_record import CausesOptimum, Interval, TwoCausesFit
 from capgap.law.metric import METRICS
@@ -22,7 +23,7 @@ from capgap.law.rivals.loss_laws import LossLaw, absent
 from capgap.law.rivals.p2 import fit_p2
 from capgap.law.scoring import Case, Choose, Contender, leading, score_laws
 from capgap.law.teacher_family import family_of
-from capgap.law.two_causes import TwoCauses, fit_two_causes
+from capgap.law.two_causes import TwoCauses
 
 RIVALS = {"busbridge": fit_busbridge, "p2": fit_p2}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE, RANDOM, arm_of, pruned_from
-from capgap.law.two_causes import damage
+from capgap.law.causes_form import damage
 
 PILOT = (
     0.4,
@@ -41,7 +41,7 @@ def simulate_causes(
 ) -> pd.DataFrame:
     """Runs with columns as in RunRow.
 
-    theta: parameters as in `two_causes.NAMES`, about `centre` (student parameters, tokens).
+    theta: parameters as in `causes_form.NAMES`, about `centre` (student parameters, tokens).
     teacher_sd, init_sd, order_sd: nats, of each teacher (beyond its own loss), of each student's
     init from it, and of each run. training_sd: nats, of a teacher's own loss about the family's
     curve, which its students see through `help`.
