@@ -7,7 +7,7 @@ from pilots import pilot
 
 from capgap.config import Law
 from capgap.law.law_record import Interval
-from capgap.law.means import cell_table, spent_flops
+from capgap.law.means import averaged, cell_table, spent_flops
 from capgap.law.regression import law_record
 from capgap.law.scores import scores_of
 from capgap.law.scoring import KINDS, LEARNED, RULES, leading, nearest, score_laws
@@ -218,3 +218,17 @@ def test_laws_of_losses_are_not_fitted_to_shares():
     assert {rival.status for rival in record.rivals} == {"not_available"}
     assert "measured by accuracy" in record.rivals[0].reason
     assert record.two_causes.status == "identified"
+
+
+def test_a_table_of_runs_as_one_of_means():
+    runs = simulate_causes(np.random.default_rng(0), seeds=3)
+    means = averaged(runs)
+    assert len(means) == len(runs) / 3
+    first = means.iloc[0]
+    same = runs[
+        (runs[["student", "init", "tokens"]] == first[["student", "init", "tokens"]]).all(axis=1)
+    ]
+    assert (first["n"], first[LOSS], first["sd"]) == pytest.approx(
+        (3, same[LOSS].mean(), same[LOSS].std())
+    )
+    assert averaged(means)["n"].tolist() == means["n"].tolist()

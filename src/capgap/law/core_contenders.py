@@ -11,6 +11,7 @@ from capgap.config import Law
 from capgap.law.grouped_runs import group_runs
 from capgap.law.joint_law import fit_joint
 from capgap.law.law_record import Interval
+from capgap.law.means import averaged
 from capgap.law.scoring import Case, Choose, Contender, nearest
 
 
@@ -26,7 +27,7 @@ def _power_law(settings: Law) -> Contender:
         main = runs[runs["arm"] == "main"]
         if main.empty:
             return "nothing is left to fit to"
-        grouped = group_runs(main, settings.size)
+        grouped = group_runs(averaged(main), settings.size)  # fewer rows: the fit goes with N^3
         groups = len(grouped.first_G)
         pairs = np.unique(np.column_stack([grouped.group_N, grouped.teacher_size_N]), axis=0)
         most = int(np.bincount(pairs[:, 0].astype(int)).max())

@@ -18,6 +18,7 @@ from capgap.law.scores import RIVALS, pruned_main
 from capgap.law.teacher_family import TeacherFamily, family_of
 from capgap.law.words import about, budget, listed, span
 
+AT_END = 1.1  # times beyond an end of the family that still has its loss
 NAMES = {
     "two_causes": "the law of two causes",
     "busbridge": "the law of Busbridge et al.",
@@ -51,7 +52,7 @@ def teacher_losses(
         size = one.teacher_params_non_embedding
         if one.teacher in known.index:
             found[one.teacher] = float(known[one.teacher])
-        elif family.ends[0] <= size <= family.ends[1]:
+        elif family.ends[0] / AT_END <= size <= family.ends[1] * AT_END:
             found[one.teacher] = float(family.loss_of(size))
         else:
             low, high = map(about, family.ends)

@@ -43,6 +43,25 @@ def cell_table(runs: pd.DataFrame, size: str = "non_embedding") -> pd.DataFrame:
     return cells.astype({"teacher_params": float, "n": int})
 
 
+def averaged(runs: pd.DataFrame) -> pd.DataFrame:
+    """A table of runs as a table of means: one row for runs that differ in their seed alone.
+
+    `n` is the number of runs behind a row and `sd` their standard deviation, NaN for one run.
+    """
+    loss = SOURCE["loss"]
+    runs = runs.assign(**{name: 0 for name in DRAW if name not in runs})
+    if "n" in runs and (runs["n"] > 1).any():
+        return runs  # of means already
+    means = runs.groupby(DRAW, as_index=False, sort=True).first()
+    spread = runs.groupby(DRAW, sort=True)[loss].agg(["mean", "size", "std"])
+    return means.assign(
+        seed=0,
+        n=spread["size"].to_numpy(),
+        sd=spread["std"].to_numpy(),
+        **{loss: spread["mean"].to_numpy()},
+    )
+
+
 def _taken_over(runs: pd.DataFrame) -> pd.Series:
     """Tokens of every run that were trained by the same run at the next smaller budget."""
     if "trunk_tokens" not in runs:
