@@ -43,6 +43,7 @@ PRIORS = {
     "scatter": (0.01, 1.0),
     "misfit": (0.02, 1.2),
 }
+LEAST_SD = 1e-5  # nats, of the order: below what a loss is evaluated to, and keeps V regular
 ORDER_SD = 2.0  # of the log of the order's standard deviation about the residuals'; hardly a prior
 STATED_SD = 0.1  # the same about a stated value
 DRAWS = 128
@@ -69,7 +70,7 @@ class Components:
 
     def variances(self, phi_RJ: np.ndarray) -> np.ndarray:
         """Variances of all components, (R, J), from standardised log standard deviations."""
-        sd = {"order": np.exp(self.order[0] + self.order[1] * phi_RJ[:, 0])}
+        sd = {"order": np.hypot(LEAST_SD, np.exp(self.order[0] + self.order[1] * phi_RJ[:, 0]))}
         for j, name in enumerate(self.names[1:], 1):
             median, spread = self.prior[name]
             scale = 1.0 if name in ("scatter", "misfit") else sd["order"]
