@@ -134,7 +134,8 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                                 "teacher_seed": replica,
                             }
                         )
-    return pd.DataFrame(rows)
+    runs = pd.DataFrame(rows)
+    return runs if len(design.replicas) > 1 else runs.drop(columns="teacher_seed")
 def simulate_runs(
     rng: np.random.Generator,
     students: Sequence[float],
