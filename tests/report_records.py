@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from capgap.law.study import law_record
 
 from capgap.config import Law
-from capgap.law.records import Choice, FinalRecord, FinalRow, Interval, LawRecord
-from capgap.law.study import law_record
+from capgap.law.law_record import Choice, FinalRecord, FinalRow, Interval, LawRecord
 from capgap.records.run_records import Lineage, Metrics, ParamGroups, RunRow, SplitLoss
 
 STUDENTS = {"60k": 61_440, "100k": 102_400, "160k": 158_720}

@@ -152,6 +152,8 @@ def test_fewer_teachers_or_seeds_never_narrow_the_interval(name):
     few = fit_law(inner, Law()).joint
     width_whole, width_few = (law.exponent(1, 0, 0.95).width for law in (whole, few))
     assert width_few > 0.9 * width_whole
-    for size, tokens in {(p, d) for p, d in zip(whole.runs.size_N, whole.runs.tokens_N, strict=True)}:
+    for size, tokens in {
+        (p, d) for p, d in zip(whole.runs.size_N, whole.runs.tokens_N, strict=True)
+    }:
         a, b = (law.log_ratio(size, tokens, 0.95).width for law in (whole, few))
         assert np.isinf(b) or b > 0.9 * a

@@ -65,7 +65,7 @@ def test_a_small_intercept_over_a_wide_range_is_no_contradiction():
     ladders = np.geomspace(45e3, 4e6, 11)
     design = Design(
         {s: [t for t in ladders if 1.2 * s < t < 8 * s] for s in students},
-        {s: (1e6,) for s in students},
+        dict.fromkeys(students, (1000000.0,)),
         seeds=(0, 1),
     )
     world = World(lambda s, d: 2.5 * s + 5e3, order_sd=0.003)
@@ -77,8 +77,8 @@ def test_a_small_intercept_over_a_wide_range_is_no_contradiction():
 def test_a_law_that_moves_with_tokens_is_contradicted():
     students = (13e3, 17e3, 22e3)
     design = Design(
-        {s: (23e3, 41e3, 92e3, 164e3) for s in students},
-        {s: (25e4, 5e5, 1e6) for s in students},
+        dict.fromkeys(students, (23000.0, 41000.0, 92000.0, 164000.0)),
+        dict.fromkeys(students, (250000.0, 500000.0, 1000000.0)),
         seeds=(0, 1),
     )
     world = World(power(0.3, 0.7), order_sd=0.001)

@@ -19,7 +19,7 @@ STUDENTS = (6e3, 9e3, 13e3, 19e3, 28e3)
 def study(seed=0, seeds=(0,), replicas=(0,), students=STUDENTS, budgets=(25e4, 1e6), **world):
     design = Design(
         shared_ladder(students, LADDER, 5),
-        {s: budgets for s in students},
+        dict.fromkeys(students, budgets),
         seeds=seeds,
         replicas=replicas,
     )
@@ -135,7 +135,9 @@ def test_intervals_hold_the_noise_of_teachers():
     """
     students, held, naive = (6e3, 12e3, 24e3), 0, 0
     design = Design(
-        {s: (16e3, 33e3, 66e3, 131e3) for s in students}, {s: (5e5,) for s in students}, seeds=(0, 1)
+        dict.fromkeys(students, (16000.0, 33000.0, 66000.0, 131000.0)),
+        dict.fromkeys(students, (500000.0,)),
+        seeds=(0, 1),
     )
     world = World(power(0.3, 0.68), order_sd=0.003, teacher_sd=0.01)
     rng = np.random.default_rng(1)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from capgap.config.run_grid import NONE
-from capgap.law.records import LawRecord
+from capgap.law.law_record import LawRecord
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.words import about
 from capgap.reporting.wording import interval

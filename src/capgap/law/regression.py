@@ -349,7 +349,9 @@ def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
         parts.append(f"D to the power {_power(by_tokens)}")
     if by_size is None and together is not None:
         parts.append(f"S to the power {_power(together)} at equal tokens per parameter")
-    text = f"T* goes as {listed(parts)}" if parts else "One student at one budget: no law, an optimum"
+    text = (
+        f"T* goes as {listed(parts)}" if parts else "One student at one budget: no law, an optimum"
+    )
     if by_size is not None and together is not None:
         text += f", and as S to the power {_power(together)} at equal tokens per parameter"
     for line in lines:

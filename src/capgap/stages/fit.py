@@ -19,7 +19,6 @@ from capgap.records.artifacts import write_text
 from capgap.reporting import wording
 from capgap.stages.base import StageParser, run_stage
 
-
 CLAIMS = {
     "interior": "the best teacher stands inside its ladder",
     "grows": "T* grows with the student",
@@ -72,7 +71,10 @@ def law_text(record: LawRecord) -> str:
     rows = [
         ("a: growth with S at equal tokens", exponents.by_size),
         ("b: growth with D for one student", exponents.by_tokens),
-        ("a + b: with S at equal tokens per parameter", exponents.by_size_at_fixed_tokens_per_param),
+        (
+            "a + b: with S at equal tokens per parameter",
+            exponents.by_size_at_fixed_tokens_per_param,
+        ),
         (f"T*/S at 25 tokens per parameter, S = {student}", record.ratio_at_25_tokens_per_param),
         (
             f"tokens per parameter at which T*/S is {record.lines[0].published_slope:g}",
