@@ -40,7 +40,7 @@ THREE, FIVE = (6e3, 12e3, 24e3), (6e3, 9e3, 13e3, 19e3, 28e3)
 
 def _one_budget(students: Sequence[float], ladder: np.ndarray, teachers: int, **runs) -> Design:
     ladders = shared_ladder(students, ladder, teachers)
-    return Design(ladders, {s: (5e5,) for s in students}, **runs)
+    return Design(ladders, dict.fromkeys(students, (500000.0,)), **runs)
 
 
 def _per_param(students: Sequence[float], ladder: np.ndarray, teachers: int, **runs) -> Design:
@@ -49,7 +49,7 @@ def _per_param(students: Sequence[float], ladder: np.ndarray, teachers: int, **r
 
 
 def _table(students: Sequence[float], ladder: Sequence[float], budgets, **runs) -> Design:
-    return Design({s: ladder for s in students}, {s: budgets for s in students}, **runs)
+    return Design(dict.fromkeys(students, ladder), dict.fromkeys(students, budgets), **runs)
 
 
 DEFAULT = _table((13e3, 16e3, 20e3), (23e3, 41e3, 64e3, 126e3), (5e5,), seeds=(0, 1))
@@ -89,7 +89,11 @@ VERDICTS = {
         _one_budget(THREE, WIDE, 5, **CONSTANT),
     ),
 }
-UNSEEN = {"default study": (18e3, 5e5), "three budgets": (19e3, 7e5), "tokens per parameter": (17e3, 4.2e5)}
+UNSEEN = {
+    "default study": (18e3, 5e5),
+    "three budgets": (19e3, 7e5),
+    "tokens per parameter": (17e3, 4.2e5),
+}
 
 
 def estimates(settings: Law, studies: int, only: str | None) -> None:
@@ -174,7 +178,10 @@ def recommendations(settings: Law, studies: int) -> None:
                 fit = fit_law(simulate(rng, world, DESIGNS[name]), settings)
                 found.append(_regrets(fit, world, size, tokens, settings))
             own, nearest = np.mean(found, axis=0)
-            print(f"| {name} | {sd:g} | {own:.4f} | {nearest:.4f} | {own - nearest:+.4f} |", flush=True)
+            print(
+                f"| {name} | {sd:g} | {own:.4f} | {nearest:.4f} | {own - nearest:+.4f} |",
+                flush=True,
+            )
 
 
 def _regrets(fit, world: World, size: float, tokens: float, settings: Law) -> tuple[float, float]:

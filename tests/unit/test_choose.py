@@ -1,13 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from capgap.law.study import law_record
+from capgap.law.target import nearest_budget
 
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.law_record import Choice
 from capgap.law.simulate import simulate_runs
-from capgap.law.regression import law_record
-from capgap.law.target import nearest_budget
 from capgap.stages.choose import main, neighbour_of, run
 
 STUDENTS = (60e3, 100e3, 160e3)

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from capgap.law.study import law_record
+from capgap.law.target import beyond
 
 from capgap.commands.recommend import main, run, text
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
 from capgap.law.simulate import simulate_runs, simulate_study
-from capgap.law.regression import law_record
 from capgap.law.table import train_flops
-from capgap.law.target import beyond
 from capgap.records import paths
 from capgap.stages.choose import run as choose
 

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from capgap.law.answer import recommend
+from capgap.law.study import fit_law
 from report_records import (
     SETTINGS,
     TEACHERS,
@@ -19,9 +21,7 @@ from report_records import (
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answer import recommend
 from capgap.law.law_record import Interval
-from capgap.law.study import fit_law
 from capgap.records.artifacts import differences
 from capgap.records.run_records import HarnessRecord
 from capgap.reporting import wording

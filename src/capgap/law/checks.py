@@ -21,8 +21,8 @@ from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.grouped_runs import SIZES, group_runs
 from capgap.law.joint_law import JointLaw, fit_joint, linearise
-from capgap.law.noise import draws_of
 from capgap.law.law_record import Interval, Misfit, SizeCount, TeacherEffect
+from capgap.law.noise import draws_of
 from capgap.law.table import main_arm
 from capgap.law.words import listed
 

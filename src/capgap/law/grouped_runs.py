@@ -105,9 +105,21 @@ def group_runs(main: pd.DataFrame, size: str = "non_embedding") -> GroupedRuns:
             "stated_sd_N": column("sd", np.nan).astype(float),
         }
     )
-    teacher_seed, init_seed = (column(n, 0).astype(int).astype(str) for n in ("teacher_seed", "init_seed"))
+    teacher_seed, init_seed = (
+        column(n, 0).astype(int).astype(str) for n in ("teacher_seed", "init_seed")
+    )
     frame["teacher_draw_N"] = frame["teacher_N"] + "/" + teacher_seed
     frame["init_draw_N"] = frame["init_N"] + "/" + teacher_seed + "/" + init_seed
-    order = ["tokens_N", "size_N", "student_N", "teacher_size_N", "teacher_draw_N", "init_draw_N", "seed_N"]
+    order = [
+        "tokens_N",
+        "size_N",
+        "student_N",
+        "teacher_size_N",
+        "teacher_draw_N",
+        "init_draw_N",
+        "seed_N",
+    ]
     frame = frame.sort_values(order, kind="stable")
-    return GroupedRuns(**{name: frame[name].to_numpy() for name in GroupedRuns.__dataclass_fields__})
+    return GroupedRuns(
+        **{name: frame[name].to_numpy() for name in GroupedRuns.__dataclass_fields__}
+    )

@@ -24,13 +24,16 @@ from capgap.law.curve import bowl
 from capgap.law.grouped_runs import GroupedRuns
 
 TURNS = 4  # of noise and fit
-FIRST_SD = 0.01  # nats, of the fit before the noise is known; weighs the runs against the prior of k
+FIRST_SD = (
+    0.01  # nats, of the fit before the noise is known; weighs the runs against the prior of k
+)
 SETTLED = 3e-3  # of a parameter; the noise need not be known better
 QUADRATIC = 0.2  # of the rise of the objective; a smaller shortfall is not worth a profile
 OPEN = 3.0  # of log T* or an exponent from the estimate; a side without an end before is open
 REGRET_DRAWS = 2048
 import os
-NARROWER = bool(os.environ.get('NARROWER'))
+
+NARROWER = bool(os.environ.get("NARROWER"))
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Limits:
 
     def apply(self, function) -> Limits:
         """The same for an increasing function of the number."""
-        return Limits(*(None if v is None else float(function(v)) for v in (self.value, self.low, self.high)))
+        return Limits(
+            *(None if v is None else float(function(v)) for v in (self.value, self.low, self.high))
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) ->
     def gap(distance: float) -> float:
         """Rise of the objective with the sum held at a distance, less the rise asked for."""
         near = min(passed, key=lambda d: abs(d - distance))
-        starts = [solved.x_P + distance * direction_P, passed[near] + (distance - near) * direction_P]
+        starts = [
+            solved.x_P + distance * direction_P,
+            passed[near] + (distance - near) * direction_P,
+        ]
         found = joint_fit.solve(
             solved.curves,
             solved.loss_N,
@@ -223,7 +231,9 @@ class JointLaw:
         step_R = self.draws.step_RP @ weight_P
         sd_R = np.sqrt(np.einsum("rpq,p,q->r", self.draws.covariance_RPP, weight_P, weight_P))
         tail = (1 - confidence) / 2
-        low, high = (mixture_quantile(step_R, sd_R, self.draws.weight_R, p) for p in (tail, 1 - tail))
+        low, high = (
+            mixture_quantile(step_R, sd_R, self.draws.weight_R, p) for p in (tail, 1 - tail)
+        )
         # the estimate is inside its interval however the draws lean
         return min(low, -0.25 * sd_R.min()), max(high, 0.25 * sd_R.min())
 
@@ -231,7 +241,12 @@ class JointLaw:
     def solved(self) -> Solved:
         """The problem whose objective the profiles follow."""
         return Solved(
-            self.curves, self.runs.loss_N, self.remove_MN, self.x_P, self.objective, self.covariance_PP
+            self.curves,
+            self.runs.loss_N,
+            self.remove_MN,
+            self.x_P,
+            self.objective,
+            self.covariance_PP,
         )
 
     @cached_property

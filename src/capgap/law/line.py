@@ -56,7 +56,9 @@ def levels_of(located: list[Located]) -> list[Level]:
         return levels
     groups: list[list[Located]] = []
     for place in sorted(located, key=lambda p: (p.tokens / p.size, p.size)):
-        near = groups and np.log(place.tokens / place.size * groups[-1][0].size / groups[-1][0].tokens)
+        near = groups and np.log(
+            place.tokens / place.size * groups[-1][0].size / groups[-1][0].tokens
+        )
         if groups and near < SAME_TOKENS_PER_PARAM:
             groups[-1].append(place)
         else:
@@ -148,7 +150,9 @@ class FittedLine:
         for at in np.geomspace(known.min() / 1.5, known.max() * 1.5, BAND_POINTS):
             ends = (self.unit * v for v in self.estimate(self.line, [1.0, float(at)]))
             size = float(at * self.unit)
-            points.append(BandPoint(student_params_non_embedding=size, teacher_params=_sizes(*ends)))
+            points.append(
+                BandPoint(student_params_non_embedding=size, teacher_params=_sizes(*ends))
+            )
         return points
 
 

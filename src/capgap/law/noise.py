@@ -25,6 +25,7 @@ Shapes: N runs, J components, R draws of the noise, P columns of the linearised 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import optimize, stats
@@ -43,6 +44,7 @@ PRIORS = {
     "scatter": (0.01, 1.0),
     "misfit": (0.02, 1.2),
 }
+LEAST_SD = 1e-5  # nats, of the order: below what a loss is evaluated to, and keeps V regular
 ORDER_SD = 2.0  # of the log of the order's standard deviation about the residuals'; hardly a prior
 STATED_SD = 0.1  # the same about a stated value
 DRAWS = 128
@@ -69,7 +71,7 @@ class Components:
 
     def variances(self, phi_RJ: np.ndarray) -> np.ndarray:
         """Variances of all components, (R, J), from standardised log standard deviations."""
-        sd = {"order": np.exp(self.order[0] + self.order[1] * phi_RJ[:, 0])}
+        sd = {"order": np.hypot(LEAST_SD, np.exp(self.order[0] + self.order[1] * phi_RJ[:, 0]))}
         for j, name in enumerate(self.names[1:], 1):
             median, spread = self.prior[name]
             scale = 1.0 if name in ("scatter", "misfit") else sd["order"]
@@ -134,6 +136,11 @@ class Linearised:
     prior_pull_P: np.ndarray  # precision times distance of the prior's mean from the solution
     part_JNN: np.ndarray  # covariance of the runs for a unit variance of every component
 
+    @cached_property
+    def part_JCC(self) -> np.ndarray:
+        """The same of the contrasts."""
+        return self.contrast_CN @ self.part_JNN @ self.contrast_CN.T
+
 
 def parts_at(
     parts: Components, excess_N: np.ndarray, by_log_star_N: np.ndarray, student_N: np.ndarray
@@ -161,8 +168,7 @@ def parts_at(
 def marginal(parts: Components, near: Linearised, phi_RJ: np.ndarray):
     """Of every noise: log posterior (R,), correction of the parameters (R, P), its covariance."""
     variance_RJ = parts.variances(phi_RJ)
-    part_JCC = near.contrast_CN @ near.part_JNN @ near.contrast_CN.T
-    v_RCC = np.tensordot(variance_RJ, part_JCC, axes=1)
+    v_RCC = np.tensordot(variance_RJ, near.part_JCC, axes=1)
     lower_RCC = np.linalg.cholesky(v_RCC)
     both = np.column_stack([near.column_CP, near.residual_C])
     white = np.linalg.solve(lower_RCC, np.broadcast_to(both, (len(phi_RJ), *both.shape)))
@@ -231,7 +237,9 @@ def draw_noise(parts: Components, near: Linearised, mode_J: np.ndarray) -> Noise
     phi_RJ = np.clip(mode_J + unit_RJ @ spread_JJ.T, -8, 8)
     log_q_R = -(degrees + j) / 2 * np.log1p((unit_RJ**2).sum(axis=1) / degrees)
     chunks = [marginal(parts, near, phi_RJ[i : i + CHUNK]) for i in range(0, DRAWS, CHUNK)]
-    log_posterior_R, step_RP, covariance_RPP = (np.concatenate(c) for c in zip(*chunks, strict=True))
+    log_posterior_R, step_RP, covariance_RPP = (
+        np.concatenate(c) for c in zip(*chunks, strict=True)
+    )
     log_w_R = log_posterior_R - log_q_R
     weight_R = np.exp(log_w_R - log_w_R.max())
     return NoiseDraws(phi_RJ, weight_R / weight_R.sum(), step_RP, covariance_RPP)

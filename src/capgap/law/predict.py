@@ -85,7 +85,9 @@ def _candidates(
     star = None if fit.joint is None else fit.joint.star(student, tokens, confidence)
     if star is not None:
         interval = Interval(value=star.value, low=star.low, high=star.high)
-        found.append(("power_law", interval, _reach(fit, "the joint law", interval, student, tokens)))
+        found.append(
+            ("power_law", interval, _reach(fit, "the joint law", interval, student, tokens))
+        )
     for level, line in fit.lines:
         if line is not None and level.tokens == tokens:
             interval = line.predict(student)
@@ -147,7 +149,12 @@ def _nearest(
 
 
 def regrets(
-    fit: Fit, found: Prediction, size_K: np.ndarray, student: float, tokens: float, confidence: float
+    fit: Fit,
+    found: Prediction,
+    size_K: np.ndarray,
+    student: float,
+    tokens: float,
+    confidence: float,
 ) -> list[Interval] | None:
     """Loss of every teacher above the best of those on offer, nats; None without a joint law."""
     excess = None if fit.joint is None else _excess(fit.joint, found, size_K, student, confidence)
@@ -156,9 +163,7 @@ def regrets(
     excess_K, excess_RK, weight_R = excess
     value_K = excess_K - excess_K.min()
     value_RK = excess_RK - excess_RK.min(axis=1, keepdims=True)
-    return [
-        _around(value_K[k], value_RK[:, k], weight_R, confidence) for k in range(len(size_K))
-    ]
+    return [_around(value_K[k], value_RK[:, k], weight_R, confidence) for k in range(len(size_K))]
 
 
 def _excess(
@@ -233,7 +238,9 @@ def student_for(fit: Fit, teacher: float, tokens: float, confidence: float) -> I
     The interval holds the students whose interval of T* contains the teacher (Fieller's inversion).
     """
     law = fit.joint
-    growth = None if law is None else (law.exponent(1, 0, confidence) or law.exponent(1, 1, confidence))
+    growth = (
+        None if law is None else (law.exponent(1, 0, confidence) or law.exponent(1, 1, confidence))
+    )
     if growth is None or growth.value <= 0 or law.star(1e3, tokens, confidence) is None:
         return None
     sizes = [place.size for place in fit.located]
@@ -333,9 +340,7 @@ def _loss(level: Interval, regret: Interval) -> Interval:
     )
 
 
-def _order(
-    regret_K: list[Interval] | None, found: Prediction, size_K: np.ndarray
-) -> np.ndarray:
+def _order(regret_K: list[Interval] | None, found: Prediction, size_K: np.ndarray) -> np.ndarray:
     """Teachers by predicted regret, or by their distance to T* in log size."""
     if regret_K is not None:
         away_K = np.array([regret.value for regret in regret_K])

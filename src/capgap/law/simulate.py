@@ -42,7 +42,9 @@ class World:
     ceiling: float = np.inf  # nats above the optimum to which curves saturate
 
 
-def power(a: float, b: float, centre: float = 50e3, at: tuple[float, float] = (17e3, 500e3)) -> Star:
+def power(
+    a: float, b: float, centre: float = 50e3, at: tuple[float, float] = (17e3, 500e3)
+) -> Star:
     """T* = centre (S / at[0])^a (D / at[1])^b."""
     return lambda s, d: centre * (s / at[0]) ** a * (d / at[1]) ** b
 
@@ -72,13 +74,16 @@ class Design:
     replicas: Sequence[int] = (0,)  # draws of every teacher, each with its own init
 
 
-def shared_ladder(students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9):
+def shared_ladder(
+    students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9
+):
     """By student, the neighbours in one ladder that are centred on some ratio of its size."""
     sizes = np.sort(np.asarray(ladder, dtype=float))
     found = {}
     for s in students:
         from_centre = [
-            abs(np.log(sizes[i : i + teachers] / (ratio * s)).mean()) for i in range(len(sizes) - teachers + 1)
+            abs(np.log(sizes[i : i + teachers] / (ratio * s)).mean())
+            for i in range(len(sizes) - teachers + 1)
         ]
         first = int(np.argmin(from_centre))
         found[s] = tuple(sizes[first : first + teachers])
@@ -134,7 +139,10 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                                 "teacher_seed": replica,
                             }
                         )
-    return pd.DataFrame(rows)
+    runs = pd.DataFrame(rows)
+    return runs if len(design.replicas) > 1 else runs.drop(columns="teacher_seed")
+
+
 def simulate_runs(
     rng: np.random.Generator,
     students: Sequence[float],
@@ -167,7 +175,7 @@ def simulate_runs(
         star_scatter=scatter_sd,
     )
     design = Design(
-        dict(zip(students, ladders, strict=True)), {s: (tokens,) for s in students}, range(seeds)
+        dict(zip(students, ladders, strict=True)), dict.fromkeys(students, (tokens,)), range(seeds)
     )
     return simulate(rng, world, design)
 

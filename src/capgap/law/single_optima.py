@@ -135,9 +135,7 @@ def _status(size_U: np.ndarray, mean_U: np.ndarray) -> tuple[Status, float | Non
     return "interior", None
 
 
-def _own_curve(
-    own: GroupedRuns, own_N: np.ndarray, law: JointLaw, confidence: float
-) -> OwnCurve:
+def _own_curve(own: GroupedRuns, own_N: np.ndarray, law: JointLaw, confidence: float) -> OwnCurve:
     """The curve of one group at the noise of the study."""
     weight_3 = law.weights(own.size_N[0], own.tokens_N[0])
     log_ratio = float(weight_3 @ law.axes.basis_3Q @ law.x_P[: law.curves.q])
@@ -163,7 +161,10 @@ def _own_curve(
 def shape_of(located: Located, level: float, tie_nats: float) -> tuple[Shape, str]:
     """The shape of a group's curve and why; level: of the tests, with the number of curves allowed for."""
     if located.means is None:
-        return "not_identifiable", "the noise of the runs is not known; add seeds, or state noise_sd"
+        return (
+            "not_identifiable",
+            "the noise of the runs is not known; add seeds, or state noise_sd",
+        )
     return judge(located.means, level, tie_nats)
 
 
