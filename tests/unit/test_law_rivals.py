@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from capgap.law.study import law_record
 
 from capgap.config import Law
 from capgap.law import busbridge, pruning_null, scoring
@@ -10,6 +9,7 @@ from capgap.law.huber import DELTA, fit_huber, huber, logadd, softplus, with_gra
 from capgap.law.rivals import cell_table, fit_busbridge, fit_p2, rival_fits, spent_flops
 from capgap.law.scoring import LEARNED, RULES, nearest
 from capgap.law.simulate import simulate_runs, simulate_study
+from capgap.law.study import law_record
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = tuple(np.geomspace(75e3, 1.6e6, 5))

@@ -1,8 +1,8 @@
 import pytest
-from capgap.law.study import law_record
 from law_worlds import LADDER, QUICK, simulate
 
 from capgap.errors import CapgapError
+from capgap.law.study import law_record
 from capgap.law.table import family_monotone, read_runs
 from capgap.stages.fit import run
 
