@@ -62,7 +62,8 @@ def test_an_exact_power_law_is_found(a, b):
     """Without noise the exponents and every T* are the truth's, on unequal ladders."""
     students = (6e3, 12e3, 24e3)
     design = Design(
-        shared_ladder(students, GRID, 4, 2.0 * np.exp(0.0)), dict.fromkeys(students, (100000.0, 300000.0, 900000.0))
+        shared_ladder(students, GRID, 4, 2.0 * np.exp(0.0)),
+        dict.fromkeys(students, (100000.0, 300000.0, 900000.0)),
     )
     world = World(power(a, b, 40e3, (12e3, 3e5)), order_sd=1e-6, skew=-1.0)
     law = fit_joint(group_runs(simulate_world(np.random.default_rng(0), world, design)))

@@ -31,9 +31,6 @@ SETTLED = 3e-3  # of a parameter; the noise need not be known better
 QUADRATIC = 0.2  # of the rise of the objective; a smaller shortfall is not worth a profile
 OPEN = 3.0  # of log T* or an exponent from the estimate; a side without an end before is open
 REGRET_DRAWS = 2048
-import os
-
-NARROWER = bool(os.environ.get("NARROWER"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def interval_of(solved: Solved, weight_P: np.ndarray, low: float, high: float) -
     says nothing, and both ends are the profile's.
     """
     value = float(weight_P @ solved.x_P)
-    ends = [_end(solved, weight_P, offset, narrower=NARROWER) for offset in (low, high)]
+    ends = [_end(solved, weight_P, offset, narrower=False) for offset in (low, high)]
     if None in ends:
         ends = [
             end if end is None else _end(solved, weight_P, offset, narrower=True)

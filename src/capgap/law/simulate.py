@@ -90,6 +90,11 @@ def shared_ladder(
     return found
 
 
+def _level(size: float, tokens: float) -> float:
+    """Lowest loss of a student over all teachers, nats per token."""
+    return 4.0 * (size / 1e4) ** -0.06 * (tokens / 5e5) ** -0.025
+
+
 def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataFrame:
     """Main-arm runs, columns as in RunRow with teacher_seed."""
     draws: dict[tuple, float] = {}
@@ -128,9 +133,7 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
                                 "student_params_non_embedding": round(s),
                                 "teacher_params_non_embedding": round(t),
                                 "tokens": round(d),
-                                "val_loss_nats_per_token": 4.0
-                                - 0.25 * np.log(s / 1e4)
-                                - 0.1 * np.log(d / 5e5)
+                                "val_loss_nats_per_token": _level(s, d)
                                 + excess
                                 + shared
                                 + noise
