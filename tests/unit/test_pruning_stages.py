@@ -348,7 +348,7 @@ def test_criteria_give_different_scores(study, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path, name):
-    missing = "lm-eval is not there: pip install --no-deps -r requirements-lm-eval.txt"
+    missing = "lm-eval is not there: make lm-eval"
     evaluators = pytest.importorskip("lm_eval.models.huggingface", reason=missing)
     requests = pytest.importorskip("lm_eval.api.instance", reason=missing)
     model = build(name)
