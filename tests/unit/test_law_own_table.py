@@ -12,7 +12,6 @@ from capgap.config.run_grid import NONE
 from capgap.law.law_record import LawRecord
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.words import about
-from capgap.reporting.wording import interval
 
 STUDENTS = (300e6, 500e6, 800e6, 1.3e9)
 BUDGETS = (10_000_000_000, 40_000_000_000, 160_000_000_000)

@@ -22,7 +22,7 @@ variance CR3; MacKinnon, Nielsen and Webb 2023, arXiv 2205.03285), with t limits
 
 The form was chosen by the errors it leaves out: on three pilot studies of 36 to 58 runs, each student,
 budget or teacher in turn was left out and its losses were predicted within groups. Errors (rms, mnats)
-and mean regrets of the choice (mnats) for students left out; `docs/method.md` has all of them.
+and mean regrets of the choice (mnats) for students left out; all of them are in `docs/method.md`.
 
   damage                             two families of students         another vocabulary
   none                               47     15                        67     24
