@@ -89,7 +89,7 @@ def test_how_it_moves_is_found_and_printed(plain):
 
 
 def test_an_optimum_beyond_the_ladder_is_a_bound_and_not_dropped(tmp_path):
-    printed, law = fitted(tmp_path, own_table(top=8e9))
+    _, law = fitted(tmp_path, own_table(top=8e9))
     outside = [found for found in law.optima if found.status == "lower_bound"]
     assert outside
     for found in outside:
