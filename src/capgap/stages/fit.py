@@ -72,7 +72,7 @@ def text(record: LawRecord) -> str:
         blocks.append(lines_text(record))
     if record.two_causes is not None and record.two_causes.status != "not_available":
         blocks.append(causes_text(record))
-    return "\n\n".join([*blocks, scores_text(record), rivals_text(record)])
+    return "\n\n".join([*blocks, left_out_text(record), scores_text(record), rivals_text(record)])
 
 
 def claims_text(record: LawRecord) -> str:
@@ -232,6 +232,25 @@ def causes_text(record: LawRecord) -> str:
     return "\n".join(lines)
 
 
+def left_out_text(record: LawRecord) -> str:
+    """Which law predicts best what it has not seen, a line each."""
+    lines = [
+        f"Leads: {record.leading or 'no law'} ({record.leading_reason})",
+        "Regret over all that was left out: students, budgets and teachers, each kind alike; means with "
+        "t intervals",
+        "over students; a teacher at random stands in where a law has no answer",
+    ]
+    for score in record.scores:
+        if score.left_out and score.left_out[-1].n_answered:
+            kinds = "  ".join(
+                f"{part.kind} {part.regret.value:.4f}"
+                for part in score.left_out
+                if part.kind != "all"
+            )
+            lines.append(f"  {score.law:<14}{_estimate(score.left_out[-1].regret, 4):<28}{kinds}")
+    return "\n".join(lines)
+
+
 def scores_text(record: LawRecord) -> str:
     """How each law and rule chose for student sizes it had not seen, a line each."""
     lines = [
@@ -255,19 +274,6 @@ def scores_text(record: LawRecord) -> str:
                 f"{wording.held(score):>9}"
                 f"{score.pilot_flops + score.choice_flops:>9.1e}{score.exhaustive_flops:>12.1e}"
             )
-    scored = [score for score in record.scores if score.left_out and score.left_out[-1].n_answered]
-    lines += [
-        "",
-        "Regret over all that was left out: students, budgets and teachers, each kind alike; means with "
-        "t intervals",
-        f"over students; a teacher at random where a law has no answer. Leads: "
-        f"{record.leading or 'none'} ({record.leading_reason})",
-    ]
-    for score in scored:
-        kinds = "  ".join(
-            f"{part.kind} {part.regret.value:.4f}" for part in score.left_out if part.kind != "all"
-        )
-        lines.append(f"  {score.law:<14}{_estimate(score.left_out[-1].regret, 4):<28}{kinds}")
     return "\n".join(lines)
 
 
