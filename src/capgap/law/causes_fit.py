@@ -178,7 +178,9 @@ def _arrays(use: pd.DataFrame) -> tuple[CauseCells, tuple[float, float]]:
     taught = use["teacher"] != NONE
     group_N = use.assign(taught=taught).groupby([*keys, "taught"], sort=True).ngroup().to_numpy()
     draw = use["teacher"] + "/" + use["teacher_seed"].astype(str)
-    made = use["init"] + "/" + use["teacher_seed"].astype(str)
+    # the init of a run without a teacher was pruned from the draw that its own seed names
+    source_seed = use["teacher_seed"].where(taught, use["init_seed"])
+    made = use["init"] + "/" + source_seed.astype(str)
     teachers = sorted(set(draw[taught]))
     draw_NK = np.column_stack([draw.eq(name) | made.eq(pruned_from(name)) for name in teachers])
     logs = np.log(use[["student_params", "tokens"]].to_numpy(float))
