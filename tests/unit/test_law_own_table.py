@@ -12,7 +12,6 @@ from capgap.config.run_grid import NONE
 from capgap.law.law_record import LawRecord
 from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.words import about
-from capgap.reporting.wording import interval
 
 STUDENTS = (300e6, 500e6, 800e6, 1.3e9)
 BUDGETS = (10_000_000_000, 40_000_000_000, 160_000_000_000)
@@ -90,7 +89,7 @@ def test_how_it_moves_is_found_and_printed(plain):
 
 
 def test_an_optimum_beyond_the_ladder_is_a_bound_and_not_dropped(tmp_path):
-    printed, law = fitted(tmp_path, own_table(top=8e9))
+    _, law = fitted(tmp_path, own_table(top=8e9))
     outside = [found for found in law.optima if found.status == "lower_bound"]
     assert outside
     for found in outside:
