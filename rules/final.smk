@@ -41,7 +41,7 @@ rule write_metrics:
     """Put the few numbers that revisions are compared by into one flat file."""
     input:
         law=paths.LAW,
-        final=paths.FINAL,
+        final=final_result(),
     output:
         paths.STUDY_METRICS,
     log:
@@ -66,7 +66,7 @@ rule write_report:
     input:
         runs=paths.RUNS_TABLE,
         law=paths.LAW,
-        final=paths.FINAL,
+        final=final_result(),
         teachers=teachers_of_study(paths.TEACHER_METRICS),
         harness=harness_results(),
     output:

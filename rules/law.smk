@@ -22,10 +22,7 @@ rule collect_runs:
         mem_mb=NEEDS.mem_mb("collect_runs"),
         runtime=NEEDS.runtime("collect_runs"),
     params:
-        spec=spec(
-            "collect",
-            CollectStage(root=of_study(paths.ROOT), grid=STUDY.grid, teacher_sizes=SIZES),
-        ),
+        spec=spec("collect", run_grid.collect_stage(STUDY)),
     shell:
         r"""
         exec python -m capgap.stages.collect --spec {params.spec:q} --out {output:q} >{log:q} 2>&1

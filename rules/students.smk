@@ -1,9 +1,9 @@
 """
 Make the starts of the students, train each from its teacher, and measure it.
 
-IN   results/{study}/teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
-OUT  results/{study}/inits/{student}/{init}/model/
-     results/{study}/students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
+IN   results/{study}/{replica}teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
+OUT  results/{study}/{replica}inits/{student}/{init}/model/
+     results/{study}/{replica}students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
      With distill.schedule wsd the budgets of one run are a chain: each goes on from the trunk of the
      next smaller one, so that a larger budget reruns nothing.
 """
@@ -12,28 +12,30 @@ OUT  results/{study}/inits/{student}/{init}/model/
 rule prune_student:
     """Cut one teacher down to one student size."""
     input:
-        model=paths.TEACHER_MODEL,
+        model=own_teacher,
         importance=paths.TEACHER_IMPORTANCE,
         shape=shared_shape,
+        tokens=refit_tokens,
     output:
         paths.INIT_MODEL.replace("{init}", "pruned-{teacher}"),
     log:
         paths.log("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}")),
-    benchmark:
-        paths.timing("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}"))
     conda:
         "../envs/train.yaml"
     resources:
         mem_mb=NEEDS.mem_mb("prune_student"),
         runtime=NEEDS.runtime("prune_student"),
+        gpu=NEEDS.devices if STUDY.prune.refit != "none" else 0,
+        tasks=1,
     params:
+        timing=paths.timing("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}")),
         spec=spec("prune", STUDY.prune.cutting()),
-        size=student_params,
+        asked=prune_options,
     shell:
         r"""
-        exec python -m capgap.stages.prune \
-            {input.model:q} --importance {input.importance:q} \
-            --params {params.size} --shape-like {input.shape:q} --name {wildcards.student:q} \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.prune \
+            {input.model:q} --importance {input.importance:q} --tokens {input.tokens:q} \
+            {params.asked} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
@@ -46,20 +48,21 @@ rule random_init_student:
         paths.INIT_MODEL.replace("{init}", run_grid.RANDOM),
     log:
         paths.log("random_init_student", paths.INIT_DIR.replace("{init}", run_grid.RANDOM)),
-    benchmark:
-        paths.timing("random_init_student", paths.INIT_DIR.replace("{init}", run_grid.RANDOM))
     conda:
         "../envs/train.yaml"
     resources:
         mem_mb=NEEDS.mem_mb("random_init_student"),
         runtime=NEEDS.runtime("random_init_student"),
     params:
-        spec=spec("random_init", STUDY.prune.cutting()),
-        size=student_params,
+        timing=paths.timing(
+            "random_init_student", paths.INIT_DIR.replace("{init}", run_grid.RANDOM)
+        ),
+        spec=spec("random_init", STUDY.prune.shaping()),
+        asked=random_init_options,
     shell:
         r"""
-        exec python -m capgap.stages.random_init \
-            --like {input.like:q} --params {params.size} --name {wildcards.student:q} \
+        exec python -m capgap.workflow.launch 0 1 0 {params.timing:q} capgap.stages.random_init \
+            --like {input.like:q} {params.asked} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
@@ -79,8 +82,6 @@ rule distill_student:
         trunk=TRUNK,
     log:
         paths.log("distill_student", paths.RUN_DIR),
-    benchmark:
-        paths.timing("distill_student", paths.RUN_DIR)
     conda:
         "../envs/train.yaml"
     threads: NEEDS.processes
@@ -92,12 +93,13 @@ rule distill_student:
         shard=int(STUDY.plan.shard),
         tasks=1,
     params:
+        timing=paths.timing("distill_student", paths.RUN_DIR),
         spec=spec("distill", STUDY.distill),
         out=paths.RUN_DIR,
         scratch=paths.scratch(paths.RUN_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.stages.distill \
+        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
             --targets {input.targets:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
@@ -114,8 +116,6 @@ rule evaluate_student:
         paths.RUN_METRICS,
     log:
         paths.log("evaluate_student", paths.RUN_DIR),
-    benchmark:
-        paths.timing("evaluate_student", paths.RUN_DIR)
     conda:
         "../envs/train.yaml"
     resources:
@@ -124,10 +124,11 @@ rule evaluate_student:
         gpu=NEEDS.devices,
         tasks=1,
     params:
+        timing=paths.timing("evaluate_student", paths.RUN_DIR),
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

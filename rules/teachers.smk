@@ -3,7 +3,7 @@ Get every teacher, trained here or fetched, measure it, score the importance of 
 its targets where it is not online.
 
 IN   results/{study}/tokens/  results/{study}/tokenizer/  results/{study}/corpus/
-OUT  results/{study}/teachers/{teacher}/{model/,metrics.json,importance/,targets/}
+OUT  results/{study}/{replica}teachers/{teacher}/{model/,metrics.json,importance/,targets/}
 """
 
 
@@ -18,8 +18,6 @@ rule pretrain_teacher:
         train=paths.TEACHER_TRAIN,
     log:
         paths.log("pretrain_teacher", paths.TEACHER_DIR),
-    benchmark:
-        paths.timing("pretrain_teacher", paths.TEACHER_DIR)
     wildcard_constraints:
         teacher=one_of(PRETRAINED),
     conda:
@@ -33,12 +31,13 @@ rule pretrain_teacher:
         shard=int(STUDY.plan.shard),
         tasks=1,
     params:
+        timing=paths.timing("pretrain_teacher", paths.TEACHER_DIR),
         spec=pretrain_spec,
         out=paths.TEACHER_DIR,
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} capgap.stages.pretrain \
+        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
@@ -81,8 +80,6 @@ rule evaluate_teacher:
         paths.TEACHER_METRICS,
     log:
         paths.log("evaluate_teacher", paths.TEACHER_DIR),
-    benchmark:
-        paths.timing("evaluate_teacher", paths.TEACHER_DIR)
     conda:
         "../envs/train.yaml"
     resources:
@@ -91,10 +88,11 @@ rule evaluate_teacher:
         gpu=NEEDS.devices,
         tasks=1,
     params:
+        timing=paths.timing("evaluate_teacher", paths.TEACHER_DIR),
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -103,14 +101,12 @@ rule evaluate_teacher:
 rule score_importance:
     """Score heads, neurons and hidden channels of one teacher, once for all students."""
     input:
-        model=paths.TEACHER_MODEL,
+        model=own_teacher,
         tokens=paths.TOKENS,
     output:
         paths.TEACHER_IMPORTANCE,
     log:
         paths.log("score_importance", paths.TEACHER_DIR),
-    benchmark:
-        paths.timing("score_importance", paths.TEACHER_DIR)
     conda:
         "../envs/train.yaml"
     resources:
@@ -119,10 +115,11 @@ rule score_importance:
         gpu=NEEDS.devices,
         tasks=1,
     params:
-        spec=spec("score", STUDY.prune.scoring()),
+        timing=paths.timing("score_importance", paths.TEACHER_DIR),
+        spec=score_spec,
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.score \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -137,8 +134,6 @@ rule cache_teacher:
         paths.TEACHER_TARGETS,
     log:
         paths.log("cache_teacher", paths.TEACHER_DIR),
-    benchmark:
-        paths.timing("cache_teacher", paths.TEACHER_DIR)
     conda:
         "../envs/train.yaml"
     resources:
@@ -147,11 +142,12 @@ rule cache_teacher:
         gpu=NEEDS.devices,
         tasks=1,
     params:
+        timing=paths.timing("cache_teacher", paths.TEACHER_DIR),
         spec=spec("cache_teacher", targets_stage()),
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 capgap.stages.cache_teacher \
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.cache_teacher \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --scratch {params.scratch:q} --out {output:q} >{log:q} 2>&1
         """

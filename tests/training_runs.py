@@ -1,9 +1,12 @@
 """A short training run of a small model, with settings that tests change."""
 
+from dataclasses import dataclass
+
 import torch
 
 from capgap.config import Distill, Training
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.run_plan import RunPlan, plan_run
 from capgap.engine.training import train
 
 BASE = {"sequence_length": 16, "batch_tokens": 64, "learning_rate": 0.01, "validations": 2}
@@ -23,6 +26,7 @@ def run(
     teacher=None,
     seconds=1e9,
     trunk=None,
+    plan=plan_run,
     **changes,
 ):
     objective = data_objective
@@ -32,15 +36,27 @@ def run(
     return train(
         model,
         streams,
-        settings(**changes),
+        plan(settings(**changes), tokens, seed),
         objective,
-        tokens=tokens,
-        seed=seed,
         scratch=scratch,
         trunk=trunk,
         checkpoint_seconds=seconds,
         say=lambda line: None,
     )
+
+
+def dying(at, reached):
+    """A `plan` for `run` whose runs are interrupted: `at(step)` says when; steps begun are noted."""
+
+    @dataclass(frozen=True)
+    class Dying(RunPlan):
+        def learning_rate(self, step):
+            if at(step):
+                raise KeyboardInterrupt
+            reached.append(step)
+            return super().learning_rate(step)
+
+    return lambda *budget: Dying(**vars(plan_run(*budget)))
 
 
 def weights(model):

@@ -13,10 +13,16 @@ def job_identity(wildcards: dict[str, str], outputs: list[str]) -> str:
     """
     Name what a job makes: the parts of its first output path that carry a wildcard.
 
-    The study is left out. If a wildcard is not found in the path as a whole part or behind a dash
+    The study is left out; a wildcard may hold several levels, or none. If a level is not found in the path as a whole part or behind a dash
     (`seed-1`), the identity is the list of all values instead.
     """
-    values = [value for name, value in wildcards.items() if name != "study"]
+    values = [
+        level
+        for name, value in wildcards.items()
+        if name != "study"
+        for level in value.split("/")
+        if level
+    ]
     parts = [
         part
         for part in (outputs[0].split("/") if outputs else [])

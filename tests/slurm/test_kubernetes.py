@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(
         importlib.util.find_spec(PLUGIN) is None,
-        reason=f"needs {PLUGIN} (tests/slurm/requirements.txt)",
+        reason=f"needs {PLUGIN} (make slurm)",
     ),
 ]
 KUBECTL = """#!{python}

@@ -19,7 +19,7 @@ from capgap.cost.requests import Requests
 
 reason = missing()
 if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-    reason = "needs snakemake-executor-plugin-slurm (tests/slurm/requirements.txt)"
+    reason = "needs snakemake-executor-plugin-slurm (make slurm)"
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=str(reason))]
 
 OPTIONS = [

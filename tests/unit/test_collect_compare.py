@@ -101,7 +101,7 @@ def final(tmp_path):
 
 def test_a_row_holds_what_the_records_say(tmp_path):
     teacher = metrics(Lineage(kind="teacher", name="t", params=params(100)), 2.0)
-    row = read_run(write_run(tmp_path, "t", 3, 2.5), {"t": teacher})
+    row = read_run(write_run(tmp_path, "t", 3, 2.5), {("t", None): teacher})
     assert (row.student, row.init, row.teacher, row.seed, row.arm) == (
         "50",
         "pruned-t",

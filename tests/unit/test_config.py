@@ -60,7 +60,79 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
         (lambda d: d["teachers"]["t9k"].update(layers=True), "t9k: layers is not a yes-or-no"),
         (lambda d: d["grid"].update(seeds=[0, False]), "grid: seeds is not a yes-or-no question"),
         (lambda d: d["grid"].update(students=["2M"]), "grid.students: 2M is not smaller than any"),
-        (lambda d: d["final"].update(student="3k"), "final.student: 3k is in grid.students"),
+        (lambda d: d["grid"].pop("tokens"), "grid: no budget is given; set tokens or tokens_per"),
+        (lambda d: d["grid"].pop("seeds"), "grid: no draw is given; set seeds (of the data order)"),
+        (lambda d: d["grid"].update(replicas=[1]), "grid: seeds and replicas are both given"),
+        (lambda d: d["final"].update(replicas=[1]), "final: seeds and replicas are both given"),
+        (
+            lambda d: d["final"].update(seeds=None, replicas=[1]),
+            "final.replicas: 1 is not in grid.replicas",
+        ),
+        (
+            lambda d: d["grid"].update(tokens_per_param=[1.6666]),
+            "grid.tokens_per_param: 1.66667 gives student 3k 5k tokens, which are in grid.tokens too",
+        ),
+        (
+            lambda d: d["grid"].update(tokens=[], tokens_per_param=[0.05]),
+            "grid.tokens_per_param: 150 is less than one step, distill.batch_tokens is 256",
+        ),
+        (lambda d: d["grid"].update(teacher_ratio=[3, 2]), "grid: teacher_ratio is the smallest"),
+        (lambda d: d["grid"].update(teacher_ratio=[2]), "grid: teacher_ratio is the smallest"),
+        (
+            lambda d: d["grid"].update(teacher_ratio=[20, 30]),
+            "grid.teacher_ratio: student 3k has no teacher between 20 and 30 times its size; there "
+            "are 1.99, 3.11, 8.16; widen it or add a teacher",
+        ),
+        (
+            lambda d: d["grid"].update(teacher_ratio=[2, 3], teachers={"3k": ["t6k"]}),
+            "grid: teachers and teacher_ratio both choose the teachers",
+        ),
+        (
+            lambda d: d["grid"].update(teachers={"4k": ["t6k"]}),
+            "grid.teachers: student 3k is missing; list its teachers",
+        ),
+        (
+            lambda d: d["grid"].update(teachers={"4k": ["t6k"]}),
+            "grid.teachers.4k: no student of this size is in grid.students",
+        ),
+        (
+            lambda d: d["grid"].update(teachers={"3k": ["t6k", "t6k", "t5"]}),
+            "grid.teachers.3k: the same teacher stands twice",
+        ),
+        (
+            lambda d: d["grid"].update(teachers={"3k": ["t5"]}),
+            "grid.teachers.3k: no teacher is called t5; there are t6k, t9k, t16k",
+        ),
+        (lambda d: d["grid"].update(teachers={"3k": []}), "grid.teachers.3k: no teacher is named"),
+        (
+            lambda d: d["grid"].update(students=["8k"], teachers={"8k": ["t6k"]}),
+            "grid.teachers.8k: t6k has 5,968 parameters without embeddings, which is not more than",
+        ),
+        (
+            lambda d: d["grid"].update(teachers={"3k": {"6k": ["t6k"]}}),
+            "grid.teachers.3k.6k: no budget of this student; it has 5k",
+        ),
+        (
+            lambda d: d["grid"].update(teachers={"3k": {"6k": ["t6k"]}}),
+            "grid.teachers.3k: the budget of 5k tokens is missing; list its teachers",
+        ),
+        (lambda d: d["grid"].update(arm_inits=["t5"]), "grid.arm_inits: no teacher is called t5"),
+        (
+            lambda d: d["grid"].update(arm_inits=["t16k"], teachers={"3k": ["t6k", "t9k"]}),
+            "grid.arm_inits: student 3k is distilled from t6k, t9k, none of which is named",
+        ),
+        (
+            lambda d: d["pretrain"].update(tokens_per_param=3),
+            "pretrain: tokens is 20000 and tokens",
+        ),
+        (lambda d: d["pretrain"].pop("tokens"), "pretrain: no budget is given; set tokens or"),
+        (
+            lambda d: (
+                d["grid"].update(seeds=None, replicas=[1, 2], arm_seeds=None),
+                d["teachers"].update(twin=d["teachers"]["t6k"] | {"seed": 1}),
+            ),
+            "teachers.twin: the same model as teachers.t6k (in replicas 2 and 1)",
+        ),
         (lambda d: d["grid"].update(seeds=[1, 1]), "grid.seeds: the same value stands twice"),
         (lambda d: d["grid"].update(arm_seeds=[7]), "grid.arm_seeds: 7 is not in grid.seeds"),
         (lambda d: d.pop("pretrain"), "the section 'pretrain' is needed"),

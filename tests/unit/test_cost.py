@@ -98,7 +98,7 @@ def test_minima_student_has_exactly_the_published_shape():
     study = real("llama2-minima")
     cost = StudyCost(study)
     for teacher in ("l7b", "l13b"):
-        model = cost.architecture(teacher).pruned(study.final.student, study.prune.cutting())
+        model = cost.architecture(teacher).pruned(study.final.student, study.prune.shaping())
         assert (model.layers, model.hidden, model.attention, model.neurons) == (
             24, 3072, 24 * 128, 8192
         )  # fmt: skip
@@ -147,7 +147,7 @@ def test_pareto_rows_rank_as_published():
 def test_counted_flops_of_minima_are_the_published_ones_and_the_terms_they_leave_out():
     study = real("llama2-minima")
     cost = StudyCost(study)
-    student = cost.architecture("l7b").pruned(study.final.student, study.prune.cutting())
+    student = cost.architecture("l7b").pruned(study.final.student, study.prune.shaping())
     teacher = cost.architecture("l7b").whole()
     tokens = 126e9
     counted = tokens * (3 * student.forward_flops(4096) + teacher.forward_flops(4096))

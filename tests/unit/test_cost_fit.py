@@ -95,3 +95,26 @@ def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
     data["evaluate"]["batch_tokens"] += data["evaluate"]["sequence_length"]
     data["harness"]["batch_size"] += 1
     assert {key for key, _ in suggested()} == {"evaluate.batch_tokens", "harness.batch_size"}
+
+
+def test_a_refit_reads_the_text_and_holds_about_what_scoring_does():
+    data = yaml.safe_load((REPOSITORY / "configs/pythia.yaml").read_text())
+    plain = StudyCost(load_study(data))
+    data["prune"]["refit"] = "least_squares"
+    fitted = StudyCost(load_study(data))
+    pairs = [
+        (before, after)
+        for before, after in zip(plain.jobs, fitted.jobs, strict=True)
+        if before.rule == "prune_student"
+    ]
+    assert pairs
+    text = next(job.output for job in fitted.jobs if job.rule == "pack_tokens")
+    for before, after in pairs:
+        assert text in after.needs
+        assert text not in before.needs
+        assert before.device is None
+        assert after.flops > before.flops == 0
+        assert after.host_mb >= before.host_mb
+        teacher = after.output.split("/")[4].removeprefix("pruned-")
+        scored = fitted.job("score_importance", teacher=teacher)
+        assert after.device.total < 1.6 * scored.device.total  # sums in float64

@@ -12,9 +12,9 @@ from outputs import said
 from safetensors.torch import load_file, save_file
 
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
-from capgap.engine import training
 from capgap.engine.models import load_model, tokenizer_digest
 from capgap.engine.resuming import Place
+from capgap.engine.run_plan import RunPlan
 from capgap.errors import CapgapError
 from capgap.records.artifacts import differences
 from capgap.records.run_records import Lineage, TrainRecord
@@ -187,17 +187,17 @@ def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
             settings, world / "v270/teacher/model", world / "v270/tokens", place(kept)
         )
     run(world, tmp_path / "whole", tokens=640, targets=kept, **chosen)
-    real = training.learning_rate_at
+    real = RunPlan.learning_rate
 
-    def dying(step, *arguments):
+    def dying(plan, step):
         if step == 7:
             raise KeyboardInterrupt
-        return real(step, *arguments)
+        return real(plan, step)
 
-    monkeypatch.setattr(training, "learning_rate_at", dying)
+    monkeypatch.setattr(RunPlan, "learning_rate", dying)
     with pytest.raises(KeyboardInterrupt):
         run(world, tmp_path / "cut", tokens=640, targets=kept, seconds=0, **chosen)
-    monkeypatch.setattr(training, "learning_rate_at", real)
+    monkeypatch.setattr(RunPlan, "learning_rate", real)
     run(world, tmp_path / "cut", tokens=640, targets=kept, **chosen)
     for file in ("model/manifest.json", "train.json", "curve.csv"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -311,17 +311,17 @@ def test_other_schedules_publish_no_trunk(world, tmp_path):
 DYING = """
 import os, signal, sys
 from capgap.stages import distill
-from capgap.engine import training
+from capgap.engine.run_plan import RunPlan
 from capgap.stages.base import run_stage
 
-rate = training.learning_rate_at
+rate = RunPlan.learning_rate
 
-def dying(step, *args):
+def dying(plan, step):
     if step == 3:
         os.kill(os.getpid(), signal.SIGTERM)
-    return rate(step, *args)
+    return rate(plan, step)
 
-training.learning_rate_at = dying
+RunPlan.learning_rate = dying
 run_stage(distill.main, sys.argv[1:])
 """
 

@@ -27,18 +27,18 @@ SETTINGS = {
 JOB = """
 import os, signal, sys
 from capgap.stages import distill
-from capgap.engine import training
+from capgap.engine.run_plan import RunPlan
 from capgap.stages.base import run_stage
 
 victim, last = sys.argv[1:3]
-rate = training.learning_rate_at
+rate = RunPlan.learning_rate
 
-def dying(step, *args):
+def dying(plan, step):
     if (str(step), os.environ.get("RANK", "0")) == (last, victim):
         os.kill(os.getpid(), signal.SIGTERM)
-    return rate(step, *args)
+    return rate(plan, step)
 
-training.learning_rate_at = dying
+RunPlan.learning_rate = dying
 run_stage(distill.main, sys.argv[3:])
 """
 

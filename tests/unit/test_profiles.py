@@ -52,7 +52,17 @@ def job(tmp_path):
         environment.pop(launch.VISIBLE, None)
         if shared is not None:
             environment[launch.VARIABLE] = shared
-        words = ["-m", "capgap.workflow.launch", gpus, 1, 0, "toy", told, end]
+        words = [
+            "-m",
+            "capgap.workflow.launch",
+            gpus,
+            1,
+            0,
+            tmp_path / "timing.tsv",
+            "toy",
+            told,
+            end,
+        ]
         process = subprocess.Popen([sys.executable, *map(str, words)], env=environment)
         started.append((process, end))
         return process, told

@@ -371,7 +371,13 @@ def test_group_failure_shows_its_log_and_then_its_jobs(capsys, tmp_path):
         ),
         ({"study": "toy"}, "results/toy/law/law.json", ""),
         ({}, "results/toy/law/law.json", ""),
-        ({"study": "toy", "n": "a/b", "seed": "1"}, "results/toy/a/b/seed-1", "a/b/1"),
+        ({"study": "toy", "n": "b", "seed": "1"}, "results/toy/ab/seed-1", "b/1"),
+        ({"study": "toy", "replica": "", "n": "b"}, "results/toy/teachers/b/x.json", "b"),
+        (
+            {"study": "toy", "replica": "replica-2/", "n": "b"},
+            "results/toy/replica-2/teachers/b/x.json",
+            "replica-2/b",
+        ),
         ({"study": "60k", "student": "60k"}, "results/60k/students/60k.json", "60k"),
     ],
 )

@@ -230,3 +230,25 @@ def test_what_decides_the_scores_and_what_decides_the_cut_share_no_setting():
     assert not scoring.keys() & cutting.keys()
     assert scoring | cutting == prune.model_dump()
     assert Prune(criterion="activation", seed=3).scoring() == prune.scoring()
+
+
+def test_in_proportion_the_students_of_a_family_are_a_family():
+    """Widths w, w/4 heads and 2w neurons in 4 layers have 40 w^2 + 9 w parameters."""
+
+    def teacher(width, neurons=None):
+        heads = width // 4
+        return sizes_of(meta(shape(4, width, heads, heads, neurons or 2 * width, head_dim=4)))
+
+    near = Depth(widths="proportional")
+    for width in (24, 44, 60):
+        for target, expected in ((6_000, 12), (10_000, 16), (12_500, 16), (23_000, 24)):
+            kept = meet(teacher(width), Target("params", target), near)
+            assert kept.widths == (expected // 4, 2 * expected, expected)
+            assert kept.params_non_embedding == 40 * expected**2 + 9 * expected
+            assert kept.relative_error == pytest.approx(kept.params_non_embedding / target - 1)
+    with pytest.raises(CapgapError, match="about 100,000 .* only 676, 2,632, .*nearest_count"):
+        meet(teacher(24), Target("params", 100_000), near)
+    with pytest.raises(
+        CapgapError, match="6 key-value head.*, 49 neurons .* there are only 23,544"
+    ):
+        meet(teacher(24, neurons=49), Target("params", 10_000), near)

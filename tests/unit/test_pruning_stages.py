@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from capgap.config import Depth, Score
+from capgap.config import Cut, Depth, Score
 from capgap.engine.counting import count_params
 from capgap.engine.models import (
     load_model,
@@ -147,10 +147,73 @@ def test_weights_of_half_precision_give_the_bytes_of_their_float32_copy(study, t
         how = Score(calibration_sequences=5, sequence_length=16)
         score.run(how, tmp_path / name, study / "tokens", tmp_path / f"scores-{name}")
         target, out = Target("params", 8000), tmp_path / f"cut-{name}"
-        prune.run(Depth(), tmp_path / name, tmp_path / f"scores-{name}", target, out)
+        prune.run(Cut(), tmp_path / name, tmp_path / f"scores-{name}", target, out)
         random_init.run(Depth(), tmp_path / name, 8000, 0, tmp_path / f"random-{name}")
     assert contents(tmp_path / "cut-half") == contents(tmp_path / "cut-full")
     assert contents(tmp_path / "random-half") == contents(tmp_path / "random-full")
+
+
+# --- refit ------------------------------------------------------------------------------------------
+
+
+REFIT = ["--refit", "least_squares", "--calibration-sequences", "20", "--sequence-length", "16"]
+
+
+def test_refit_keeps_the_shape_changes_the_weights_and_repeats_its_bytes(study, tmp_path):
+    args = [study / "big", "--importance", study / "importance-big", "--params", "8k"]
+    for name, options in (
+        ("plain", []),
+        ("a", [*REFIT, "--tokens", study / "tokens"]),
+        ("b", [*REFIT, "--tokens", study / "tokens"]),
+    ):
+        prune.main([*map(str, [*args, *options]), "--out", str(tmp_path / name)])
+    plain, fitted, again = (contents(tmp_path / name) for name in ("plain", "a", "b"))
+    assert fitted == again
+    assert fitted.keys() == plain.keys()
+    assert {name for name in plain if plain[name] != fitted[name]} == {
+        "model.safetensors",
+        "manifest.json",
+    }
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+
+
+def test_refit_of_half_precision_gives_the_bytes_of_the_float32_copy(study, tmp_path):
+    half = load_model(study / "big").to(torch.bfloat16)
+    how = Cut(calibration_sequences=20, sequence_length=16, refit="least_squares")
+    for name, model in (("half", half), ("full", copy.deepcopy(half).float())):
+        lineage = Lineage(kind="teacher", name="big", params=count_params(model))
+        with publish_folder(tmp_path / name) as folder:
+            save_model(model, folder, lineage, study / "tokenizer")
+        scoring, scores = Score(calibration_sequences=5, sequence_length=16), tmp_path / f"s-{name}"
+        score.run(scoring, tmp_path / name, study / "tokens", scores)
+        tokens, out = study / "tokens", tmp_path / f"cut-{name}"
+        prune.run(how, tmp_path / name, scores, Target("params", 8000), out, tokens_folder=tokens)
+    assert contents(tmp_path / "cut-half") == contents(tmp_path / "cut-full")
+
+
+def test_one_command_scores_and_refits_on_a_text(study, tmp_path, capsys):
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(f"w{i % 90 + 1}" for i in range(400)))
+    out = tmp_path / "small"
+    args = [str(study / "big"), "--params", "8k", *REFIT, "--text", str(text), "--out", str(out)]
+    prune.main(args)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert abs(count_params(model).non_embedding - 8000) <= 80
+    assert "presidents" not in capsys.readouterr().out
+
+
+def test_text_that_nothing_reads_or_that_is_missing_is_refused(study, tmp_path):
+    scores, tokens = study / "importance-big", study / "tokens"
+    args = [str(study / "big"), "--importance", str(scores), "--params", "8k"]
+    out = tmp_path / "x"
+    with pytest.raises(CapgapError, match="nothing reads this text"):
+        prune.main([*args, "--tokens", str(tokens), "--out", str(out)])
+    how = Cut(refit="least_squares")
+    with pytest.raises(CapgapError, match="text is needed to refit on"):
+        prune.run(how, study / "big", scores, Target("params", 8000), out)
+    with pytest.raises(CapgapError, match=r"prune\.sequence_length"):
+        prune.run(how, study / "big", scores, Target("params", 8000), out, tokens_folder=tokens)
+    assert not out.exists()
 
 
 def test_scores_of_another_model_are_refused(study, tmp_path):
@@ -348,7 +411,7 @@ def test_criteria_give_different_scores(study, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path, name):
-    missing = "lm-eval is not there: pip install --no-deps -r requirements-lm-eval.txt"
+    missing = "lm-eval is not there: make lm-eval"
     evaluators = pytest.importorskip("lm_eval.models.huggingface", reason=missing)
     requests = pytest.importorskip("lm_eval.api.instance", reason=missing)
     model = build(name)

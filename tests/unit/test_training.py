@@ -7,17 +7,17 @@ import signal
 import pytest
 import torch
 from pruning_models import MODELS, build
-from training_runs import BASE, run, settings, weights
+from training_runs import BASE, dying, run, settings, weights
 
 from capgap.config import Distill, Training
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, losses, parallel, training
 from capgap.engine.forward import decoder_layers
 from capgap.engine.losses import IGNORED
-from capgap.engine.lr_schedule import learning_rate_at
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import Whole
+from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
 from capgap.errors import CapgapError
 from capgap.records.artifacts import intact
@@ -60,21 +60,15 @@ def test_killed_and_resumed_equals_uninterrupted(
     whole = tiny_model()
     expected = run(whole, streams, tmp_path / "whole", teacher=teacher, **changes)
 
-    calls = []
-
-    def dying(*args):
-        calls.append(1)
-        if len(calls) in (5, 9):
-            raise KeyboardInterrupt
-        return learning_rate_at(*args)
-
-    monkeypatch.setattr(training, "learning_rate_at", dying)
+    reached, deaths = [], [4, 7]
+    plan = dying(lambda step: step in deaths and not deaths.remove(step), reached)
+    changes |= {"teacher": teacher, "seconds": 0, "plan": plan}
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run(tiny_model(), streams, tmp_path / "cut", teacher=teacher, seconds=0, **changes)
+            run(tiny_model(), streams, tmp_path / "cut", **changes)
     resumed = tiny_model()
-    outcome = run(resumed, streams, tmp_path / "cut", teacher=teacher, seconds=0, **changes)
-    assert len(calls) < 12 + 5  # it went on from where it was, not from the start
+    outcome = run(resumed, streams, tmp_path / "cut", **changes)
+    assert reached == list(range(12))  # it went on from where it was, not from the start
     assert torch.equal(weights(whole), weights(resumed))
     assert outcome.curve_csv() == expected.curve_csv()
 
@@ -82,7 +76,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_a_torn_checkpoint_is_passed_over(token_streams, tiny_model, tmp_path, capsys):
     stream, model = Streams(token_streams())["train"], tiny_model()
     optimizer = training.make_optimizer(model, settings())
-    first, second = training._batches(stream, settings(), 0, range(2), model.device)
+    first, second = training._batches(stream, plan_run(settings(), 64 * 2), 0, model.device)
     training._step(Whole(model), optimizer, first, settings(), data_objective, 0.01)
     checkpoints.save(tmp_path, 1, model, optimizer, {"curve": []})
     kept = weights(model)
@@ -124,13 +118,13 @@ def test_budget_below_one_step_is_refused(token_streams, tiny_model, tmp_path):
 
 def test_learning_rate_warms_up_and_falls_to_the_floor():
     cosine = settings(warmup_share=0.1, final_lr_share=0.1, learning_rate=1.0)
-    rates = [learning_rate_at(step, 100, cosine) for step in range(100)]
+    rates = [*map(plan_run(cosine, 64 * 100).learning_rate, range(100))]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.55)
     assert rates[99] == pytest.approx(0.1, abs=1e-3)
     constant = settings(schedule="constant", warmup_share=0.0, learning_rate=1.0)
-    assert learning_rate_at(99, 100, constant) == 1.0
+    assert plan_run(constant, 64 * 100).learning_rate(99) == 1.0
 
 
 def test_a_good_teacher_beats_none(token_streams, tiny_model, tmp_path):
@@ -151,7 +145,7 @@ def one_step(model, batch, objective=data_objective, **changes):
 
 
 def batch_of(streams, model):
-    return next(training._batches(streams["train"], settings(), 0, range(1), model.device))
+    return next(training._batches(streams["train"], plan_run(settings(), 64), 0, model.device))
 
 
 @pytest.mark.parametrize("micro", [16, 32, 48])
@@ -187,7 +181,8 @@ def test_accumulation_with_ignored_tokens_is_the_mean_over_the_step(
 
 def test_a_loss_that_is_not_finite_names_its_step_and_batch(token_streams, tiny_model, tmp_path):
     streams, model = Streams(token_streams()), tiny_model()
-    batches = [*training._batches(streams["train"], settings(), 0, range(6), model.device)]
+    six_steps = plan_run(settings(), 64 * 6)
+    batches = [*training._batches(streams["train"], six_steps, 0, model.device)]
 
     def objective(model, inputs, labels, starts, scale):
         loss, parts = data_objective(model, inputs, labels, starts, scale)
@@ -199,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_batch(token_streams, tiny_
         CapgapError, match=rf"at step 4/12 .*sequences at tokens {first}, .*step-0*3"
     ):
         train(
-            model, streams, settings(), objective, tokens=64 * 12, seed=0, scratch=tmp_path,
+            model, streams, plan_run(settings(), 64 * 12), objective, scratch=tmp_path,
             checkpoint_seconds=0, say=lambda line: None,
         )  # fmt: skip
 
@@ -217,7 +212,7 @@ def test_out_of_memory_names_the_micro_batch_and_keeps_the_checkpoint(
 
     with pytest.raises(CapgapError) as caught:
         train(
-            tiny_model(), Streams(token_streams()), settings(), greedy, tokens=64 * 12, seed=0,
+            tiny_model(), Streams(token_streams()), plan_run(settings(), 64 * 12), greedy,
             scratch=tmp_path, checkpoint_seconds=0, say=lambda line: None,
         )  # fmt: skip
     message = str(caught.value)
@@ -249,7 +244,7 @@ def test_out_of_memory_before_the_first_step_names_the_teacher(
     chosen, streams = Distill(**BASE), Streams(token_streams())
     objective = Distillation(tiny_model(seed=9), chosen)
     with pytest.raises(CapgapError) as caught:
-        train(tiny_model(), streams, chosen, objective, tokens=64, seed=0, scratch=tmp_path)
+        train(tiny_model(), streams, plan_run(chosen, 64), objective, scratch=tmp_path)
     message = str(caught.value)
     assert "in loading the models; no checkpoint was saved yet" in message
     assert "set teacher_precision to bfloat16 (now float32), or share the model" in message
@@ -404,12 +399,12 @@ def test_batches_ahead_are_the_same(token_streams, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
     stream = Streams(token_streams())["train"]
-    for steps in (range(3, 9), range(4, 4)):
+    for done, last in ((3, 9), (4, 4)):
+        plan = plan_run(settings(), 64 * last, seed=5)
         here, there = (
-            [*training._batches(stream, settings(), 5, steps, torch.device(kind))]
-            for kind in ("cpu", "cuda")
+            [*training._batches(stream, plan, done, torch.device(kind))] for kind in ("cpu", "cuda")
         )
-        assert len(here) == len(there) == len(steps)
+        assert len(here) == len(there) == last - done
         for one, other in zip(here, there, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert len(pinned) == 3 * 6

@@ -5,6 +5,7 @@ not hold them; `test_loss_edit_runs_distillation_and_what_follows` runs and sees
 """
 
 import ast
+import csv
 import os
 import re
 import shutil
@@ -78,6 +79,45 @@ def one_shape_for_all(study):
     study["prune"]["one_shape"] = True
 
 
+def budget_by_ratio(study):
+    study["grid"].update(tokens=[], tokens_per_param=[2, 1.6])  # 6k and 4.8k tokens
+
+
+def teachers_by_ratio(study):
+    study["grid"]["teacher_ratio"] = [1, 4]  # t6k alone, which is twice the student
+
+
+def ladder_of_one_budget(study):
+    study["grid"]["tokens"] = ["5k", "6k"]
+    study["grid"]["teachers"] = {"3k": {"5k": ["t6k", "t16k"], "6k": ["t16k"]}}
+
+
+def controls_at_one_init(study):
+    study["grid"].update(arms=["no_teacher"], arm_inits=["t16k"])
+
+
+def training_in_proportion_to_the_teacher(study):
+    del study["pretrain"]["tokens"]
+    study["pretrain"]["tokens_per_param"] = 2
+    study["teachers"]["t6k"]["tokens"] = "20k"  # as before
+
+
+def one_more_replica(study):
+    study["grid"]["replicas"].append(9)
+
+
+def final_at_a_size_of_the_grid(study):
+    study["final"]["student"] = "3k"
+
+
+def no_final(study):
+    del study["final"]
+
+
+def refitted_starts(study):
+    study["prune"]["refit"] = "least_squares"
+
+
 def law_settings(study):
     study["law"]["resamples"] = 120
 
@@ -99,6 +139,18 @@ STUDENT_5K = {
         ("evaluate_student", RUN.format(name, 0)),
     ]
 }
+
+
+def runs_at(tokens, *teachers):
+    return {
+        job.replace("5k", tokens)
+        for name in teachers or ("t6k", "t16k")
+        for job in run_jobs(name, 0)
+    }
+
+
+WITHOUT_TEACHER = {job.replace("from-t16k", "from-none") for job in run_jobs("t16k", 0)}
+PRUNED = {f"prune_student inits/3k/pruned-{name}" for name in ("t6k", "t16k")}
 PRUNED_LIKE_T6K = {"prune_student inits/3k/pruned-t16k"}
 MEASURED = {
     "evaluate_teacher teachers/t6k",
@@ -118,6 +170,14 @@ MEASURED = {
         (evaluation_settings, MEASURED | TABLE),
         (distillation_settings, run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
         (one_shape_for_all, PRUNED_LIKE_T6K | run_jobs("t16k", 0) | TABLE),
+        (budget_by_ratio, runs_at("6k") | runs_at("4.8k") | TABLE),
+        (teachers_by_ratio, TABLE),
+        (ladder_of_one_budget, runs_at("6k", "t16k") | TABLE),
+        (controls_at_one_init, WITHOUT_TEACHER | TABLE),
+        (training_in_proportion_to_the_teacher, teacher_jobs("t16k") | TABLE),
+        (final_at_a_size_of_the_grid, CHOICE),
+        (no_final, {"write_metrics .", *REPORT}),
+        (refitted_starts, PRUNED | run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
         (law_settings, LAW),
         (final_tokens, CHOICE),
         (final_size_and_tokens_swapped, CHOICE),
@@ -157,6 +217,51 @@ def test_a_larger_budget_goes_on_from_the_trunk_and_reruns_nothing(study):
     run = RUN.format("t6k", 0).replace("5k", "9k")
     log = (study / f"logs/distill_student/{RESULTS}/{run}.log").read_text()
     assert "resumed after step 15/35" in log  # 5k tokens are 19 steps, of which 4 fall
+
+
+def test_replicas_draw_teachers_inits_and_order_anew_and_one_more_reruns_none(study):
+    def replicated(settings):
+        del settings["final"]
+        settings["grid"].update(seeds=None, replicas=[4])
+
+    def jobs(number):
+        return {
+            " ".join((rule, f"replica-{number}/{path.replace('seed-0', f'seed-{number}')}"))
+            for name in ("t6k", "t16k")
+            for rule, path in map(str.split, teacher_jobs(name))
+        }
+
+    ends = {"collect_runs law", "fit_law law", "write_metrics .", *REPORT}
+    study.configure(replicated)
+    assert study.planned() == jobs(4) | ends
+    study.capgap("run", "--cores", "2")
+    assert study.planned() == set()
+    row, _ = csv.DictReader((study / RESULTS / "law/runs.csv").open())
+    assert (row["teacher_seed"], row["init_seed"], row["seed"]) == ("4", "4", "4")
+    report = (study / RESULTS / "report/report.html").read_text()
+    assert "This report has no final student" in report
+    study.capgap("save")
+    study.configure(one_more_replica)
+    assert study.planned() == jobs(9) | ends
+    before = study.made()
+    study.capgap("run", "--cores", "2")
+    assert {j for j, moment in study.made().items() if moment != before.get(j)} == jobs(9) | ends
+    rows = csv.DictReader((study / RESULTS / "law/runs.csv").open())
+    losses = {(r["teacher"], r["teacher_seed"]): r["teacher_val_loss_nats_per_token"] for r in rows}
+    assert len(set(losses.values())) == len(losses) == 4
+
+
+def test_a_final_student_of_a_size_in_the_grid_goes_on_from_its_trunk(study):
+    def longer(settings):
+        settings["distill"].update(schedule="wsd", warmup_tokens="1k")
+        settings["final"].update(student="3k", tokens="9k")
+
+    study.configure(longer)
+    study.capgap("run", "--cores", "2")
+    assert study.planned() == set()
+    run = RUN.format("t6k", 0).replace("5k", "9k")
+    log = (study / f"logs/distill_student/{RESULTS}/{run}.log").read_text()
+    assert "resumed after step 15/35" in log
 
 
 def test_comments_docstrings_and_formatting_plan_nothing(study):

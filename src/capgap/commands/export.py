@@ -100,13 +100,21 @@ def run(
     study = load_study(study_file)
     if out.exists():
         raise CapgapError(f"{out} exists already; name another folder or delete it")
+    if study.final is None:
+        raise CapgapError(
+            f"{study_file} has no final student to export; add the section 'final' and run the study"
+        )
     final = FinalRecord.read(result_of(study.study, paths.FINAL))
     law = LawRecord.read(result_of(study.study, paths.LAW))
     model = open_folder(paths.FINAL_MODEL.format(study=study.study))
     lineage = Lineage.read(model / "lineage.json")
-    teacher = Metrics.read(paths.TEACHER_METRICS.format(study=study.study, teacher=lineage.teacher))
-    runs = run_grid.final_runs(study.final, [lineage.teacher])
+    runs = run_grid.final_runs(study, [lineage.teacher])
     made = next(run for run in runs if run.seed == lineage.seed)
+    level = run_grid.teacher_level(study, lineage.teacher, made.replica)
+    teacher_metrics = paths.TEACHER_METRICS.format(
+        study=study.study, teacher=lineage.teacher, replica=level
+    )
+    teacher = Metrics.read(teacher_metrics)
     test = Metrics.read(paths.RUN_METRICS.format(study=study.study, **made._asdict())).test
     data, known = _data(study)
     data_licence = _required(data_licence or known, "data", data)
@@ -161,8 +169,8 @@ def tasks_of_card(study: Study) -> str:
     """A section of the card: the student beside its teachers on the tasks that were measured."""
     if not (study.harness and study.harness.final):
         return ""
-    names = study.harness.measured(study.teachers)
-    *teachers, final = (HarnessRecord.read(paths.harness(study.study, name)) for name in names)
+    draws = run_grid.measured_on_tasks(study)
+    *teachers, final = (HarnessRecord.read(paths.harness(study.study, *draw)) for draw in draws)
     records = [final, *teachers]
     heads = ["task", "metric", "this model", *map(harness_name, records[1:])]
     rows = [heads, ["---"] * len(heads)]

@@ -175,7 +175,7 @@ class Measured(NamedTuple):
 def measured(job: Job) -> Measured | None:
     """CPU seconds and peak memory of a job that has run; None where Snakemake has not timed it.
 
-    Snakemake reads a job's CPU time twice a second at first and every 30 s later, so that what it
+    Where it is Snakemake that measures, it reads a job's CPU time twice a second at first and every 30 s later, so that what it
     holds of a longer job is up to half a minute old: there the wall time is taken.
     """
     path = Path(paths.timing(job.rule, _identity(job)))
@@ -184,7 +184,9 @@ def measured(job: Job) -> Measured | None:
     names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
     row = dict(zip(names, values, strict=True))
     wall_s, cpu = float(row["s"]), row["cpu_time"]
-    cpu_s = wall_s if wall_s > EXACT_CPU_TIME_S or cpu in ("NA", "-") else float(cpu)
+    by_snakemake = "h:m:s" in row  # and not by capgap.workflow.launch, which is exact
+    stale = by_snakemake and wall_s > EXACT_CPU_TIME_S
+    cpu_s = wall_s if stale or cpu in ("NA", "-") else float(cpu)
     peak = row["max_rss"]
     return Measured(cpu_s, 0.0 if peak in ("NA", "-") else float(peak) * 2**20 / 1e6)
 

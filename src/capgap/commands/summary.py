@@ -15,7 +15,7 @@ from rich.table import Table
 from capgap.commands.verify import result_of
 from capgap.config.counts import format_count
 from capgap.config.study_file import load_study
-from capgap.law.law_record import ArmEffects, Choice, FinalRecord, Interval, LawRecord
+from capgap.law.law_record import ArmEffects, FinalRecord, Interval, LawRecord
 from capgap.law.words import listed
 from capgap.records import paths
 from capgap.reporting import wording
@@ -29,29 +29,31 @@ def interval_text(interval: Interval, digits: int = 2) -> str:
     return f"{interval.value:,.{digits}f} [{low}, {high}]"
 
 
-def run(study: str, console: Console) -> None:
-    """Print the summary of a study by name."""
+def run(study: str, console: Console, *, has_final: bool = True) -> None:
+    """Print the summary of a study by name; has_final: whether the study has a final student."""
     law = LawRecord.read(result_of(study, paths.LAW))
-    choice = Choice.read(result_of(study, paths.CHOICE))
-    final = FinalRecord.read(result_of(study, paths.FINAL))
+    final = FinalRecord.read(result_of(study, paths.FINAL)) if has_final else None
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
     for line in law.lines:
         facts.add_row(f"law at {format_count(line.tokens)} tokens", _law_text(line))
     facts.add_row("verdict", _verdict_text(law))
-    size = f"{choice.student_params_non_embedding:,}"
-    star = choice.teacher_params_star
-    star_text = f" (T* = {interval_text(star, 0)} parameters)" if star else ""
-    facts.add_row("recommended", f"{choice.chosen} for a student of {size}{star_text}")
-    facts.add_row("", choice.basis_note)
+    if final is not None:
+        choice = final.choice
+        size = f"{choice.student_params_non_embedding:,}"
+        star = choice.teacher_params_star
+        star_text = f" (T* = {interval_text(star, 0)} parameters)" if star else ""
+        facts.add_row("recommended", f"{choice.chosen} for a student of {size}{star_text}")
+        facts.add_row("", choice.basis_note)
     if len(law.lines) > 1 and law.surface is not None:
         facts.add_row("more tokens", wording.tokens(law))
     for tokens in [line.tokens for line in law.lines]:
         gains = [e for e in law.effects if e.tokens == tokens and e.gain_nats is not None]
         if gains:
             facts.add_row(f"teacher's gain at {format_count(tokens)}", _gain_text(gains))
-    facts.add_row("final student", final.sentence)
+    if final is not None:
+        facts.add_row("final student", final.sentence)
     facts.add_row("report", str(Path(paths.REPORT.format(study=study)).with_name("report.html")))
     console.print(Panel(facts, title=f"study {study}", title_align="left", padding=(1, 2)))
 
@@ -91,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
     )
     args, _ = parser.parse(argv)
-    run(load_study(args.study).study, Console())
+    study = load_study(args.study)
+    run(study.study, Console(), has_final=study.final is not None)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ stage the one section it needs; a stage run by hand takes the same fields as com
 This package imports no torch.
 """
 
+from capgap.config.grid_settings import Draw, Grid
 from capgap.config.harness_settings import Harness, HarnessStage
-from capgap.config.pruning_settings import Depth, Prune, Score
+from capgap.config.pruning_settings import Calibration, Cut, Depth, Prune, Score
 from capgap.config.section import Section
-from capgap.config.study import CollectStage, Evaluate, Final, Grid, Law, Study
+from capgap.config.study import CollectStage, Evaluate, Final, Law, Study
 from capgap.config.teacher_settings import (
     FetchedSource,
     HubTeacher,
@@ -33,11 +34,14 @@ from capgap.config.text_settings import (
 from capgap.config.training_settings import Distill, PretrainStage, TargetsStage, Training
 
 __all__ = [
+    "Calibration",
     "CollectStage",
     "Corpus",
     "CorpusSplit",
+    "Cut",
     "Depth",
     "Distill",
+    "Draw",
     "Evaluate",
     "FetchedSource",
     "FilesCorpus",

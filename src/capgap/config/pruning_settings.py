@@ -9,7 +9,22 @@ from pydantic import Field, model_validator
 from capgap.config.section import Section, Seed
 
 
-class Score(Section):
+class Calibration(Section):
+    """The training text that a teacher is run on for pruning."""
+
+    calibration_sequences: int = Field(
+        64,
+        gt=0,
+        description="training sequences over which importance is averaged and on which weights are "
+        "refitted",
+    )
+    sequence_length: int = Field(512, ge=2, description="tokens per calibration sequence")
+    seed: Seed = Field(
+        0, description="seed of the choice of calibration sequences and of random scores"
+    )
+
+
+class Score(Calibration):
     """How the importance of a teacher's units is measured."""
 
     criterion: Literal["mask_gradient", "activation", "magnitude", "random"] = Field(
@@ -17,13 +32,6 @@ class Score(Section):
         description="importance of heads, neurons and channels: mask_gradient (first-order change "
         "of the loss, the paper's), activation (mean magnitude of what they put out, Minitron's), "
         "magnitude (norm of their weights), random",
-    )
-    calibration_sequences: int = Field(
-        64, gt=0, description="training sequences over which importance is averaged"
-    )
-    sequence_length: int = Field(512, ge=2, description="tokens per calibration sequence")
-    seed: Seed = Field(
-        0, description="seed of the choice of calibration sequences and of random scores"
     )
 
 
@@ -35,6 +43,12 @@ class Depth(Section):
         description="which layers stay: all (keep), the middle ones (keep_middle, MiniMA's), the "
         "first and the last (drop_middle), or those that change their input's direction most "
         "(block_influence)",
+    )
+    widths: Literal["nearest_count", "proportional"] = Field(
+        "nearest_count",
+        description="which heads, neurons and channels stay for a number of parameters: as many as "
+        "come nearest to it (nearest_count), or the same fraction of each, so that the students of a "
+        "family of teachers are a family, at the nearest number that allows it (proportional)",
     )
     layers: int | None = Field(
         None,
@@ -53,15 +67,30 @@ class Depth(Section):
         return self
 
 
-class Prune(Depth, Score):
+class Cut(Depth, Calibration):
+    """What is cut out of a teacher whose units have scores, and what becomes of the rest."""
+
+    refit: Literal["none", "least_squares"] = Field(
+        "none",
+        description="what becomes of the weights that stay: none (they stay as they are, the paper's "
+        "rule) or least_squares (they are fitted, layer by layer, to what the whole model says on the "
+        "calibration sequences; the hidden channels are then principal components)",
+    )
+
+
+class Prune(Cut, Score):
     """How a teacher is cut down to a student's start."""
 
     def scoring(self) -> Score:
         """The part that decides the scores."""
         return Score(**{key: getattr(self, key) for key in Score.model_fields})
 
-    def cutting(self) -> Depth:
+    def cutting(self) -> Cut:
         """The part that decides, beside the scores, what is cut."""
+        return Cut(**{key: getattr(self, key) for key in Cut.model_fields})
+
+    def shaping(self) -> Depth:
+        """The part that decides the shape of what is left."""
         return Depth(**{key: getattr(self, key) for key in Depth.model_fields})
 
 

@@ -7,6 +7,9 @@ pruned teacher's student from that same teacher. The control arms change one thi
   no_teacher     the same pruned start, trained on the data alone
   random_init    a random start of the same size, distilled by each teacher, and without one
   cross_teacher  the start pruned from A, distilled by B, for every pair A, B
+
+A replica of a study has its own draw of every teacher that is trained here and of every init; its
+files lie in a folder of its own, replica-<n>/. A fetched teacher has one draw, shared by all.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from capgap.config import Final, Grid, Study
+from capgap.config import CollectStage, Grid, PretrainedTeacher, Study
 from capgap.config.counts import format_count, parse_count
 
 NONE = "none"  # the teacher of the arm without a teacher
@@ -29,6 +32,7 @@ class Run(NamedTuple):
     teacher: str
     tokens: str
     seed: int
+    replica: str = ""  # level of the path, see `replica_level`
 
 
 def pruned_from(teacher: str) -> str:
@@ -50,6 +54,51 @@ def teacher_sizes(study: Study) -> dict[str, int]:
     return {name: study.teacher_size(name) for name in study.teachers}
 
 
+def replica_level(replica: int | None) -> str:
+    """The level that a replica has in paths, with its slash; nothing without replicas."""
+    return "" if replica is None else f"replica-{replica}/"
+
+
+def replica_number(level: str) -> int | None:
+    """The replica of a level in paths, see `replica_level`."""
+    return int(level.removeprefix("replica-").removesuffix("/")) if level else None
+
+
+def teacher_level(study: Study, teacher: str, level: str) -> str:
+    """The level at which a replica's teacher lies: its own for one that is trained here."""
+    return level if isinstance(study.teachers[teacher], PretrainedTeacher) else ""
+
+
+def teacher_draws(study: Study) -> list[tuple[str, str]]:
+    """Every teacher with the level of each of its draws: (name, level)."""
+    levels = [replica_level(number) for number in study.grid.replica_numbers()]
+    draws = [
+        (name, teacher_level(study, name, level)) for level in levels for name in study.teachers
+    ]
+    return list(dict.fromkeys(draws))
+
+
+def scored_teachers(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    """The teachers whose units are scored for the inits of runs: (name, level of the init's draw)."""
+    pruned = {(run.init.removeprefix("pruned-"), run.replica) for run in runs if run.init != RANDOM}
+    return sorted(pruned)
+
+
+def teaching(study: Study, runs: Iterable[Run]) -> list[tuple[str, str]]:
+    """The teachers that runs are distilled from: (name, level of its draw)."""
+    taught = {(run.teacher, run.replica) for run in runs if run.teacher != NONE}
+    return sorted({(name, teacher_level(study, name, level)) for name, level in taught})
+
+
+def measured_on_tasks(study: Study) -> list[tuple[str, str]]:
+    """Teachers that the harness measures, one draw each: (name, its level); ("", "") is the final
+    student."""
+    names = study.harness.measured(study.teachers) if study.harness else []
+    names = [name for name in names if name or study.final]
+    first = replica_level(study.grid.replica_numbers()[0])
+    return [(name, teacher_level(study, name, first) if name else "") for name in names]
+
+
 def teachers_for(student: int, sizes: dict[str, int]) -> list[str]:
     """Teachers larger than a student, smallest first; sizes by teacher."""
     return sorted((t for t in sizes if sizes[t] > student), key=lambda t: (sizes[t], t))
@@ -58,21 +107,35 @@ def teachers_for(student: int, sizes: dict[str, int]) -> list[str]:
 def grid_runs(grid: Grid, sizes: dict[str, int]) -> list[Run]:
     """Every run of a grid with its control arms, in a fixed order; sizes by teacher."""
     runs = []
+    main, control = grid.draws(), grid.draws(of_arms=True)
     for size in grid.students:
-        teachers = teachers_for(size, sizes)
-        pairs = [(pruned_from(t), t, grid.seeds) for t in teachers]
-        arm_seeds = grid.arm_seeds or grid.seeds
+        budgets = {tokens: grid.ladder(size, tokens, sizes) for tokens in grid.budgets(size)}
+        listed = {name for ladder in budgets.values() for name in ladder}
+        teachers = [name for name in teachers_for(size, sizes) if name in listed]
+        lent = [t for t in teachers if grid.arm_inits is None or t in grid.arm_inits]
+        # init, teacher, draws, teachers that must be on the ladder of a budget
+        pairs = [(pruned_from(t), t, main, {t}) for t in teachers]
         if "no_teacher" in grid.arms:
-            pairs += [(pruned_from(t), NONE, arm_seeds) for t in teachers]
+            pairs += [(pruned_from(t), NONE, control, {t}) for t in lent]
         if "random_init" in grid.arms:
-            pairs += [(RANDOM, t, arm_seeds) for t in [*teachers, NONE]]
+            pairs += [(RANDOM, t, control, {t} - {NONE}) for t in [*teachers, NONE]]
         if "cross_teacher" in grid.arms:
-            pairs += [(pruned_from(a), b, arm_seeds) for a in teachers for b in teachers if a != b]
+            pairs += [
+                (pruned_from(a), b, control, {a, b}) for a in lent for b in teachers if a != b
+            ]
         runs += [
-            Run(format_count(size), init, teacher, format_count(tokens), seed)
-            for init, teacher, seeds in pairs
-            for tokens in grid.tokens
-            for seed in seeds
+            Run(
+                format_count(size),
+                init,
+                teacher,
+                format_count(tokens),
+                draw.seed,
+                replica_level(draw.replica),
+            )
+            for init, teacher, draws, needed in pairs
+            for tokens, ladder in budgets.items()
+            if needed <= {*ladder}
+            for draw in draws
         ]
     return runs
 
@@ -92,10 +155,39 @@ def next_smaller(run: Run, budgets: dict[Run, list[int]]) -> Run | None:
     return run._replace(tokens=format_count(max(smaller))) if smaller else None
 
 
-def final_runs(final: Final, teachers: list[str]) -> list[Run]:
-    """The runs of the final student from the given teachers."""
+def collect_stage(study: Study) -> CollectStage:
+    """What the table of a study is gathered from."""
+    trained = {name for name, level in teacher_draws(study) if level}
+    fixed = [name for name in study.teachers if study.grid.replicas and name not in trained]
+    return CollectStage(
+        root=f"results/{study.study}",
+        grid=study.grid,
+        teacher_sizes=teacher_sizes(study),
+        one_draw=fixed,
+    )
+
+
+def final_runs(study: Study, teachers: list[str]) -> list[Run]:
+    """The runs of the final student from the given teachers; none in a study without one."""
+    final = study.final
+    if final is None:
+        return []
     return [
-        Run(format_count(final.student), pruned_from(t), t, format_count(final.tokens), seed)
-        for t in teachers
-        for seed in final.seeds
+        Run(
+            format_count(final.student),
+            pruned_from(teacher),
+            teacher,
+            format_count(final.tokens),
+            draw.seed,
+            replica_level(draw.replica),
+        )
+        for teacher in teachers
+        for draw in final.draws(study.grid)
     ]
+
+
+def shape_teachers(study: Study) -> dict[str, str]:
+    """For every student size, the teacher that lends its shape: the smallest large enough."""
+    sizes = teacher_sizes(study)
+    students = [*study.grid.students, *([study.final.student] if study.final else [])]
+    return {format_count(size): teachers_for(size, sizes)[0] for size in students}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from capgap.config.counts import format_count
 from capgap.config.devices import DEVICE_NAMES
+from capgap.config.grid_settings import SEEDS_OR_REPLICAS, Draw, Grid, grid_problems
 from capgap.config.harness_settings import Harness
-from capgap.config.pruning_settings import StudyPrune
+from capgap.config.pruning_settings import Score, StudyPrune
 from capgap.config.section import Count, Section, Seed
 from capgap.config.teacher_settings import (
     HubTeacher,
@@ -25,24 +24,6 @@ from capgap.config.text_settings import Corpus, TeacherTokenizer, Tokenizer
 from capgap.config.training_settings import Distill, Pretrain, PretrainStage
 
 
-class Grid(Section):
-    """The runs the law is fitted on: every student from every larger teacher, at every budget."""
-
-    students: list[Annotated[Count, Field(gt=0)]] = Field(
-        min_length=1, description="student sizes, parameters without embeddings"
-    )
-    tokens: list[Annotated[Count, Field(gt=0)]] = Field(
-        min_length=1, description="distillation budgets, tokens"
-    )
-    seeds: list[Seed] = Field(min_length=1, description="seeds of the data order, one run each")
-    arms: list[Literal["no_teacher", "random_init", "cross_teacher"]] = Field(
-        default_factory=list, description="control arms beside the main one"
-    )
-    arm_seeds: list[Seed] | None = Field(
-        None, min_length=1, description="seeds of the control arms, if not all"
-    )
-
-
 class CollectStage(Section):
     """Which runs a study's grid consists of, and where they lie."""
 
@@ -50,6 +31,9 @@ class CollectStage(Section):
     grid: Grid = Field(description="the runs")
     teacher_sizes: dict[str, int] = Field(
         description="parameters without embeddings of every teacher, by name"
+    )
+    one_draw: list[str] = Field(
+        default_factory=list, description="teachers that are not drawn anew in a replica"
     )
 
 
@@ -88,13 +72,32 @@ class Law(Section):
 
 
 class Final(Section):
-    """The law-guided distillation of a student size that is not in the grid."""
+    """The law-guided distillation of one student size, in the grid or not."""
 
     student: Count = Field(gt=0, description="student size, parameters without embeddings")
     tokens: Count = Field(gt=0, description="distillation tokens")
-    seeds: list[Seed] = Field(
-        default=[0], min_length=1, description="seeds of the data order, one run each"
+    seeds: list[Seed] | None = Field(
+        None, min_length=1, description="seeds of the data order, one run each; 0 if not set"
     )
+    replicas: list[Seed] | None = Field(
+        None,
+        min_length=1,
+        description="replicas of the grid whose teachers and inits are used, instead of seeds; if "
+        "not set, the grid's first one",
+    )
+
+    @model_validator(mode="after")
+    def _alternatives(self):
+        if self.seeds is not None and self.replicas is not None:
+            raise ValueError(SEEDS_OR_REPLICAS)
+        return self
+
+    def draws(self, grid: Grid) -> list[Draw]:
+        """The draws of the final runs, one run each."""
+        if self.replicas:
+            return [Draw(number, number) for number in self.replicas]
+        seeds = [0] if self.seeds is None else self.seeds
+        return [Draw(grid.replica_numbers()[0], seed) for seed in seeds]
 
 
 class Plan(Section):
@@ -152,7 +155,7 @@ class Study(Section):
     evaluate: Evaluate = Field(default_factory=Evaluate, description="evaluation")
     grid: Grid = Field(description="the runs the law is fitted on")
     law: Law = Field(default_factory=Law, description="regression")
-    final: Final = Field(description="the law-guided distillation")
+    final: Final | None = Field(None, description="the law-guided distillation; none if not set")
     harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness, if any")
     plan: Plan = Field(default_factory=Plan, description="assumptions about machines and sizes")
 
@@ -163,10 +166,21 @@ class Study(Section):
             raise ValueError("\n".join(problems))
         return self
 
-    def pretrain_stage(self, teacher: str) -> PretrainStage:
-        """Settings of one teacher's training: its own, over those of `pretrain`."""
+    def pretrain_stage(self, teacher: str, replica: int | None = None) -> PretrainStage:
+        """Settings of one teacher's training: its own, over those of `pretrain`.
+
+        A replica's number is added to the seed of the teacher.
+        """
         own = self.teachers[teacher].model_dump(exclude_none=True, exclude={"source"})
-        return PretrainStage.model_validate({**self.pretrain.model_dump(), **own})
+        shared = self.pretrain.recipe()
+        own["seed"] = self.teachers[teacher].seed + (replica or 0)
+        own.setdefault("tokens", self.pretrain.tokens_of(self.teacher_size(teacher)))
+        return PretrainStage.model_validate({**shared, **own})
+
+    def score_stage(self, replica: int | None = None) -> Score:
+        """Settings of scoring; a replica's number is added to the seed of the calibration text."""
+        scoring = self.prune.scoring()
+        return scoring.model_copy(update={"seed": scoring.seed + (replica or 0)})
 
     def teacher_size(self, teacher: str) -> int:
         """Parameters of a teacher without embeddings and output head."""
@@ -212,9 +226,10 @@ def _inconsistencies(study: Study):
             )
     sizes = {name: study.teacher_size(name) for name in study.teachers}
     largest = max(sizes, key=sizes.get)
+    finals = [study.final] if study.final else []
     for key, students in (
         ("grid.students", study.grid.students),
-        ("final.student", [study.final.student]),
+        ("final.student", [final.student for final in finals]),
     ):
         for student in students:
             if student >= sizes[largest]:
@@ -223,31 +238,19 @@ def _inconsistencies(study: Study):
                     f"{largest}, has {sizes[largest]:,} parameters without embeddings; lower the "
                     "student or add a larger teacher"
                 )
-    for section, key in (
-        *(("grid", key) for key in ("students", "tokens", "seeds", "arms", "arm_seeds")),
-        ("final", "seeds"),
-    ):
-        values = getattr(getattr(study, section), key) or []
+    yield from grid_problems(study.grid, sizes)
+    for key in ("seeds", "replicas"):
+        values = (study.final and getattr(study.final, key)) or []
         if len(set(values)) < len(values):
-            yield f"{section}.{key}: the same value stands twice in {values}; leave one out"
-    for first, second in itertools.combinations(study.teachers, 2):
-        if study.teachers[first] == study.teachers[second]:
+            yield f"final.{key}: the same value stands twice in {values}; leave one out"
+    for replica in (study.final and study.final.replicas) or []:
+        if replica not in (study.grid.replicas or []):
             yield (
-                f"teachers.{second}: the same model as teachers.{first}; leave one out, or change "
-                "its shape or seed"
+                f"final.replicas: {replica} is not in grid.replicas, so its teachers are not trained; "
+                "add it there, or give final.seeds instead"
             )
-    if study.final.student in study.grid.students:
-        yield (
-            f"final.student: {format_count(study.final.student)} is in grid.students; the law is "
-            "tested on a size it has not seen"
-        )
-    for seed in study.grid.arm_seeds or []:
-        if seed not in study.grid.seeds:
-            yield f"grid.arm_seeds: {seed} is not in grid.seeds, so the arm would have no partner"
-    for key, tokens in [
-        ("grid.tokens", min(study.grid.tokens)),
-        ("final.tokens", study.final.tokens),
-    ]:
+    yield from _same_models(study)
+    for key, tokens in _shortest(study):
         distill = study.distill
         if tokens < distill.batch_tokens:
             yield f"{key}: {tokens} is less than one step, distill.batch_tokens is {distill.batch_tokens}"
@@ -258,3 +261,34 @@ def _inconsistencies(study: Study):
                 f"distill.warmup_tokens: {distill.warmup_tokens} is more than {key} of {tokens} has "
                 f"before the learning rate falls over its last {distill.decay_share:.0%}"
             )
+
+
+def _shortest(study: Study) -> list[tuple[str, int]]:
+    """The smallest budget by each key that gives budgets, tokens."""
+    found = [("final.tokens", study.final.tokens)] if study.final else []
+    if study.grid.tokens:
+        found.insert(0, ("grid.tokens", min(study.grid.tokens)))
+    if study.grid.tokens_per_param:
+        smallest = round(min(study.grid.tokens_per_param) * min(study.grid.students))
+        found.insert(0, ("grid.tokens_per_param", smallest))
+    return found
+
+
+def _same_models(study: Study):
+    """Teachers that would be the same model, in one of the draws of each."""
+    seen: dict[str, tuple[str, int | None]] = {}
+    for name, teacher in study.teachers.items():
+        trained = isinstance(teacher, PretrainedTeacher)
+        for replica in study.grid.replica_numbers() if trained else [None]:
+            same = teacher
+            if trained:
+                same = teacher.model_copy(update={"seed": teacher.seed + (replica or 0)})
+            key = same.model_dump_json()
+            other, of_replica = seen.setdefault(key, (name, replica))
+            if other != name:
+                where = "" if replica is None else f" (in replicas {of_replica} and {replica})"
+                yield (
+                    f"teachers.{name}: the same model as teachers.{other}{where}; leave one out, or "
+                    "change its shape or seed"
+                )
+                break

@@ -55,7 +55,9 @@ class PretrainedTeacher(TeacherShape):
     """A model trained here from a random start."""
 
     source: Literal["pretrain"]
-    tokens: Count | None = Field(None, gt=0, description="training tokens, if not pretrain.tokens")
+    tokens: Count | None = Field(
+        None, gt=0, description="training tokens, if not those of pretrain"
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate, if not pretrain.learning_rate"
     )

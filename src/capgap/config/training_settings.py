@@ -96,11 +96,38 @@ class Training(Section):
 class Pretrain(Training):
     """How teachers with `source: pretrain` are trained."""
 
-    tokens: Count = Field(gt=0, description="training tokens per teacher")
+    tokens: Count | None = Field(None, gt=0, description="training tokens of every teacher")
+    tokens_per_param: float | None = Field(
+        None,
+        gt=0,
+        description="training tokens in proportion to the teacher, per parameter without "
+        "embeddings; instead of tokens",
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self):
+        if self.tokens is None and self.tokens_per_param is None:
+            raise ValueError("no budget is given; set tokens or tokens_per_param")
+        if self.tokens is not None and self.tokens_per_param is not None:
+            raise ValueError(
+                f"tokens is {self.tokens} and tokens_per_param {self.tokens_per_param:g}; give one "
+                "(a single teacher may have tokens of its own)"
+            )
+        return self
+
+    def recipe(self) -> dict:
+        """All that is the same for every teacher, by key."""
+        return self.model_dump(exclude={"tokens", "tokens_per_param"})
+
+    def tokens_of(self, params: int) -> int:
+        """Training tokens of a teacher of this many parameters without embeddings."""
+        return round(self.tokens_per_param * params) if self.tokens is None else self.tokens
 
 
-class PretrainStage(Pretrain, TeacherShape):
+class PretrainStage(Training, TeacherShape):
     """Everything that decides one teacher trained here."""
+
+    tokens: Count = Field(gt=0, description="training tokens")
 
 
 TARGETS_BATCH_TOKENS = 4096

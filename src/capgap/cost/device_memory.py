@@ -165,3 +165,18 @@ def cutting(teacher: Model, student: Model) -> Memory:
     return Memory(
         weights=FLOAT * student.params, teacher=3 * FLOAT * teacher.vocab * teacher.hidden
     )
+
+
+def refitting(teacher: Model, student: Model, sequence_length: int, scores: int = 0) -> Memory:
+    """Peak of refitting a student: it, the teacher's ends and one of its layers, as it lies in the
+    file and in use; one forward pass of either; sums and solutions in float64."""
+    tokens = max(SCORE_TOKENS, sequence_length)
+    of_layer = teacher.non_embedding // teacher.layers
+    inputs = max(student.neurons, student.attention, student.hidden)
+    sums = 7 * inputs**2 + 5 * inputs * teacher.hidden
+    return Memory(
+        weights=FLOAT * student.params,
+        teacher=FLOAT * (teacher.embedding + 2 * of_layer),
+        activations=FLOAT * tokens * 2 * transient_channels(teacher, scores),
+        loss=2 * FLOAT * sums,
+    )

@@ -65,6 +65,9 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
         case "prune_student":
             cut = sizes.student(student, init or run_grid.pruned_from(teacher))
             held = device_memory.cutting(sizes.architecture(teacher).whole(), cut)
+            if sizes.study.prune.refit != "none":
+                refit = sizes.refit_memory(cut, teacher)
+                held = max(held, refit, key=lambda memory: memory.total)
         case "random_init_student":
             like = sizes.shape_teacher[student]
             cut = sizes.student(student, run_grid.RANDOM)

@@ -20,7 +20,7 @@ from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
 from capgap.cost.study_sizes import StudySizes
-from capgap.engine.lr_schedule import trunk_steps
+from capgap.engine.run_plan import plan_run
 from capgap.law.law_record import Choice
 from capgap.records import paths
 
@@ -87,6 +87,8 @@ class StudyCost(StudySizes):
 
     def final_teachers(self) -> list[str]:
         """The law's choice where it is made, else as many teachers as it may ask for, the dearest."""
+        if self.study.final is None:
+            return []
         student, made = self.study.final.student, Path(self.path(paths.CHOICE))
         large_enough = run_grid.teachers_for(student, run_grid.teacher_sizes(self.study))
         if made.is_file():
@@ -96,29 +98,31 @@ class StudyCost(StudySizes):
                 return choice.teachers()
         return large_enough[-FINAL_TEACHERS:]
 
-    def job(self, rule: str, *, teacher="", student="", init="", tokens="", seed=0, **_) -> Job:
+    def job(
+        self, rule: str, *, teacher="", student="", init="", tokens="", seed=0, replica="", **_
+    ) -> Job:
         """The job of a rule with these wildcards."""
         if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
             make = {"prepare_corpus": self._corpus, "make_tokenizer": self._tokenizer}
             return make.get(rule, self._pack)()
         if rule in ("pretrain_teacher", "fetch_teacher"):
-            return self._teacher(teacher)
+            return self._teacher(teacher, replica)
         if rule == "evaluate_teacher":
-            return self._evaluate_teacher(teacher)
+            return self._evaluate_teacher(teacher, replica)
         if rule == "score_importance":
-            return self._score(teacher)
+            return self._score(teacher, replica)
         if rule == "cache_teacher":
-            return self._targets(teacher)
+            return self._targets(teacher, replica)
         if rule == "random_init_student":
-            return self._start(student, run_grid.RANDOM)
+            return self._start(student, run_grid.RANDOM, replica)
         if rule == "prune_student":
-            return self._start(student, init or run_grid.pruned_from(teacher))
+            return self._start(student, init or run_grid.pruned_from(teacher), replica)
         if rule in ("distill_student", "evaluate_student"):
-            run = run_grid.Run(student, init, teacher, tokens, int(seed))
+            run = run_grid.Run(student, init, teacher, tokens, int(seed), replica)
             trained, measured = self._run(run, self.budgets, ())
             return trained if rule == "distill_student" else measured
         if rule in ("harness_teacher", "harness_final"):
-            return self._harness(teacher)
+            return self._harness(teacher, replica)
         return Job(rule, "", (), host_mb=host_mb(self, rule))
 
     @cached_property
@@ -135,25 +139,26 @@ class StudyCost(StudySizes):
     def jobs(self) -> list[Job]:
         """All jobs, each after the ones it needs."""
         study, grid = self.study, self.grid
-        final = run_grid.final_runs(study.final, self.final_teachers())
+        final = run_grid.final_runs(study, self.final_teachers())
         corpus, tokens = self.path(paths.CORPUS), self.path(paths.TOKENS)
         jobs = [self._corpus()]
-        teachers = [self._teacher(name) for name in study.teachers]
+        draws = run_grid.teacher_draws(study)
+        teachers = [self._teacher(*draw) for draw in draws]
         fetched = [job for job in teachers if job.rule == "fetch_teacher"]
         jobs += [*fetched, self._tokenizer(), self._pack()]
         jobs += [job for job in teachers if job.rule != "fetch_teacher"]
-        jobs += [self._evaluate_teacher(name) for name in study.teachers]
+        jobs += [self._evaluate_teacher(*draw) for draw in draws]
         runs = [*grid, *final]
-        scored = {run.init.removeprefix("pruned-") for run in runs if run.init != run_grid.RANDOM}
-        jobs += [self._score(name) for name in sorted(scored)]
+        jobs += [self._score(*draw) for draw in run_grid.scored_teachers(runs)]
         if self.caches_targets:
-            taught = {run.teacher for run in runs} - {run_grid.NONE}
-            jobs += [self._targets(name) for name in sorted(taught)]
-        jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in grid)]
+            jobs += [self._targets(*draw) for draw in run_grid.teaching(study, runs)]
+        jobs += [self._start(*init) for init in _inits(grid)]
         for run in grid:
             jobs += self._run(run, self.budgets, ())
         metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in grid]
-        measured = [self.path(paths.TEACHER_METRICS, teacher=name) for name in study.teachers]
+        measured = [
+            self.path(paths.TEACHER_METRICS, teacher=n, replica=level) for n, level in draws
+        ]
         table, law = self.path(paths.RUNS_TABLE), self.path(paths.LAW)
         choice, final_json = self.path(paths.CHOICE), self.path(paths.FINAL)
 
@@ -163,20 +168,21 @@ class StudyCost(StudySizes):
         jobs += [
             light("collect_runs", table, [*metrics, *measured]),
             light("fit_law", law, [table]),
-            light("choose_teacher", choice, [law]),
         ]
-        jobs += [self._start(s, i) for s, i in dict.fromkeys((r.student, r.init) for r in final)]
-        for run in final:
-            jobs += self._run(run, run_grid.budgets_of(final), (choice,))
+        if study.final:
+            made = {job.output for job in jobs}  # a final student of a size in the grid shares some
+            jobs.append(light("choose_teacher", choice, [law]))
+            after = [self._start(*init) for init in _inits(final)]
+            for run in final:
+                after += self._run(run, self.budgets, (choice,))
+            jobs += [job for job in after if job.output not in made]
+            metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in final]
+            jobs.append(light("compare_final", final_json, [choice, *metrics]))
+        ends = [final_json] if study.final else []
         jobs += [
-            light(
-                "compare_final",
-                final_json,
-                [choice, *(self.path(paths.RUN_METRICS, **run._asdict()) for run in final)],
-            ),
             *self._harnesses(),
-            light("write_metrics", self.path(paths.STUDY_METRICS), [law, final_json]),
-            light("write_report", self.path(paths.REPORT), [table, law, final_json]),
+            light("write_metrics", self.path(paths.STUDY_METRICS), [law, *ends]),
+            light("write_report", self.path(paths.REPORT), [table, law, *ends]),
         ]
         assert {corpus, tokens} <= {job.output for job in jobs}
         return jobs
@@ -226,8 +232,14 @@ class StudyCost(StudySizes):
             disk_bytes=round(width * self.corpus_bytes / self.bytes_per_token),
         )
 
-    def _teacher(self, name: str) -> Job:
-        teacher, output = self.study.teachers[name], self.path(paths.TEACHER_MODEL, teacher=name)
+    def _teacher_path(self, path: str, name: str, level: str) -> str:
+        """A path of the teacher that the runs of a replica use."""
+        level = run_grid.teacher_level(self.study, name, level)
+        return self.path(path, teacher=name, replica=level)
+
+    def _teacher(self, name: str, level: str) -> Job:
+        teacher = self.study.teachers[name]
+        output = self._teacher_path(paths.TEACHER_MODEL, name, level)
         model = self.architecture(name).whole()
         if isinstance(teacher, PretrainedTeacher):
             settings = self.study.pretrain_stage(name)
@@ -276,38 +288,38 @@ class StudyCost(StudySizes):
             host_mb=host_mb(self, rule, **ids),
         )
 
-    def _evaluate_teacher(self, name: str) -> Job:
+    def _evaluate_teacher(self, name: str, level: str) -> Job:
         return self._evaluation(
             "evaluate_teacher",
-            self.path(paths.TEACHER_METRICS, teacher=name),
-            self.path(paths.TEACHER_MODEL, teacher=name),
+            self._teacher_path(paths.TEACHER_METRICS, name, level),
+            self._teacher_path(paths.TEACHER_MODEL, name, level),
             self.architecture(name).whole(),
             teacher=name,
         )
 
-    def _score(self, name: str) -> Job:
+    def _score(self, name: str, level: str) -> Job:
         settings, model = self.study.prune, self.architecture(name).whole()
         tokens = settings.calibration_sequences * settings.sequence_length
         flops = 3 * tokens * model.forward_flops(settings.sequence_length)
         units = model.layers * (model.neurons + model.key_value) + model.hidden
         return Job(
             "score_importance",
-            self.path(paths.TEACHER_IMPORTANCE, teacher=name),
-            (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
+            self.path(paths.TEACHER_IMPORTANCE, teacher=name, replica=level),
+            (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
             work=(Work("score", tokens, flops),),
             device=device_memory.scoring(model, settings.sequence_length),
             host_mb=host_mb(self, "score_importance", teacher=name),
             disk_bytes=FLOAT * units,
         )
 
-    def _targets(self, name: str) -> Job:
+    def _targets(self, name: str, level: str) -> Job:
         settings, model = self.study.distill.targets_stage(), self.architecture(name).whole()
         tokens = settings.unique_tokens
         flops = tokens * model.forward_flops(settings.sequence_length)
         return Job(
             "cache_teacher",
-            self.path(paths.TEACHER_TARGETS, teacher=name),
-            (self.path(paths.TEACHER_MODEL, teacher=name), self.path(paths.TOKENS)),
+            self._teacher_path(paths.TEACHER_TARGETS, name, level),
+            (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
             work=(Work("targets", tokens, flops),),
             device=device_memory.evaluation(model, settings.batch_tokens, settings.precision),
             precision=settings.precision,
@@ -319,9 +331,9 @@ class StudyCost(StudySizes):
         if self.study.harness is None:
             return []
         self.notes.append("tokens of the harness's tasks are rough")
-        return [self._harness(name) for name in self.study.harness.measured(self.study.teachers)]
+        return [self._harness(*draw) for draw in run_grid.measured_on_tasks(self.study)]
 
-    def _harness(self, teacher: str) -> Job:
+    def _harness(self, teacher: str, level: str) -> Job:
         """A teacher on the tasks; without a name the final student."""
         rule = "harness_teacher" if teacher else "harness_final"
         source = paths.TEACHER_MODEL if teacher else paths.FINAL  # made together with its model
@@ -331,8 +343,8 @@ class StudyCost(StudySizes):
         tokens = round(sum(min(1e6 * million, most) for million in millions))
         return Job(
             rule,
-            paths.harness(self.study.study, teacher),
-            (self.path(source, teacher=teacher),),
+            paths.harness(self.study.study, teacher, level),
+            (self.path(source, teacher=teacher, replica=level),),
             work=(
                 Work("evaluate", tokens, tokens * model.forward_flops(device_memory.TASK_CONTEXT)),
             ),
@@ -340,33 +352,52 @@ class StudyCost(StudySizes):
             host_mb=host_mb(self, rule, teacher=teacher),
         )
 
-    def _start(self, student: str, init: str) -> Job:
-        output = self.path(paths.INIT_MODEL, student=student, init=init)
-        model = self.student(student, init)
+    def _start(self, student: str, init: str, level: str) -> Job:
+        output = self.path(paths.INIT_MODEL, student=student, init=init, replica=level)
+        model, lends = self.student(student, init), self.shape_teacher[student]
         if init == run_grid.RANDOM:
-            rule, teacher = "random_init_student", self.shape_teacher[student]
-            needs = (self.path(paths.TEACHER_MODEL, teacher=teacher),)
+            rule, teacher = "random_init_student", lends
+            needs = (self._teacher_path(paths.TEACHER_MODEL, teacher, level),)
         else:
             rule, teacher = "prune_student", init.removeprefix("pruned-")
-            needs = tuple(
-                self.path(path, teacher=teacher)
-                for path in (paths.TEACHER_MODEL, paths.TEACHER_IMPORTANCE)
+            needs = (
+                self._teacher_path(paths.TEACHER_MODEL, teacher, level),
+                self.path(paths.TEACHER_IMPORTANCE, teacher=teacher, replica=level),
             )
-            lends = self.shape_teacher[student]
             if self.study.prune.one_shape and lends != teacher:
-                needs += (self.path(paths.TEACHER_MODEL, teacher=lends),)
+                needs += (self._teacher_path(paths.TEACHER_MODEL, lends, level),)
+        refits = rule == "prune_student" and self.study.prune.refit != "none"
         return Job(
             rule,
             output,
-            needs,
+            (*needs, self.path(paths.TOKENS)) if refits else needs,
+            work=(self._refit(model, self.architecture(teacher).whole()),) if refits else (),
+            device=self.refit_memory(model, teacher) if refits else None,
             host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
             disk_bytes=FLOAT * model.params,
+            scratch_bytes=self._refit_scratch(model, teacher) if refits else 0,
         )
+
+    def _refit_scratch(self, student: Model, teacher: str) -> int:
+        """Residual streams of all calibration tokens, twice in either model."""
+        prune, hidden = self.study.prune, self.architecture(teacher).whole().hidden
+        tokens = prune.calibration_sequences * prune.sequence_length
+        return 2 * FLOAT * tokens * (hidden + student.hidden)
+
+    def _refit(self, student: Model, teacher: Model) -> Work:
+        """Forward passes, sums of products in float64, which takes twice as long, and solutions."""
+        length = self.study.prune.sequence_length
+        tokens = self.study.prune.calibration_sequences * length
+        passes = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
+        d, wide = student.hidden, teacher.hidden
+        pairs = [(d, wide), (d, wide), (student.attention, d), (student.neurons, d)]
+        sums = 2 * student.layers * sum(2 * i * (i + o) for i, o in pairs)
+        solved = 2 * student.layers * sum(8 * (i**3 // 3 + 4 * i * i * o) for i, o in pairs)
+        return Work("score", tokens, round(tokens * (passes + sums) + solved))
 
     def _trunk_tokens(self, run: run_grid.Run) -> int:
         """Tokens of a run that larger budgets go on from; 0 where the schedule has no trunk."""
-        batch = self.study.distill.batch_tokens
-        return (trunk_steps(parse_count(run.tokens) // batch, self.study.distill) or 0) * batch
+        return plan_run(self.study.distill, parse_count(run.tokens)).trunk_tokens
 
     def _run(
         self, run: run_grid.Run, budgets: dict[run_grid.Run, list[int]], after: tuple[str, ...]
@@ -380,9 +411,9 @@ class StudyCost(StudySizes):
         kind, of_teacher = "train", 0
         if run.teacher != run_grid.NONE:
             kind = "distill"
-            needs.append(self.path(paths.TEACHER_MODEL, teacher=run.teacher))
+            needs.append(self._teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica))
             if self.caches_targets:
-                needs.append(self.path(paths.TEACHER_TARGETS, teacher=run.teacher))
+                needs.append(self._teacher_path(paths.TEACHER_TARGETS, run.teacher, run.replica))
             else:
                 teacher = self.architecture(run.teacher).whole()
                 of_teacher = teacher.forward_flops(settings.sequence_length)
@@ -415,6 +446,11 @@ class StudyCost(StudySizes):
             init=run.init,
         )
         return [trained, measured]
+
+
+def _inits(runs: list[run_grid.Run]) -> list[tuple[str, str, str]]:
+    """The inits of runs, once each: (student, init, replica's level)."""
+    return list(dict.fromkeys((run.student, run.init, run.replica) for run in runs))
 
 
 def _passes(settings: Training) -> int:

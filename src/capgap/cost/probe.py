@@ -37,6 +37,7 @@ from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.records.artifacts import publish_folder, write_text
 from capgap.records.run_records import Calibration, Lineage, TokenStreams
+from capgap.workflow import job_host
 
 SAMPLE_BYTES = 3 * MEGA
 TOKENIZER_SAMPLE_BYTES = 20 * MEGA
@@ -227,15 +228,22 @@ class _Probe:
         study, sizes = self.study, sorted(run_grid.teacher_sizes(self.study).values())
         table, law = self.folder / "runs.csv", self.folder / "law.json"
         simulate_study(
-            np.random.default_rng(0), study.grid.students, sizes, budgets=study.grid.tokens,
-            seeds=len(study.grid.seeds), arms=study.grid.arms,
+            np.random.default_rng(0), study.grid.students, sizes,
+            budgets=study.grid.budgets(min(study.grid.students)), seeds=len(study.grid.draws()),
+            arms=study.grid.arms,
         ).to_csv(table, index=False)  # fmt: skip
+        student, tokens = (
+            min(study.grid.students),
+            min(study.grid.budgets(min(study.grid.students))),
+        )
+        if study.final:
+            student, tokens = study.final.student, study.final.tokens
         found = {}
         for rule, words in {
             "fit_law": ["capgap.stages.fit", "--runs", table, "--out", law, *self._options(study.law)],
             "choose_teacher": [
-                "capgap.stages.choose", "--law", law, "--runs", table, "--student", study.final.student,
-                "--tokens", study.final.tokens, "--out", self.folder / "choice.json",
+                "capgap.stages.choose", "--law", law, "--runs", table, "--student", student,
+                "--tokens", tokens, "--out", self.folder / "choice.json",
             ],
             "write_report": [
                 "capgap.stages.report", "--runs", table, "--law", law, "--study-name", study.study,
@@ -260,6 +268,9 @@ class _Probe:
             return {}, {}
         model = random_model(self.cost.architecture(name).whole())
         teacher = self._published(model, "teacher", name)
+        imports_s = 0.0  # which the job host has done once for all jobs
+        if job_host.possible():
+            imports_s = run_stage_process(["capgap.stages.distill", "--help"], self.folder).cpu_s
         startup: dict[str, float] = {}
         base: dict[str, float] = {}
 
@@ -268,7 +279,7 @@ class _Probe:
             spent = sum(
                 tokens * rates[kind][0][1] for kind, tokens in work.items() if kind in rates
             )
-            startup[rule] = max(0.5, run.cpu_s - spent)
+            startup[rule] = max(0.1, run.cpu_s - spent - imports_s)
             base[rule] = run.peak_mb - self._counted_mb(jobs[rule], name)
 
         tokens = ["--token-streams", self.streams_folder]
@@ -299,13 +310,13 @@ class _Probe:
              *self._options(scored)],
             {"score": scored.sequence_length},
         )  # fmt: skip
-        students = [s for s in [*study.grid.students, study.final.student] if s < sizes[name]]
+        students = [size for size in study.grid.students if size < sizes[name]]
         if "prune_student" in jobs and students:
-            start = self.folder / "start"
+            start, plain = self.folder / "start", {"refit": "none"}  # which counts as other work
             stage(
                 "prune_student",
                 ["capgap.stages.prune", teacher, "--importance", importance, "--params", min(students),
-                 "--out", start, *self._options(study.prune.cutting())],
+                 "--out", start, *self._options(study.prune.cutting().model_copy(update=plain))],
                 {},
             )  # fmt: skip
             if "random_init_student" in jobs:

@@ -26,6 +26,7 @@ from capgap.engine.forward import hidden_and_head, hold_frozen
 from capgap.engine.models import llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
+from capgap.engine.run_plan import plan_run
 from capgap.engine.teacher_targets import TargetStore, reduce_to_targets
 from capgap.pruning.importance import measure
 from capgap.records.artifacts import publish_folder
@@ -76,7 +77,7 @@ class Rates:
         study, cost = self.study, self.cost
         runs = [
             *run_grid.grid_runs(study.grid, run_grid.teacher_sizes(study)),
-            *run_grid.final_runs(study.final, cost.final_teachers()),
+            *run_grid.final_runs(study, cost.final_teachers()),
         ]
         students = {
             (cost.student(run.student, run.init), None if run.teacher == run_grid.NONE
@@ -126,7 +127,7 @@ class Rates:
 
         def steps(count: int) -> None:
             training.train(
-                model, self.streams, short, objective, tokens=count * settings.batch_tokens, seed=0,
+                model, self.streams, plan_run(short, count * settings.batch_tokens), objective,
                 scratch=self.scratch / "no-state", checkpoint_seconds=1e9, say=lambda _: None,
             )  # fmt: skip
 

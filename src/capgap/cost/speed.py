@@ -12,10 +12,14 @@ from capgap.config.devices import CPU, DEVICES
 from capgap.cost.host_memory import MEGA, base_mb
 from capgap.cost.job_costs import Job
 from capgap.records.run_records import Calibration
+from capgap.workflow import job_host
 
 CALIBRATION = Path("scratch/calibration.json")
 DEVICE_STARTUP_S = 40.0  # imports, loading, first kernels
 JOB_STARTUP_S = 5.0
+FORK_STARTUP_S = 0.5  # of a job that is a fork of the job host: loading its models
+FORKED = ("pretrain_teacher", "evaluate_teacher", "score_importance", "cache_teacher")
+FORKED += ("prune_student", "random_init_student", "distill_student", "evaluate_student")
 ASSUMED_GFLOPS = 15.0  # of a core, small models, where nothing was measured
 ASSUMED_TEXT_S_PER_MB = 1.0
 DOWNLOAD_BYTES_PER_S = 50e6
@@ -37,6 +41,7 @@ class Assumed:
     """FLOPs over what a device is assumed to reach; a core where no device is named."""
 
     def __init__(self, device: str, mfu: float):
+        self.forks = device == CPU and job_host.possible()
         if device == CPU:
             self.name = f"assumed {ASSUMED_GFLOPS:g} GFLOP/s a core; --calibrate measures"
             reached = ASSUMED_GFLOPS * 1e9
@@ -56,8 +61,11 @@ class Assumed:
         of_teacher = sum(work.teacher_flops for work in job.work)
         computing = (job.flops - of_teacher) / self.flops_per_s[job.precision]
         computing += of_teacher / self.flops_per_s[job.teacher_precision]
+        startup_s = self.startup_s if job.device else JOB_STARTUP_S
+        if self.forks and job.rule in FORKED and job.processes == 1:
+            startup_s = FORK_STARTUP_S
         return (
-            (self.startup_s if job.device else JOB_STARTUP_S)
+            startup_s
             + computing / job.processes
             + ASSUMED_TEXT_S_PER_MB * text / MEGA
             + job.download_bytes / DOWNLOAD_BYTES_PER_S

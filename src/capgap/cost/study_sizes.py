@@ -48,7 +48,7 @@ class StudySizes:
 
     def path(self, path: str, **values) -> str:
         """A path of this study."""
-        return path.format(study=self.study.study, **values)
+        return path.format(study=self.study.study, **{"replica": ""} | values)
 
     @cached_property
     def streams(self) -> TokenStreams | None:
@@ -140,11 +140,7 @@ class StudySizes:
     @cached_property
     def shape_teacher(self) -> dict[str, str]:
         """For every student size, the teacher that lends its shape: the smallest large enough."""
-        sizes = run_grid.teacher_sizes(self.study)
-        return {
-            format_count(size): run_grid.teachers_for(size, sizes)[0]
-            for size in [*self.study.grid.students, self.study.final.student]
-        }
+        return run_grid.shape_teachers(self.study)
 
     def student(self, student: str, init: str) -> Model:
         """Shape of a student, from its size and its start."""
@@ -152,9 +148,15 @@ class StudySizes:
         teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
         like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
         try:
-            return self.architecture(teacher).pruned(parse_count(student), prune.cutting(), like)
+            return self.architecture(teacher).pruned(parse_count(student), prune.shaping(), like)
         except CapgapError as error:
             raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
+
+    def refit_memory(self, cut: Model, teacher: str) -> Memory:
+        """Peak of refitting what was cut out of a teacher."""
+        length = self.study.prune.sequence_length
+        whole = self.architecture(teacher).whole()
+        return device_memory.refitting(whole, cut, length, self.scores(length))
 
     def distill_memory(
         self, student: str, init: str, teacher: str, *, alone: bool = False

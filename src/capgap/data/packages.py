@@ -24,5 +24,5 @@ def check_lm_eval() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise CapgapError(
             "harness: lm-evaluation-harness is not installed; run make lm-eval (or pip install "
-            "--no-deps -r requirements-lm-eval.txt), or leave harness out of the study"
+            "capgap[harness]), or leave harness out of the study"
         )

@@ -25,10 +25,10 @@ from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import decoder_layers
 from capgap.engine.hints import Advice
 from capgap.engine.losses import IGNORED, LossParts
-from capgap.engine.lr_schedule import learning_rate_at, measured_steps, trunk_steps
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import ALONE, World, whole_tensor
 from capgap.engine.resuming import Stop
+from capgap.engine.run_plan import RunPlan
 from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import intact
 
@@ -95,11 +95,9 @@ def prepare(model: torch.nn.Module, settings: Training) -> None:
 def train(
     model: torch.nn.Module,
     streams,
-    settings: Training,
+    plan: RunPlan,
     objective: Objective,
     *,
-    tokens: int,
-    seed: int,
     scratch: Path,
     trunk: Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -108,21 +106,16 @@ def train(
 ) -> Outcome:
     """Train a model in place and return its learning curve.
 
-    tokens: budget; the last incomplete step is left out. scratch: folder for checkpoints, resumed
+    scratch: folder for checkpoints, resumed
     from when it holds any, and for the state at the end of the trunk where the schedule has one.
     trunk: such a state of a shorter run, to go on from instead of step 0. world: the processes that
     share the work. Raises Terminated when the process is told to end (SIGTERM), and CapgapError
     when a loss or gradient is not finite, memory or disk space is short, and for a trunk longer
     than this run's.
     """
+    settings, steps, fork = plan.settings, plan.steps, plan.trunk_steps
     stream, held_out = streams["train"], streams["validation"][: settings.validation_tokens + 1]
     check_long_enough(stream, settings.sequence_length, "train")
-    steps = tokens // settings.batch_tokens
-    if steps < 1:
-        raise CapgapError(
-            f"{tokens} tokens are less than one step of {settings.batch_tokens}; "
-            "raise the tokens or lower batch_tokens"
-        )
     world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
     told = Advice(settings, scratch, steps, streams.meta.vocab_size)
     with told:
@@ -132,7 +125,6 @@ def train(
         prepare(model, settings)  # of layers as they are shared: FSDP gives them another class
         learner = world.learner(whole)
     optimizer = make_optimizer(model, settings)
-    measure_at, fork = measured_steps(steps, settings), trunk_steps(steps, settings)
 
     def validation_loss() -> float:
         loss = mean_loss(
@@ -168,21 +160,21 @@ def train(
             say(f"resumed after step {done}/{steps}")
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-        batches = _batches(stream, settings, seed, range(done, steps), model.device)
+        batches = _batches(stream, plan, done, model.device)
         for step, batch in zip(range(done, steps), batches, strict=True):
             told.step = step
             if step == fork:
                 checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
-            rate = learning_rate_at(step, steps, settings)
+            rate = plan.learning_rate(step)
             _seed(
-                model.device, (seed << 32) + step + (world.rank << 24)
+                model.device, (plan.seed << 32) + step + (world.rank << 24)
             )  # dropout, if there is any
             data_ce, teacher_term = _step(
                 learner, optimizer, batch, settings, objective, rate, world
             )
             if not math.isfinite(data_ce + teacher_term):
                 raise told.diverged("loss or gradient", rate, batch)
-            if step + 1 in measure_at:
+            if step + 1 in plan.measured_steps:
                 row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
                 curve.append([*row, validation_loss()])
                 if not math.isfinite(curve[-1][-1]):
@@ -199,7 +191,7 @@ def train(
                         "run again to go on"
                     )
     model.eval()
-    return Outcome(curve, steps, steps * settings.batch_tokens)
+    return Outcome(curve, steps, plan.tokens)
 
 
 def _seed(device: torch.device, seed: int) -> None:
@@ -219,17 +211,16 @@ def _check_same(done: int, world: World, scratch: Path) -> None:
         )
 
 
-def _batches(
-    stream: np.ndarray, settings: Training, seed: int, steps: range, device: torch.device
-) -> Iterator[Batch]:
-    """The global batch of every step; for a GPU in pinned memory, one step ahead."""
+def _batches(stream: np.ndarray, plan: RunPlan, done: int, device: torch.device) -> Iterator[Batch]:
+    """The global batch of every step from `done` on; for a GPU in pinned memory, one step ahead."""
+    settings, steps = plan.settings, range(done, plan.steps)
 
     def make(step: int) -> Batch:
         batch = training_batch(
             stream,
             sequence_length=settings.sequence_length,
             batch_size=settings.batch_tokens // settings.sequence_length,
-            seed=seed,
+            seed=plan.seed,
             step=step,
             unique_tokens=settings.unique_tokens,
         )

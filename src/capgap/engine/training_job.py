@@ -9,6 +9,7 @@ never continue from a state that belongs to another.
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ from capgap.config.shapes import training_flops
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, training
 from capgap.engine.counting import count_params, forward_flops
-from capgap.engine.lr_schedule import trunk_steps
 from capgap.engine.models import save_model
-from capgap.engine.parallel import join
+from capgap.engine.parallel import World, join
 from capgap.engine.resuming import Place, digest, discard, state_key
+from capgap.engine.run_plan import plan_run
 from capgap.errors import CapgapError
 from capgap.records.artifacts import is_first_process, open_folder, publish_folder, write_text
 from capgap.records.paths import CURVE, MANIFEST, TRAIN, TRUNK
@@ -37,59 +38,45 @@ def trunk_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
     return digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
 
 
-def train_and_publish(
-    model: torch.nn.Module,
-    streams: Streams,
-    settings: Training,
-    objective: training.Objective,
-    place: Place,
-    *,
-    lineage: Lineage,
-    tokenizer: Path,
-    inputs: list[Path],
-    teacher: torch.nn.Module | None = None,
-    trunk: Path | None = None,
-) -> TrainRecord:
-    """Train `model`, publish it with its curve and record, and return the record.
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained, on what, and what it is called."""
 
-    lineage: identity of the result; its tokens and seed decide the run. teacher: counts into the
-    FLOPs only; what it teaches is part of the objective. trunk: of the same run at a smaller
-    budget, to go on from; it saves time and changes nothing. Where the schedule has a trunk, its
-    end is published as well. Of several processes the first one publishes, and all return the
-    record.
+    model: torch.nn.Module
+    streams: Streams
+    settings: Training
+    objective: training.Objective
+    lineage: Lineage  # identity of the result; its tokens and seed decide the run
+    tokenizer: Path
+    inputs: list[Path]
+    teacher: torch.nn.Module | None = None  # counts into the FLOPs only: it is in the objective
+    trunk: Path | None = None  # of the same run at a smaller budget; saves time, changes nothing
+
+
+def train_and_publish(job: TrainingJob, place: Place) -> TrainRecord:
+    """Train the job's model, publish it with its curve and record, and return the record.
+
+    Where the schedule has a trunk, its end is published as well. Of several processes the first one
+    publishes, and all return the record.
     """
     with join(place.shard) as world:
-        return _train_and_publish(
-            model,
-            streams,
-            settings,
-            objective,
-            place,
-            world,
-            lineage=lineage,
-            tokenizer=tokenizer,
-            inputs=inputs,
-            teacher=teacher,
-            trunk=trunk,
-        )
+        return _train_and_publish(job, place, world)
 
 
-def _train_and_publish(
-    model, streams, settings, objective, place, world, *, lineage, tokenizer, inputs, teacher, trunk
-) -> TrainRecord:
+def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRecord:
+    model, settings, lineage, inputs = job.model, job.settings, job.lineage, job.inputs
+    plan = plan_run(settings, lineage.tokens, lineage.seed)
     facts = lineage.model_dump(mode="json")
     scratch = place.scratch / state_key(settings, facts, inputs)
     key = trunk_key(settings, facts, inputs)
     place.out.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
     outcome = training.train(
         model,
-        streams,
-        settings,
-        objective,
-        tokens=lineage.tokens,
-        seed=lineage.seed,
+        job.streams,
+        plan,
+        job.objective,
         scratch=scratch,
-        trunk=None if trunk is None else _open_trunk(trunk, key),
+        trunk=None if job.trunk is None else _open_trunk(job.trunk, key),
         checkpoint_seconds=place.checkpoint_seconds,
         world=world,
     )
@@ -97,7 +84,7 @@ def _train_and_publish(
     flops = training_flops(
         outcome.tokens,
         forward_flops(model, context),
-        forward_flops(teacher, context) if teacher is not None else 0,
+        forward_flops(job.teacher, context) if job.teacher is not None else 0,
     )
     losses, params = outcome.losses, count_params(model)
     best = min(range(len(losses)), key=losses.__getitem__)
@@ -107,7 +94,7 @@ def _train_and_publish(
         batch_tokens=settings.batch_tokens,
         tokens=outcome.tokens,
         tokens_per_param_non_embedding=outcome.tokens / params.non_embedding,
-        trunk_tokens=(trunk_steps(outcome.steps, settings) or 0) * settings.batch_tokens,
+        trunk_tokens=plan.trunk_tokens,
         train_flops=flops,
         start_val_loss_nats_per_token=losses[0],
         best_val_loss_nats_per_token=losses[best],
@@ -116,7 +103,7 @@ def _train_and_publish(
     )
     finished = _whole_model(model)
     if is_first_process():
-        _publish(finished, outcome, record, place.out, scratch, tokenizer, key)
+        _publish(finished, outcome, record, place.out, scratch, job.tokenizer, key)
         discard(scratch)
     world.wait()
     return record

@@ -13,10 +13,11 @@ from capgap.errors import CapgapError
 from capgap.records.run_records import RunRow
 
 ARMS = ("main", "no_teacher", "random_init", "cross_teacher")
-KEY = ["student", "init", "teacher", "tokens", "seed"]  # what makes a run a different run
+SEEDS = ["seed", "teacher_seed", "init_seed"]
+KEY = ["student", "init", "teacher", "tokens", *SEEDS]  # what makes a run a different run
 TEXT = ("student", "init", "teacher", "arm")
 COUNTS = (
-    "seed",
+    *SEEDS,
     "student_params_non_embedding",
     "teacher_params_non_embedding",
     "tokens",
@@ -48,6 +49,8 @@ def read_runs(path: str | Path) -> pd.DataFrame:
     runs = pd.DataFrame({name: _column(path, name, text[name]) for name in text.columns})
     if "arm" not in runs:
         runs["arm"] = [arm_of(i, t) for i, t in zip(runs["init"], runs["teacher"], strict=True)]
+    for name in SEEDS[1:]:
+        runs[name] = runs.get(name, 0)
     _check_rows(path, runs)
     return runs.sort_values(KEY, kind="stable", ignore_index=True)
 
@@ -116,12 +119,12 @@ def _column(path: Path, name: str, text: pd.Series) -> pd.Series:
             f"{_at(path, bad)}: {name} is '{text[bad].iloc[0]}', not a finite number; "
             "repeat the run or leave its row out"
         )
-    least = 0 if name == "seed" else np.nextafter(0, 1)
+    least = 0 if name in SEEDS else np.nextafter(0, 1)
     bad = values < least
     if bad.any():
         raise CapgapError(
             f"{_at(path, bad)}: {name} is {text[bad].iloc[0]}, "
-            f"but must be {'at least' if name == 'seed' else 'greater than'} 0"
+            f"but must be {'at least' if name in SEEDS else 'greater than'} 0"
         )
     if name not in COUNTS:
         return values
@@ -154,8 +157,9 @@ def _check_rows(path: Path, runs: pd.DataFrame) -> None:
         raise CapgapError(f"{_at(path, odd)}: a run of the main arm needs a teacher, got '{NONE}'")
     for name in ("teacher_params_non_embedding", "teacher_val_loss_nats_per_token"):
         if name in runs:
-            several = runs[taught].groupby("teacher")[name].unique()
-            for teacher, values in several.items():
+            draw = ["teacher"] if "params" in name else ["teacher", "teacher_seed"]
+            several = runs[taught].groupby(draw)[name].unique()
+            for (teacher, *_), values in several.items():
                 if len(values) > 1:
                     raise CapgapError(
                         f"{path}: teacher '{teacher}' has {len(values)} values of {name}, "

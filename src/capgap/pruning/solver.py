@@ -108,6 +108,10 @@ def meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
         layers = proportional_layers(sizes.layers, min(max(share, 0), 1))
     if target.kind == "sparsity":
         return solve_sparsity(sizes, target.value, layers)
+    if depth.widths == "proportional":
+        return solve_proportional(
+            sizes, target.value, layers, with_embeddings=target.kind == "total"
+        )
     return solve(sizes, target.value, layers, with_embeddings=target.kind == "total")
 
 
@@ -194,6 +198,38 @@ def solve(
         return 1, error
 
     return solution(min(candidates, key=rank)[0])
+
+
+def solve_proportional(
+    sizes: Sizes, target: int, layers: int | None = None, *, with_embeddings: bool = False
+) -> Solution:
+    """Widths that are one fraction of the model's, with the count nearest to `target`.
+
+    The fraction is the one of the key-value heads, so that models cut from a family whose widths
+    are in one proportion are members of it. Raises CapgapError for a model of which no such part
+    but the whole exists, and for a target that is half again above or below the nearest count.
+    """
+    layers, full = check_layers(sizes, layers), sizes.full
+    found = []
+    for groups in range(1, full.groups + 1):
+        neurons, odd_neurons = divmod(full.neurons * groups, full.groups)
+        hidden, odd_hidden = divmod(full.hidden * groups, full.groups)
+        whole = (
+            not odd_neurons and not odd_hidden and hidden % (groups * sizes.heads_per_group) == 0
+        )
+        if whole:
+            widths = Widths(groups, neurons, hidden)
+            count = sizes.total(widths, layers) if with_embeddings else sizes.params(widths, layers)
+            found.append((widths, count))
+    widths, count = min(found, key=lambda candidate: abs(math.log(candidate[1] / target)))
+    if len(found) == 1 or abs(math.log(count / target)) > math.log(1.5):
+        counts = ", ".join(f"{count:,}" for _, count in found)
+        raise CapgapError(
+            f"cannot prune to about {target:,} parameters in proportion: with {full.groups} key-value "
+            f"head(s), {full.neurons} neurons and {full.hidden} channels there are only {counts}; take "
+            "one of these, or set widths to nearest_count"
+        )
+    return _solution(sizes, widths, layers, count, target)
 
 
 def solve_sparsity(sizes: Sizes, sparsity: float, layers: int | None = None) -> Solution:

@@ -139,8 +139,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
             indices = getattr(kept, kind, None)
             if indices is not None:
                 units = indices if indices.ndim == 1 else indices[layer]
-                channels = _channels(units, of[kind], repeats, weight.shape[dim])
-                weight = weight.index_select(dim, channels.to(weight.device))
+                places = channels(units, of[kind], repeats, weight.shape[dim])
+                weight = weight.index_select(dim, places.to(weight.device))
         weights[new_name] = weight.float()
         if weights[new_name].data_ptr() != original.data_ptr():
             release(original)
@@ -176,7 +176,7 @@ def check_layers_alike(model: PreTrainedModel) -> None:
         )
 
 
-def _channels(units: np.ndarray, of: int, repeats: int, size: int) -> torch.Tensor:
+def channels(units: np.ndarray, of: int, repeats: int, size: int) -> torch.Tensor:
     """Where the given units out of `of` lie in a dimension that lists all of them `repeats` times."""
     width, rest = divmod(size, of * repeats)
     assert rest == 0, (size, of, repeats)

@@ -10,6 +10,7 @@ results/<study>/
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
                                                    trunk/ where the schedule is wsd}
+  replica-<n>/{teachers,inits,students}/          in a study with replicas these three, once each
   law/{runs.csv,law.json,choice.json}
   final/{model/,final.json,harness.json}
   metrics.json                                   the few numbers to compare between revisions
@@ -26,9 +27,13 @@ CORPUS = f"{ROOT}/corpus/{MANIFEST}"
 TOKENIZER = f"{ROOT}/tokenizer/{MANIFEST}"
 TOKENS = f"{ROOT}/tokens/{MANIFEST}"
 
-TEACHER_DIR = f"{ROOT}/teachers/{{teacher}}"
-INIT_DIR = f"{ROOT}/inits/{{student}}/{{init}}"
-RUN_DIR = f"{ROOT}/students/{{student}}/{{init}}/from-{{teacher}}/tokens-{{tokens}}/seed-{{seed}}"
+# {replica} is replica-<n>/ with its slash, and nothing in a study without replicas
+TEACHER_DIR = f"{ROOT}/{{replica}}teachers/{{teacher}}"
+INIT_DIR = f"{ROOT}/{{replica}}inits/{{student}}/{{init}}"
+RUN_DIR = (
+    f"{ROOT}/{{replica}}students/{{student}}/{{init}}/from-{{teacher}}"
+    "/tokens-{tokens}/seed-{seed}"
+)
 
 TRUNK = f"trunk/{MANIFEST}"
 MODEL = f"model/{MANIFEST}"
@@ -66,10 +71,10 @@ ACCEPTED = f"{ROOT}/accepted.json"  # by hand, `capgap accept`
 REPORT = f"{ROOT}/report/{MANIFEST}"
 
 
-def harness(study: str, teacher: str) -> str:
+def harness(study: str, teacher: str, replica: str = "") -> str:
     """What the harness says of a teacher, or, without a name, of the final student."""
     path = TEACHER_HARNESS if teacher else FINAL_HARNESS
-    return path.format(study=study, teacher=teacher)
+    return path.format(study=study, teacher=teacher, replica=replica)
 
 
 def log(rule: str, identity: str) -> str:

@@ -71,7 +71,11 @@ class Lineage(Record):
     init: str | None = None  # the start: pruned-<teacher> or random
     teacher: str | None = None  # distilled from, 'none' for the arm without a teacher
     tokens: int | None = None  # trained on
-    seed: int | None = None
+    seed: int | None = (
+        None  # of weights and data order; of an init, of its calibration text or weights
+    )
+    teacher_seed: int | None = None  # of the teacher that a student learns from
+    init_seed: int | None = None  # of the init that a student starts from
     params: ParamGroups
 
 
@@ -173,12 +177,14 @@ class RunRow(Record):
     student: str  # name of the student size
     init: str  # pruned-<teacher> or random
     teacher: str  # name, or 'none'
-    seed: int
+    seed: int  # of the data order
     student_params_non_embedding: int
     teacher_params_non_embedding: int | None  # empty without a teacher
     tokens: int  # distillation tokens
     val_loss_nats_per_token: float  # what the law is fitted on
     arm: str = "main"  # main, no_teacher, random_init, cross_teacher
+    teacher_seed: int = 0  # which draw of the teacher
+    init_seed: int = 0  # which draw of the init
     teacher_val_loss_nats_per_token: float | None = None
     start_val_loss_nats_per_token: float | None = None  # of the init, before training
     test_loss_nats_per_token: float | None = None

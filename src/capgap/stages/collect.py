@@ -12,7 +12,7 @@ import io
 from pathlib import Path
 
 from capgap.config import CollectStage
-from capgap.config.run_grid import NONE, arm_of, grid_runs, teacher_sizes
+from capgap.config.run_grid import NONE, arm_of, collect_stage, grid_runs, replica_level
 from capgap.config.study_file import load_study
 from capgap.records import paths
 from capgap.records.artifacts import write_text
@@ -23,23 +23,26 @@ from capgap.stages.base import StageParser, run_stage
 def run(settings: CollectStage) -> list[RunRow]:
     """Rows of all runs, in the order of the design."""
     study = Path(settings.root).name
-    teachers = {
-        name: Metrics.read(paths.TEACHER_METRICS.format(study=study, teacher=name))
-        for name in settings.teacher_sizes
-    }
+    teachers = {}
+    for number in settings.grid.replica_numbers():
+        for name in settings.teacher_sizes:
+            level = "" if name in settings.one_draw else replica_level(number)
+            path = paths.TEACHER_METRICS.format(study=study, teacher=name, replica=level)
+            metrics = Metrics.read(path)
+            teachers[name, metrics.lineage.seed] = metrics
     return [
         read_run(Path(paths.RUN_DIR.format(study=study, **identity._asdict())), teachers)
         for identity in grid_runs(settings.grid, settings.teacher_sizes)
     ]
 
 
-def read_run(folder: Path, teachers: dict[str, Metrics]) -> RunRow:
-    """Row of one run from its records; `teachers` are metrics by name."""
+def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> RunRow:
+    """Row of one run from its records; `teachers` are metrics by name and seed."""
     trained = TrainRecord.read(folder / paths.TRAIN)
     metrics = Metrics.read(folder / paths.METRICS)
     lineage = trained.lineage
     assert lineage == metrics.lineage, f"{folder}: train.json and metrics.json differ in lineage"
-    teacher = None if lineage.teacher == NONE else teachers[lineage.teacher]
+    teacher = None if lineage.teacher == NONE else teachers[lineage.teacher, lineage.teacher_seed]
     return RunRow(
         student=lineage.name,
         init=lineage.init,
@@ -50,6 +53,8 @@ def read_run(folder: Path, teachers: dict[str, Metrics]) -> RunRow:
         tokens=lineage.tokens,
         val_loss_nats_per_token=metrics.validation.loss_nats_per_token,
         arm=arm_of(lineage.init, lineage.teacher),
+        teacher_seed=lineage.teacher_seed or 0,
+        init_seed=lineage.init_seed or 0,
         teacher_val_loss_nats_per_token=teacher and teacher.validation.loss_nats_per_token,
         start_val_loss_nats_per_token=trained.start_val_loss_nats_per_token,
         test_loss_nats_per_token=metrics.test.loss_nats_per_token,
@@ -75,12 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="runs.csv to write")
     args, settings = parser.parse(argv, CollectStage)
     if args.study:
-        study = load_study(args.study)
-        settings = CollectStage(
-            root=paths.ROOT.format(study=study.study),
-            grid=study.grid,
-            teacher_sizes=teacher_sizes(study),
-        )
+        settings = collect_stage(load_study(args.study))
     if settings is None:
         parser.error("--study is needed")
     rows = run(settings)

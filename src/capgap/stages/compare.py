@@ -28,7 +28,7 @@ def run(
     """Compare the final runs and copy the chosen student's model (of its first seed)."""
     choice = Choice.read(choice_file)
     metrics = [Metrics.read(path) for path in teacher_metrics]
-    teachers = {m.lineage.name: m for m in metrics}
+    teachers = {(m.lineage.name, m.lineage.seed): m for m in metrics}
     runs = {folder: read_run(folder, teachers) for folder in run_folders}
     perplexity = {
         folder: Metrics.read(folder / paths.METRICS).test.perplexity for folder in run_folders

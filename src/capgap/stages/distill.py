@@ -17,11 +17,17 @@ from pathlib import Path
 from capgap.config import Distill, FilesCorpus
 from capgap.config.run_grid import NONE
 from capgap.data.token_streams import Streams
-from capgap.engine.models import check_reads, load_model, read_lineage, tokenizer_digest
+from capgap.engine.models import (
+    check_reads,
+    load_model,
+    load_shape,
+    read_lineage,
+    tokenizer_digest,
+)
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
 from capgap.engine.teacher_targets import TargetStore
-from capgap.engine.training_job import train_and_publish
+from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.errors import CapgapError
 from capgap.pruning.store import weights_digest
 from capgap.records.artifacts import open_folder
@@ -56,7 +62,8 @@ def run(
     student = load_model(init)
     start = read_lineage(init, student)
     vocab = streams.meta.vocab_size
-    objective, teacher_model, teacher_name = _alone(settings, vocab), None, NONE
+    objective, teacher_model = _alone(settings, vocab), None
+    teacher_name, teacher_seed = NONE, None
     if teacher is not None:
         teacher = open_folder(teacher)
         if settings.teacher_targets == "online":
@@ -68,6 +75,7 @@ def run(
             store = _open_targets(settings, targets, teacher, streams)
             teacher_name = store.record.teacher
             objective = Distillation(store, settings, vocab)
+        teacher_seed = read_lineage(teacher, teacher_model or load_shape(teacher)).seed
     _check_model(settings, init, student, streams)
     lineage = Lineage(
         kind="student",
@@ -76,21 +84,23 @@ def run(
         teacher=teacher_name,
         tokens=tokens,
         seed=seed,
+        teacher_seed=teacher_seed,
+        init_seed=start.seed,
         params=start.params,
     )
     inputs = [init, tokens_folder, *(path for path in (teacher, targets) if path)]
-    return train_and_publish(
+    job = TrainingJob(
         student,
         streams,
         settings,
         objective,
-        place,
-        lineage=lineage,
+        lineage,
         tokenizer=init,
         inputs=inputs,
         teacher=teacher_model,
         trunk=trunk,
     )
+    return train_and_publish(job, place)
 
 
 def _alone(settings: Distill, vocab: int):

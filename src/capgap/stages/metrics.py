@@ -1,7 +1,7 @@
 """
 Put the few numbers that two revisions are compared by into one flat file, for `dvc metrics diff`.
 
-IN   law.json, final.json
+IN   law.json, final.json (where there is one)
 OUT  metrics.json: {"law": {budget: {slope, its interval, R²}}, "final": {loss, regret}}; a number
      that could not be found is left out
 """
@@ -18,11 +18,13 @@ from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, run_stage
 
 
-def run(law: LawRecord, final: FinalRecord) -> dict[str, Any]:
-    """The numbers, in nested dictionaries."""
+def run(law: LawRecord, final: FinalRecord | None) -> dict[str, Any]:
+    """The numbers, in nested dictionaries; without a final student those of the law alone."""
+    lines = {"law": {f"tokens-{format_count(line.tokens)}": _line(line) for line in law.lines}}
+    if final is None:
+        return lines
     row = next(row for row in final.rows if row.teacher == final.choice.chosen)
-    return {
-        "law": {f"tokens-{format_count(line.tokens)}": _line(line) for line in law.lines},
+    return lines | {
         "final": {
             "test_loss_nats_per_token": row.test_loss_nats_per_token,
             "test_bits_per_byte": row.test_bits_per_byte,
@@ -48,10 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.metrics", __doc__)
     parser.add_argument("--law", required=True, type=Path, help="law.json")
-    parser.add_argument("--final", required=True, type=Path, help="final.json")
+    parser.add_argument("--final", nargs="?", type=Path, help="final.json, if there is one")
     parser.add_argument("--out", required=True, type=Path, help="metrics.json to write")
     args, _ = parser.parse(argv)
-    numbers = run(LawRecord.read(args.law), FinalRecord.read(args.final))
+    final = FinalRecord.read(args.final) if args.final else None
+    numbers = run(LawRecord.read(args.law), final)
     write_text(args.out, json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 

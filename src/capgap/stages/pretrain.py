@@ -16,7 +16,7 @@ from capgap.engine.counting import count_params
 from capgap.engine.models import check_reads, llama_config, load_tokenizer, new_model
 from capgap.engine.objectives import data_objective
 from capgap.engine.resuming import Place
-from capgap.engine.training_job import train_and_publish
+from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.records.artifacts import open_folder
 from capgap.records.run_records import Lineage, TrainRecord
 from capgap.stages.base import StageParser, add_training_arguments, run_stage
@@ -51,21 +51,16 @@ def run(
         seed=settings.seed,
         params=count_params(model),
     )
-    return train_and_publish(
-        model,
-        streams,
-        settings,
-        partial(
-            data_objective,
-            precision=settings.precision,
-            vocab=streams.meta.vocab_size,
-            chunk=settings.loss_chunk_tokens,
-        ),
-        place,
-        lineage=lineage,
-        tokenizer=tokenizer,
-        inputs=[tokens_folder],
+    objective = partial(
+        data_objective,
+        precision=settings.precision,
+        vocab=streams.meta.vocab_size,
+        chunk=settings.loss_chunk_tokens,
     )
+    job = TrainingJob(
+        model, streams, settings, objective, lineage, tokenizer=tokenizer, inputs=[tokens_folder]
+    )
+    return train_and_publish(job, place)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,10 +4,13 @@ Cut a model down to a size: the least important groups, neurons, hidden channels
 All layers lose the same number of units; the head dimension stays. Scores come from capgap score
 (--importance); without them they are measured on the fly, on token streams (--tokens), on a text
 (--text), or, if none is named, on addresses of US presidents. Name text like what the model is for.
+With --refit least_squares the weights that stay are fitted, on the same text, to what the whole
+model says, and of the hidden channels the principal components stay.
 
     capgap prune HuggingFaceTB/SmolLM2-135M --params 54M --out smol-54M
+    capgap prune my-model --params 54M --refit least_squares --text like-my-task.txt --out my-54M
 
-IN   model folder or model id of the hub, and what to score it on
+IN   model folder or model id of the hub, and what to score it and refit the rest on
 OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
 """
 
@@ -18,15 +21,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from capgap.config import Depth, Prune
+from capgap.config import Cut, Depth, Prune
 from capgap.config.counts import format_count
 from capgap.config.run_grid import pruned_from
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
-from capgap.data.token_streams import META
+from capgap.data.token_streams import META, Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import (
+    compute_device,
     load_model,
     load_shape,
     load_tokenizer,
@@ -35,32 +40,38 @@ from capgap.engine.models import (
     tokenizer_digest,
 )
 from capgap.errors import CapgapError
+from capgap.pruning.importance import MICRO_BATCH_TOKENS
+from capgap.pruning.refit import check_known, refit
 from capgap.pruning.selection import select
 from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
 from capgap.pruning.store import read_importance
-from capgap.pruning.surgery import cut, sizes_of
+from capgap.pruning.surgery import Kept, cut, sizes_of
 from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages import score
-from capgap.stages.base import StageParser, count_argument, run_stage
+from capgap.stages.base import StageParser, count_argument, run_stage, seed_argument
 
 
 def run(
-    settings: Depth,
+    settings: Cut,
     model_folder: Path,
     importance_folder: Path,
     target: Target,
     out: Path,
     *,
+    tokens_folder: Path | None = None,
     shape_like: Path | None = None,
     name: str | None = None,
     init: str | None = None,
+    seed: int | None = None,
 ) -> tuple[Sizes, Solution]:
     """Prune a model to the target and publish it.
 
+    tokens_folder: token streams to refit on, needed if the settings ask for a refit.
     shape_like: model whose shape at the target is taken, by default the one that is pruned.
     name: of the student size, by default written from its parameters. init: name of the start, by
-    default pruned-<name of the model>. Returns the sizes of the model and what was kept of them.
+    default pruned-<name of the model>. seed: of the text that the importance was measured on, for
+    the record. Returns the sizes of the model and what was kept of them.
     """
     folder = open_folder(model_folder)
     model = load_model(folder, dtype=None)
@@ -68,12 +79,16 @@ def run(
     teacher = read_lineage(folder, model).name
     sizes = sizes_of(model)
     solution = plan(sizes, target, settings, shape_like)
-    student = cut(model, select(importance, solution, settings))
+    kept = select(importance, solution, settings)
+    student = cut(model, kept)
+    if settings.refit == "least_squares":
+        student = _refitted(settings, student, folder, kept, tokens_folder, out.parent)
     size = target.value if target.kind == "params" else solution.params_non_embedding
     lineage = Lineage(
         kind="init",
         name=name or format_count(size),
         init=init or pruned_from(teacher),
+        seed=seed,
         params=count_params(student),
     )
     assert lineage.params.non_embedding == solution.params_non_embedding, (lineage, solution)
@@ -81,6 +96,32 @@ def run(
     with publish_folder(out) as temporary:
         save_model(student, temporary, lineage, tokenizer=folder)
     return sizes, solution
+
+
+def _refitted(
+    settings: Cut,
+    student: PreTrainedModel,
+    folder: Path,
+    kept: Kept,
+    tokens_folder: Path | None,
+    scratch: Path,
+) -> PreTrainedModel:
+    """A student whose weights are fitted to what the model in a folder says of its calibration text."""
+    if tokens_folder is None:
+        raise CapgapError(
+            "refit is least_squares, so text is needed to refit on: name token streams (--tokens) or a "
+            "text (--text), or set --refit none"
+        )
+    teacher = load_model(folder, dtype=None)  # mapped: of its layers one is in memory at a time
+    streams, length = Streams(tokens_folder), settings.sequence_length
+    inputs_BT, _ = score.calibration(settings, teacher, folder, streams)
+    # each window once: of a short text the halves that judge a ridge would be the same
+    inputs_BT = inputs_BT[: max(1, (len(streams["train"]) - 1) // length - 1)]
+    rows = max(1, MICRO_BATCH_TOKENS // length)
+    student = student.to(compute_device())
+    scratch.mkdir(parents=True, exist_ok=True)
+    refit(student, teacher, kept, inputs_BT, rows=rows, folder=scratch)
+    return student.cpu()
 
 
 def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None) -> Solution:
@@ -187,10 +228,17 @@ def main(argv: list[str] | None = None) -> None:
         "--revision", help="commit, where the model is one of the hub (default main)"
     )
     add_target(parser)
+    parser.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--importance", type=Path, help="folder that capgap score wrote for it")
-    source.add_argument("--tokens", type=Path, help="packed tokens folder to score it on")
-    source.add_argument("--text", type=Path, help="UTF-8 text file to score it on")
+    source.add_argument(
+        "--tokens",
+        nargs="?",
+        type=Path,
+        help="packed tokens folder to score it and refit the rest on",
+    )
+    source.add_argument(
+        "--text", type=Path, help="UTF-8 text file to score it and refit the rest on"
+    )
     parser.add_argument(
         "--shape-like",
         nargs="?",
@@ -201,6 +249,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
     parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
+    parser.add_argument(
+        "--scored-with",
+        type=seed_argument,
+        metavar="SEED",
+        help="seed that --importance was made with",
+    )
     parser.add_argument("--out", required=True, type=Path, help="model folder to write")
     args, settings = parser.parse(argv)
     folder = find_model(args.model, args.revision)
@@ -209,16 +263,26 @@ def main(argv: list[str] | None = None) -> None:
     if on_hub:
         print(f"{args.model} at commit {folder.name}")
         init = init or pruned_from(args.model.rpartition("/")[2])
+    reads = [("scored", args.importance is None), ("refitted", settings.refit != "none")]
+    reads = " and ".join(word for word, true in reads if true)
+    if not reads and (args.tokens or args.text):
+        raise CapgapError(
+            f"{args.tokens or args.text}: nothing reads this text, for the scores are given and nothing "
+            "is refitted; leave it out, or set --refit least_squares"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         importance, tokens = args.importance, args.tokens
-        if importance is None:  # refuse what is impossible before scoring, which takes long
-            plan(sizes_of(load_shape(folder)), target, settings, args.shape_like)
+        if reads:  # refuse what is impossible before what takes long
+            shape = load_shape(folder)
+            plan(sizes_of(shape), target, settings, args.shape_like)
+            if settings.refit != "none":
+                check_known(shape)
             check_replaceable(args.out)
-        if importance is None and tokens is None:
+        if reads and tokens is None:
             tokens = Path(temporary) / "tokens"
             text_streams(args.text, folder, tokens)
             if args.text is None:
-                print("scored on addresses of US presidents; name other text with --text")
+                print(f"{reads} on addresses of US presidents; name other text with --text")
         if importance is None:
             importance = Path(temporary) / "importance"
             score.run(settings, folder, tokens, importance)
@@ -228,9 +292,11 @@ def main(argv: list[str] | None = None) -> None:
             importance,
             target,
             args.out,
+            tokens_folder=tokens,
             shape_like=args.shape_like,
             name=args.name,
             init=init,
+            seed=settings.seed if args.importance is None else args.scored_with,
         )
     print(solution.describe(sizes))
 

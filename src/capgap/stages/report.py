@@ -183,7 +183,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", required=True, help="table of runs, CSV")
     parser.add_argument("--law", required=True, help="law record, JSON")
     parser.add_argument(
-        "--final", help="record of the final student, JSON; without it that part is left out"
+        "--final",
+        nargs="?",
+        help="record of the final student, JSON; without it that part is left out",
     )
     parser.add_argument(
         "--teachers", nargs="*", default=[], metavar="METRICS", help="metrics.json of every teacher"

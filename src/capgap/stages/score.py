@@ -13,8 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from capgap.config import Score
+from capgap.config import Calibration, Score
 from capgap.data.token_streams import Streams, calibration_batch, check_long_enough
 from capgap.engine.models import check_reads, compute_device, load_model
 from capgap.pruning.importance import Importance, measure
@@ -28,6 +29,20 @@ def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> 
     torch.set_num_threads(1)
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
     model = load_model(folder).to(compute_device())
+    inputs_BT, labels_BT = calibration(settings, model, folder, streams)
+    importance = measure(model, inputs_BT, labels_BT, settings.criterion, seed=settings.seed)
+    with publish_folder(out) as temporary:
+        write_importance(temporary, importance, weights_digest(folder))
+    return importance
+
+
+def calibration(
+    settings: Calibration, model: PreTrainedModel, folder: Path, streams: Streams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sequences that a model is run on for pruning: inputs and labels, both B x T.
+
+    Raises CapgapError where the model cannot read them, or there are too few tokens.
+    """
     check_reads(
         model,
         folder,
@@ -36,16 +51,12 @@ def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> 
         setting="prune.sequence_length",
     )
     check_long_enough(streams["train"], settings.sequence_length, "train")
-    inputs_BT, labels_BT = calibration_batch(
+    return calibration_batch(
         streams["train"],
         sequence_length=settings.sequence_length,
         count=settings.calibration_sequences,
         seed=settings.seed,
     )
-    importance = measure(model, inputs_BT, labels_BT, settings.criterion, seed=settings.seed)
-    with publish_folder(out) as temporary:
-        write_importance(temporary, importance, weights_digest(folder))
-    return importance
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,7 +28,10 @@ How, and what would break without it
                a clone sees times only, and a changed setting is invisible.
   process.py   one run a folder, one writer an output, all ending with the run. A killed run would
                leave jobs that overwrite what the next one makes, and locks to remove by hand.
-  launch.py    starts the stages that use GPUs: which ones, and as how many processes.
+  launch.py    starts the stages that use PyTorch: on which GPUs, as how many processes, and what they
+               took.
+  job_host.py  forks them from one process that has loaded PyTorch. Every job would import it, which
+               is as much work as a small job's own.
   execute.py   `capgap run`: lock, clear what a killed run left, Snakemake; under `dvc repro` also
                verify, for DVC would put a damaged or missing checkpoint into dvc.lock.
   pending.py   what a run would make: for dry runs, `capgap plan` and `capgap save`.

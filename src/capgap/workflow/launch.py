@@ -1,7 +1,10 @@
 """
-Start a stage as one process or several.
+Start a stage as one process or several, and measure what it took.
 
-    python -m capgap.workflow.launch GPUS PROCESSES SHARD MODULE [OPTION...]
+    python -m capgap.workflow.launch GPUS PROCESSES SHARD TIMING MODULE [OPTION...]
+
+A stage of one process that needs no GPU is a fork of the run's job host, where there is one (see
+`capgap.workflow.job_host`). TIMING is the file that gets wall time, CPU time and peak memory.
 
 Where the variable CAPGAP_GPUS names devices of this machine, the stage gets as many of them as it
 asks for, which no other job of this user has, as the only ones it sees. Where it is not set a
@@ -13,12 +16,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from capgap.errors import CapgapError
+from capgap.workflow import job_host
+from capgap.workflow.job_host import Ended
 from capgap.workflow.locks import die_with_parent
 
 VARIABLE = "CAPGAP_GPUS"  # ids of the devices to share out, with commas
@@ -40,7 +47,7 @@ def share_out(number: int) -> None:
 
 
 def claim(number: int, ids: list[str]) -> list[str]:
-    """Become the only user of some devices for as long as this process, or what it becomes, lives."""
+    """Become the only user of some devices for as long as this process, or the job it starts, lives."""
     if number > len(ids):
         raise CapgapError(f"the job needs {number} GPUs, {len(ids)} are shared out; give it more")
     folder = Path(tempfile.gettempdir()) / f"capgap-gpus-{os.getuid()}"
@@ -76,13 +83,31 @@ def command(processes: int, module: str, options: list[str]) -> list[str]:
     return [sys.executable, *torchrun, "--module", "--", module, *options]
 
 
+def measured(words: list[str]) -> Ended:
+    """Run a command to its end; SIGTERM is passed on to it."""
+    # the locks of devices are inherited: they are held until the command has let go of a device
+    process = subprocess.Popen(words, preexec_fn=die_with_parent, close_fds=False)
+    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = 0  # it has been waited for
+    return Ended(status, used.ru_utime + used.ru_stime, 1024.0 * used.ru_maxrss)
+
+
+def write_timing(path: Path, wall_s: float, ended: Ended) -> None:
+    """One row, its columns named as in Snakemake's own benchmarks; memory in MiB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = f"{wall_s:.4f}\t{ended.peak_bytes / 2**20:.2f}\t{ended.cpu_s:.4f}"
+    path.write_text(f"s\tmax_rss\tcpu_time\n{row}\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Claim devices and become the stage."""
-    gpus, processes, shard, module, *options = sys.argv[1:]
+    """Claim devices, run the stage, and end as it has ended."""
+    gpus, processes, shard, timing, module, *options = sys.argv[1:]
     if int(shard):
         options.append("--shard")
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
-        die_with_parent()  # holds for what this becomes, too
+        die_with_parent()
     if VARIABLE in os.environ:
         try:
             names = claim(int(gpus), os.environ[VARIABLE].split(","))
@@ -91,8 +116,21 @@ def main() -> None:
         os.environ[VISIBLE] = ",".join(names)
         print(f"on GPU {os.environ[VISIBLE] or 'none'}", flush=True)
     os.environ.update({f"{name}_NUM_THREADS": "1" for name in THREADS})
-    words = command(int(processes), module, options)
-    os.execv(words[0], words)
+    begun, ended = time.monotonic(), None
+    if processes == "1" and gpus == "0":
+        try:
+            ended = job_host.submit(module, options)
+        except EOFError as error:
+            sys.exit(f"error: {error}, and the job with it; run again to go on")
+    if ended is None:
+        ended = measured(command(int(processes), module, options))
+    if ended.status == 0:
+        write_timing(Path(timing), time.monotonic() - begun, ended)
+    elif os.WIFSIGNALED(ended.status):
+        number = os.WTERMSIG(ended.status)
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        os.kill(os.getpid(), number)
+    sys.exit(os.waitstatus_to_exitcode(ended.status))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import capgap
 from capgap.errors import CapgapError
 from capgap.records import paths
 
@@ -18,12 +19,22 @@ class Pending(NamedTuple):
     output: str
 
 
+def snakefile() -> Path:
+    """The graph of jobs: that of the working folder, or the one that is installed with capgap."""
+    here, installed = Path("Snakefile"), Path(capgap.__file__).parent / "graph" / "Snakefile"
+    if here.is_file() or not installed.is_file():
+        return here
+    return installed
+
+
 def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
-    """Command line of Snakemake for a study; CapgapError outside of the repository."""
-    if not Path("Snakefile").is_file():
+    """Command line of Snakemake for a study; CapgapError if there is no graph to run."""
+    graph = snakefile()
+    if not graph.is_file():
         raise CapgapError("no Snakefile here; run from the top folder of the repository")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(graph), *options]
     # --configfile takes all words behind it, so a target must stand before it
-    return [sys.executable, "-m", "snakemake", *options, "--configfile", str(study_file)]
+    return [*command, "--configfile", str(study_file)]
 
 
 def pending(study_file: Path) -> list[Pending]:
@@ -39,6 +50,6 @@ def pending(study_file: Path) -> list[Pending]:
 
 def not_done(study_file: Path, study: str) -> list[str] | None:
     """Outputs that a run would make, None where there are no results at all."""
-    if not Path(paths.ROOT.format(study=study)).is_dir() or not Path("Snakefile").is_file():
+    if not Path(paths.ROOT.format(study=study)).is_dir() or not snakefile().is_file():
         return None
     return [item.output for item in pending(study_file)]

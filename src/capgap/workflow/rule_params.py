@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -98,6 +99,16 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
                     "delete it to have it made again"
                 )
         os.utime(name, (now, now))
+
+
+def forget_final(study: str) -> None:
+    """Remove the choice and the final student of earlier settings, which had one.
+
+    They were made from a law that is no longer theirs. The runs behind them stay.
+    """
+    choice, final = (Path(path.format(study=study)) for path in (paths.CHOICE, paths.FINAL))
+    choice.unlink(missing_ok=True)
+    shutil.rmtree(final.parent, ignore_errors=True)
 
 
 def check_inputs(jobs: Iterable[Any]) -> None:

@@ -1,0 +1,518 @@
+"""
+Refit what is left of a pruned model to what the whole one says, by least squares.
+
+Layer by layer, from the first to the last, every matrix is solved for in closed form on calibration
+text, with the inputs that it gets in the pruned model, where all matrices before it are refitted
+already, and the outputs of the whole one as targets:
+
+  readers   of the residual stream behind a norm (query, key, value, gate, up, and the output head):
+            R minimises |n - R n'|^2, n and n' the norm's output in the whole and the pruned model;
+            a kept row w becomes w R
+  writers   to the residual stream (attention output, MLP output): W' minimises |B x - x' - W' a'|^2,
+            a' the kept units' activations, x' the pruned model's stream before the write and x the
+            whole one's behind it, so that a write also makes up for errors of the writes before
+
+B takes the stream to the pruned model's: principal components of what the norms read, absorbed into
+embeddings, readers and writers (residual_basis.py). Where embeddings and output head are one tensor
+the head cannot be refitted; the last norm is instead, channel by channel. Shapes and architecture
+are those of the plain cut.
+
+Sources. Least squares on a layer's outputs after structured pruning: OSSCAR (arXiv 2403.12983),
+SlimGPT (arXiv 2412.18110), MoDeGPT (arXiv 2408.09632). Whole outputs as targets of pruned inputs:
+GPTAQ (arXiv 2504.02692). Rotation of the residual stream: SliceGPT (arXiv 2401.15024). Not taken:
+biases that a model's class does not have (FLAP, arXiv 2312.11983), layers of unequal width
+(SlimGPT), matrices on the residual connection (SliceGPT).
+"""
+
+# B sequences, T tokens, N = B T, D and d hidden channels of the whole and the pruned model
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from capgap.errors import CapgapError
+from capgap.pruning.families import Family, family_of
+from capgap.pruning.layerwise import Layers, Reached, Streams
+from capgap.pruning.least_squares import Regression
+from capgap.pruning.residual_basis import Basis, NormKind, kind_of, principal_basis
+from capgap.pruning.surgery import Kept, channels, sizes_of
+
+REFUSED = "set prune.refit to none"
+UNITS = ("groups", "neurons", "hidden")
+HEAD_ROWS = 2048  # of the output head, refitted at a time
+
+
+class Linear(NamedTuple):
+    """A matrix of a layer, by its module; what its outputs and inputs carry, with repeats."""
+
+    name: str
+    out: tuple[int, str]
+    into: tuple[int, str]
+
+
+class Site(NamedTuple):
+    """Matrices that read the same activations; norm: whose output these are, None behind units."""
+
+    linears: list[Linear]
+    norm: str | None
+
+
+def changes(kept: Kept, model: PreTrainedModel) -> bool:
+    """Whether anything is cut, so that there is something to refit."""
+    sizes = sizes_of(model)
+    return kept.widths != sizes.full or len(_kept_layers(kept, sizes.layers)) < sizes.layers
+
+
+def check_known(model: PreTrainedModel) -> None:
+    """Raise CapgapError, naming the tensor, where a model has one that the refit does not understand.
+
+    The weights are not looked at; a model without any will do.
+    """
+    family = family_of(type(model).__name__)
+    linears, (inner_norms, outer_norms) = _linears(model, family), family.norms
+    if len(outer_norms) != 1:
+        raise CapgapError(
+            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, where the refit "
+            f"knows one, behind the last; {REFUSED}"
+        )
+    for name, parameter in model.named_parameters():
+        kinds, layer = family.kinds(name)
+        carried = [kind for _, kind in kinds if kind in UNITS]
+        module, _, what = name.rpartition(".")
+        if layer is not None:
+            module = module.removeprefix(f"{family.layers}.{layer}.")
+            fitted = what in ("weight", "bias") and module in [*linears, *inner_norms]
+            known = fitted or (parameter.ndim == 1 and "hidden" not in carried)
+        else:
+            known = name in family.outer_embedding or module in outer_norms
+        if carried and not known:
+            raise CapgapError(
+                f"{name}: the refit does not know what this tensor reads or writes; {REFUSED}"
+            )
+
+
+def _linears(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
+    """The matrices of a layer by their modules."""
+    found = {}
+    for name, module in model.get_submodule(f"{family.layers}.0").named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+            first, second = family.kinds(f"{family.layers}.0.{name}.weight")[0]
+            out, into = (second, first) if _transposed(module) else (first, second)
+            found[name] = Linear(name, out, into)
+    return found
+
+
+@torch.no_grad()
+def refit(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    kept: Kept,
+    inputs_BT: torch.Tensor,
+    *,
+    rows: int,
+    folder: Path,
+) -> None:
+    """Refit a student that was cut out of a teacher, in place, on calibration sequences.
+
+    rows: sequences in a forward pass. folder: where unnamed files hold activations of all sequences
+    while it lasts, about two times tokens x hidden channels in float32 of the teacher and as much of
+    the student. A student from which nothing was cut stays as it is. Raises
+    CapgapError, naming the tensor or module, where the architecture has something that is not
+    understood.
+    """
+    check_known(teacher)
+    if changes(kept, teacher):
+        _Refit(student, teacher, kept, inputs_BT, rows, folder).run()
+
+
+def _kept_layers(kept: Kept, layers: int) -> np.ndarray:
+    return np.arange(layers) if kept.layers is None else kept.layers
+
+
+class _Refit:
+    def __init__(
+        self, student, teacher, kept: Kept, inputs_BT: torch.Tensor, rows: int, folder: Path
+    ):
+        self.student, self.teacher, self.kept = student, teacher, kept
+        self.family: Family = family_of(type(teacher).__name__)
+        self.sizes, self.device = sizes_of(teacher), student.device
+        self.layers = _kept_layers(kept, self.sizes.layers)
+        self.folder = folder
+        self.batches = list(inputs_BT.split(rows))
+        half_B = torch.arange(len(inputs_BT)) % 2
+        halves = half_B[:, None].expand_as(inputs_BT).split(rows)
+        self.halves = [half.reshape(-1).to(self.device) for half in halves]
+        inner, (self.outer_norm,) = self.family.norms
+        self.linears = _linears(teacher, self.family)
+        self.kinds = {
+            name: kind_of(teacher.get_submodule(self._path(0, name)).float(), name)
+            for name in inner
+        }
+        self.last_norm = teacher.get_submodule(self.outer_norm).float()
+        self.last_kind = kind_of(self.last_norm, self.outer_norm)
+        self.basis: Basis | None = None
+        self.behind: list[
+            torch.Tensor
+        ] = []  # the whole model's streams behind the last write fitted
+
+    def run(self) -> None:
+        if self.kept.widths.hidden < self.sizes.full.hidden:
+            self.basis = self._principal_basis()
+            self._turn_ends()
+        whole = self._stream(self.teacher)
+        pruned = self._stream(self.student)
+        place = 0
+        for at in range(self.sizes.layers):
+            layer = whole.layer(at)
+            if at in self.layers:
+                small = pruned.layers[place]
+                self._turn_norms(layer, small)
+                for site in self._sites(whole, layer, at):
+                    self._fit(site, whole, layer, at, pruned, small, place)
+                pruned.advance(small, place)
+                whole.step()  # to what the last write left behind
+                place += 1
+            else:
+                whole.advance(layer, at)
+        self._fit_head(whole.streams, pruned.streams)
+
+    def _stream(self, model: PreTrainedModel) -> Layers:
+        return Layers(model, self.family, self.batches, self.device, self.folder)
+
+    # --- one layer of the whole model ------------------------------------------------------------
+
+    def _path(self, layer: int, name: str) -> str:
+        return f"{self.family.layers}.{layer}.{name}"
+
+    def _sites(self, whole: Layers, layer, at: int) -> list[Site]:
+        """The matrices of a layer in the order in which it uses them; checks what is assumed."""
+        read, normed, written = [], {}, []
+
+        def before(name):
+            return lambda module, args: read.append((name, args[0]))
+
+        def behind_norm(name):
+            return lambda module, args, output: normed.update({name: output})
+
+        hooks = [("before", name, before(name)) for name in self.linears]
+        hooks += [("after", name, behind_norm(name)) for name in self.kinds]
+        hooks += [
+            ("after", linear.name, lambda module, args, output: written.append(output))
+            for linear in self.linears.values()
+            if _writes(linear)
+        ]
+        out = whole.pass_through(layer, at, 0, hooks)
+        stream = whole.streams[0]
+        added = sum(output.reshape(stream.shape) for output in written)
+        if not torch.allclose(out, stream + added, rtol=1e-3, atol=1e-3 * out.abs().mean().item()):
+            raise CapgapError(
+                f"{type(self.teacher).__name__}: what {self._path(at, '')[:-1]} adds to the residual "
+                f"stream is not the sum of its output matrices, as the refit takes it to be; {REFUSED}"
+            )
+        if not read or not _writes(self.linears[read[-1][0]]):
+            raise CapgapError(
+                f"{self._path(at, '')[:-1]}: its last matrix does not write to the residual stream, as "
+                f"the refit takes it to; {REFUSED}"
+            )
+        sites: list[tuple[torch.Tensor, Site]] = []
+        for name, given in read:
+            linear = self.linears[name]
+            same = [s for z, s in sites if z.data_ptr() == given.data_ptr()]
+            if given.numel() // given.shape[-1] != stream.shape[0] * stream.shape[1]:
+                raise CapgapError(
+                    f"{self._path(at, name)}: reads a part of the tokens only, which the refit does "
+                    f"not know; {REFUSED}"
+                )
+            if same:
+                same[0].linears.append(linear)
+                continue
+            norms = [n for n, z in normed.items() if z.data_ptr() == given.data_ptr()]
+            if linear.into[1] == "hidden" and not norms:
+                raise CapgapError(
+                    f"{self._path(at, name)}: reads the residual stream without a norm before it, "
+                    f"which the refit does not know; {REFUSED}"
+                )
+            sites.append((given, Site([linear], norms[0] if norms else None)))
+        return [site for _, site in sites]
+
+    # --- the hidden dimension --------------------------------------------------------------------
+
+    def _principal_basis(self) -> Basis:
+        """The basis of what the norms of the kept layers and the last norm read."""
+        width = self.sizes.full.hidden
+        moments = torch.zeros(width, width, dtype=torch.float64, device=self.device)
+
+        def add(kind: NormKind) -> Callable:
+            def hook(module, args):
+                x_ND = args[0].reshape(-1, width).double()
+                if kind.centred:
+                    x_ND = x_ND - x_ND.mean(1, keepdim=True)
+                x_ND = x_ND / x_ND.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+                moments.addmm_(x_ND.T, x_ND)
+
+            return hook
+
+        whole = self._stream(self.teacher)
+        for at in range(self.sizes.layers):
+            layer = whole.layer(at)
+            hooks = [("before", name, add(kind)) for name, kind in self.kinds.items()]
+            for batch in range(len(self.batches)):
+                whole.streams[batch] = whole.pass_through(
+                    layer, at, batch, hooks if at in self.layers else ()
+                )
+        for batch in range(len(self.batches)):
+            add(self.last_kind)(None, (whole.streams[batch],))
+        return principal_basis(moments, self.kept.hidden, centred=self.last_kind.centred)
+
+    def _turn_ends(self) -> None:
+        """Put embeddings and the last norm into the basis."""
+        times = 1.0
+        if self.family.embeddings_times_root_hidden:
+            times = math.sqrt(self.sizes.full.hidden / self.kept.widths.hidden)
+        for name in self.family.embeddings:
+            table = self.teacher.get_submodule(name).weight
+            for rows, out in zip(
+                table.split(HEAD_ROWS),
+                self.student.get_submodule(name).weight.split(HEAD_ROWS),
+                strict=True,
+            ):
+                out.copy_(times * self.basis.narrow(rows))
+        norm = self.student.get_submodule(self.outer_norm)
+        if not _tied(self.student):
+            self._turn_norm(self.last_norm, norm, self.last_kind)
+            return
+        rows_dD, gain = self.basis.rows_dD, self.last_kind.gain(self.last_norm)
+        gain_d = (rows_dD * gain @ rows_dD.T).diagonal() / self.basis.scale**2 / times
+        norm.weight.copy_(gain_d - self.last_kind.offset)
+        if _bias(norm) is not None:
+            norm.bias.copy_(rows_dD @ self.last_norm.bias.double() / self.basis.scale / times)
+
+    def _turn_norms(self, layer, small) -> None:
+        if self.basis is not None:
+            for name, kind in self.kinds.items():
+                self._turn_norm(layer.get_submodule(name), small.get_submodule(name), kind)
+
+    def _turn_norm(self, norm, small, kind: NormKind) -> None:
+        """Leave the gain of a norm to its readers; its bias stays as far as they can undo theirs."""
+        small.weight.fill_(1 - kind.offset)
+        if _bias(small) is not None:
+            widened = self.basis.widen(kind.gain(norm))
+            small.bias.copy_(torch.linalg.pinv(widened) @ norm.bias.double())
+
+    def _narrow(self, streams: torch.Tensor) -> torch.Tensor:
+        """Streams of the whole model, last dimension D, as the pruned model's."""
+        return streams.double() if self.basis is None else self.basis.narrow(streams)
+
+    # --- one site of a layer ---------------------------------------------------------------------
+
+    def _fit(self, site, whole, layer, at, pruned, small, place) -> None:
+        if site.norm is not None:
+            self._fit_readers(site, whole, layer, at, pruned, small, place)
+            return
+        for linear in site.linears:
+            self._fit_writer(linear, whole, layer, at, pruned, small, place)
+
+    def _fit_readers(self, site, whole, layer, at, pruned, small, place) -> None:
+        """One map from the norm's output in the pruned model to that in the whole one, for all."""
+        norm = layer.get_submodule(site.norm)
+        biased = [_bias(small.get_submodule(linear.name)) is not None for linear in site.linears]
+        first = site.linears[0].name
+        fit = self._regression(self.kept.widths.hidden, self.sizes.full.hidden, all(biased))
+        for batch, half_N in enumerate(self.halves):
+            z, want = (
+                self._read(layers, one, where, batch, first)
+                for layers, one, where in ((pruned, small, place), (whole, layer, at))
+            )
+            fit.add(z, want, half_N)
+        wide, shift = fit.solve(self._widened(norm, self.kinds[site.norm]))
+        for linear in site.linears:
+            module = layer.get_submodule(linear.name)
+            rows = self._kept_rows(linear.out, _matrix(module), at)
+            _set_matrix(small.get_submodule(linear.name), rows @ wide)
+            if _bias(module) is not None:
+                bias = self._kept_rows(linear.out, module.bias.double(), at)
+                small.get_submodule(linear.name).bias.copy_(bias + rows @ shift)
+
+    def _widened(self, norm, kind: NormKind) -> torch.Tensor:
+        if self.basis is None:
+            return torch.eye(self.sizes.full.hidden, dtype=torch.float64, device=norm.weight.device)
+        return self.basis.widen(kind.gain(norm))
+
+    def _fit_writer(self, linear, whole, layer, at, pruned, small, place) -> None:
+        """The map from the kept units to what the whole model writes."""
+        module, fitted = layer.get_submodule(linear.name), small.get_submodule(linear.name)
+        matrix = _matrix(module)
+        units = self._channels(linear.into, at, matrix.shape[1])
+        prior = self._kept_rows(linear.out, matrix, at).index_select(1, units)
+        fit = self._regression(prior.shape[1], prior.shape[0], _bias(fitted) is not None)
+        for batch, half_N in enumerate(self.halves):
+            z, before = self._write(pruned, small, place, batch, linear, reach=False)
+            _, want = self._write(whole, layer, at, batch, linear, reach=True)
+            if _writes(linear):
+                whole.behind[batch] = want.reshape(whole.streams.shapes[batch])
+                want = self._narrow(want) - before
+            else:
+                want = self._kept_rows(linear.out, want.double().T, at).T
+            fit.add(z, want, half_N)
+        weight, bias = fit.solve(prior)
+        _set_matrix(fitted, weight)
+        if _bias(fitted) is not None:
+            fitted.bias.copy_(bias)
+
+    def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
+        return Regression(inputs, outputs, self.device, intercept=intercept)
+
+    def _read(self, layers: Layers, layer, at: int, batch: int, name: str) -> torch.Tensor:
+        """What a matrix reads, N x inputs."""
+        read = []
+
+        def hook(module, args):
+            read.append(args[0])
+            raise Reached
+
+        layers.pass_through(layer, at, batch, [("before", name, hook)])
+        return read[0].flatten(0, -2)
+
+    def _write(self, layers, layer, at, batch, linear: Linear, *, reach: bool):
+        """What a matrix reads, and its output (N x outputs).
+
+        Of a matrix that writes to the residual stream, the stream instead: before the write, or, to
+        `reach`, behind it.
+        """
+        read, written = [], []
+
+        def before(module, args):
+            read.append(args[0])
+            if not reach:
+                raise Reached
+
+        def after(module, args, output):
+            written.append(output)
+
+        def last(module, args, output):
+            written.append(output)
+            raise Reached
+
+        others = [other.name for other in self.linears.values() if _writes(other)]
+        hooks = [("before", linear.name, before)]
+        hooks += [("after", name, after) for name in others if name != linear.name]
+        if reach:
+            hooks += [("after", linear.name, last)]
+        layers.pass_through(layer, at, batch, hooks)
+        z = read[0].flatten(0, -2)
+        if not _writes(linear):
+            return z, written[-1].flatten(0, -2) if reach else None
+        stream = layers.streams[batch].double().flatten(0, -2)
+        return z, sum((output.double().reshape(stream.shape) for output in written), stream)
+
+    def _channels(self, carried: tuple[int, str], at: int, size: int) -> torch.Tensor:
+        """Where the kept units of a layer lie in a dimension."""
+        repeats, kind = carried
+        if kind not in UNITS:
+            return torch.arange(size, device=self.device)
+        units = getattr(self.kept, kind)
+        units = units if units.ndim == 1 else units[at]
+        of = getattr(self.sizes.full, kind)
+        return channels(units, of, repeats, size).to(self.device)
+
+    def _kept_rows(self, carried: tuple[int, str], matrix: torch.Tensor, at: int) -> torch.Tensor:
+        """The outputs that stay, of a matrix whose first dimension lists outputs."""
+        if carried[1] == "hidden":
+            return self._narrow(matrix.T).T
+        return matrix.index_select(0, self._channels(carried, at, matrix.shape[0]))
+
+    # --- the output head -------------------------------------------------------------------------
+
+    def _fit_head(self, whole: Streams, pruned: Streams) -> None:
+        norm, head = (
+            self.student.get_submodule(self.outer_norm),
+            self.student.get_output_embeddings(),
+        )
+        before = self.teacher.get_output_embeddings()
+        biased = _bias(head) is not None
+        tied = _tied(self.student)
+        fit = self._regression(self.kept.widths.hidden, self.sizes.full.hidden, biased and not tied)
+        for batch, half_N in enumerate(self.halves):
+            read, want = norm(pruned[batch]), self.last_norm(whole[batch])
+            fit.add(read.flatten(0, 1), want.flatten(0, 1), half_N)
+        if tied:
+            self._fit_last_norm(norm, head, before, fit)
+            return
+        wide, shift = fit.solve(self._widened(self.last_norm, self.last_kind))
+        if biased:
+            head.bias.copy_(before.bias.double() + before.weight.double() @ shift)
+        for out, rows in zip(
+            head.weight.split(HEAD_ROWS), before.weight.split(HEAD_ROWS), strict=True
+        ):
+            out.copy_(rows.double() @ wide)
+
+    def _fit_last_norm(self, norm, head, before, fit: Regression) -> None:
+        """Correct the last norm, channel by channel, so that the logits come nearest.
+
+        Logits are taken about their mean over the vocabulary, which no probability depends on.
+        """
+        d, gram, cross = len(norm.weight), fit.gram.sum(0), fit.cross.sum(0)
+        inputs, targets, count = fit.input_sum.sum(0), fit.target_sum.sum(0), fit.count.sum()
+        mine, theirs = (_second_moments(head.weight, other.weight) for other in (head, before))
+        system, wanted = mine * gram, (mine @ gram).diagonal()
+        wanted = (theirs @ cross).diagonal() - wanted
+        if _bias(norm) is not None:
+            side = mine * inputs[:, None]
+            system = torch.cat(
+                [torch.cat([system, side], dim=1), torch.cat([side.T, count * mine], dim=1)]
+            )
+            wanted = torch.cat([wanted, theirs @ targets - mine @ inputs])
+        damped = system + 1e-10 * system.diagonal().mean() * torch.eye(len(system)).to(system)
+        change = torch.linalg.solve(damped, wanted)
+        gain = self.last_kind.gain(norm)
+        if _bias(norm) is not None:
+            norm.bias.copy_((1 + change[:d]) * norm.bias.double() + change[d:])
+        norm.weight.copy_((1 + change[:d]) * gain - self.last_kind.offset)
+
+
+def _second_moments(left_VI: torch.Tensor, right_VO: torch.Tensor) -> torch.Tensor:
+    """Sum over the vocabulary of products of two tables' entries about their means, I x O."""
+    total, rows = 0.0, len(left_VI)
+    for left, right in zip(left_VI.split(HEAD_ROWS), right_VO.split(HEAD_ROWS), strict=True):
+        total = total + left.double().T @ right.double()
+    means = (
+        sum(part.double().sum(0) for part in table.split(HEAD_ROWS))
+        for table in (left_VI, right_VO)
+    )
+    left_sum, right_sum = means
+    return total - torch.outer(left_sum, right_sum) / rows
+
+
+def _writes(linear: Linear) -> bool:
+    return linear.out[1] == "hidden"
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _bias(module: torch.nn.Module) -> torch.Tensor | None:
+    return getattr(module, "bias", None)
+
+
+def _transposed(module: torch.nn.Module) -> bool:
+    """Whether its weight is inputs x outputs, as GPT-2's."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _matrix(module: torch.nn.Module) -> torch.Tensor:
+    """The weight of a module, outputs x inputs in float64."""
+    weight = module.weight.double()
+    return weight.T if _transposed(module) else weight
+
+
+def _set_matrix(module: torch.nn.Module, matrix: torch.Tensor) -> None:
+    module.weight.copy_(matrix.T if _transposed(module) else matrix)
