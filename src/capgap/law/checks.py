@@ -190,7 +190,8 @@ def size_counts(runs: pd.DataFrame, settings: Law) -> list[SizeCount]:
     for name, columns in SIZES.items():
         if all(column in main and main[column].notna().all() for column in columns):
             law = fit_joint(group_runs(main, name), settings.noise_sd)
-            missed_N = left_out_residuals(law)[0]
-            rms = float(np.sqrt(np.nanmean(missed_N**2)))
+            residual_C = law.near.residual_C
+            df = max(1, len(residual_C) - law.curves.p)
+            rms = float(np.sqrt(residual_C @ residual_C / df))
             found.append(SizeCount(size=name, rms_nats=rms))
     return found

@@ -61,7 +61,7 @@ class SizeCount(Record):
     """How well the law fits if sizes are counted in one way."""
 
     size: Literal["non_embedding", "total", "forward_flops"]
-    rms_nats: float  # of every run predicted from all others
+    rms_nats: float  # of the runs about the law
 
 
 class CurveForm(Record):

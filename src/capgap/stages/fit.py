@@ -116,8 +116,8 @@ def law_text(record: LawRecord) -> str:
         counts = ", ".join(f"{s.size.replace('_', ' ')} {s.rms_nats:.4f}" for s in record.sizes)
         best = min(record.sizes, key=lambda s: s.rms_nats).size.replace("_", " ")
         lines.append(
-            f"  sizes are counted as {record.size.replace('_', ' ')}; runs are predicted from the "
-            f"others within {counts} nats, best by {best}"
+            f"  sizes are counted as {record.size.replace('_', ' ')}; runs lie about the law by "
+            f"{counts} nats, least by {best}"
         )
     return "\n".join(lines)
 
