@@ -149,7 +149,7 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
         (lambda d: d["grid"].update(students=[]), "grid.students: at least one is needed"),
         (lambda d: d["grid"].update(tokens="5k"), "grid.tokens: a list is wanted"),
         (lambda d: d.update(law=None), "law: a section with keys is wanted, got nothing"),
-        (lambda d: d["law"].update(tokens=5), "law.tokens: unknown key (it belongs into the"),
+        (lambda d: d.update(law={"tokens": 5}), "law.tokens: unknown key (it belongs into the"),
         (lambda d: d["corpus"].update(packag="x"), "corpus.packag: unknown key"),
         (lambda d: d["distill"].update(learning_rate=float("inf")), "should be a finite number"),
         (lambda d: d["grid"].update(seeds=[2**31]), "grid.seeds.0: input should be less than"),

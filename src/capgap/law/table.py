@@ -61,9 +61,7 @@ IMPLAUSIBLE_NATS = 20  # log of a vocabulary of 500 million
 class RunTable:
     """A table of runs that was read."""
 
-    runs: (
-        pd.DataFrame
-    )  # columns of RunRow, sorted by KEY; the outcome is in val_loss_nats_per_token
+    runs: pd.DataFrame  # columns of RunRow, sorted by KEY; the outcome is in LOSS
     metric: Metric  # what the outcome was given as; in `runs` it is on the scale of the metric
     excluded: list[dict[str, str | int]]  # runs left out, by KEY
     ignored: list[str]  # headers of columns that are not used
