@@ -108,7 +108,12 @@ ROW = "0,100,200,1000,4.6"
         ("0,100,,1000,4.7", "0,100,200,1000,4.7", r"line 4: teacher_params.*empty if"),
         ("s,random,a", "s,pruned-a,a", r"line 3: the run \(student s, init pruned-a, teacher a, "),
         ("a,0,100,200,1000,4.6", "a,0,100,250,1000,4.6", r"line 3: teacher 'a' has two sizes, 200"),
-        ("a,0,100,200,1000,4.6", "a,0,150,200,1000,4.6", r"line 3: student 's' has two sizes, 100"),
+        ("a,0,100,200,1000,4.6", "a,0,160,200,1000,4.6", r"line 3: student 's' has two sizes, 100"),
+        (
+            "none,0,100,",
+            "none,0,110,",
+            r"line 4: student 's' with init 'pruned-a' has two sizes, 100",
+        ),
         (
             "tokens,val_loss",
             "trunk_token,val_loss",

@@ -52,7 +52,7 @@ OTHER_NUMBERS = (
 )
 NO_TEACHER = ("none", "-", "n/a", "na", "null", "no", "no teacher")
 LARGEST_SEED = 2**53  # larger whole numbers are not exact in JSON and in spreadsheets
-SAME_SIZE = 1.1  # inits of one student that were pruned from different teachers differ a little
+SAME_SIZE = 1.5  # times; inits of one small student pruned from different teachers differ so much
 MOST_RUNS = 1000  # behind one row of means
 IMPLAUSIBLE_NATS = 20  # log of a vocabulary of 500 million
 
@@ -357,7 +357,11 @@ def _check_rows(runs: pd.DataFrame, values: pd.DataFrame, problems: Problems) ->
         )
     for line in runs.index[(runs["arm"] == "main") & ~taught_N]:
         problems.add(f"a run of the main arm needs a teacher, got '{NONE}'", line)
+    before = len(problems.found)
     _check_names("student", runs["student"], runs[STUDENT_SIZE], SAME_SIZE, problems)
+    if len(problems.found) == before:  # pruned from one teacher they do not differ at all
+        named = runs["student"] + "' with init '" + runs["init"]
+        _check_names("student", named, runs[STUDENT_SIZE], 1.0, problems)
     taught = runs[taught_N]
     _check_names("teacher", taught["teacher"], taught[TEACHER_SIZE], 1.0, problems)
     if TEACHER_LOSS in values:
