@@ -121,11 +121,17 @@ def results_of_study():
 
 
 def spec(stage, settings=None):
-    """A rule's one parameter: its settings and the digest of the source it runs."""
-    text = rule_params.spec(stage, settings)
+    """A rule's one parameter: its settings and the digests of its source and command.
+
+    settings: a section, or a function of the wildcards that returns one.
+    """
+    rules_of_this = []
 
     def given(wildcards):
-        return text
+        if not rules_of_this:
+            rules_of_this.extend(r.name for r in workflow.rules if r.params.get("spec") is given)
+        section = settings(wildcards) if callable(settings) else settings
+        return rule_params.spec(stage, section, rules_of_this[0])
 
     return given
 
@@ -135,21 +141,21 @@ def study_settings(wildcards):
     return STUDY.model_dump_json(exclude_none=True)
 
 
-def pretrain_spec(wildcards):
-    """The parameter of one teacher's training."""
+def pretrain_settings(wildcards):
+    """The settings of one teacher's training."""
     replica = run_grid.replica_number(wildcards.replica)
-    return rule_params.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher, replica))
+    return STUDY.pretrain_stage(wildcards.teacher, replica)
 
 
-def score_spec(wildcards):
-    """The parameter of scoring one teacher."""
+def score_settings(wildcards):
+    """The settings of scoring one teacher."""
     replica = run_grid.replica_number(wildcards.replica)
-    return rule_params.spec("score", STUDY.score_stage(replica))
+    return STUDY.score_stage(replica)
 
 
-def fetch_spec(wildcards):
-    """The parameter of one teacher's arrival."""
-    return rule_params.spec("fetch", STUDY.teachers[wildcards.teacher])
+def teacher_settings(wildcards):
+    """The settings of one teacher."""
+    return STUDY.teachers[wildcards.teacher]
 
 
 def trim_text(wildcards):

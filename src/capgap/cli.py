@@ -13,6 +13,7 @@ COMMANDS = {
     "run": ("capgap.commands.run", "run a study: everything that is not up to date"),
     "plan": ("capgap.commands.plan", "what a study will cost, before it is paid"),
     "pin": ("capgap.commands.pin", "ask the hub about the commits that a study pins"),
+    "clean": ("capgap.commands.clean", "remove what killed jobs left and nothing can resume"),
     "verify": ("capgap.commands.verify", "check every result against its manifest and record"),
     "save": ("capgap.commands.save", "hand a finished study to DVC, for colleagues to pull"),
     "push": ("capgap.commands.push", "store a saved study in the remote"),

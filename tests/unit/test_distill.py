@@ -204,7 +204,7 @@ def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
 
 
 def test_a_targets_is_needed_and_of_this_teacher(world, tmp_path):
-    with pytest.raises(CapgapError, match="its folder with --targets"):
+    with pytest.raises(CapgapError, match="their folder with --targets"):
         run(world, tmp_path / "a", **KEPT)
     make_targets(world, tmp_path / "targets")
     shutil.copytree(world / "v270" / "teacher" / "model", tmp_path / "v270" / "teacher" / "model")
@@ -214,6 +214,21 @@ def test_a_targets_is_needed_and_of_this_teacher(world, tmp_path):
     save_file({name: value * 1.01 for name, value in weights.items()}, folder / "model.safetensors")
     with pytest.raises(CapgapError, match="another teacher's weights"):
         run(world, tmp_path / "b", teacher=tmp_path / "v270", targets=tmp_path / "targets", **KEPT)
+
+
+def test_targets_without_the_teachers_folder_are_the_teacher(world, tmp_path):
+    make_targets(world, tmp_path / "targets")
+    both = run(world, tmp_path / "both", targets=tmp_path / "targets", **KEPT)
+    targets = run(world, tmp_path / "one", targets=tmp_path / "targets", teacher=None, **KEPT)
+    kind_from_targets = run(world, tmp_path / "two", targets=tmp_path / "targets", teacher=None)
+    alone = run(world, tmp_path / "alone", teacher=None, unique_tokens=320)
+    assert both == targets == kind_from_targets
+    assert targets.lineage.teacher == "t270"
+    assert alone.last_val_loss_nats_per_token != targets.last_val_loss_nats_per_token
+    with pytest.raises(CapgapError, match="another settings"):  # they are never passed over
+        run(world, tmp_path / "c", targets=tmp_path / "targets", teacher=None, temperature=2.0)
+    with pytest.raises(CapgapError, match="objective soft_ce alone"):
+        run(world, tmp_path / "c", targets=tmp_path / "targets", objective="reverse_kl")
 
 
 def test_two_vocabularies_are_refused(world, tmp_path):

@@ -57,7 +57,7 @@ def parse(tmp_path):
 
 
 def test_options_by_hand_override_the_spec(parse):
-    text = spec("distill", Distill(learning_rate=0.5, temperature=3.0))
+    text = spec("distill", Distill(learning_rate=0.5, temperature=3.0), "distill_student")
     settings = parse("--spec", text, "--learning-rate", "0.25")
     assert settings.learning_rate == 0.25
     assert settings.temperature == 3.0
@@ -69,13 +69,17 @@ def test_a_wrong_option_is_one_message_with_key_and_value(parse):
 
 
 def test_source_changed_after_planning_is_refused(parse):
-    stale = json.dumps({**json.loads(spec("distill", Distill())), "source": "0" * 16})
+    stale = json.dumps(
+        {**json.loads(spec("distill", Distill(), "distill_student")), "source": "0" * 16}
+    )
     with pytest.raises(CapgapError, match="changed after the run was planned"):
         parse("--spec", stale)
 
 
 def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
-    out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
+    out = capgap(
+        "evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path / "m")
+    )
     assert out.returncode == 1
     assert said(out.stderr) == ["error: no-such: no such folder; check the path"]
 

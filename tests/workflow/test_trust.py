@@ -81,7 +81,7 @@ def test_job_on_a_cluster_keeps_to_what_its_run_planned(study, monkeypatch):
         monkeypatch.setenv(name, "")  # so that nothing of this test stays behind
     settings = load_study(study / "config.yaml")
     rule_params.hand_down(settings)
-    rule_params.spec("fit", settings.law)
+    rule_params.spec("fit", settings.law, "fit_law")
     words = (
         "--mode remote --executor local --cores 1 --force --nolock --ignore-incomplete --no-hooks"
     )

@@ -22,16 +22,17 @@ from capgap.stages.base import run_stage
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 from capgap.workflow.locks import only_run
+from capgap.workflow.rule_params import digests
 
 
 def outdated(records: dict[str, dict], stages: list[str]) -> dict[tuple[str, str], list[str]]:
-    """Outputs made with another source than today's, by (stage, digest they were made with)."""
+    """Outputs made with another source or command than today's, by (stage, digest they were made with)."""
     found: dict[tuple[str, str], list[str]] = {}
     for output, record in records.items():
         spec = ledger.read_spec(record)
         if spec is None or (stages and spec["stage"] not in stages):
             continue
-        if spec["source"] != source_digest(f"capgap.stages.{spec['stage']}"):
+        if not spec.items() >= digests(spec["stage"], record["rule"]).items():
             found.setdefault((spec["stage"], spec["source"]), []).append(output)
     return dict(sorted(found.items()))
 
@@ -69,11 +70,9 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
         )
     write_text(book, json.dumps(entries, indent=1, sort_keys=True) + "\n")
     for (stage, _), outputs in found.items():
-        now = source_digest(f"capgap.stages.{stage}")
         for output in outputs:
-            ledger.replace_spec(
-                output, records[output], lambda spec, now=now: {**spec, "source": now}
-            )
+            new = digests(stage, records[output]["rule"])
+            ledger.replace_spec(output, records[output], lambda spec, new=new: {**spec, **new})
     return [*lines, f"accepted, and written down in {book}"]
 
 

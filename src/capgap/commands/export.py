@@ -8,6 +8,7 @@ OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 from importlib.metadata import PackageNotFoundError, metadata
@@ -30,7 +31,13 @@ from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.records import paths
-from capgap.records.artifacts import open_folder, sha256
+from capgap.records.artifacts import (
+    check_folder,
+    open_folder,
+    publish_folder,
+    read_manifest,
+    sha256,
+)
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stages.base import run_stage
@@ -98,12 +105,13 @@ def run(
         "--teacher-licence": teacher_licence,
     }
     study = load_study(study_file)
-    if out.exists():
+    if os.path.lexists(out):
         raise CapgapError(f"{out} exists already; name another folder or delete it")
     if study.final is None:
         raise CapgapError(
             f"{study_file} has no final student to export; add the section 'final' and run the study"
         )
+    check_folder(out)
     final = FinalRecord.read(result_of(study.study, paths.FINAL))
     law = LawRecord.read(result_of(study.study, paths.LAW))
     model = open_folder(paths.FINAL_MODEL.format(study=study.study))
@@ -120,7 +128,6 @@ def run(
     data_licence = _required(data_licence or known, "data", data)
     source, known = _teacher(study, lineage.teacher)
     teacher_licence = _required(teacher_licence or known, "teacher", source)
-    shutil.copytree(model, out, ignore=shutil.ignore_patterns(paths.MANIFEST))
     head = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -156,7 +163,11 @@ def run(
         weights=sha256(model / "model.safetensors"),
     )
     text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
-    (out / "README.md").write_text(text, encoding="utf-8")
+    with publish_folder(out, manifest=False) as folder:
+        for name in read_manifest(model):  # nothing that was put there since
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model / name, folder / name)
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _required(licence: str | None, what: str, source: str) -> str:

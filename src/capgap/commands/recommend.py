@@ -27,7 +27,7 @@ from capgap.law.table import main_arm, read_runs, teacher_sizes
 from capgap.law.words import about, budget, span
 from capgap.records import paths
 from capgap.records.artifacts import write_text
-from capgap.stages.base import StageParser, count_argument, run_stage
+from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
 
 def run(
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
         "--fits", type=count_argument, metavar="TEACHER", help="print the student a teacher fits"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", help="also write the answer to this file, JSON")
+    parser.add_argument("--out", type=out_file, help="also write the answer to this file, JSON")
     args, _ = parser.parse(argv)
     if args.student is None and args.fits is None:
         parser.error("--student or --fits is needed")

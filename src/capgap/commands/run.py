@@ -20,7 +20,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from capgap.commands import plan
+from capgap.commands import clean, plan
 from capgap.commands.summary import run as print_summary
 from capgap.commands.verify import check
 from capgap.config.study_file import load_study
@@ -37,7 +37,8 @@ SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 
 
 def clear_leftovers(root: Path) -> None:
-    """Remove what a killed run left: locks, temporary artifacts, outputs that were not recorded.
+    """Remove what a killed run left: locks, temporary artifacts, outputs that were not recorded,
+    states that nothing resumes.
 
     Snakemake remakes unfinished outputs that it knows of at its start, not those behind the
     checkpoint: it would take them as they are, and without a record.
@@ -46,8 +47,7 @@ def clear_leftovers(root: Path) -> None:
     for output in ledger.unfinished(root):
         Path(output).unlink(missing_ok=True)
         ledger.location(ledger.UNFINISHED, output).unlink()
-    for path in root.rglob(".*.tmp") if root.is_dir() else []:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clean.collect(root)
 
 
 def check_writable(folders: list[Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,10 @@ Precision = Literal["float32", "bfloat16"]
 
 class Training(Section):
     """How a model is optimised; shared by pretraining and distillation."""
+
+    memory_only: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_tokens", "loss_chunk_tokens", "activation_checkpointing"}
+    )
 
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     batch_tokens: Count = Field(
@@ -135,6 +139,8 @@ TARGETS_BATCH_TOKENS = 4096
 
 class TargetsStage(Section):
     """Everything that decides, beside teacher and text, what is kept of a teacher's targets."""
+
+    memory_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
     kind: Literal["top_k", "sampled"] = Field(
         description="sampled (tokens drawn from the distribution) or top_k (the most likely tokens, "

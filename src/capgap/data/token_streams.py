@@ -13,7 +13,6 @@ what a teacher says about them can be kept.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from capgap.errors import CapgapError
-from capgap.records.artifacts import open_folder, sha256
+from capgap.records.artifacts import open_folder, read_manifest, sha256
 from capgap.records.paths import MANIFEST
 from capgap.records.run_records import TokenStreams
 
@@ -50,7 +49,7 @@ class Streams:
         """SHA-256 of a stream's file, 64 hexadecimal digits; the manifest knows it."""
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
-            return json.loads((self.folder / MANIFEST).read_text())["files"][name]["sha256"]
+            return read_manifest(self.folder)[name]["sha256"]
         return sha256(self.folder / name)
 
 
@@ -79,8 +78,9 @@ def training_batch(
     seed: int,
     step: int,
     unique_tokens: int | None = None,
+    bos_id: int | None = None,
 ) -> Batch:
-    """Sequences of one training step.
+    """Sequences of one training step. bos_id: see `begin`.
 
     Each epoch visits the windows in a new order. They are those of `lattice`, or, where
     `unique_tokens` is not set, the whole stream, cut at a new offset each epoch.
@@ -100,8 +100,20 @@ def training_batch(
         else:
             starts[here] = lattice(len(stream), sequence_length, unique_tokens)[places]
     rows = np.stack([stream[start : start + sequence_length + 1] for start in starts])
-    tokens = torch.from_numpy(rows.astype(np.int64))
+    tokens = begin(torch.from_numpy(rows.astype(np.int64)), bos_id)
     return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(starts))
+
+
+def begin(tokens_BT: torch.Tensor, bos_id: int | None) -> torch.Tensor:
+    """Windows that begin as the tokenizer begins a text, in place: a window's first token, which
+    nothing predicts, is `bos_id`, unless that is None.
+
+    As many tokens are predicted as before; those of a model that was trained so are predicted as
+    it was trained.
+    """
+    if bos_id is not None:
+        tokens_BT[:, 0] = bos_id
+    return tokens_BT
 
 
 @lru_cache(maxsize=2)
@@ -131,18 +143,32 @@ def lattice(length: int, sequence_length: int, unique_tokens: int) -> np.ndarray
     return np.sort(order[:count]) * sequence_length
 
 
-def calibration_batch(stream: np.ndarray, *, sequence_length: int, count: int, seed: int):
+def calibration_batch(
+    stream: np.ndarray,
+    *,
+    sequence_length: int,
+    count: int,
+    seed: int,
+    bos_id: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` sequences for measuring importance: inputs and labels (both B x T, int64)."""
     batch = training_batch(
-        stream, sequence_length=sequence_length, batch_size=count, seed=seed, step=0
+        stream,
+        sequence_length=sequence_length,
+        batch_size=count,
+        seed=seed,
+        step=0,
+        bos_id=bos_id,
     )
     return batch.inputs, batch.labels
 
 
-def evaluation_windows(stream: np.ndarray, sequence_length: int, batch_size: int):
+def evaluation_windows(
+    stream: np.ndarray, sequence_length: int, batch_size: int, bos_id: int | None = None
+):
     """Yield (inputs, labels) that predict every token of the stream but the first exactly once.
 
-    The last batches may be smaller, and the last window shorter.
+    bos_id: see `begin`. The last batches may be smaller, and the last window shorter.
     """
     whole = (len(stream) - 1) // sequence_length
     for first in range(0, whole, batch_size):
@@ -152,10 +178,10 @@ def evaluation_windows(stream: np.ndarray, sequence_length: int, batch_size: int
             np.asarray(stream[start : start + count * sequence_length + 1], dtype=np.int64)
         )
         yield (
-            flat[:-1].reshape(count, sequence_length),
+            begin(flat[:-1].clone().reshape(count, sequence_length), bos_id),
             flat[1:].reshape(count, sequence_length),
         )
     rest = np.asarray(stream[whole * sequence_length :], dtype=np.int64)
     if len(rest) > 1:
         flat = torch.from_numpy(rest)
-        yield flat[:-1].unsqueeze(0), flat[1:].unsqueeze(0)
+        yield begin(flat[:-1].clone().unsqueeze(0), bos_id), flat[1:].unsqueeze(0)

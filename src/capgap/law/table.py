@@ -44,7 +44,7 @@ TEXT = ("student", "init", "teacher", "arm", "teacher_family")
 SEEDS = ("seed", "teacher_seed", "init_seed")
 COUNTS = (
     *(STUDENT_SIZE, TEACHER_SIZE, "student_params_total", "teacher_params_total"),
-    *("tokens", "trunk_tokens"),
+    *("student_params_active", "teacher_params_active", "tokens", "trunk_tokens"),
 )
 OTHER_NUMBERS = (
     *("start_val_loss_nats_per_token", "test_loss_nats_per_token", "test_bits_per_byte"),

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from capgap.data.boundaries import vocabulary_size
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.surgery import cut, keep_all
@@ -38,17 +39,18 @@ def trim(
     """
     path = tokenizer_folder / "tokenizer.json"
     tokenizer, data = load_tokenizer(tokenizer_folder), json.loads(path.read_text("utf-8"))
-    if len(tokenizer) > model.config.vocab_size:
+    size = vocabulary_size(tokenizer)
+    if size > model.config.vocab_size:
         raise CapgapError(
-            f"{tokenizer_folder}: {len(tokenizer)} entries, but the model has only "
+            f"{tokenizer_folder}: {size} entries, but the model has only "
             f"{model.config.vocab_size}; name the tokenizer of this model"
         )
-    counts_V = np.zeros(len(tokenizer), dtype=np.int64)
+    counts_V = np.zeros(size, dtype=np.int64)
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        counts_V += np.bincount(ids, minlength=len(tokenizer))
+        counts_V += np.bincount(ids, minlength=size)
     configs = [model.config, model.generation_config]
-    named = {i for config in configs for i in _named_ids(config) if i < len(tokenizer)}
+    named = {i for config in configs for i in _named_ids(config) if i < size}
     kept = kept_entries(data, counts_V, entries, always=named)
     place = {int(old): new for new, old in enumerate(kept)}
     path.write_text(json.dumps(_trimmed(data, place), ensure_ascii=False), encoding="utf-8")

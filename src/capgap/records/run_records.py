@@ -55,6 +55,7 @@ class ParamGroups(Record):
     norm: int
     non_embedding: int
     total: int
+    active: int | None = None  # of non_embedding, those that a token uses; None if it uses all
 
     @model_validator(mode="after")
     def _sums(self) -> Self:
@@ -82,7 +83,9 @@ class Lineage(Record):
 class TokenStreams(Record):
     """`meta.json` beside the token streams."""
 
-    vocab_size: int
+    vocab_size: int  # of the tokenizer: its largest id and one
+    largest_id: int | None = None  # that stands in a stream; None if not counted
+    bos_id: int | None = None  # that the tokenizer puts before a text, and so first in every window
     tokenizer_sha256: str  # of what decides the tokens, see engine.models.tokenizer_digest
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
@@ -196,6 +199,9 @@ class RunRow(Record):
     test_loss_nats_per_token: float | None = None
     test_bits_per_byte: float | None = None
     train_flops: float | None = None
+    # of mixtures of experts, what a token uses of the parameters without embeddings
+    student_params_active: int | None = None
+    teacher_params_active: int | None = None
     n: int = 1  # runs behind a row of means
     sd: float | None = None  # between them, nats per token
     trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on

@@ -14,7 +14,7 @@ from pathlib import Path
 from capgap.commands.recommend import run as recommend
 from capgap.law.law_record import Choice
 from capgap.records.artifacts import write_text
-from capgap.stages.base import StageParser, count_argument, run_stage
+from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
 
 def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) -> Choice:
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tokens", required=True, type=count_argument, help="tokens of the final distillation"
     )
-    parser.add_argument("--out", required=True, help="choice to write, JSON")
+    parser.add_argument("--out", required=True, type=out_file, help="choice to write, JSON")
     args, _ = parser.parse(argv)
     choice = run(args.law, args.runs, args.student, args.tokens)
     write_text(args.out, choice.to_json())

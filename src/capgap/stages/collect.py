@@ -17,7 +17,7 @@ from capgap.config.study_file import load_study
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import Metrics, RunRow, TrainRecord
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 
 def run(settings: CollectStage) -> list[RunRow]:
@@ -50,6 +50,8 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         seed=lineage.seed,
         student_params_non_embedding=lineage.params.non_embedding,
         teacher_params_non_embedding=teacher and teacher.lineage.params.non_embedding,
+        student_params_active=lineage.params.active,
+        teacher_params_active=teacher and teacher.lineage.params.active,
         tokens=lineage.tokens,
         val_loss_nats_per_token=metrics.validation.loss_nats_per_token,
         arm=arm_of(lineage.init, lineage.teacher),
@@ -85,14 +87,20 @@ def to_csv(rows: list[RunRow]) -> str:
     return text.getvalue()
 
 
+@by_hand
+def settings_of(study_file: Path) -> CollectStage:
+    """What the workflow passes of a study."""
+    return collect_stage(load_study(study_file))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.collect", __doc__)
     parser.add_argument("--study", type=Path, help="study whose grid is gathered")
-    parser.add_argument("--out", required=True, type=Path, help="runs.csv to write")
+    parser.add_argument("--out", required=True, type=out_file, help="runs.csv to write")
     args, settings = parser.parse(argv, CollectStage)
     if args.study:
-        settings = collect_stage(load_study(args.study))
+        settings = settings_of(args.study)
     if settings is None:
         parser.error("--study is needed")
     rows = run(settings)

@@ -18,7 +18,7 @@ from capgap.law.law_record import Choice, FinalRecord, FinalRow
 from capgap.records import paths
 from capgap.records.artifacts import open_folder, publish_folder, write_text
 from capgap.records.run_records import Metrics, RunRow
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_file, out_folder, run_stage
 from capgap.stages.collect import read_run
 
 
@@ -125,8 +125,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--teachers", required=True, nargs="+", type=Path, help="metrics.json of their teachers"
     )
-    parser.add_argument("--out", required=True, type=Path, help="final.json to write")
-    parser.add_argument("--model-out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_file, help="final.json to write")
+    parser.add_argument("--model-out", required=True, type=out_folder, help="model folder to write")
     args, _ = parser.parse(argv)
     folders = [path.parent for path in args.trained]
     record = run(args.choice, folders, args.teachers, args.model_out)

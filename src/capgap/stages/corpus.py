@@ -14,7 +14,7 @@ from datasets import Dataset
 from capgap.config import Corpus, CorpusSplit, HubCorpus
 from capgap.data.documents import assign_splits, hub_texts, load_documents
 from capgap.records.artifacts import publish_folder
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(corpus: CorpusSplit, out: Path) -> dict[str, int]:
@@ -44,7 +44,7 @@ def run(corpus: CorpusSplit, out: Path) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.corpus", __doc__, Corpus)
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, corpus = parser.parse(argv)
     counts = run(corpus, args.out)
     print("documents: " + ", ".join(f"{split} {count}" for split, count in counts.items()))

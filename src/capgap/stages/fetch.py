@@ -21,12 +21,12 @@ from capgap.data.documents import split_texts
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, save_model
+from capgap.engine.models import load_model, refuse_sentencepiece, save_model
 from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.records.artifacts import publish_folder, sha256
 from capgap.records.run_records import Lineage
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(
@@ -84,8 +84,10 @@ def _load_tokenizer(folder: Path, gguf: str | None):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, **kind
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({error})") from None
+    except Exception as error:  # each kind of tokenizer fails in its own way
+        refuse_sentencepiece(folder)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise CapgapError(
             f"{folder}: its tokenizer has no tokenizer.json form, which all stages read; "
@@ -127,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--corpus", nargs="?", type=Path, help="corpus folder, needed with --trim-vocabulary"
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, teacher = parser.parse(argv)
     params = run(teacher, args.name, args.out, args.corpus).params
     print(f"{params.non_embedding:,} parameters without embeddings, {params.total:,} with them")

@@ -17,7 +17,7 @@ from capgap.law.table import RunTable, read_table
 from capgap.law.words import about, listed
 from capgap.records.artifacts import write_text
 from capgap.reporting import wording
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 CLAIMS = {
     "interior": "the best teacher stands inside its ladder",
@@ -46,6 +46,7 @@ def fit(table: RunTable, settings: Law) -> LawRecord:
     return record.model_copy(update={"metric": table.metric.name, "excluded": table.excluded})
 
 
+@by_hand
 def inputs_text(table: RunTable) -> str:
     """What a reader of the numbers must know about the table; empty if there is nothing."""
     lines = []
@@ -62,6 +63,7 @@ def inputs_text(table: RunTable) -> str:
     return "\n".join(lines)
 
 
+@by_hand
 def text(record: LawRecord) -> str:
     """What was found, for a reader who has not read the paper: verdict first."""
     blocks = [sentence(record.overall, record.optima), claims_text(record)]
@@ -291,15 +293,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.fit", __doc__, Law)
     parser.add_argument("table", nargs="?", help="table of runs, CSV (or --runs)")
     parser.add_argument("--runs", help="table of runs, CSV")
-    parser.add_argument("--out", help="law record to write, JSON; without it, only print")
+    parser.add_argument(
+        "--out", type=out_file, help="law record to write, JSON; without it, only print"
+    )
     args, settings = parser.parse(argv)
     if (args.table is None) == (args.runs is None):
         parser.error("one table is needed: capgap fit runs.csv, or --runs runs.csv")
-    table = read_table(args.runs or args.table, settings.metric, settings.exclude)
+    table = read_table(
+        args.table if args.runs is None else args.runs, settings.metric, settings.exclude
+    )
     record = fit(table, settings)
     if args.out:
         write_text(args.out, record.to_json())
-    print("\n\n".join(filter(None, [inputs_text(table), text(record)])))
+    if args.spec:
+        print(record.verdict)
+    else:
+        print("\n\n".join(filter(None, [inputs_text(table), text(record)])))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import HarnessRecord, HarnessScore
 from capgap.reporting.wording import harness_rows
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 RESAMPLES = 1000  # for standard errors that have no formula
 
@@ -141,10 +141,17 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.harness", __doc__, HarnessStage)
     parser.add_argument("--model", required=True, type=Path, help="model folder")
-    parser.add_argument("--out", required=True, type=Path, help="harness.json to write")
+    parser.add_argument("--out", required=True, type=out_file, help="harness.json to write")
     args, settings = parser.parse(argv)
     record = run(settings, args.model)
     write_text(args.out, record.to_json())
+    if not args.spec:
+        print_scores(record)
+
+
+@by_hand
+def print_scores(record: HarnessRecord) -> None:
+    """A line for each score that was asked for."""
     for row in harness_rows([record]):
         print(f"{row.task}: {row.metric} {row.values[0]}")
 

@@ -15,7 +15,7 @@ from typing import Any
 from capgap.config.counts import format_count
 from capgap.law.law_record import FinalRecord, LawRecord, Line
 from capgap.records.artifacts import write_text
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 
 def run(law: LawRecord, final: FinalRecord | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.metrics", __doc__)
     parser.add_argument("--law", required=True, type=Path, help="law.json")
     parser.add_argument("--final", nargs="?", type=Path, help="final.json, if there is one")
-    parser.add_argument("--out", required=True, type=Path, help="metrics.json to write")
+    parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
     args, _ = parser.parse(argv)
     final = FinalRecord.read(args.final) if args.final else None
     numbers = run(LawRecord.read(args.law), final)

@@ -31,7 +31,7 @@ from capgap.records.run_records import HarnessRecord, Metrics, RunRow
 from capgap.reporting import wording
 from capgap.reporting.charts import all_figures
 from capgap.reporting.theme import THEME, Figure
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 PARTS = Path(__file__).parents[1] / "reporting"
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--study-name", required=True, help="name of the study")
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, _ = parser.parse(argv)
     law = LawRecord.read(args.law)
     run(

@@ -13,10 +13,11 @@ Promised, each by a test in tests/workflow
   What is shared arrives whole or not at all; no credential is written where others read.
 
 How, and what would break without it
-  digest.py    one number for what a stage's code does. Snakemake never sees imports: an edited
-               library function would leave stale results in place.
-  rule_params.py  spec: stage, digest and settings as one text. Snakemake compares parameters without
-               their names: swapped values would go unnoticed.
+  digest.py    one number for what a stage's code does and writes, one for the command of its rule.
+               Snakemake never sees imports: an edited library function would leave stale results
+               in place.
+  rule_params.py  spec: stage, digests and settings as one text. Snakemake compares parameters
+               without their names: swapped values would go unnoticed.
                hand_down: jobs on a cluster parse the workflow again. After an edit they would run
                what is new, and the run would put on record what was planned.
                reconcile: contents decide, not times. A file put back with an old time would hide
@@ -50,7 +51,6 @@ when opened (artifacts.py); a stage refuses source that changed after planning (
 all` asks for every result, for Snakemake counts a job whose input failed as done (Snakefile);
 dvc.yaml keeps the outputs of a rerun in place (persist).
 
-Not covered: versions of libraries, which requirements.lock pins; the commands in rules/, which name
-files and parameters and have no settings of their own. Parent-death signals are Linux only;
+Not covered: versions of libraries, which requirements.lock pins. Parent-death signals are Linux only;
 elsewhere, and on a cluster where jobs outlive the workflow, the lock of each output holds.
 """

@@ -15,8 +15,9 @@ from capgap.config import Section, Study
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
+from capgap.records.artifacts import read_manifest
 from capgap.workflow import ledger
-from capgap.workflow.digest import source_digest
+from capgap.workflow.digest import command_digest, source_digest
 
 SETTINGS = "CAPGAP_STUDY"  # what a run planned with, for jobs that parse the workflow again
 SOURCES = "CAPGAP_SOURCES"
@@ -48,18 +49,28 @@ def handed_down() -> Study:
     return load_study(json.loads(os.environ[SETTINGS]))
 
 
-def _source(stage: str) -> str:
-    """The digest of a stage's source, in a job the one its run planned with."""
+def digests(stage: str, rule: str) -> dict[str, str]:
+    """What an output of this rule is made with now: digests of its source and its command."""
+    return {"source": source_digest(f"capgap.stages.{stage}"), "command": command_digest(rule)}
+
+
+def _planned(stage: str, rule: str) -> dict[str, str]:
+    """The same, in a job what its run planned with.
+
+    Raises CapgapError where the rule's command has changed since; the stage says it of the source.
+    """
     planned = json.loads(os.environ.get(SOURCES, "{}"))
-    if stage not in planned:
-        planned[stage] = source_digest(f"capgap.stages.{stage}")
+    if rule not in planned:
+        planned[rule] = digests(stage, rule)
         os.environ[SOURCES] = json.dumps(planned)
-    return planned[stage]
+    if planned[rule]["command"] != command_digest(rule):
+        raise CapgapError(f"rule {rule} changed after the run was planned; run again")
+    return planned[rule]
 
 
-def spec(stage: str, settings: Section | None = None) -> str:
+def spec(stage: str, settings: Section | None, rule: str) -> str:
     """Sorted JSON, so that Snakemake compares one text in which every value has its name."""
-    data = {"stage": stage, "source": _source(stage)}
+    data = {"stage": stage, **_planned(stage, rule)}
     if settings is not None:
         data["settings"] = settings.model_dump(mode="json", exclude_none=True)
     return json.dumps(data, sort_keys=True)
@@ -141,7 +152,7 @@ def _is_left_out(path: Path) -> bool:
     if path.name != paths.MANIFEST or not path.is_file():
         return False
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):  # damaged, as the job that opens it says
+        files = read_manifest(path)
+    except CapgapError:  # damaged, as the job that opens it says
         return False
     return not all((path.parent / name).is_file() for name in files)
