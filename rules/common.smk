@@ -13,7 +13,7 @@ from capgap.cost.requests import Requests
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
-from capgap.law.records import Choice
+from capgap.law.law_record import Choice
 from capgap.config.study_file import load_study
 from capgap.workflow import job_host, launch, rule_params
 

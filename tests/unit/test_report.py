@@ -19,9 +19,9 @@ from report_records import (
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answer import recommend
-from capgap.law.records import Interval
-from capgap.law.study import fit_law
+from capgap.law.law_record import Interval
+from capgap.law.predict import recommend
+from capgap.law.regression import fit_law
 from capgap.records.artifacts import differences
 from capgap.records.run_records import HarnessRecord
 from capgap.reporting import wording
@@ -328,7 +328,7 @@ def test_page_says_that_the_start_makes_the_optimum(tmp_path):
 def test_page_shows_the_whole_recommendation(tmp_path):
     runs, final = make_runs(), make_final()
     law = make_law(runs)
-    fit = fit_law(pd.DataFrame([row.model_dump() for row in runs]), Law(resamples=200))
+    fit = fit_law(pd.DataFrame([row.model_dump() for row in runs]), Law())
     answer = recommend(fit, law, TEACHERS, final.choice.student_params_non_embedding, 3 * TOKENS, 1)
     choice = final.choice.model_copy(update={"recommendation": answer})
     final = final.model_copy(update={"choice": choice})

@@ -9,7 +9,7 @@ from report_records import (
     make_runs,
 )
 
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.reporting import charts, regret_charts, wording
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.theme import size_axis

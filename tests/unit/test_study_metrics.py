@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.stages.metrics import run
 
 

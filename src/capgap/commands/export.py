@@ -29,7 +29,7 @@ from capgap.config import (
 )
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.records import FinalRecord, LawRecord
+from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.records import paths
 from capgap.records.artifacts import (
     check_folder,

@@ -18,13 +18,12 @@ from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.answer import recommend
-from capgap.law.records import Interval, LawRecord, Recommendation, RuleRegret
-from capgap.law.relation import student_for
-from capgap.law.rivals import cell_table, spent_flops
-from capgap.law.study import Fit, fit_law
+from capgap.law.law_record import Interval, LawRecord, Recommendation, RuleRegret
+from capgap.law.leading_answer import by_leading
+from capgap.law.means import cell_table, spent_flops
+from capgap.law.predict import recommend, student_for
+from capgap.law.regression import Fit, fit_law
 from capgap.law.table import main_arm, read_runs, teacher_sizes
-from capgap.law.target import nearest_budget
 from capgap.law.words import about, budget, span
 from capgap.records import paths
 from capgap.records.artifacts import write_text
@@ -46,10 +45,10 @@ def run(
     teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
     fitted on this table.
     """
-    law, runs = LawRecord.read(law_path), read_runs(runs_path)
+    law, runs = read_both(law_path, runs_path)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     if tokens is None:
-        tokens = max(line.tokens for line in law.lines)
+        tokens = max(optimum.tokens for optimum in law.optima)
     for name, value in (("student", student), ("tokens", tokens)):
         if value <= 0:
             raise CapgapError(f"--{name} is {value}, but must be greater than 0")
@@ -61,44 +60,48 @@ def run(
             f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
             "a smaller student"
         )
-    spent = spent_flops(cell_table(runs))
-    return recommend(fit, law, larger, student, tokens, spent, _published(law))
+    cells = cell_table(runs, law.size)
+    answer = recommend(fit, law, larger, student, tokens, spent_flops(cells), _published(law))
+    return by_leading(answer, law, cells)
 
 
 def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
-    """Which student size a teacher fits best, by the line of the nearest budget, as a sentence."""
-    law, runs = LawRecord.read(law_path), read_runs(runs_path)
+    """Which student size a teacher fits best at a budget, by the joint law, as a sentence."""
+    law, runs = read_both(law_path, runs_path)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
-    line = nearest_budget(law.lines, tokens or max(line.tokens for line in law.lines))
-    if line.status != "fitted":
-        return f"No line could be fitted at {budget(line.tokens)}: {line.reason}."
-    found = student_for(fit.lines[line.tokens], teacher)
+    tokens = tokens or max(optimum.tokens for optimum in law.optima)
+    if fit.joint is None:
+        return f"No law could be fitted: {fit.why_not}."
+    found = student_for(fit, teacher, tokens, law.confidence)
     if found is None:
-        return (
-            f"By the line at {budget(line.tokens)} no student has its optimum at {about(teacher)}."
-        )
+        return f"By the law no student has its optimum at {about(teacher)} at {budget(tokens)}."
     return (
-        f"By the line at {budget(line.tokens)} a teacher of {about(teacher)} is the optimum of a "
-        f"student of {about(found.value)} ({span(found)})."
+        f"At {budget(tokens)} a teacher of {about(teacher)} is the optimum of a student of "
+        f"{about(found.value)} ({span(found)})."
     )
+
+
+def read_both(law_path: str | Path, runs_path: str | Path) -> tuple[LawRecord, pd.DataFrame]:
+    """A law and its table, read as it was when the law was fitted."""
+    law = LawRecord.read(law_path)
+    return law, read_runs(runs_path, law.metric, law.excluded)
 
 
 def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
-    """The fit behind a law record, whose resamples the record does not keep.
+    """The fit behind a law record, whose draws the record does not keep.
 
-    Raises CapgapError where the record belongs to another table.
+    Raises CapgapError if the record belongs to another table.
     """
     settings = Law(
-        confidence=law.confidence, resamples=law.resamples, tie_nats=law.tie_nats, seed=law.seed
+        confidence=law.confidence, tie_nats=law.tie_nats, size=law.size, noise_sd=law.noise_sd
     )
     fit = fit_law(runs, settings)
     found = [
-        (place.cells.student, tokens, place.status, place.cells.teachers)
-        for tokens, places in fit.located.items()
-        for place in places
+        (place.student, round(place.tokens), place.status, set(place.runs.teacher_N.tolist()))
+        for place in fit.located
     ]
     recorded = [
-        (o.student, o.tokens, o.status, tuple(cell.teacher for cell in o.cells)) for o in law.optima
+        (o.student, o.tokens, o.status, {cell.teacher for cell in o.cells}) for o in law.optima
     ]
     if found != recorded or len(main_arm(runs)) != law.n_runs:
         raise CapgapError(f"{where} do not belong together: fit the law again on this table")

@@ -15,7 +15,7 @@ from rich.table import Table
 from capgap.commands.verify import result_of
 from capgap.config.counts import format_count
 from capgap.config.study_file import load_study
-from capgap.law.records import ArmEffects, FinalRecord, Interval, LawRecord
+from capgap.law.law_record import ArmEffects, FinalRecord, Interval, LawRecord
 from capgap.law.words import listed
 from capgap.records import paths
 from capgap.reporting import wording

@@ -1,6 +1,6 @@
 """
 What the small result files contain: one class a file, one field a number, units in the names. Those
-of the law and of what follows from it are in capgap.law.records.
+of the law and of what follows from it are in capgap.law.law_record.
 
 Records are written as JSON with sorted keys, so that equal results are equal bytes.
 """
@@ -171,20 +171,26 @@ class HarnessRecord(Record):
 class RunRow(Record):
     """A row of `runs.csv`, the table the law is fitted on; one finished run.
 
-    A table from elsewhere needs the columns without a default.
+    This is the list of columns; `law.table` says what a table from elsewhere may leave out or call
+    differently.
     """
 
     student: str  # name of the student size
     init: str  # pruned-<teacher> or random
     teacher: str  # name, or 'none'
-    seed: int  # of the data order
+    seed: int  # of the data order; runs with one seed saw the same data in the same order
     student_params_non_embedding: int
     teacher_params_non_embedding: int | None  # empty without a teacher
     tokens: int  # distillation tokens
     val_loss_nats_per_token: float  # what the law is fitted on
     arm: str = "main"  # main, no_teacher, random_init, cross_teacher
-    teacher_seed: int = 0  # which draw of the teacher
-    init_seed: int = 0  # which draw of the init
+    teacher_family: str | None = None  # of teachers that were trained alike
+    teacher_seed: int = 0  # which draw of the teacher, when one is trained several times
+    init_seed: int = 0  # which draw of the init from one teacher
+    student_params_total: int | None = None  # with embeddings
+    teacher_params_total: int | None = None
+    student_forward_flops_per_token: float | None = None
+    teacher_forward_flops_per_token: float | None = None
     teacher_val_loss_nats_per_token: float | None = None
     start_val_loss_nats_per_token: float | None = None  # of the init, before training
     test_loss_nats_per_token: float | None = None
@@ -193,6 +199,8 @@ class RunRow(Record):
     # of mixtures of experts, what a token uses of the parameters without embeddings
     student_params_active: int | None = None
     teacher_params_active: int | None = None
+    n: int = 1  # runs behind a row of means
+    sd: float | None = None  # between them, nats per token
     trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
 
 

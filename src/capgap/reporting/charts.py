@@ -13,7 +13,7 @@ from statistics import fmean
 import altair as alt
 
 from capgap.config.run_grid import NONE, RANDOM
-from capgap.law.records import FinalRecord, LawRecord, Optimum
+from capgap.law.law_record import FinalRecord, LawRecord, Optimum
 from capgap.law.table import train_flops
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.law_chart import law_chart

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import numpy as np
 
-from capgap.law.records import FinalRecord, LawRecord, Line, Optimum
+from capgap.law.law_record import FinalRecord, LawRecord, Line, Optimum
 from capgap.reporting.theme import (
     BLUE,
     GREY,

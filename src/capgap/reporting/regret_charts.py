@@ -7,7 +7,7 @@ from __future__ import annotations
 import altair as alt
 import numpy as np
 
-from capgap.law.records import LawRecord
+from capgap.law.law_record import LawRecord
 from capgap.reporting.theme import (
     INK,
     SAND,

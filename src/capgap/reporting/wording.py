@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.claims import excludes, grows
-from capgap.law.records import (
+from capgap.law.law_record import (
     FinalRecord,
     Interval,
     LawRecord,
@@ -36,9 +36,9 @@ ARMS = {
     "random_init": "random start",
 }
 LAWS = {
-    "line": "the line T* = a + b S",
+    "power_law": "the joint law T* ~ S^a D^b",
+    "two_causes": "the law of two causes: teacher’s loss and damage of the cut",
     "ratio": "one ratio T*/S",
-    "surface": "the joint surface over S, T and tokens",
     "busbridge": "distillation scaling law (Busbridge et al.)",
     "p2": "P2 law of pruning damage, blind to the teacher",
     "least_damage": "the start that pruning damaged least",

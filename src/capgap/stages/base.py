@@ -116,7 +116,7 @@ def _help(fields: dict[str, Any], of: int) -> str:
 def _choices(annotation: Any) -> list[str]:
     if typing.get_origin(annotation) is typing.Literal:
         return list(typing.get_args(annotation))
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return [c for member in typing.get_args(annotation) for c in _choices(member)]
     return []
 

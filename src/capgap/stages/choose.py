@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from capgap.commands.recommend import run as recommend
-from capgap.law.records import Choice
+from capgap.law.law_record import Choice
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 

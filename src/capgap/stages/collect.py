@@ -55,6 +55,10 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         tokens=lineage.tokens,
         val_loss_nats_per_token=metrics.validation.loss_nats_per_token,
         arm=arm_of(lineage.init, lineage.teacher),
+        student_params_total=lineage.params.total,
+        teacher_params_total=teacher and teacher.lineage.params.total,
+        student_forward_flops_per_token=metrics.forward_flops_per_token,
+        teacher_forward_flops_per_token=teacher and teacher.forward_flops_per_token,
         teacher_seed=lineage.teacher_seed or 0,
         init_seed=lineage.init_seed or 0,
         teacher_val_loss_nats_per_token=teacher and teacher.validation.loss_nats_per_token,
@@ -67,9 +71,17 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
 
 
 def to_csv(rows: list[RunRow]) -> str:
-    """Rows as CSV text; numbers in full precision, missing values empty."""
+    """Rows as CSV text; numbers in full precision, missing values empty.
+
+    A column in which all rows have the default of RunRow is left out.
+    """
+    columns = [
+        name
+        for name, field in RunRow.model_fields.items()
+        if field.is_required() or any(getattr(row, name) != field.default for row in rows)
+    ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(RunRow.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(row.model_dump() for row in rows)
     return text.getvalue()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capgap.config.counts import format_count
-from capgap.law.records import FinalRecord, LawRecord, Line
+from capgap.law.law_record import FinalRecord, LawRecord, Line
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, out_file, run_stage
 

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from capgap.errors import CapgapError
-from capgap.law.records import FinalRecord, LawRecord
+from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.law.table import read_runs
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow
@@ -159,9 +159,9 @@ def _part(name: str) -> Markup:
     return Markup((PARTS / name).read_text(encoding="utf-8"))
 
 
-def read_rows(path: str | Path) -> list[RunRow]:
-    """The table of runs as records; errors as in `read_runs`."""
-    rows = read_runs(path).to_dict("records")
+def read_rows(path: str | Path, law: LawRecord) -> list[RunRow]:
+    """The runs that a law was fitted on, as records; errors as in `read_runs`."""
+    rows = read_runs(path, law.metric, law.excluded).to_dict("records")
     return [RunRow(**{k: None if pd.isna(v) else v for k, v in row.items()}) for row in rows]
 
 
@@ -197,9 +197,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, _ = parser.parse(argv)
+    law = LawRecord.read(args.law)
     run(
-        read_rows(args.runs),
-        LawRecord.read(args.law),
+        read_rows(args.runs, law),
+        law,
         FinalRecord.read(args.final) if args.final else None,
         [Metrics.read(path) for path in args.teachers],
         args.study_name,
