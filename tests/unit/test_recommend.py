@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from law_worlds import case
 
-from capgap.commands.recommend import main, run, text
+from capgap.commands.recommend import main, text
 from capgap.config import Law
 from capgap.errors import CapgapError
+from capgap.law.asking import ask as run
 from capgap.law.law_record import LawRecord
 from capgap.law.predict import beyond
 from capgap.law.regression import law_record

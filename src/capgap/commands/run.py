@@ -127,7 +127,7 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
             f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
         )
     if status == 0 and not snakemake_options:
-        print_summary(study.study, Console(), has_final=study.final is not None)
+        print_summary(study, Console())
     if status == 0 and planned is not None:
         print(plan.short(plan.make_plan(study, not_done=planned)))
     return status

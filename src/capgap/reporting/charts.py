@@ -45,6 +45,7 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import (
     arm_name,
+    on_ladder,
     optimum,
     ordered,
     pruned_sizes,
@@ -106,11 +107,12 @@ def _curve_rows(
     losses = [cell.mean_loss_nats_per_token for cell in found.cells]
     best = min(losses)
     rows = [{"kind": "tie", "loss_nats_per_token": best, "loss_high": best + tie_nats}]
-    if found.teacher_params is not None:
-        ends = close_ends(limits(found.teacher_params), min(sizes), max(sizes))
+    star = found.teacher_params
+    if on_ladder(found):
+        ends = close_ends(limits(star), min(sizes), max(sizes))
         rows.append({"kind": "optimum"} | ends)
-    elif found.status != "not_identifiable":
-        edge = sorted(set(sizes))[-2 if found.status == "lower_bound" else 1]
+    elif star is not None:  # beyond the ladder: its nearer end
+        edge = min(sizes) if star.value < min(sizes) else max(sizes)
         rows.append({"kind": "bound", "teacher_params": edge})
     rows += [
         {
@@ -194,30 +196,32 @@ def controls(runs: list[RunRow]) -> Figure | None:
 
 
 def ratios(law: LawRecord) -> Figure | None:
-    """T*/S of the joint surface against tokens per student parameter; None with one budget."""
-    if law.surface is None or not several_budgets(law):
+    """T*/S by the joint law against tokens per student parameter; None with one budget."""
+    found = [o for o in ordered(law.optima) if o.ratio is not None]
+    if not found or not several_budgets(law):
         return None
-    known = [law.lines[0].published_slope]
-    for at in law.surface.ratios:
-        if at.ratio is not None:
-            known += [end for end in (at.ratio.value, at.ratio.low, at.ratio.high) if end]
+    tried = [
+        c.teacher_params_non_embedding / o.student_params_non_embedding
+        for o in found
+        for c in o.cells
+    ]
+    known = [law.lines[0].published_slope, *tried]
     least, most = min(known) / 1.3, max(known) * 1.3
     rows = [
         {
-            "kind": "inside the teachers tried" if at.inside_grid else "beyond the teachers tried",
-            "student": at.student,
-            "student_params": at.student_params_non_embedding,
-            "tokens": at.tokens,
-            "tokens_per_param": at.tokens_per_param,
-            "ratio": at.ratio.value,
-            "ratio_low": least if at.ratio.low is None else at.ratio.low,
-            "ratio_high": most if at.ratio.high is None else at.ratio.high,
+            "kind": {"inside": "inside the teachers tried"}.get(
+                o.place, "beyond the teachers tried"
+            ),
+            "student": o.student,
+            "student_params": o.student_params_non_embedding,
+            "tokens": o.tokens,
+            "tokens_per_param": o.tokens / o.student_params_non_embedding,
+            "ratio": o.ratio.value,
+            "ratio_low": least if o.ratio.low is None else max(o.ratio.low, least),
+            "ratio_high": most if o.ratio.high is None else min(o.ratio.high, most),
         }
-        for at in law.surface.ratios
-        if at.ratio is not None
+        for o in found
     ]
-    if not rows:
-        return None
     rows.append({"kind": "published", "ratio": law.lines[0].published_slope})
     data = table(
         rows,

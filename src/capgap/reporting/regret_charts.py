@@ -23,6 +23,7 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import (
     nats,
+    on_ladder,
     ordered,
     several_budgets,
     size,
@@ -80,7 +81,7 @@ def regret(law: LawRecord) -> Figure:
 
 
 def flatness(law: LawRecord) -> Figure | None:
-    """Loss above the best teacher against T/T*, all students on one curve; None without any T*."""
+    """Loss above the best teacher against T/T*, for every T* on its ladder; None without any."""
     several = several_budgets(law)
     rows = [
         {
@@ -94,7 +95,7 @@ def flatness(law: LawRecord) -> Figure | None:
             "regret_nats": cell.regret_nats,
         }
         for found in ordered(law.optima)
-        if found.teacher_params is not None
+        if on_ladder(found)
         for cell in found.cells
     ]
     if not rows:

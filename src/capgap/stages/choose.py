@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from capgap.commands.recommend import run as recommend
+from capgap.law.asking import ask
 from capgap.law.law_record import Choice
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
@@ -22,9 +22,9 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
 
     student: parameters without embeddings. tokens: distillation budget of the final run. Where the
     recommendation abstains, its first teacher is still chosen: a final run needs one, and the note
-    says so. Raises CapgapError as `capgap.commands.recommend.run`.
+    says so. Raises CapgapError as `capgap.law.asking.ask`.
     """
-    answer = recommend(law_path, runs_path, student, tokens)
+    answer = ask(law_path, runs_path, student, tokens)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
     chosen = answer.ranked[0].teacher
     note = answer.basis_note + _range_note(sizes, answer.target_params, chosen)

@@ -24,12 +24,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from capgap.errors import CapgapError
+from capgap.law.asking import refit
 from capgap.law.law_record import FinalRecord, LawRecord
-from capgap.law.table import read_runs
+from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow
 from capgap.reporting import wording
+from capgap.reporting.answer import answer_of, noise_sd
 from capgap.reporting.charts import all_figures
+from capgap.reporting.explorer import explorer
 from capgap.reporting.theme import THEME, Figure
 from capgap.stages.base import StageParser, out_folder, run_stage
 
@@ -58,6 +61,8 @@ def run(
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
     figures = all_figures(runs, law, final, teachers)
+    table = pd.DataFrame([row.model_dump() for row in runs])
+    answers = explorer(refit(law, table, "the table and the law"), law, teacher_sizes(table))
     specs = {figure.name: specification(figure) for figure in figures}
     with publish_folder(out) as folder:
         pictures = {}
@@ -76,11 +81,14 @@ def run(
                 counts=counts,
                 law=law,
                 final=final,
+                answer=answer_of(law, final),
+                noise_sd=noise_sd(law) or 0.0,
                 teachers=teachers,
                 harness=harness,
                 settings=wording.settings_rows(settings),
                 pictures=pictures,
                 specs=specs,
+                answers=answers,
                 style=_part("style.css"),
                 script=_part("page.js"),
                 vega=Markup(vega_bundle()),
@@ -97,7 +105,7 @@ def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
             f"the law was fitted on {law.n_runs} runs of the main arm, but the table of runs has "
             f"{n_main}; fit the law again on this table (capgap fit)"
         )
-    budgets = sorted(found.tokens for found in law.lines)
+    budgets = sorted({found.tokens for found in law.optima})
     if final and final.choice.law_tokens not in budgets:
         raise CapgapError(
             f"the final student's teacher was chosen by a law at {final.choice.law_tokens} tokens, "
