@@ -114,7 +114,7 @@ def verdict(name: str) -> str:
     try:
         model = build_small(name)
     except Exception as error:  # of any kind: configurations check themselves in many ways
-        return f"not tested: {str(error).strip().splitlines()[0][:100]}"
+        return f"not tested: {str(error).strip().splitlines()[0][:100].strip()}"
     try:
         form = output_form(model)
     except CapgapError as error:

@@ -129,7 +129,7 @@ def test_an_index_and_shards_that_disagree_are_refused_by_name(shards):
         load_model(shards)
     for damaged in ("{", "[]", '{"weight_map": {"a": 3}}', '{"weight_map": {}}'):
         (shards / INDEX).write_text(damaged)
-        with pytest.raises(CapgapError, match=f"{INDEX} is damaged"):
+        with pytest.raises(CapgapError, match=f"{INDEX} (is damaged|names 3)"):
             load_model(shards)
 
 
