@@ -32,7 +32,7 @@ def test_checkout_of_another_commit_and_back_runs_nothing(study):
     study.configure(law)
     study.capgap("run", "--cores", "2")
     study.capgap("save")
-    second, others = study.commit("more resamples"), study.contents()
+    second, others = study.commit("a wider tie"), study.contents()
     assert results != others
     for commit, expected in [(first, results), (second, others), (first, results)]:
         study.git("checkout", "-q", commit)
@@ -78,7 +78,7 @@ def test_merge_that_conflicts_in_the_lock_runs_the_difference_only(study):
     study.configure(lambda data: data["law"].update(tie_nats=0.01))
     study.capgap("run", "--cores", "2")
     study.capgap("save")
-    study.commit("more resamples")
+    study.commit("a wider tie")
 
     merge = study.git("merge", "other", check=False)
     assert "dvc.lock" in merge.stdout
