@@ -151,14 +151,16 @@ def verdicts(settings: Law, studies: int) -> None:
     """Print the table of verdicts."""
     print("\n| truth | teacher sd | the published ratio | contradicted | supported | flat |")
     print("|---|---|---|---|---|---|")
-    for name, (world, design) in VERDICTS.items():
-        for sd in (0.0, 0.005):
+    for sd in (0.005, 0.0):
+        for name, (world, design) in VERDICTS.items():
             noisy = World(**{**world.__dict__, **NOISE, "teacher_sd": sd})
             rng, counts = np.random.default_rng(0), np.zeros(4)
             for _ in range(studies):
                 fit = fit_law(simulate(rng, noisy, design), settings)
                 flat = is_flat(fit.joint, settings)
-                overall = overall_of(fit.joint, "", optima_of(fit, settings), [], settings)
+                overall = overall_of(
+                    fit.joint, "", optima_of(fit, settings, own=False), [], settings
+                )
                 ratio = next(claim for claim in overall.claims if claim.name == "ratio")
                 found = (ratio.answer == "yes", overall.status == "contradicted")
                 counts += [*found, overall.status == "supported", flat]

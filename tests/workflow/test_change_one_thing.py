@@ -119,7 +119,7 @@ def refitted_starts(study):
 
 
 def law_settings(study):
-    study["law"]["resamples"] = 120
+    study["law"]["tie_nats"] = 0.01
 
 
 def final_tokens(study):

@@ -26,13 +26,13 @@ def test_clone_and_pull_run_nothing_whatever_the_times(finished, tmp_path):
 @pytest.mark.slow
 def test_checkout_of_another_commit_and_back_runs_nothing(study):
     def law(data):
-        data["law"]["resamples"] = 120
+        data["law"]["tie_nats"] = 0.01
 
     first, results = study.git("rev-parse", "HEAD").stdout.strip(), study.contents()
     study.configure(law)
     study.capgap("run", "--cores", "2")
     study.capgap("save")
-    second, others = study.commit("more resamples"), study.contents()
+    second, others = study.commit("a wider tie"), study.contents()
     assert results != others
     for commit, expected in [(first, results), (second, others), (first, results)]:
         study.git("checkout", "-q", commit)
@@ -44,7 +44,7 @@ def test_checkout_of_another_commit_and_back_runs_nothing(study):
 
 def test_saving_refuses_what_is_not_up_to_date(study):
     def law(data):
-        data["law"]["resamples"] = 120
+        data["law"]["tie_nats"] = 0.01
 
     lock = (study / "dvc.lock").read_text()
     study.configure(law)
@@ -75,10 +75,10 @@ def test_merge_that_conflicts_in_the_lock_runs_the_difference_only(study):
     study.commit("longer final run")
     study.git("checkout", "-q", "main")
     study.dvc("checkout", "-q")
-    study.configure(lambda data: data["law"].update(resamples=120))
+    study.configure(lambda data: data["law"].update(tie_nats=0.01))
     study.capgap("run", "--cores", "2")
     study.capgap("save")
-    study.commit("more resamples")
+    study.commit("a wider tie")
 
     merge = study.git("merge", "other", check=False)
     assert "dvc.lock" in merge.stdout

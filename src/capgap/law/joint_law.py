@@ -86,28 +86,33 @@ def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) ->
     covariance_P = solved.covariance_PP @ weight_P
     variance = float(weight_P @ covariance_P)
     rise, direction_P = offset**2 / variance, covariance_P / variance
-    passed = {0.0: solved.x_P}
+    passed, gaps = {0.0: solved.x_P}, {0.0: -rise}
 
     def gap(distance: float) -> float:
-        """Rise of the objective with the sum held at a distance, less the rise asked for."""
-        near = min(passed, key=lambda d: abs(d - distance))
-        starts = [
-            solved.x_P + distance * direction_P,
-            passed[near] + (distance - near) * direction_P,
-        ]
-        found = joint_fit.solve(
-            solved.curves,
-            solved.loss_N,
-            solved.remove_MN,
-            np.array(starts),
-            fixed=weight_P[:, None],
-        )
-        passed[distance] = found.x_P
-        return found.objective - solved.objective - rise
+        """Rise of the objective with the sum held at a distance, less the rise asked for.
+
+        Kept, because a second search from other starts may end elsewhere.
+        """
+        if distance not in gaps:
+            near = min(passed, key=lambda d: abs(d - distance))
+            starts = [
+                solved.x_P + distance * direction_P,
+                passed[near] + (distance - near) * direction_P,
+            ]
+            found = joint_fit.solve(
+                solved.curves,
+                solved.loss_N,
+                solved.remove_MN,
+                np.array(starts),
+                fixed=weight_P[:, None],
+            )
+            passed[distance] = found.x_P
+            gaps[distance] = found.objective - solved.objective - rise
+        return gaps[distance]
 
     inner = float(np.clip(offset, -OPEN, OPEN))
     at = gap(inner)
-    if at > QUADRATIC * rise and narrower:
+    if (at > QUADRATIC * rise and narrower) or (at > 0 and inner != offset):
         return float(optimize.brentq(gap, 0.0, inner, rtol=1e-2, xtol=1e-3))
     if at >= -QUADRATIC * rise and inner == offset:
         return offset
@@ -116,7 +121,7 @@ def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) ->
         if gap(outer) > 0:
             return float(optimize.brentq(gap, inner, outer, rtol=1e-2, xtol=1e-3))
         inner = outer
-    return None if at < 0 or inner != offset else offset
+    return None
 
 
 @dataclass(frozen=True)

@@ -246,13 +246,18 @@ def _replicated(runs: GroupedRuns, name: str) -> bool:
     return bool(each > runs.index(*above[name]).max())
 
 
-def optima_of(fit: Fit, settings: Law) -> list[Optimum]:
-    """Records of all optima, by budget and student size."""
+def optima_of(fit: Fit, settings: Law, own: bool = True) -> list[Optimum]:
+    """Records of all optima, by budget and student size.
+
+    own: with the interval of every curve by itself, which takes most of the time.
+    """
     level = 1 - (1 - settings.confidence) / len(fit.located)
-    return [_optimum(place, fit.joint, level, settings) for place in fit.located]
+    return [_optimum(place, fit.joint, level, settings, own) for place in fit.located]
 
 
-def _optimum(place: Located, law: JointLaw | None, level: float, settings: Law) -> Optimum:
+def _optimum(
+    place: Located, law: JointLaw | None, level: float, settings: Law, own: bool
+) -> Optimum:
     runs = place.runs
     sizes = np.unique(runs.teacher_size_N)
     star = None if law is None else law.star(place.size, place.tokens, settings.confidence)
@@ -275,7 +280,7 @@ def _optimum(place: Located, law: JointLaw | None, level: float, settings: Law) 
         teacher_params=None if star is None else interval(star),
         ratio=None if star is None else interval(star.apply(lambda t: t / place.size)),
         place=_place(star, sizes),
-        own_teacher_params=None if place.own is None else interval(place.own.limits),
+        own_teacher_params=interval(place.own.limits) if own and place.own else None,
         best_teacher=best.teacher,
         within_tie=within,
         cells=cells,
