@@ -445,3 +445,19 @@ def test_progress_in_a_log_file_is_plain_lines(world, tmp_path):
     )
     assert end.startswith("validation loss ")
     assert not set(log.read_text()) & {"\r", "\x1b"}
+
+
+@pytest.mark.parametrize(("init_std", "expected"), [(None, 0.02), (0.1, 0.1)])
+def test_weights_of_a_teacher_start_with_the_given_deviation(world, tmp_path, init_std, expected):
+    """One step at a tiny rate leaves the 2 x 16 x 16 weights of a projection as they were drawn."""
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
+    stage = PretrainStage(tokens=64, init_std=init_std, **shape, **{**SHORT, "learning_rate": 1e-9})
+    folder = world / "v270"
+    place = Place(tmp_path / "teacher", tmp_path / "scratch", 60)
+    pretrain.run(stage, "t", folder / "tokens", folder / "tokenizer", place)
+    model = load_model(tmp_path / "teacher/model")
+    weights = torch.cat([layer.self_attn.q_proj.weight.flatten() for layer in model.model.layers])
+    assert weights.std().item() == pytest.approx(expected, rel=0.15)
+    assert (
+        model.config.initializer_range == expected
+    )  # which a random start of this shape gets, too

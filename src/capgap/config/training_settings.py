@@ -97,7 +97,18 @@ class Training(Section):
         return self
 
 
-class Pretrain(Training):
+class FromScratch(Training):
+    """How a model is trained from random weights."""
+
+    init_std: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation of the random weights, 0.02 if not set; models of less than "
+        "about 100 channels learn faster from more, like 0.1",
+    )
+
+
+class Pretrain(FromScratch):
     """How teachers with `source: pretrain` are trained."""
 
     tokens: Count | None = Field(None, gt=0, description="training tokens of every teacher")
@@ -128,7 +139,7 @@ class Pretrain(Training):
         return round(self.tokens_per_param * params) if self.tokens is None else self.tokens
 
 
-class PretrainStage(Training, TeacherShape):
+class PretrainStage(FromScratch, TeacherShape):
     """Everything that decides one teacher trained here."""
 
     tokens: Count = Field(gt=0, description="training tokens")
