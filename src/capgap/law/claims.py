@@ -272,6 +272,9 @@ def _ratio(law: JointLaw, settings: Law) -> Claim:
     ends = centre - wide, centre + wide
     level = _strict(settings, len(corners))
     found = [(law.log_ratio(*c, settings.confidence), law.log_ratio(*c, level), c) for c in corners]
+    found = [case for case in found if case[0] is not None]
+    if not found:
+        return _unknown("ratio", "no T* is determined")
     away = [(limits, c) for limits, strict, c in found if beyond(strict, *ends)]
     same = all(equal(limits, *ends) for limits, _, _ in found)
     answer, verdict = ("no", "different") if away else ("unknown", "not_told_apart")

@@ -28,7 +28,7 @@ from capgap.law.grouped_runs import GroupedRuns
 K_PRIOR = (-1.0, 1.0)  # mean and standard deviation
 COEFFICIENT_SD = (6.0, 6.0, 6.0)  # of alpha about the middle of the ladder, of a about 1, of b
 LOG_C_PRIOR = (np.log(0.1), 5.0)
-SPREAD = 0.05  # least standard deviation of a combination of log S and log D that counts as varied
+SPREAD = 0.02  # least standard deviation of a combination of log S and log D that counts as varied
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Axes:
     def determines(self, weight_3: np.ndarray) -> bool:
         """Whether the runs determine a weighted sum of (alpha, a - 1, b)."""
         rest_3 = weight_3 - self.basis_3Q @ (self.basis_3Q.T @ weight_3)
-        return bool(np.abs(rest_3).max() <= 0.02 * max(1.0, np.abs(weight_3).max()))
+        return bool(np.abs(rest_3).max() <= 4 * SPREAD * max(1.0, np.abs(weight_3).max()))
 
 
 def axes_of(runs: GroupedRuns) -> Axes:

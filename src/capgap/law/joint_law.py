@@ -260,7 +260,8 @@ class JointLaw:
         """
         rng = np.random.default_rng(0)
         pick_R = rng.choice(len(self.draws.weight_R), REGRET_DRAWS, p=self.draws.weight_R)
-        root_RPP = np.linalg.cholesky(self.draws.covariance_RPP)
+        size_RP, axis_RPP = np.linalg.eigh(self.draws.covariance_RPP)  # may be singular by rounding
+        root_RPP = axis_RPP * np.sqrt(np.maximum(size_RP, 0))[:, None, :]
         z_RP = rng.normal(size=(REGRET_DRAWS, self.curves.p))
         step_RP = self.draws.step_RP[pick_R] + np.einsum("rpq,rq->rp", root_RPP[pick_R], z_RP)
         x_RP = self.x_P + step_RP

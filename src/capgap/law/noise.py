@@ -176,6 +176,7 @@ def marginal(parts: Components, near: Linearised, phi_RJ: np.ndarray):
     normal_RPP = np.swapaxes(a_RCP, 1, 2) @ a_RCP + near.prior_PP
     pull_RP = np.einsum("rcp,rc->rp", a_RCP, r_RC) + near.prior_pull_P
     covariance_RPP = np.linalg.inv(normal_RPP)
+    covariance_RPP = (covariance_RPP + np.swapaxes(covariance_RPP, 1, 2)) / 2
     step_RP = np.einsum("rpq,rq->rp", covariance_RPP, pull_RP)
     log_posterior_R = (
         -np.log(np.einsum("rcc->rc", lower_RCC)).sum(axis=1)
