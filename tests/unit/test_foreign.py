@@ -78,7 +78,9 @@ def test_code_that_comes_with_a_model_is_never_run_and_never_travels(folder, tmp
 def test_unknown_model_with_code_is_refused_without_a_question(folder, tmp_path):
     change(folder / "config.json", auto_map=MAP, architectures=["XForCausalLM"], model_type="x")
     for load in (load_model, load_shape):
-        with pytest.raises(CapgapError, match="knows no architecture named XForCausalLM"):
+        with pytest.raises(
+            CapgapError, match="knows no causal language model for architecture XForCausalLM"
+        ):
             load(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -106,9 +108,13 @@ def test_tokenizer_with_code_alone_is_refused_without_a_question(folder, tmp_pat
         [],
     ],
 )
-def test_architecture_is_a_model_class_of_transformers_or_refused(folder, name):
+def test_what_is_no_causal_language_model_is_never_taken_for_one(folder, name):
+    """The type of the model decides then; without one the folder is refused."""
+    expected = type(load_shape(folder))
     change(folder / "config.json", architectures=[name])
-    with pytest.raises(CapgapError, match="knows no architecture named"):
+    assert type(load_shape(folder)) is expected
+    change(folder / "config.json", architectures=[name], model_type="x")
+    with pytest.raises(CapgapError, match="knows no causal language model"):
         load_shape(folder)
 
 

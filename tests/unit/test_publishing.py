@@ -141,8 +141,9 @@ def test_a_manifest_that_is_no_manifest_is_not_intact_and_is_replaced(tmp_path, 
     make(folder, "old")
     (folder / "manifest.json").write_bytes(text.encode("latin-1"))
     assert not intact(folder)
-    assert differences(folder) == [f"{folder}/manifest.json is damaged"]
-    with pytest.raises(CapgapError, match="is damaged"):
+    (found,) = differences(folder)
+    assert found.startswith(f"{folder}/manifest.json")
+    with pytest.raises(CapgapError, match="is damaged|not UTF-8 text"):
         open_folder(folder)
     make(folder, ours=True)
     assert intact(folder)
@@ -153,7 +154,8 @@ def test_a_manifest_may_not_name_what_lies_outside(tmp_path):
     make(tmp_path / "x")
     text = (tmp_path / "x/manifest.json").read_text()
     (tmp_path / "x/manifest.json").write_text(text.replace("sub/a.txt", "../a.txt"))
-    assert differences(tmp_path / "x") == [f"{tmp_path}/x/manifest.json is damaged"]
+    (found,) = differences(tmp_path / "x")
+    assert "is damaged: it names ../a.txt, which is outside its folder" in found
 
 
 KILL = """

@@ -64,6 +64,7 @@ def model_class(folder: Path, settings: dict) -> ModelClass:
         )
     kind, names = settings.get("model_type"), settings.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
+    name = name if isinstance(name, str) else None
     inner = settings.get("text_config")
     if isinstance(inner, dict) and isinstance(kind, str) and kind in CONFIG_MAPPING:
         text_kind = inner.get("model_type") or CONFIG_MAPPING[kind]().get_text_config().model_type

@@ -142,13 +142,18 @@ def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False
 
 
 @contextmanager
-def publish_file(out: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success put it in place of `out`."""
+def publish_file(out: str | Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success put it in place of `out`.
+
+    private: readable by this user alone, for a file that may hold secrets.
+    """
     named, out = Path(out), check_file(out)
     with temporary_folder(out) as temporary:
         new = temporary / out.name
         yield new
         _settle(new)
+        if private:
+            new.chmod(0o600)
         _put(new, out)
     _enter(named)
 

@@ -109,6 +109,7 @@ class TargetsRecord(Record):
     """`targets.json` beside the shards of a teacher's targets: what it is of, and what it took."""
 
     teacher: str
+    teacher_seed: int | None = None  # of the teacher's training, if it is known
     settings: TargetsStage
     weights_sha256: str  # of the teacher
     stream_sha256: str  # of the training stream

@@ -82,8 +82,10 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
     tokens = windows * length
     with publish_folder(out) as folder:
         tail = gather(unfinished, folder)
+        lineage = read_lineage(teacher, model)
         record = TargetsRecord(
-            teacher=read_lineage(teacher, model).name,
+            teacher=lineage.name,
+            teacher_seed=lineage.seed,
             settings=settings,
             **sources,
             tokens=tokens,

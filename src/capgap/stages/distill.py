@@ -20,7 +20,6 @@ from capgap.data.token_streams import Streams
 from capgap.engine.models import (
     check_reads,
     load_model,
-    load_shape,
     read_lineage,
     tokenizer_digest,
     vocabulary_rows,
@@ -76,12 +75,13 @@ def run(
             weights_sha256=weights_digest(teacher) if teacher else store.record.weights_sha256,
             stream_sha256=streams.digest("train"),
         )
-        teacher_name = store.record.teacher
+        teacher_name, teacher_seed = store.record.teacher, store.record.teacher_seed
         vocab = _rows_of(store, vocab)
         objective = Distillation(store, settings, vocab)
     elif teacher is not None and settings.teacher_targets == "online":
         teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
-        teacher_name = read_lineage(teacher, teacher_model).name
+        taught = read_lineage(teacher, teacher_model)
+        teacher_name, teacher_seed = taught.name, taught.seed
         _check_model(settings, teacher, teacher_model, streams)
         vocab = min(vocab, vocabulary_rows(teacher_model))
         objective = Distillation(teacher_model, settings, vocab)
@@ -93,8 +93,6 @@ def run(
         )
     else:
         print("no teacher: the student learns from the data alone")
-    if teacher is not None:
-        teacher_seed = read_lineage(teacher, teacher_model or load_shape(teacher)).seed
     lineage = Lineage(
         kind="student",
         name=start.name,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,5 @@ def own_caches() -> None:
     ours = now is None or (now.endswith(f"/{SITE_CACHE}") and now != str(folder))
     if ours and not os.environ.get("DVC_SITE_CACHE_DIR"):  # whoever sets it has chosen
         data.setdefault("core", {})["site_cache_dir"] = str(folder)
-        with publish_file(LOCAL) as temporary, temporary.open("wb") as file:
-            if LOCAL.exists():
-                shutil.copymode(LOCAL, temporary)  # it may hold secrets
+        with publish_file(LOCAL, private=True) as temporary, temporary.open("wb") as file:
             data.write(file)
