@@ -35,6 +35,11 @@ class Metric:
     unit: Literal["nats per token", "logits"]  # of the scale on which the law is fitted
     noun: str  # the value on that scale, as a sentence names it
 
+    @property
+    def short(self) -> str:
+        """The unit of differences, in a word."""
+        return self.unit.removesuffix(" per token")
+
     def problem(self, value: float) -> str | None:
         """Why a value cannot be one of this metric, with the fix; None if it can."""
         if not np.isfinite(value):

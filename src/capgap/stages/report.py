@@ -26,6 +26,7 @@ from markupsafe import Markup
 from capgap.errors import CapgapError
 from capgap.law.asking import refit
 from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.means import cell_table
 from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow
@@ -62,7 +63,8 @@ def run(
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
     figures = all_figures(runs, law, final, teachers)
     table = pd.DataFrame([row.model_dump() for row in runs])
-    answers = explorer(refit(law, table, "the table and the law"), law, teacher_sizes(table))
+    fit = refit(law, table, "the table and the law")
+    answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
     specs = {figure.name: specification(figure) for figure in figures}
     with publish_folder(out) as folder:
         pictures = {}
