@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE
+from capgap.law.answer_limits import limited
 from capgap.law.causes_fit import fit_two_causes
 from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation
+from capgap.law.metric import METRICS
 from capgap.law.rivals.loss_laws import LossLaw
 from capgap.law.scores import RIVALS, pruned_main
 from capgap.law.teacher_family import TeacherFamily, family_of
@@ -67,7 +69,10 @@ class LeadingLaw:
         return RIVALS[self.law.leading](self.cells)
 
     def answer(self, answer: Recommendation) -> Recommendation:
-        """The answer of the power law, replaced by that of the law that leads if it is another."""
+        """The answer of the power law, or that of the law that leads, within its limits."""
+        return limited(self._by_leading(answer), self.law)
+
+    def _by_leading(self, answer: Recommendation) -> Recommendation:
         if not self.of_losses:
             return answer
         losses = teacher_losses(self.cells, self.family, answer.ranked)
@@ -148,7 +153,7 @@ def _notes(answer: Recommendation, law: LawRecord, ranked: list[RankedTeacher]) 
     if len(tie) > 1:
         cheapest = min(tie, key=lambda one: one.train_flops)
         notes.append(
-            f"{listed(one.teacher for one in tie)} are predicted within {law.tie_nats:g} nats of the "
+            f"{listed(one.teacher for one in tie)} are predicted within {law.tie_nats:g} {METRICS[law.metric].short} of the "
             f"best; {cheapest.teacher} is the cheapest of them"
         )
     return notes
@@ -180,7 +185,7 @@ def _ranked(
     if len(ranked) > 1 and not sure:
         why_not = (
             f"no teacher on offer is predicted to be worse than the best by more than "
-            f"{law.tie_nats:g} nats for sure"
+            f"{law.tie_nats:g} {METRICS[law.metric].short} for sure"
         )
     rules = [
         rule.model_copy(update={"expected_regret_nats": regrets[rule.teacher].value})

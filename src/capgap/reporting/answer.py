@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from capgap.law.answer_limits import nearest
 from capgap.law.law_record import Choice, FinalRecord, Interval, LawRecord, Optimum
 from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, listed
@@ -61,16 +62,6 @@ def _subject(law: LawRecord, choice: Choice | None) -> tuple[float, int]:
         return choice.student_params_non_embedding, choice.tokens
     largest = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
     return largest.student_params_non_embedding, largest.tokens
-
-
-def nearest(law: LawRecord, student: float, tokens: float) -> Optimum:
-    """The measured student and budget that are nearest in log size and log tokens."""
-
-    def away(found: Optimum) -> tuple[float, float, int]:
-        size = abs(math.log(found.student_params_non_embedding / student))
-        return size + abs(math.log(found.tokens / tokens)), size, found.tokens
-
-    return min(law.optima, key=away)
 
 
 def _headline(
