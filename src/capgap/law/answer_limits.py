@@ -30,7 +30,7 @@ def limited(answer: Recommendation, law: LawRecord) -> Recommendation:
             "ranked": answer.ranked if here is None else _measured(answer, here),
             "reason": reason,
             "status": "abstains" if reason else answer.status,
-            "notes": [*answer.notes, *([note] if note else [])],
+            "notes": list(dict.fromkeys([*answer.notes, *filter(None, [note])])),
         }
     )
 

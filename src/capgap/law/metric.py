@@ -40,6 +40,13 @@ class Metric:
         """The unit of differences, in a word."""
         return self.unit.removesuffix(" per token")
 
+    @property
+    def axis(self) -> str:
+        """Title of an axis."""
+        name = "validation loss" if self.name == "loss" else self.noun
+        unit = f", {self.unit}" if self.unit != "logits" else ""
+        return f"{name[0].upper()}{name[1:]}{unit}"
+
     def problem(self, value: float) -> str | None:
         """Why a value cannot be one of this metric, with the fix; None if it can."""
         if not np.isfinite(value):

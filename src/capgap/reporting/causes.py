@@ -139,6 +139,38 @@ def damage_rows(law: LawRecord) -> list[DamageRow]:
     return sorted(rows, key=lambda r: (r.smallest.student_params_non_embedding, r.tokens))
 
 
+def gain(row: DamageRow) -> Interval:
+    """What the largest teacher's better loss gains the student over the smallest, above 0 if it helps."""
+    part = row.largest.teacher_part
+    low, high = (None if end is None else -end for end in (part.high, part.low))
+    return Interval(value=-part.value, low=low, high=high)
+
+
+def parameters(law: LawRecord) -> list[tuple[str, str]]:
+    """The constants of the law of two causes in words, with their estimates."""
+    found, unit = law.two_causes, METRICS[law.metric].short
+    if found is None or found.help is None:
+        return []
+    student, tokens = about(found.centre_student_params), about(found.centre_tokens)
+    rows = [
+        ("help", f"g: {unit} of the student for each of its teacher", found.help),
+        (
+            "log_rate",
+            f"c: {unit} of damage for each factor e of the cut, for {student} at {tokens} tokens",
+            found.damage_rate_nats,
+        ),
+        ("by_tokens", "q: the damage falls with tokens as D to the power −q", found.damage_by_tokens),
+        ("by_size", "r: and with the student’s size as S to the power −r", found.damage_by_size),
+        ("log_ceiling", f"A: the most {unit} that a cut can cost", found.damage_ceiling_nats),
+    ]
+    held = set(found.held)
+    return [
+        (text + (" (these runs hardly determine it)" if name in held else ""), spread(value))
+        for name, text, value in rows
+        if value is not None
+    ]
+
+
 def within_family(found: CausesOptimum | None) -> str:
     """'98k [56k, 170k]', or the end of the family that bounds it."""
     if found is None:
