@@ -58,8 +58,7 @@ def test_the_answer_is_that_of_the_two_causes(fitted):
 def test_more_tokens_want_a_larger_teacher(fitted):
     path, _ = fitted
     stars = [
-        ask(path, TABLE, 20_000, tokens).target_params
-        for tokens in (500_000, 700_000, 1_000_000)
+        ask(path, TABLE, 20_000, tokens).target_params for tokens in (500_000, 700_000, 1_000_000)
     ]
     assert stars[0] < stars[1] < stars[2]
 

@@ -23,7 +23,9 @@ def limited(answer: Recommendation, law: LawRecord) -> Recommendation:
     """An answer with what was measured there, and with the reasons for which it abstains."""
     near = nearest(law, answer.student_params_non_embedding, answer.tokens)
     here = near if _same(near, answer) else None
-    reason = answer.reason or _below_student(answer) or _too_far(answer, law)
+    reason = answer.reason
+    if law.status == "fitted":
+        reason = _below_student(answer) or _too_far(answer, law) or reason
     note = None if reason == law.reason else _edge(near, here is not None, answer)
     return answer.model_copy(
         update={
@@ -100,7 +102,11 @@ def _edge(near: Optimum, here: bool, answer: Recommendation) -> str | None:
         return None
     cell = next(cell for cell in near.cells if cell.teacher == near.best_teacher)
     size, student = cell.teacher_params_non_embedding, near.student_params_non_embedding
-    at = "this student and budget" if here else f"{near.student} at {budget(near.tokens)}, the nearest"
+    at = (
+        "this student and budget"
+        if here
+        else f"{near.student} at {budget(near.tokens)}, the nearest"
+    )
     if near.status == "lower_bound":
         return (
             f"the largest teacher measured at {at}, {near.best_teacher}, is the best there, so the "

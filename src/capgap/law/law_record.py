@@ -226,7 +226,9 @@ class CausesCell(Record):
     teacher: str
     teacher_params_non_embedding: float
     damage: Interval  # of the cut
-    teacher_part: Interval  # g times the teacher's loss, above the smallest teacher's; below 0 helps
+    teacher_part: (
+        Interval  # g times the teacher's loss, above the smallest teacher's; below 0 helps
+    )
 
 
 class TwoCausesFit(Record):

@@ -77,7 +77,9 @@ class LeadingLaw:
             return answer
         losses = teacher_losses(self.cells, self.family, answer.ranked)
         if isinstance(losses, str):
-            note = f"{NAMES[self.law.leading]} predicts best ({self.law.leading_reason}), but {losses}"
+            note = (
+                f"{NAMES[self.law.leading]} predicts best ({self.law.leading_reason}), but {losses}"
+            )
             return answer.model_copy(update={"notes": [*answer.notes, note]})
         costs = _two_causes if self.law.leading == "two_causes" else _rival
         return costs(answer, self, losses)
@@ -139,7 +141,9 @@ def _rival(answer: Recommendation, by: LeadingLaw, losses) -> Recommendation:
     names = [one.teacher for one in answer.ranked]
     predicted = {n: _alone(loss) for n, loss in zip(names, loss_K, strict=True)}
     regrets = {n: _alone(loss - loss_K.min()) for n, loss in zip(names, loss_K, strict=True)}
-    return _ranked(answer, by.law, regrets, predicted, None, "it predicts the loss of every teacher")
+    return _ranked(
+        answer, by.law, regrets, predicted, None, "it predicts the loss of every teacher"
+    )
 
 
 def _alone(value: float) -> Interval:

@@ -159,7 +159,11 @@ def parameters(law: LawRecord) -> list[tuple[str, str]]:
             f"c: {unit} of damage for each factor e of the cut, for {student} at {tokens} tokens",
             found.damage_rate_nats,
         ),
-        ("by_tokens", "q: the damage falls with tokens as D to the power −q", found.damage_by_tokens),
+        (
+            "by_tokens",
+            "q: the damage falls with tokens as D to the power −q",
+            found.damage_by_tokens,
+        ),
         ("by_size", "r: and with the student’s size as S to the power −r", found.damage_by_size),
         ("log_ceiling", f"A: the most {unit} that a cut can cost", found.damage_ceiling_nats),
     ]

@@ -261,9 +261,7 @@ def ratios(law: LawRecord) -> Figure | None:
     return Figure("ratios", titled(chart, "Best teacher in multiples of the student, T*/S"), data)
 
 
-def pareto(
-    runs: list[RunRow], final: FinalRecord | None, metric: str = "loss"
-) -> Figure:
+def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") -> Figure:
     """Training compute against loss, with the runs that no other beats.
 
     Compute: forward and backward of the student, forward of the teacher; the teacher's own

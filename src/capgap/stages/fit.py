@@ -210,7 +210,10 @@ def causes_text(record: LawRecord) -> str:
     student, tokens = about(found.centre_student_params), about(found.centre_tokens)
     rows = [
         (f"g: {unit} of a student for each of its teacher", found.help),
-        (f"c: {unit} for each factor e cut, S = {student}, {tokens} tokens", found.damage_rate_nats),
+        (
+            f"c: {unit} for each factor e cut, S = {student}, {tokens} tokens",
+            found.damage_rate_nats,
+        ),
         ("q: this damage falls with D^-q", found.damage_by_tokens),
         ("r: and with S^-r", found.damage_by_size),
         (f"A: most {unit} a cut can cost", found.damage_ceiling_nats),
