@@ -7,7 +7,6 @@ from report_records import STUDENTS, TEACHERS, TOKENS, make_law, make_runs
 from capgap.law.answer_limits import limited
 from capgap.law.asking import refit
 from capgap.law.predict import recommend
-from capgap.law.words import about
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +79,4 @@ def test_a_best_teacher_at_the_edge_names_the_one_to_add(answered, status, teach
     found = limited(answer, law.model_copy(update={"optima": optima}))
     assert any(f"{teacher}, is the best there" in note for note in found.notes)
     assert any(f"add a teacher of about {size}" in note for note in found.notes)
-    assert about(round(135_386, -4)) == "140k"
     assert [row.teacher for row in found.ranked] == [row.teacher for row in answer.ranked]

@@ -82,7 +82,7 @@ def effects(law: LawRecord) -> str:
     if found is None or found.status == "not_available":
         return ""
     if found.status == "not_identifiable":
-        return f"{_capital(found.reason)}."
+        return f"How much a teacher helps and a cut harms is not settled: {found.reason}."
     unit = METRICS[law.metric].short
     tenth = Interval(
         **{end: None if v is None else 0.1 * v for end, v in found.help.model_dump().items()}
