@@ -30,7 +30,7 @@ def test_the_fit_prints_both_causes_and_which_law_leads(fitted):
     printed = text(law)
     assert law.leading == "two_causes"
     assert "Leads: two_causes (mean regret 0.00" in printed
-    assert "g: nats of a student for a nat of its teacher" in printed
+    assert "g: nats of a student for each of its teacher" in printed
     assert "t116 is 0.135 above the curve of its family's own losses" in printed
     assert "T* of h28 at 1M tokens within this family: 1" in printed
 

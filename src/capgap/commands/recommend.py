@@ -15,7 +15,8 @@ from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.law.asking import ask, inverse
-from capgap.law.law_record import Interval, LawRecord, Recommendation, RuleRegret
+from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
+from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, span
 from capgap.records import paths
 from capgap.records.artifacts import write_text
@@ -55,26 +56,30 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         <= 1.005
     ):
         lines.append("No extrapolation: student, tokens and ratio lie inside the pilot.")
+    metric = METRICS[law.metric]
+    known = any(row.measured_loss is not None for row in answer.ranked)
     lines += [
         "",
-        f"Teachers, best first; losses in nats per token with {level} intervals",
-        f"  {'teacher':<14}{'size':>7}{'T/S':>7}  {'predicted loss':<22}{'above the best':<22}"
-        f"{'FLOPs':>8}",
+        f"Teachers, best first; {metric.noun} in {metric.unit} with {level} intervals",
+        f"  {'teacher':<14}{'size':>7}{'T/S':>7}  {'predicted':<22}{'above the best':<22}"
+        + (f"{'measured':<22}{'above the best':<16}" if known else "")
+        + f"{'FLOPs':>8}",
     ]
     for row in answer.ranked:
         mark = "*" if row.within_tie else ""
         lines.append(
             f"  {row.teacher + mark:<14}{about(row.teacher_params_non_embedding):>7}"
-            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_nats(row.predicted_regret):<22}"
-            f"{row.train_flops:>8.2g}"
+            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_above(row.predicted_regret):<22}"
+            + (_measured(row) if known else "")
+            + f"{row.train_flops:>8.2g}"
         )
     if answer.within_tie:
         lines.append(
-            f"  * predicted within {law.tie_nats:g} nats of the best, which counts as equally good"
+            f"  * predicted within {law.tie_nats:g} {metric.short} of the best, which counts as equally good"
         )
     lines += [
         "",
-        "Rules of thumb instead: loss expected above the best teacher (regret), nats per token",
+        f"Rules of thumb instead: {metric.noun} expected above the best teacher (regret), {metric.unit}",
         *(_rule(rule) for rule in answer.rules),
         "",
         f"Compute: {answer.ranked[0].train_flops:.2g} FLOPs for the first, "
@@ -100,6 +105,20 @@ def _nats(interval: Interval | None) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.3f} [no interval]"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _above(interval: Interval | None) -> str:
+    """A regret; that of the best teacher is 0 by definition and has no interval."""
+    if interval is not None and interval.value == interval.low == interval.high == 0:
+        return "the lowest"
+    return _nats(interval)
+
+
+def _measured(row: RankedTeacher) -> str:
+    if row.measured_loss is None:
+        return f"{'not measured':<38}"
+    above = "the lowest" if row.measured_regret == 0 else f"{row.measured_regret:.3f}"
+    return f"{_nats(row.measured_loss):<22}{above:<16}"
 
 
 def _paths(args: argparse.Namespace) -> tuple[str, str]:

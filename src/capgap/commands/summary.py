@@ -37,6 +37,8 @@ def run(study: Study, console: Console) -> None:
     for label, text in (
         ("cost of another", answer.costs),
         ("how it moves", answer.growth),
+        ("two causes", answer.causes),
+        ("which law", answer.leads),
         ("final student", answer.final),
     ):
         if text:

@@ -20,6 +20,7 @@ two_causes       the law of two causes; its formula (causes_form), fit (causes_f
 rivals           published laws of the loss; start_test: what the init explains
 scoring, scores  how each law chooses for what it has not seen, and which one leads; refits of the power
                  law in core_contenders, means over seeds in means
+answer_limits    what was measured beside the prediction, and how far an answer may reach
 leading_answer   the recommendation by the law that leads
 simulate         runs with a known law; simulate_causes: of two causes
 """

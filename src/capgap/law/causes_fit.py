@@ -226,7 +226,10 @@ def _judge(fitted: TwoCauses, cells: CauseCells) -> tuple[str, str]:
     """Whether the runs tell help and damage apart, and why not."""
     k = len(fitted.theta_KP)
     if k < 3:
-        return "not_identifiable", f"{cells.draw_NK.shape[1]} teachers, and intervals need three"
+        return (
+            "not_identifiable",
+            f"{cells.draw_NK.shape[1]} teachers, and intervals need three: add a teacher",
+        )
     _, half_P = fitted.interval(lambda theta_P: theta_P)
     if 2 * half_P[0] > MOST_WIDE:
         return "not_identifiable", (

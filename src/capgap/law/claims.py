@@ -80,7 +80,7 @@ def overall_of(
     answer = {claim.name: claim.answer for claim in claims}
     against = [c for c in claims if c.answer == ("yes" if c.name == "tokens" else "no")]
     if against:
-        status, reason = "contradicted", "; ".join(claim.reason for claim in against)
+        status, reason = "contradicted", "; ".join(dict.fromkeys(claim.reason for claim in against))
     elif all(answer[name] == "yes" for name in ("interior", "proportional", "ratio")):
         status, reason = "supported", f"{claims[2].reason}; {claims[3].reason}"
         if answer["tokens"] == "unknown":
@@ -190,6 +190,13 @@ def _by_size(law: JointLaw, confidence: float) -> tuple[Limits | None, str]:
     return law.exponent(1, 1, confidence), "at equal tokens per parameter"
 
 
+def _growth_reason(limits: Limits, how: str) -> str:
+    return (
+        f"T* goes as S to the power {_span(limits)} {how}, where a proportion would be 1 and no "
+        "growth 0"
+    )
+
+
 def _grows(law: JointLaw, settings: Law) -> Claim:
     limits, how = _by_size(law, settings.confidence)
     if limits is None:
@@ -201,7 +208,7 @@ def _grows(law: JointLaw, settings: Law) -> Claim:
         "estimate": interval(limits),
         "reference": 0.0,
         "margin": margin,
-        "reason": f"T* goes as S to the power {_span(limits)} {how}",
+        "reason": _growth_reason(limits, how),
     }
     if limits.low is not None and limits.low > margin:
         return Claim(answer="yes", verdict="different", **common)
@@ -220,7 +227,7 @@ def _proportional(law: JointLaw, settings: Law) -> Claim:
     if limits is None:
         return _unknown("proportional", "one student size was tried")
     strict = law.exponent(*weights, _strict(settings))
-    reason = f"T* goes as S to the power {_span(limits)} {how}"
+    reason = _growth_reason(limits, how)
     return _compared("proportional", limits, strict, 1.0, settings.exponent_margin, reason)
 
 
@@ -233,7 +240,7 @@ def _tokens(law: JointLaw, settings: Law) -> Claim:
             reason = "tokens and student sizes vary together, so neither is seen by itself"
         return _unknown("tokens", reason)
     strict = law.exponent(0, 1, _strict(settings))
-    reason = f"T* goes as D to the power {_span(limits)} for one student"
+    reason = f"T* goes as D to the power {_span(limits)} for one student (0 would be no effect of tokens)"
     found = _compared("tokens", limits, strict, 0.0, settings.exponent_margin, reason)
     turned = {"yes": "no", "no": "yes", "unknown": "unknown"}[found.answer]
     return found.model_copy(update={"answer": turned})

@@ -217,6 +217,20 @@ class CausesOptimum(Record):
     place: Literal["interior", "smallest", "largest"]  # the latter two: of the family, a bound
 
 
+class CausesCell(Record):
+    """The two causes of one measured student, budget and teacher, nats per token."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher: str
+    teacher_params_non_embedding: float
+    damage: Interval  # of the cut
+    teacher_part: (
+        Interval  # g times the teacher's loss, above the smallest teacher's; below 0 helps
+    )
+
+
 class TwoCausesFit(Record):
     """The law of two causes; formula and names of its parameters in capgap.law.two_causes."""
 
@@ -234,6 +248,7 @@ class TwoCausesFit(Record):
     n_cells: int = 0
     n_teachers: int = 0  # draws
     optima: list[CausesOptimum] = Field([])  # by budget and student size
+    cells: list[CausesCell] = Field([])  # by budget, student size and teacher size
     off_family: list[OffTeacher] = Field([])
     far_off: list[str] = Field([])  # cells more than six usual residuals from the law
 
@@ -337,6 +352,8 @@ class RankedTeacher(Record):
     predicted_loss: Interval | None  # nats per token; None where no surface could be fitted
     predicted_regret: Interval | None  # above the best teacher offered, nats
     within_tie: bool | None  # predicted to be as good as the best
+    measured_loss: Interval | None = None  # if this student, budget and teacher are in the table
+    measured_regret: float | None = None  # above the best teacher measured there
     train_flops: float  # of one distillation, 6 S D + 2 T D
 
 
@@ -387,6 +404,9 @@ class Choice(Record):
     chosen: str
     neighbour: str | None  # the next best guess, from the other side of T* where there is one
     largest: str
+    order_sd: float | None = None  # of the law's noise, nats: one run over orders of the data,
+    redraw_sd: float | None = None  # and over redraws of its teacher and init; None if unknown
+    noise_df: float | None = None  # degrees of freedom of both
     recommendation: Recommendation | None = None  # the whole answer
 
     def teachers(self) -> list[str]:
@@ -418,6 +438,6 @@ class FinalRecord(Record):
     rows: list[FinalRow]  # best test loss first
     chosen_is_best: bool
     regret_nats: float  # test loss of the chosen above the best of all tried
-    resolved: bool | None  # whether the difference exceeds the seeds' noise; None if unknown
+    resolved: bool | None  # whether the difference exceeds its noise; None if that is unknown
     published_seed: int  # the run whose model is published
     sentence: str

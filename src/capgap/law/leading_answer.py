@@ -8,14 +8,21 @@ answer of the power law stands, and a note says why.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE
+from capgap.law.answer_limits import limited
 from capgap.law.causes_fit import fit_two_causes
 from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation
+from capgap.law.metric import METRICS
+from capgap.law.rivals.loss_laws import LossLaw
 from capgap.law.scores import RIVALS, pruned_main
 from capgap.law.teacher_family import TeacherFamily, family_of
+from capgap.law.two_causes import TwoCauses
 from capgap.law.words import about, budget, listed, span
 
 AT_END = 1.1  # times beyond an end of the family that still has its loss
@@ -31,15 +38,51 @@ def by_leading(answer: Recommendation, law: LawRecord, cells: pd.DataFrame) -> R
 
     cells: `means.cell_table` of the table that the law was fitted on.
     """
-    if law.leading not in NAMES:
-        return answer
-    family = family_of(cells)
-    losses = teacher_losses(cells, family, answer.ranked)
-    if isinstance(losses, str):
-        note = f"{NAMES[law.leading]} predicts best ({law.leading_reason}), but {losses}"
-        return answer.model_copy(update={"notes": [*answer.notes, note]})
-    costs = _two_causes if law.leading == "two_causes" else _rival
-    return costs(answer, law, cells, family, losses)
+    return LeadingLaw(law, cells).answer(answer)
+
+
+@dataclass(frozen=True)
+class LeadingLaw:
+    """The law that leads, refitted at the first answer that needs it."""
+
+    law: LawRecord
+    cells: pd.DataFrame
+
+    @property
+    def of_losses(self) -> bool:
+        """Whether it is a law of the loss, and not the power law."""
+        return self.law.leading in NAMES
+
+    @cached_property
+    def family(self) -> TeacherFamily:
+        """The curve of the teachers' own losses."""
+        return family_of(self.cells)
+
+    @cached_property
+    def causes(self) -> TwoCauses:
+        """The law of two causes."""
+        return fit_two_causes(self.cells, self.law.confidence)
+
+    @cached_property
+    def rival(self) -> LossLaw:
+        """The rival law of the loss."""
+        return RIVALS[self.law.leading](self.cells)
+
+    def answer(self, answer: Recommendation) -> Recommendation:
+        """The answer of the power law, or that of the law that leads, within its limits."""
+        return limited(self._by_leading(answer), self.law)
+
+    def _by_leading(self, answer: Recommendation) -> Recommendation:
+        if not self.of_losses:
+            return answer
+        losses = teacher_losses(self.cells, self.family, answer.ranked)
+        if isinstance(losses, str):
+            note = (
+                f"{NAMES[self.law.leading]} predicts best ({self.law.leading_reason}), but {losses}"
+            )
+            return answer.model_copy(update={"notes": [*answer.notes, note]})
+        costs = _two_causes if self.law.leading == "two_causes" else _rival
+        return costs(answer, self, losses)
 
 
 def teacher_losses(
@@ -60,8 +103,8 @@ def teacher_losses(
     return found
 
 
-def _two_causes(answer, law, cells, family, losses) -> Recommendation:
-    causes = fit_two_causes(cells, law.confidence)
+def _two_causes(answer: Recommendation, by: LeadingLaw, losses) -> Recommendation:
+    law, cells, family, causes = by.law, by.cells, by.family, by.causes
     student, tokens = answer.student_params_non_embedding, answer.tokens
     names = list(losses)
     sizes = {one.teacher: float(one.teacher_params_non_embedding) for one in answer.ranked}
@@ -85,8 +128,7 @@ def _two_causes(answer, law, cells, family, losses) -> Recommendation:
     return _ranked(answer, law, regrets, predicted, star, note)
 
 
-def _rival(answer, law, cells, family, losses) -> Recommendation:
-    fitted = RIVALS[law.leading](cells)
+def _rival(answer: Recommendation, by: LeadingLaw, losses) -> Recommendation:
     frame = pd.DataFrame(
         {
             "teacher_loss": [losses[one.teacher] for one in answer.ranked],
@@ -95,11 +137,13 @@ def _rival(answer, law, cells, family, losses) -> Recommendation:
             "tokens": float(answer.tokens),
         }
     )
-    loss_K = np.exp(fitted.predict(frame))
+    loss_K = np.exp(by.rival.predict(frame))
     names = [one.teacher for one in answer.ranked]
     predicted = {n: _alone(loss) for n, loss in zip(names, loss_K, strict=True)}
     regrets = {n: _alone(loss - loss_K.min()) for n, loss in zip(names, loss_K, strict=True)}
-    return _ranked(answer, law, regrets, predicted, None, "it predicts the loss of every teacher")
+    return _ranked(
+        answer, by.law, regrets, predicted, None, "it predicts the loss of every teacher"
+    )
 
 
 def _alone(value: float) -> Interval:
@@ -113,7 +157,7 @@ def _notes(answer: Recommendation, law: LawRecord, ranked: list[RankedTeacher]) 
     if len(tie) > 1:
         cheapest = min(tie, key=lambda one: one.train_flops)
         notes.append(
-            f"{listed(one.teacher for one in tie)} are predicted within {law.tie_nats:g} nats of the "
+            f"{listed(one.teacher for one in tie)} are predicted within {law.tie_nats:g} {METRICS[law.metric].short} of the "
             f"best; {cheapest.teacher} is the cheapest of them"
         )
     return notes
@@ -145,7 +189,7 @@ def _ranked(
     if len(ranked) > 1 and not sure:
         why_not = (
             f"no teacher on offer is predicted to be worse than the best by more than "
-            f"{law.tie_nats:g} nats for sure"
+            f"{law.tie_nats:g} {METRICS[law.metric].short} for sure"
         )
     rules = [
         rule.model_copy(update={"expected_regret_nats": regrets[rule.teacher].value})

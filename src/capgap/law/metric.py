@@ -35,6 +35,18 @@ class Metric:
     unit: Literal["nats per token", "logits"]  # of the scale on which the law is fitted
     noun: str  # the value on that scale, as a sentence names it
 
+    @property
+    def short(self) -> str:
+        """The unit of differences, in a word."""
+        return self.unit.removesuffix(" per token")
+
+    @property
+    def axis(self) -> str:
+        """Title of an axis."""
+        name = "validation loss" if self.name == "loss" else self.noun
+        unit = f", {self.unit}" if self.unit != "logits" else ""
+        return f"{name[0].upper()}{name[1:]}{unit}"
+
     def problem(self, value: float) -> str | None:
         """Why a value cannot be one of this metric, with the fix; None if it can."""
         if not np.isfinite(value):

@@ -30,6 +30,7 @@ from scipy import optimize, stats
 
 from capgap.law.joint_law import JointLaw, weighted_quantiles
 from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
+from capgap.law.metric import METRICS
 from capgap.law.regression import Fit
 from capgap.law.table import train_flops
 from capgap.law.words import about, budget, listed, span
@@ -372,7 +373,7 @@ def _abstain(
     if spans and not sure:
         return (
             "the interval of T* spans all teachers on offer and none of them is predicted to be "
-            f"worse than the best by more than {law.tie_nats:g} nats for sure"
+            f"worse than the best by more than {law.tie_nats:g} {METRICS[law.metric].short} for sure"
         )
     return None
 
@@ -441,7 +442,7 @@ def _notes(
     if len(tie) > 1:
         cheapest = min(tie, key=lambda name: (teachers[name], name))
         notes.append(
-            f"{listed(tie)} are predicted within {law.tie_nats:g} nats of the best; {cheapest} is "
+            f"{listed(tie)} are predicted within {law.tie_nats:g} {METRICS[law.metric].short} of the best; {cheapest} is "
             "the cheapest of them"
         )
     if min(teachers.values()) > found.value or found.value > max(teachers.values()):

@@ -16,7 +16,7 @@ from capgap.config import Law
 from capgap.config.run_grid import pruned_from
 from capgap.law.causes_fit import fit_two_causes
 from capgap.law.core_contenders import core_contenders
-from capgap.law.law_record import CausesOptimum, Interval, TwoCausesFit
+from capgap.law.law_record import CausesCell, CausesOptimum, Interval, TwoCausesFit
 from capgap.law.metric import METRICS
 from capgap.law.rivals.busbridge import fit_busbridge
 from capgap.law.rivals.loss_laws import LossLaw, absent
@@ -46,7 +46,7 @@ def scores_of(
         **{name: _rival_contender(name, law) for name, law in rivals.items()},
     }
     scores = score_laws(runs, cells, own, laws, settings)
-    law, reason = leading(scores)
+    law, reason = leading(scores, METRICS[settings.metric or "loss"].short)
     return {
         "rivals": [rival.record for rival in rivals.values()],
         "scores": scores,
@@ -75,7 +75,38 @@ def causes_record(causes: TwoCauses | str, cells: pd.DataFrame) -> TwoCausesFit:
                     place=place,
                 )
             )
-    return causes.record().model_copy(update={"optima": optima, "off_family": list(family.off)})
+    found = {"optima": optima, "cells": _parts(causes, pruned), "off_family": list(family.off)}
+    return causes.record().model_copy(update=found)
+
+
+def _parts(causes: TwoCauses, pruned: pd.DataFrame) -> list[CausesCell]:
+    """Damage and help of every teacher at every measured student and budget."""
+    found = []
+    groups = pruned.dropna(subset=["teacher_loss"]).groupby(["tokens", "student"])
+    for (tokens, student), rows in sorted(
+        groups, key=lambda item: (item[0][0], item[1]["student_params"].mean())
+    ):
+        teachers = rows.groupby("teacher")[["teacher_params", "teacher_loss"]].mean()
+        teachers = teachers.sort_values("teacher_params")
+        size = float(rows["student_params"].mean())
+        damage_K, teacher_K = causes.parts(
+            size, tokens, teachers["teacher_loss"].to_numpy(), teachers["teacher_params"].to_numpy()
+        )
+        found += [
+            CausesCell(
+                student=student,
+                student_params_non_embedding=size,
+                tokens=tokens,
+                teacher=name,
+                teacher_params_non_embedding=float(params),
+                damage=damage,
+                teacher_part=part,
+            )
+            for (name, params), damage, part in zip(
+                teachers["teacher_params"].items(), damage_K, teacher_K, strict=True
+            )
+        ]
+    return found
 
 
 def _rival(name: str, cells: pd.DataFrame, settings: Law) -> LossLaw:

@@ -122,8 +122,11 @@ def score_laws(
     return [*scores, _no_teacher(cases, settings), _chance(cases, settings)]
 
 
-def leading(scores: list[Score]) -> tuple[str | None, str]:
-    """The law with the lowest mean regret over all that was left out, and why, in words."""
+def leading(scores: list[Score], unit: str = "nats") -> tuple[str | None, str]:
+    """The law with the lowest mean regret over all that was left out, and why, in words.
+
+    unit: of the regrets.
+    """
     known = {
         score.law: score.left_out[-1]
         for score in scores
@@ -135,7 +138,7 @@ def leading(scores: list[Score]) -> tuple[str | None, str]:
     others = ", ".join(
         f"{law} {known[law].regret.value:.4f}" for law in LAWS if law in known and law != best
     )
-    text = f"mean regret {known[best].regret.value:.4f} nats over {known[best].n_cases} left out"
+    text = f"mean regret {known[best].regret.value:.4f} {unit} over {known[best].n_cases} left out"
     return best, text + (f"; {others}" if others else "")
 
 

@@ -111,6 +111,20 @@ class TwoCauses:
         cut_K = np.maximum(0.0, np.log(np.asarray(cut_from_K, dtype=float) / student))
         return helped + damage(theta_P, cut_K, size, budget)
 
+    def parts(
+        self, student: float, tokens: float, teacher_loss_K: np.ndarray, cut_from_K: np.ndarray
+    ) -> tuple[list[Interval], list[Interval]]:
+        """Damage of the cut, and g L_T above that of the first teacher, with intervals, nats."""
+
+        def damaged(theta_P: np.ndarray) -> np.ndarray:
+            none_K = np.zeros_like(cut_from_K, dtype=float)
+            return self.above_level(student, tokens, none_K, cut_from_K, theta_P)
+
+        def helped(theta_P: np.ndarray) -> np.ndarray:
+            return theta_P[0] * (teacher_loss_K - teacher_loss_K[0])
+
+        return _intervals(*self.interval(damaged)), _intervals(*self.interval(helped))
+
     def regret(
         self,
         student: float,

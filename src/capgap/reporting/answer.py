@@ -2,7 +2,8 @@
 What a reader should do with a study: the teacher to take, what another one costs, what the runs do
 not settle, and the cheapest experiment that would settle it.
 
-Pure functions of the records. Sizes are parameters without embeddings, losses nats per token.
+Pure functions of the records. Sizes are parameters without embeddings, losses nats per token, or on the scale of another metric
+(`capgap.law.metric`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from capgap.law.answer_limits import nearest
 from capgap.law.law_record import Choice, FinalRecord, Interval, LawRecord, Optimum
+from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, listed
+from capgap.reporting.causes import effects, leads
 
 
 class Experiment(NamedTuple):
@@ -29,6 +33,8 @@ class Answer(NamedTuple):
     advice: str  # what to do
     costs: str  # what another teacher costs, as measured; '' if nothing was measured nearby
     growth: str  # how the best size moves with student and tokens
+    causes: str  # what a better teacher gains and a heavier cut costs; '' without that law
+    leads: str  # which law predicts best and why; '' if none was scored
     final: str  # how the chosen teacher did in the final run; '' without one
     experiments: list[Experiment]  # what is not known, and the runs that would tell
 
@@ -43,6 +49,8 @@ def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
         advice=_advice(law, choice, student, tokens, near),
         costs=costs(law, near),
         growth=growth(law),
+        causes=effects(law),
+        leads=leads(law),
         final="" if final is None else final.sentence,
         experiments=experiments(law),
     )
@@ -54,16 +62,6 @@ def _subject(law: LawRecord, choice: Choice | None) -> tuple[float, int]:
         return choice.student_params_non_embedding, choice.tokens
     largest = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
     return largest.student_params_non_embedding, largest.tokens
-
-
-def nearest(law: LawRecord, student: float, tokens: float) -> Optimum:
-    """The measured student and budget that are nearest in log size and log tokens."""
-
-    def away(found: Optimum) -> tuple[float, float, int]:
-        size = abs(math.log(found.student_params_non_embedding / student))
-        return size + abs(math.log(found.tokens / tokens)), size, found.tokens
-
-    return min(law.optima, key=away)
 
 
 def _headline(
@@ -116,7 +114,7 @@ def _advice(
     if seconds:
         text += (
             f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be as good "
-            f"within {law.tie_nats:g} nats."
+            f"within {law.tie_nats:g} {METRICS[law.metric].short}."
         )
     return text
 
@@ -153,7 +151,7 @@ def costs(law: LawRecord, near: Optimum) -> str:
     each = listed(f"{_nats(cell.regret_nats)} from {cell.teacher}" for cell in others)
     text = (
         f"Measured at {near.student} and {budget(near.tokens)}: {near.best_teacher} is the best, and "
-        f"the student loses {each} nats per token."
+        f"the student loses {each} {METRICS[law.metric].unit}."
     )
     noise = noise_sd(law)
     if noise is not None:

@@ -14,6 +14,7 @@ import altair as alt
 
 from capgap.config.run_grid import NONE, RANDOM
 from capgap.law.law_record import FinalRecord, LawRecord, Optimum
+from capgap.law.metric import METRICS
 from capgap.law.table import train_flops
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.law_chart import law_chart
@@ -96,7 +97,7 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
     ]
     columns = len({found.tokens for found in law.optima}) if several else 3
     chart = facet(layers, data, panels, columns).resolve_scale(y="independent")
-    return Figure("curves", titled(chart, "Validation loss, nats per token"), data)
+    return Figure("curves", titled(chart, METRICS[law.metric].axis), data)
 
 
 def _curve_rows(
@@ -143,7 +144,7 @@ def _curve_rows(
     ]
 
 
-def controls(runs: list[RunRow]) -> Figure | None:
+def controls(runs: list[RunRow], metric: str = "loss") -> Figure | None:
     """All arms against teacher size, a panel for each student size and budget.
 
     None where there is no arm that `curves` does not show already.
@@ -192,7 +193,7 @@ def controls(runs: list[RunRow]) -> Figure | None:
     columns = len(budgets) if len(budgets) > 1 else 3
     chart = facet(layers, data, list(dict.fromkeys(names.values())), columns)
     chart = chart.resolve_scale(y="independent")
-    return Figure("controls", titled(chart, "Validation loss, nats per token"), data)
+    return Figure("controls", titled(chart, METRICS[metric].axis), data)
 
 
 def ratios(law: LawRecord) -> Figure | None:
@@ -260,7 +261,7 @@ def ratios(law: LawRecord) -> Figure | None:
     return Figure("ratios", titled(chart, "Best teacher in multiples of the student, T*/S"), data)
 
 
-def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
+def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") -> Figure:
     """Training compute against loss, with the runs that no other beats.
 
     Compute: forward and backward of the student, forward of the teacher; the teacher's own
@@ -342,7 +343,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
             for ink in ({"stroke": "#ffffff", "strokeWidth": 4}, {"color": RED})
         ),
     ).properties(**WIDE)
-    return Figure("pareto", titled(chart, "Validation loss, nats per token"), data)
+    return Figure("pareto", titled(chart, METRICS[metric].axis), data)
 
 
 def _flop_ticks(values: list[float]) -> list[float]:
@@ -437,10 +438,10 @@ def all_figures(
     """Every figure that the records allow, in the report's order."""
     figures = [
         curves(runs, law),
-        controls(runs),
+        controls(runs, law.metric),
         law_chart(law, final),
         ratios(law),
-        pareto(runs, final),
+        pareto(runs, final, law.metric),
         final_student(final) if final else None,
         teacher_family(teachers),
         regret(law),

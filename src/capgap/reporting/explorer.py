@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from capgap.law.law_record import Interval, LawRecord, Recommendation
+from capgap.law.leading_answer import LeadingLaw
 from capgap.law.predict import recommend
 from capgap.law.regression import Fit
 
@@ -18,13 +20,19 @@ STUDENTS, BUDGETS = 13, 9  # points of the grid
 BEYOND = 2.0  # times outside of what was measured
 
 
-def explorer(fit: Fit, law: LawRecord, teachers: dict[str, int]) -> dict[str, Any] | None:
-    """Answers by student and budget; None without a joint law. teachers: parameters by name."""
-    if fit.joint is None:
+def explorer(
+    fit: Fit, law: LawRecord, teachers: dict[str, int], cells: pd.DataFrame
+) -> dict[str, Any] | None:
+    """Answers by student and budget, those of `capgap recommend`; None if no law could be fitted.
+
+    teachers: parameters by name. cells: `means.cell_table` of the table of the law.
+    """
+    by = LeadingLaw(law, cells)
+    if fit.joint is None and not by.of_losses:
         return None
     sizes = _grid([o.student_params_non_embedding for o in law.optima], STUDENTS)
     budgets = sorted({o.tokens for o in law.optima})
-    if law.exponents.by_tokens is not None:
+    if law.exponents.by_tokens is not None or (by.of_losses and len(budgets) > 1):
         budgets = _grid(budgets, BUDGETS)
     sizes = [size for size in sizes if size < max(teachers.values())]
     return {
@@ -32,7 +40,7 @@ def explorer(fit: Fit, law: LawRecord, teachers: dict[str, int]) -> dict[str, An
         "tokens": budgets,
         "tie_nats": law.tie_nats,
         "answers": [
-            [_answer(fit, law, teachers, size, tokens) for tokens in budgets] for size in sizes
+            [_answer(fit, by, teachers, size, tokens) for tokens in budgets] for size in sizes
         ],
     }
 
@@ -44,10 +52,10 @@ def _grid(measured: list[float], points: int) -> list[int]:
 
 
 def _answer(
-    fit: Fit, law: LawRecord, teachers: dict[str, int], student: int, tokens: int
+    fit: Fit, by: LeadingLaw, teachers: dict[str, int], student: int, tokens: int
 ) -> dict[str, Any]:
     larger = {name: size for name, size in teachers.items() if size > student}
-    found = recommend(fit, law, larger, student, tokens, 0.0)
+    found = by.answer(recommend(fit, by.law, larger, student, tokens, 0.0))
     return {
         "star": _ends(found.teacher_params_star),
         "abstains": found.reason if found.status == "abstains" else None,

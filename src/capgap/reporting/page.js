@@ -123,6 +123,14 @@ function bar(ends, most) {
   return cell;
 }
 
+function above(regret) {
+  if (!regret) return "unknown";
+  if (regret.every((end) => end === 0)) return "the lowest";
+  return regret[1] === null && regret[2] === null
+    ? `${regret[0].toFixed(3)} [no interval]`
+    : span(regret, (x) => x.toFixed(3));
+}
+
 function explore() {
   const student = Number(document.getElementById("ask-student").value);
   const tokens = Number(document.getElementById("ask-tokens").value);
@@ -138,7 +146,7 @@ function explore() {
   const most = Math.max(4 * ANSWERS.tie_nats, ...known.map((ends) => ends[0])) * 1.2;
   const rows = answer.ranked.map(([name, size, regret]) => {
     const row = document.createElement("tr");
-    for (const text of [name, count(size), regret ? span(regret, (x) => x.toFixed(3)) : "unknown"]) {
+    for (const text of [name, count(size), above(regret)]) {
       const cell = document.createElement("td");
       cell.textContent = text;
       cell.className = row.cells.length ? "number" : "name";

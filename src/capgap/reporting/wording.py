@@ -353,8 +353,8 @@ def recommendation(final: FinalRecord) -> tuple[str, str]:
     rival = min(loss, key=lambda teacher: (loss[teacher], teacher))
     side = "ahead of" if final.chosen_is_best else "behind"
     noise = {
-        True: "more than the noise between seeds",
-        False: "within the noise between seeds",
+        True: "more than the noise of this difference",
+        False: "within the noise of this difference",
         None: "with one seed, whether that is noise is unknown",
     }[final.resolved]
     answer = {True: "Yes", False: "No"}[final.chosen_is_best]

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from capgap.law.asking import ask
-from capgap.law.law_record import Choice
+from capgap.law.law_record import Choice, LawRecord
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
@@ -41,7 +41,21 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
         neighbour=neighbour_of(chosen, sizes, answer.target_params),
         largest=max(sizes, key=lambda name: (sizes[name], name)),
         recommendation=answer,
+        **_noise(LawRecord.read(law_path)),
     )
+
+
+def _noise(law: LawRecord) -> dict[str, float | None]:
+    """What moves the difference of two final students, from the law's components of the noise."""
+    sd = {part.name: part.sd.value for part in law.noise}
+    if "order" not in sd:
+        return {}
+    drawn = [sd[name] for name in ("trunk", "init", "teacher") if name in sd]
+    return {
+        "order_sd": sd["order"],
+        "redraw_sd": math.hypot(*drawn) if drawn else None,
+        "noise_df": law.noise_df,
+    }
 
 
 def neighbour_of(chosen: str, sizes: dict[str, int], target: float) -> str | None:

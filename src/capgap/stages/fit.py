@@ -12,6 +12,7 @@ from pathlib import Path
 from capgap.config import Law
 from capgap.law.claims import sentence
 from capgap.law.law_record import Interval, LawRecord, Optimum
+from capgap.law.metric import METRICS
 from capgap.law.regression import law_record
 from capgap.law.table import RunTable, read_table
 from capgap.law.words import about, listed
@@ -53,8 +54,7 @@ def inputs_text(table: RunTable) -> str:
     if table.metric.name != "loss":
         lines.append(
             f"Runs are measured by {table.metric.name}. The law is fitted to the "
-            f"{table.metric.noun}; what is called a loss in nats below is that, in "
-            f"{table.metric.unit}."
+            f"{table.metric.noun}, in {table.metric.unit}; what is called a loss below is that."
         )
     for run in table.excluded:
         lines.append("Left out: " + ", ".join(f"{name} {value}" for name, value in run.items()))
@@ -110,7 +110,7 @@ def law_text(record: LawRecord) -> str:
     lines = [
         f"The law T* ~ S^a D^b over {record.reason}, {record.confidence:.0%} intervals",
         *(f"  {name:<48}{_estimate(value)}" for name, value in rows),
-        f"  curve: {curve.curvature_nats:.3g} nats per squared unit of log T, skew {curve.skew:.2f}",
+        f"  curve: {curve.curvature_nats:.3g} {_short(record)} per squared unit of log T, skew {curve.skew:.2f}",
     ]
     if record.misfit is not None:
         lines.append(f"  {record.misfit.reason}")
@@ -119,14 +119,15 @@ def law_text(record: LawRecord) -> str:
         best = min(record.sizes, key=lambda s: s.rms_nats).size.replace("_", " ")
         lines.append(
             f"  sizes are counted as {record.size.replace('_', ' ')}; runs lie about the law by "
-            f"{counts} nats, least by {best}"
+            f"{counts} {_short(record)}, least by {best}"
         )
     return "\n".join(lines)
 
 
 def noise_text(record: LawRecord) -> str:
     """Components of the noise, a line each, and the teachers off their family."""
-    lines = ["Noise, standard deviations in nats per token (scatter: of log T*; misfit: a share)"]
+    unit = METRICS[record.metric].unit
+    lines = [f"Noise, standard deviations in {unit} (scatter: of log T*; misfit: a share)"]
     for part in record.noise:
         with_it = f", with {listed(part.includes)}" if part.includes else ""
         spread = f"{part.sd.value:.4f} [{part.sd.low:.4f}, {part.sd.high:.4f}]"
@@ -135,7 +136,7 @@ def noise_text(record: LawRecord) -> str:
     for effect in off:
         side = "worse" if effect.effect_nats > 0 else "better"
         lines.append(
-            f"  students of {effect.teacher} are {abs(effect.effect_nats):.3f} nats {side} than its "
+            f"  students of {effect.teacher} are {abs(effect.effect_nats):.3f} {_short(record)} {side} than its "
             f"size predicts ({_estimate(effect.effect, 3)})"
         )
     return "\n".join(lines)
@@ -179,6 +180,10 @@ def lines_text(record: LawRecord) -> str:
     return "\n".join(lines)
 
 
+def _short(record: LawRecord) -> str:
+    return METRICS[record.metric].short
+
+
 def _estimate(value: Interval | None, decimals: int = 2) -> str:
     if value is None:
         return "not determined by these runs"
@@ -201,20 +206,23 @@ def _curve(found: Optimum) -> str:
 
 def causes_text(record: LawRecord) -> str:
     """The law of two causes in numbers."""
-    found = record.two_causes
+    found, unit = record.two_causes, _short(record)
     student, tokens = about(found.centre_student_params), about(found.centre_tokens)
     rows = [
-        ("g: nats of a student for a nat of its teacher", found.help),
-        (f"c: nats for each factor e cut, S = {student}, {tokens} tokens", found.damage_rate_nats),
+        (f"g: {unit} of a student for each of its teacher", found.help),
+        (
+            f"c: {unit} for each factor e cut, S = {student}, {tokens} tokens",
+            found.damage_rate_nats,
+        ),
         ("q: this damage falls with D^-q", found.damage_by_tokens),
         ("r: and with S^-r", found.damage_by_size),
-        ("A: most nats a cut can cost", found.damage_ceiling_nats),
+        (f"A: most {unit} a cut can cost", found.damage_ceiling_nats),
     ]
     lines = [
         f"The law of two causes, loss = level + g L_T + damage of the cut, over {found.n_cells} cells "
         f"of {found.n_teachers} teachers: {found.status.replace('_', ' ')}",
         *(f"  {name:<56}{_estimate(value)}" for name, value in rows),
-        f"  cells lie about it by {found.noise_nats:.4f} nats",
+        f"  cells lie about it by {found.noise_nats:.4f} {unit}",
     ]
     if found.status != "identified":
         lines.append(f"  {found.reason}")
@@ -258,7 +266,7 @@ def scores_text(record: LawRecord) -> str:
     lines = [
         "Each law fitted without one student size and asked for its teacher. Regret: loss of its "
         "choice above",
-        f"the best tried, nats per token; hits: regrets up to {record.tie_nats:g}; held: intervals "
+        f"the best tried, {METRICS[record.metric].unit}; hits: regrets up to {record.tie_nats:g}; held: intervals "
         "that hold the T*",
         "left out. FLOPs: of the runs it was fitted on with one run of its choice, and of one run "
         "with every",

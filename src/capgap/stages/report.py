@@ -26,10 +26,12 @@ from markupsafe import Markup
 from capgap.errors import CapgapError
 from capgap.law.asking import refit
 from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.means import cell_table
+from capgap.law.metric import METRICS
 from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow
-from capgap.reporting import wording
+from capgap.reporting import causes, wording
 from capgap.reporting.answer import answer_of, noise_sd
 from capgap.reporting.charts import all_figures
 from capgap.reporting.explorer import explorer
@@ -62,7 +64,8 @@ def run(
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
     figures = all_figures(runs, law, final, teachers)
     table = pd.DataFrame([row.model_dump() for row in runs])
-    answers = explorer(refit(law, table, "the table and the law"), law, teacher_sizes(table))
+    fit = refit(law, table, "the table and the law")
+    answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
     specs = {figure.name: specification(figure) for figure in figures}
     with publish_folder(out) as folder:
         pictures = {}
@@ -92,7 +95,9 @@ def run(
                 style=_part("style.css"),
                 script=_part("page.js"),
                 vega=Markup(vega_bundle()),
+                metrics=METRICS,
                 w=wording,
+                c=causes,
             )
         )
         (folder / "report.html").write_text(page + "\n", encoding="utf-8")
