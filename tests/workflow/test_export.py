@@ -64,10 +64,14 @@ def test_a_killed_export_leaves_nothing_half_written_and_works_again(study):
     killed = study.command(sys.executable, "-c", DYING, *words, check=False)
     assert killed.returncode == 9
     assert not (study / "out").exists()
-    (study / RESULTS / "final/model/added.txt").write_text("mine")
+    added = study / RESULTS / "final/model/added.txt"
+    added.write_text("mine")
+    refused = study.capgap("export", *words, check=False)
+    assert "added.txt is not in the manifest of its folder" in refused.stderr
+    assert not (study / "out").exists()
+    added.unlink()
     study.capgap("export", *words)
     assert (study / "out/README.md").is_file()
-    assert not (study / "out/added.txt").exists()
     assert [p.name for p in study.path.glob(".out*")] == []
 
 

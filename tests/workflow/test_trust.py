@@ -52,10 +52,10 @@ def test_failed_job_and_all_behind_it_stay_undone(study):
 
 
 def edit_fit(study):
-    """Insert a statement at the start of the law's `run`."""
+    """Insert a statement at the start of the function that fits the law."""
     path = study / "src/capgap/stages/fit.py"
     text = path.read_text()
-    start = text.index("def run(")
+    start = text.index("def fit(")
     body = text.index('"""', text.index('"""', start) + 3) + 3
     path.write_text(text[:body] + "\n    print('other')" + text[body:])
 

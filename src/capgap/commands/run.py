@@ -101,7 +101,10 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     study = load_study(study_file)
     root = Path(paths.ROOT.format(study=study.study))
     look = private.only_looks(snakemake_options)
-    command = snakemake_command(study_file, snakemake_options)
+    options = snakemake_options
+    if look and (unfinished := ledger.unfinished(root)):  # a run removes these and makes them again
+        options = [*options, "--forcerun", *unfinished]
+    command = snakemake_command(study_file, options)
     with ExitStack() as stack:
         planned_file = Path(stack.enter_context(TemporaryDirectory()), "planned")
         os.environ[PLANNED] = str(planned_file)
@@ -120,13 +123,15 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
         planned = None
         if planned_file.is_file():
             planned = planned_file.read_text(encoding="utf-8").splitlines()
-        if status == 0 and not snakemake_options:  # what is missing now is no longer of the study
+        if status == 0 and private.is_whole(
+            snakemake_options
+        ):  # what is missing now is no longer of the study
             checksums.fold(root, forget=lambda output: True)
     if status and disk_is_full(root):
         raise CapgapError(
             f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
         )
-    if status == 0 and not snakemake_options:
+    if status == 0 and private.is_whole(snakemake_options):
         print_summary(study, Console())
     if status == 0 and planned is not None:
         print(plan.short(plan.make_plan(study, not_done=planned)))

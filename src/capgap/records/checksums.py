@@ -197,6 +197,7 @@ class Findings(NamedTuple):
 def files_below(root: str | Path) -> Iterator[str]:
     """Paths of all files below a folder, links included, without droppings."""
     for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not is_dropping(name)]
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in [*names, *links]:
             if not is_dropping(name):

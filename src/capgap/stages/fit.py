@@ -36,6 +36,7 @@ SOURCES = {
 }
 
 
+@by_hand
 def run(runs_path: str | Path, settings: Law) -> LawRecord:
     """Read a table of runs and fit the law on its main arm; errors as in `read_table`."""
     return fit(read_table(runs_path, settings.metric, settings.exclude), settings)
@@ -180,10 +181,12 @@ def lines_text(record: LawRecord) -> str:
     return "\n".join(lines)
 
 
+@by_hand
 def _short(record: LawRecord) -> str:
     return METRICS[record.metric].short
 
 
+@by_hand
 def _estimate(value: Interval | None, decimals: int = 2) -> str:
     if value is None:
         return "not determined by these runs"
@@ -191,6 +194,7 @@ def _estimate(value: Interval | None, decimals: int = 2) -> str:
     return f"{value.value:.{decimals}f} [{low}, {high}]"
 
 
+@by_hand
 def _size(value: Interval | None) -> str:
     if value is None:
         return "-"
@@ -198,6 +202,7 @@ def _size(value: Interval | None) -> str:
     return f"{about(value.value)} [{low}, {high}]"
 
 
+@by_hand
 def _curve(found: Optimum) -> str:
     places = {"below": "T* below the ladder", "above": "T* above the ladder"}
     shape = found.shape.replace("_", " ")

@@ -53,6 +53,16 @@ def output_of(folder: Path, file: Path) -> str | None:
     return output if paths.is_inside(output) and location(folder, output) == file else None
 
 
+# Options of Snakemake that say how a study is run, not how much of it; these take a value.
+HOW = {"--cores", "-c", "--jobs", "-j", "--profile", "--latency-wait", "-w"}
+
+
+def is_whole(options: list[str]) -> bool:
+    """Whether a run with these options makes the whole study; False if that is not certain."""
+    words = iter(options)
+    return all(word.split("=")[0] in HOW and ("=" in word or next(words, "")) for word in words)
+
+
 def only_looks(options: list[str]) -> bool:
     """Whether Snakemake would change nothing with these options: a dry run, a list, a picture."""
     if not options:
