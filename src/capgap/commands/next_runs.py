@@ -16,7 +16,8 @@ def price(study: Study, experiment: Experiment) -> str:
         return experiment.step
     data = study.model_dump(exclude_none=True, exclude_unset=True)
     for section, values in experiment.changes.items():
-        data[section] = {**data.get(section, {}), **values}
+        changed = {**data.get(section, {}), **values}
+        data[section] = {key: value for key, value in changed.items() if value is not None}
     try:
         larger = load_study(data)
         there = {job.output for job in StudyCost(study).jobs}

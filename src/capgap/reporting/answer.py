@@ -233,7 +233,13 @@ def experiments(law: LawRecord) -> list[Experiment]:
     guessed = [part.name for part in law.noise if part.source == "prior" and part.name == "teacher"]
     if guessed:
         question = "how much one draw of a teacher moves its students: a prior was used"
-        found.append(Experiment(question, "redraw every teacher once", {"grid": {"replicas": 2}}))
+        found.append(
+            Experiment(
+                question,
+                "redraw every teacher once",
+                {"grid": {"replicas": [1, 2], "seeds": None, "arm_seeds": None}},
+            )
+        )
     return found
 
 
