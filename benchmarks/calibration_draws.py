@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import load_model
 from capgap.engine.objectives import Distillation
-from capgap.engine.resuming import discard
 from capgap.engine.training import train
 from capgap.pruning.importance import MICRO_BATCH_TOKENS, measure
 from capgap.pruning.refit import refit
@@ -82,7 +82,7 @@ def one_cell(args: argparse.Namespace, study, streams: Streams, draw: int, how: 
         checkpoint_seconds=math.inf,
         say=lambda line: None,
     )
-    discard(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     return {"draw": draw, "refit": how, "start": start, "end": loss(student)}
 
 

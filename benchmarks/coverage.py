@@ -3,315 +3,222 @@ Do the intervals of the law cover the truth as often as they say, and do the ver
 
 Simulates whole studies with a known law, fits each, and prints three tables as markdown:
 
-  optima and lines  for each kind of world, how often the interval of the optimum and of the slope
-                    holds the truth, and how far the estimates are off
-  surface           the same for T*/S of the joint surface, at the middle of three budgets and at
-                    the last, and for its elasticities
-  verdicts          how often each shape, and each verdict on the law, is given to known truths
+  estimates        coverage of the intervals of T* (of all students and budgets), of the exponents and
+                   of T*/S at 25 tokens per parameter, with the median half width of each interval (of
+                   logs for T* and T*/S)
+  verdicts         how often the published ratio is found, the law contradicted, or the curves flat
+  recommendations  mean regret, for a student size that was not tried, of the recommended teacher
+                   and of the best teacher of the nearest student, nats per token, by the true curves
 
-    python benchmarks/coverage.py --studies 1000
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py --studies 200
 
-Columns of the first table: coverage of the intervals of T* and mean error of log T*, optima inside
-the grid; mean slope (the truth is 2.5); coverage and median width of the slope's interval as
-reported, and over runs alone; coverage of the hull of both; share of studies whose reported
-interval is the narrower of the two, by luck; coverage of the interval of T* that is predicted for
-an unseen student (of its T* on the line, or scattered about it as the others are); optima inside
-the grid. With 1,000 studies a coverage of 95 % is known to +-1.4 points for slopes, +-0.8 for
-3,000 optima.
+With 200 studies a coverage of 95 % is known to +-3 points. Order noise is 0.003 nats, that of pruned
+inits 0.004; T* = 50k (S/17k)^0.30 (D/500k)^0.68 unless said otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from capgap.config import Law
-from capgap.law import line as law_line
-from capgap.law.claims import overall_of
-from capgap.law.optimum import interval_of
-from capgap.law.records import Interval
-from capgap.law.simulate import simulate_runs, simulate_study
-from capgap.law.study import fit_law, lines_of, optima_of
+from capgap.law.claims import is_flat, overall_of
+from capgap.law.curve import bowl
+from capgap.law.predict import predict, regrets
+from capgap.law.regression import fit_law, optima_of
+from capgap.law.simulate import Design, World, kink, line, per_token, power, shared_ladder, simulate
 
-SLOPE, INTERCEPT = 2.5, 5e3
-STUDENTS = (60e3, 100e3, 160e3)
-FIVE = (60e3, 80e3, 100e3, 130e3, 160e3)
-PAPER = (30e3, 60e3, 110e3, 200e3, 360e3, 640e3)  # six sizes over a factor of 20, as two families
-UNSEEN = 120e3
-WORLDS = {
-    "3 students": {},
-    "3 students, 3 seeds": {"seeds": 3},
-    "3 students, 3 teachers": {"teachers": 3, "step": 2.2},
-    "3 students, 4 teachers": {"teachers": 4},
-    "3 students, 7 teachers": {"teachers": 7, "step": 1.5},
-    "3 students, skew 0.5": {"skew": 0.5},
-    "3 students, skew 1": {"skew": 1.0},
-    "3 students, skew 1, 3 teachers": {"skew": 1.0, "teachers": 3, "step": 2.2},
-    "3 students, steep (0.5)": {"curvature": 0.5},
-    "3 students, shallow (0.05)": {"curvature": 0.05},
-    "3 students, very shallow (0.01)": {"curvature": 0.01},
-    "3 students, uneven 0.005": {"unevenness_sd": 0.005},
-    "3 students, uneven 0.02": {"unevenness_sd": 0.02},
-    "3 students, scatter 5 %": {"scatter_sd": 0.05},
-    "3 students, 1 seed": {"seeds": 1},
-    "1 student, 3 teachers": {"students": (100e3,), "teachers": 3, "step": 2.2},
-    "5 students": {"students": FIVE},
-    "5 students, 1 seed": {"students": FIVE, "seeds": 1},
-    "5 students, 3 seeds": {"students": FIVE, "seeds": 3},
-    "5 students, shallow (0.05)": {"students": FIVE, "curvature": 0.05},
-    "5 students, scatter 5 %": {"students": FIVE, "scatter_sd": 0.05},
-    "5 students, 2 at the edge": {"students": FIVE, "top": 500e3},
-    "same, scatter 20 %": {"students": FIVE, "top": 500e3, "scatter_sd": 0.2},
-    "6 wide": {"students": PAPER},
-    "6 wide, 1 seed": {"students": PAPER, "seeds": 1},
-    "6 wide, 3 seeds": {"students": PAPER, "seeds": 3},
-    "6 wide, steep (0.5)": {"students": PAPER, "curvature": 0.5},
-    "6 wide, shallow (0.05)": {"students": PAPER, "curvature": 0.05},
-    "6 wide, skew 0.5": {"students": PAPER, "skew": 0.5},
-    "6 wide, uneven 0.005": {"students": PAPER, "unevenness_sd": 0.005},
-    "6 wide, scatter 5 %": {"students": PAPER, "scatter_sd": 0.05},
+WIDE = np.array([5, 7.1, 10, 14.4, 20.5, 29, 41, 58, 82, 116, 164, 232, 328, 464, 656]) * 1e3
+COARSE = WIDE[::2]
+NOISE = {"order_sd": 0.003, "init_sd": 0.004}
+THREE, FIVE = (6e3, 12e3, 24e3), (6e3, 9e3, 13e3, 19e3, 28e3)
+
+
+def _one_budget(students: Sequence[float], ladder: np.ndarray, teachers: int, **runs) -> Design:
+    ladders = shared_ladder(students, ladder, teachers)
+    return Design(ladders, dict.fromkeys(students, (500000.0,)), **runs)
+
+
+def _per_param(students: Sequence[float], ladder: np.ndarray, teachers: int, **runs) -> Design:
+    ladders = shared_ladder(students, ladder, teachers)
+    return Design(ladders, {s: (12.5 * s, 25 * s, 50 * s) for s in students}, **runs)
+
+
+def _table(students: Sequence[float], ladder: Sequence[float], budgets, **runs) -> Design:
+    return Design(dict.fromkeys(students, ladder), dict.fromkeys(students, budgets), **runs)
+
+
+DEFAULT = _table((13e3, 16e3, 20e3), (23e3, 41e3, 64e3, 126e3), (5e5,), seeds=(0, 1))
+BUDGETS = _table((13e3, 17e3, 22e3), (23e3, 41e3, 92e3, 164e3), (25e4, 5e5, 1e6))
+DESIGNS = {
+    "default study": DEFAULT,
+    "three budgets": BUDGETS,
+    "tokens per parameter": _per_param(THREE, COARSE, 4),
+    "the same, 2 replicas": _per_param(THREE, COARSE, 4, replicas=(0, 1)),
+    "5 students, 5 teachers": _one_budget(FIVE, WIDE, 5, seeds=(0, 1)),
+    "5 students, 3 budgets": _per_param(FIVE, WIDE, 6),
 }
-
-
-def one_study(
-    rng: np.random.Generator,
-    settings: Law,
-    *,
-    students: tuple[float, ...] = STUDENTS,
-    teachers: int = 5,
-    step: float = 1.8,
-    scatter_sd: float = 0.0,
-    top: float | None = None,
-    **world,
-) -> dict[str, list[float]]:
-    """Simulate and fit one study; the ladder starts near 1.4 times each student, at random.
-
-    top: of one ladder for all students, which large students outgrow.
-    """
-    start = {3: 1.2, 7: 0.9}.get(teachers, 1.3)
-    ladders = [
-        [s * start * factor * step**k for k in range(teachers)]
-        for s, factor in zip(students, rng.uniform(0.85, 1.2, len(students)), strict=True)
-    ]
-    if top is not None:
-        ladder = top * rng.uniform(0.85, 1.2) / step ** np.arange(8.0)
-        ladders = [[t for t in ladder[::-1] if t > 1.1 * s] for s in students]
-    truth = {
-        f"{s:.0f}": (SLOPE * s + INTERCEPT) * np.exp(rng.normal(0, scatter_sd)) for s in students
-    }
-    runs = pd.concat(
-        [
-            simulate_runs(rng, [s], [ladder], slope=0, intercept=truth[f"{s:.0f}"], **world)
-            for s, ladder in zip(students, ladders, strict=True)
-        ]
-    )
-    fit = fit_law(runs, settings, with_surface=False)
-    out: dict[str, list[float]] = {name: [] for name in COLUMNS}
-    ((tokens, places),) = fit.located.items()
-    for place in places:
-        star = interval_of(place, settings.confidence)
-        out["inside"].append(star is not None)
-        if star is not None:
-            true = truth[place.cells.student]
-            if place.low_R is not None:
-                out["star"].append(_holds(star, true))
-            out["error"].append(np.log(star.value / true))
-    fitted = fit.lines[tokens]
-    if fitted is not None:
-        value, low, high = fitted.estimate(fitted.line, [0.0, 1.0])
-        slope = Interval(value=value, low=low, high=high)
-        runs = fitted.resampled(fitted.line, [0.0, 1.0])
-        out["slope"].append(value)
-        out["reported"].append(_holds(slope, SLOPE))
-        out["reported_width"].append(_width(slope))
-        if runs is not None:
-            out["runs"].append(_holds(runs, SLOPE))
-            out["runs_width"].append(_width(runs))
-            out["both"].append(out["runs"][-1] or out["reported"][-1])
-            out["lucky"].append(_width(slope) < _width(runs))
-        unseen = (SLOPE * UNSEEN + INTERCEPT) * np.exp(rng.normal(0, scatter_sd))
-        out["unseen"].append(_holds(fitted.predict(UNSEEN), unseen))
-    return out
-
-
-COLUMNS = {
-    "star": "T* covered",
-    "error": "bias of log T*",
-    "slope": "mean slope",
-    "reported": "slope covered",
-    "reported_width": "width",
-    "runs": "over runs alone",
-    "runs_width": "width",
-    "both": "by either",
-    "lucky": "narrower by luck",
-    "unseen": "T* of an unseen student",
-    "inside": "optima inside",
+TEACHER_SDS = (0.0, 0.005, 0.01)
+LAW = (0.30, 0.68)
+FORMS = {  # other truths, teacher sd 0.005
+    "skew 0.5": {"skew": 0.5},
+    "curvature +-30 % by student": {"curvature_scatter": 0.3},
+    "T* scattered by 6 %": {"star_scatter": 0.06},
+    "curves saturate at 0.1 nats": {"ceiling": 0.1},
+    "a plateau from 500k tokens": {"star": kink(power(*LAW), 5e5, 0.0)},
 }
-
-
-def _holds(interval, truth: float) -> bool:
-    low = -np.inf if interval.low is None else interval.low
-    high = np.inf if interval.high is None else interval.high
-    return bool(low <= truth <= high)
-
-
-def _width(interval) -> float:
-    return np.inf if None in (interval.low, interval.high) else interval.high - interval.low
-
-
-def _cell(name: str, values: list[float]) -> str:
-    if not values:
-        return "-"
-    if name == "error":
-        return f"{np.mean(values):+.4f}"
-    if name == "slope":
-        return f"{np.mean(values):.2f}"
-    if name.endswith("width"):
-        return f"{np.median(values):.2f}"
-    return f"{100 * np.mean(values):.1f} %"
-
-
-SURFACES = {
-    "ratio grows as D^0.4": {"power": 0.4},
-    "ratio constant": {"power": 0.0},
-    "grows, skew 0.5": {"power": 0.4, "skew": 0.5},
-    "grows, flat (0.05)": {"power": 0.4, "curvature": 0.05},
-    "grows, skew -0.5": {"power": 0.4, "skew": -0.5},
-    "grows, uneven 0.005": {"power": 0.4, "unevenness_sd": 0.005},
-    "grows, bends ever less": {"power": 0.4, "help_nats": 0.4},  # a teacher's help of 1 - S/T
-    "grows slowly, bends ever less": {"power": 0.2, "help_nats": 0.4},
-    "grows, bends ever less, 1 seed": {"power": 0.4, "help_nats": 0.4, "seeds": 1},
-}
-BUDGETS = (1_000_000, 2_000_000, 4_000_000)
-STEPS = np.array([1.3, 2.3, 4.1, 7.4, 13.0])
-
-
-def one_surface(
-    rng: np.random.Generator,
-    settings: Law,
-    power: float,
-    help_nats: float | None = None,
-    **world,
-) -> dict:
-    """Simulate three budgets and fit the surface; T*/S = 2.5 (D / 1M)^power.
-
-    help_nats: of the mechanism of `simulate_study`, instead of the curves of `simulate_runs`.
-    """
-    frames = []
-    for s in STUDENTS:
-        ladder = s * STEPS * np.exp(rng.uniform(-0.2, 0.2))
-        if help_nats is not None:
-            made = {"damage": help_nats / SLOPE, "help_nats": help_nats, "decay": power}
-            made |= {"budgets": BUDGETS, "arms": (), "noise_sd": 0.003, **world}
-            frames.append(simulate_study(rng, [s], ladder, **made))
-            continue
-        for d in BUDGETS:
-            slope = SLOPE * (d / 1e6) ** power
-            frames.append(simulate_runs(rng, [s], [ladder], tokens=d, slope=slope, **world))
-    surface = fit_law(pd.concat(frames), settings).surface
-    if surface.status != "fitted":
-        return {"fitted": False}
-    found = {"fitted": True}
-    for where, tokens in (("", BUDGETS[1]), (" at the last", BUDGETS[-1])):
-        truth = SLOPE * (tokens / 1e6) ** power
-        ratio = surface.ratio(STUDENTS[1], tokens, settings.confidence)
-        found |= {
-            f"ratio{where}": ratio is not None and _holds(ratio, truth),
-            f"error{where}": np.nan if ratio is None else np.log(ratio.value / truth),
-        }
-    moves = surface.elasticities(settings.confidence)
-    return found | {"tokens": _holds(moves["tokens"], power), "size": _holds(moves["size"], 1.0)}
-
-
+CONSTANT = {"seeds": (0, 1)}
 VERDICTS = {
-    "flat": ({"curvature": 0.0}, "flat", "contradicted"),
-    "flat, 3 seeds": ({"curvature": 0.0, "seeds": 3}, "flat", "contradicted"),
-    "smaller is better": ({"slope": 0.5}, "monotone", "contradicted"),
-    "larger is better": ({"slope": 40.0}, "monotone", "contradicted"),
-    "interior, slope 2.5": ({}, "interior", "supported"),
-    "interior, skew 1": ({"skew": 1.0}, "interior", "supported"),
-    "interior, flat (0.05)": ({"curvature": 0.05}, "interior", "supported"),
-    "interior, slope 6": ({"slope": 6.0}, "interior", "contradicted"),
+    "T* = 2.5 S": (World(line(2.5, 0)), _one_budget(THREE, WIDE, 5, **CONSTANT)),
+    "T* = 2.5 S, 3 budgets": (World(line(2.5, 0)), _per_param(THREE, WIDE, 5, **CONSTANT)),
+    "T* = 2.5 S + 5k, S over a factor of 20": (
+        World(line(2.5, 5e3)),
+        _one_budget((6e3, 11e3, 20e3, 36e3, 65e3, 120e3), WIDE, 5, **CONSTANT),
+    ),
+    "T* = 2.5 S, 5 students": (World(line(2.5, 0)), _one_budget(FIVE, WIDE, 5, **CONSTANT)),
+    "T* = 1.7 S": (World(line(1.7, 0)), _one_budget(THREE, WIDE, 5, **CONSTANT)),
+    "T* = 3.5 S": (World(line(3.5, 0)), _one_budget(THREE, WIDE, 5, **CONSTANT)),
+    "T* ~ S^0.6": (World(power(0.6, 0)), _one_budget(THREE, WIDE, 5, **CONSTANT)),
+    "T*/S ~ (D/S)^0.7": (World(per_token(2.5, 0.7)), _per_param(THREE, WIDE, 5, **CONSTANT)),
+    "no teacher differs": (
+        World(line(2.5, 0), curvature=0.0),
+        _one_budget(THREE, WIDE, 5, **CONSTANT),
+    ),
+}
+UNSEEN = {
+    "default study": (18e3, 5e5),
+    "three budgets": (19e3, 7e5),
+    "tokens per parameter": (17e3, 4.2e5),
 }
 
 
-def one_verdict(rng: np.random.Generator, settings: Law, world: dict) -> tuple[list[str], str]:
-    """Simulate five students and one budget; shapes of the curves and the verdict on the law."""
-    factor = 2.0 if world.get("slope", SLOPE) > SLOPE and world["slope"] < 10 else 1.0
-    ladders = [s * STEPS * factor * np.exp(rng.uniform(-0.2, 0.2)) for s in FIVE]
-    fit = fit_law(simulate_runs(rng, FIVE, ladders, **world), settings, with_surface=False)
-    optima, lines = optima_of(fit, settings), lines_of(fit, settings)
-    return [o.shape for o in optima], overall_of(optima, lines, None, [], SLOPE).status
+def estimates(settings: Law, studies: int, only: str | None) -> None:
+    """Print the table of estimates."""
+    names = ("T*", "a", "b", "a + b", "T*/S at 25")
+    print(f"| study | teacher sd | {' | '.join(names)} | s a study |")
+    print(f"|---|---|{'---|' * (len(names) + 1)}")
+    rows = [(name, design, sd, {}) for name, design in DESIGNS.items() for sd in TEACHER_SDS]
+    rows += [(name, BUDGETS, 0.005, more) for name, more in FORMS.items()]
+    for name, design, sd, more in rows:
+        if only and only not in name:
+            continue
+        world = World(**{"star": power(*LAW), "teacher_sd": sd, **NOISE, **more})
+        rng, start = np.random.default_rng(0), time.process_time()
+        found: dict[str, list[tuple[bool, float]]] = {n: [] for n in names}
+        for _ in range(studies):
+            one_study(rng, world, design, settings, found)
+        cells = [_cell(found[n]) for n in names]
+        spent = (time.process_time() - start) / studies
+        print(f"| {name} | {sd:g} | {' | '.join(cells)} | {spent:.2f} |", flush=True)
 
 
-def lines(settings: Law, studies: int, seed: int, worlds: list[str]) -> None:
-    """Print the table of optima and lines."""
-    print(f"| world | {' | '.join(COLUMNS.values())} |\n|{'---|' * (len(COLUMNS) + 1)}")
-    for name in worlds:
-        rng = np.random.default_rng(seed)
-        found = [one_study(rng, settings, **WORLDS[name]) for _ in range(studies)]
-        cells = [_cell(c, [v for study in found for v in study[c]]) for c in COLUMNS]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def one_study(rng, world: World, design: Design, settings: Law, found) -> None:
+    """Simulate and fit one study; add (covered, half width) to every list."""
+    law = fit_law(simulate(rng, world, design), settings).joint
+    runs, first = law.runs, law.runs.first_G
+
+    def add(name: str, limits, truth: float) -> None:
+        if limits is not None and np.isfinite(truth):
+            low = -np.inf if limits.low is None else limits.low
+            high = np.inf if limits.high is None else limits.high
+            found[name].append((low <= truth <= high, limits.width / 2))
+
+    level = settings.confidence
+    for size, tokens in zip(runs.size_N[first], runs.tokens_N[first], strict=True):
+        add("T*", law.log_ratio(size, tokens, level), np.log(world.star(size, tokens) / size))
+    exact = world.star_scatter == 0 and world.star(1e4, 1e6) / world.star(1e4, 5e5) > 1.01
+    a, b = LAW if exact else (np.nan, np.nan)
+    add("a", law.exponent(1, 0, level), a)
+    add("b", law.exponent(0, 1, level), b)
+    add("a + b", law.exponent(1, 1, level), a + b)
+    size = float(np.exp(law.axes.centre[0]))
+    at_25 = np.log(world.star(size, 25 * size) / size)
+    add("T*/S at 25", law.log_ratio(size, 25 * size, level), at_25)
 
 
-def surfaces(settings: Law, studies: int, seed: int) -> None:
-    """Print the table of surfaces."""
-    print(
-        "\n| world | T*/S covered | bias of log | at the last budget | bias of log "
-        "| elasticity by D | by S | fitted |\n|---|---|---|---|---|---|---|---|"
-    )
-    for name, world in SURFACES.items():
-        rng = np.random.default_rng(seed)
-        found = pd.DataFrame([one_surface(rng, settings, **world) for _ in range(studies)])
-        use = found[found["fitted"]].astype(float).mean()
-        print(
-            f"| {name} | {use['ratio']:.1%} | {use['error']:+.4f} | {use['ratio at the last']:.1%} "
-            f"| {use['error at the last']:+.4f} | {use['tokens']:.1%} | {use['size']:.1%} "
-            f"| {found['fitted'].mean():.1%} |",
-            flush=True,
-        )
+def _cell(found: list[tuple[bool, float]]) -> str:
+    if not found:
+        return "-"
+    covered, width = np.array(found, dtype=float).T
+    return f"{covered.mean():.0%}, {np.median(width):.2f}"
 
 
-def verdicts(settings: Law, studies: int, seed: int) -> None:
+def verdicts(settings: Law, studies: int) -> None:
     """Print the table of verdicts."""
-    print("\n| truth | shape | called so | law | called so | called the opposite |")
+    print("\n| truth | teacher sd | the published ratio | contradicted | supported | flat |")
     print("|---|---|---|---|---|---|")
-    for name, (world, shape, law) in VERDICTS.items():
-        rng = np.random.default_rng(seed)
-        found = [one_verdict(rng, settings, world) for _ in range(studies)]
-        shapes = [given for given_shapes, _ in found for given in given_shapes]
-        laws = [given for _, given in found]
-        opposite = {"supported": "contradicted", "contradicted": "supported"}[law]
-        print(
-            f"| {name} | {shape} | {shapes.count(shape) / len(shapes):.1%} | {law} "
-            f"| {laws.count(law) / len(laws):.1%} | {laws.count(opposite) / len(laws):.1%} |",
-            flush=True,
-        )
+    for sd in (0.005, 0.0):
+        for name, (world, design) in VERDICTS.items():
+            noisy = World(**{**world.__dict__, **NOISE, "teacher_sd": sd})
+            rng, counts = np.random.default_rng(0), np.zeros(4)
+            for _ in range(studies):
+                fit = fit_law(simulate(rng, noisy, design), settings)
+                flat = is_flat(fit.joint, settings)
+                overall = overall_of(
+                    fit.joint, "", optima_of(fit, settings, own=False), [], settings
+                )
+                ratio = next(claim for claim in overall.claims if claim.name == "ratio")
+                found = (ratio.answer == "yes", overall.status == "contradicted")
+                counts += [*found, overall.status == "supported", flat]
+            cells = " | ".join(f"{count / studies:.1%}" for count in counts)
+            print(f"| {name} | {sd:g} | {cells} |", flush=True)
+
+
+def recommendations(settings: Law, studies: int) -> None:
+    """Print the table of recommendations."""
+    print("\n| study | teacher sd | recommended | best of the nearest student | difference |")
+    print("|---|---|---|---|---|")
+    for name, (size, tokens) in UNSEEN.items():
+        for sd in TEACHER_SDS:
+            world = World(power(*LAW), teacher_sd=sd, **NOISE)
+            rng, found = np.random.default_rng(0), []
+            for _ in range(studies):
+                fit = fit_law(simulate(rng, world, DESIGNS[name]), settings)
+                found.append(_regrets(fit, world, size, tokens, settings))
+            own, nearest = np.mean(found, axis=0)
+            print(
+                f"| {name} | {sd:g} | {own:.4f} | {nearest:.4f} | {own - nearest:+.4f} |",
+                flush=True,
+            )
+
+
+def _regrets(fit, world: World, size: float, tokens: float, settings: Law) -> tuple[float, float]:
+    """True regret of the recommended teacher and of the nearest student's best one."""
+    teachers = np.unique(fit.runs.teacher_size_N)
+    teachers = teachers[teachers > size]
+    star = world.star(size, tokens)
+    scale = world.curvature * np.exp(world.skew * np.log(star / size / 2.5))
+    true = scale * bowl(np.log(teachers / star), np.float64(world.skew))
+    found = predict(fit, size, tokens, settings.confidence)
+    values = [r.value for r in regrets(fit, found, teachers, size, tokens, settings.confidence)]
+    near = min(
+        fit.located,
+        key=lambda p: abs(np.log(p.size / size)) + abs(np.log(p.tokens / tokens)),
+    )
+    best = near.means.size_U[near.means.mean_U.argmin()]
+    pick = int(np.abs(np.log(teachers / best)).argmin())
+    return float(true[int(np.argmin(values))] - true.min()), float(true[pick] - true.min())
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--studies", type=int, default=300)
-    parser.add_argument("--resamples", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--worlds", nargs="+", choices=WORLDS, help="only these, of the first table"
-    )
-    parser.add_argument("--surfaces", action="store_true", help="only the second table")
+    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--tables", nargs="+", default=["estimates", "verdicts", "recommendations"])
+    parser.add_argument("--only", help="studies whose name holds this, of the first table")
     args = parser.parse_args()
-    settings = Law(resamples=args.resamples)
-    law_line.BAND_POINTS = 2  # bands are not judged here, and take most of the time
-    if args.surfaces:
-        surfaces(settings, args.studies, args.seed)
-        return
-    lines(settings, args.studies, args.seed, args.worlds or list(WORLDS))
-    if args.worlds is None:
-        surfaces(settings, args.studies, args.seed)
-        verdicts(settings, args.studies, args.seed)
+    settings = Law()
+    if "estimates" in args.tables:
+        estimates(settings, args.studies, args.only)
+    if "verdicts" in args.tables:
+        verdicts(settings, args.studies)
+    if "recommendations" in args.tables:
+        recommendations(settings, args.studies)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

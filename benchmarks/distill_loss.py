@@ -36,10 +36,10 @@ BETA = 0.5  # of Jensen-Shannon
 
 def capgap(objective: str, beta: float | None = None) -> Callable:
     """Ours."""
-    from capgap.engine.losses import TeacherOutput, mixture_loss
+    from capgap.engine.losses import ModelOutput, mixture_loss
 
     def loss(hs, ws, ht, wt, labels):
-        targets = TeacherOutput(ht, wt)
+        targets = ModelOutput(ht, wt)
         return mixture_loss(
             hs, ws, labels, targets, objective=objective, beta=beta, scale=1 / len(labels)
         )[0]
@@ -51,7 +51,7 @@ def capgap_cached(kind: str) -> Callable:
     """Ours with the teacher's targets read from disk, so without the teacher's head."""
     from capgap.config import Distill
     from capgap.engine import teacher_targets
-    from capgap.engine.losses import PartialTargets, mixture_loss
+    from capgap.engine.losses import ModelOutput, PartialTargets, mixture_loss
 
     cache: list[PartialTargets] = []
 
@@ -61,7 +61,7 @@ def capgap_cached(kind: str) -> Callable:
         if not cache:
             settings = Distill(teacher_targets=kind, unique_tokens=len(labels)).targets_stage()
             draws = torch.rand(len(labels), dtype=torch.float64)
-            pieces = teacher_targets.reduce_to_targets(ht, wt, draws, settings)
+            pieces = teacher_targets.reduce_to_targets(ModelOutput(ht, wt), draws, settings)
             cache.append(teacher_targets.partial_targets(teacher_targets.join(pieces)))
         return mixture_loss(hs, ws, labels, cache[0], scale=1 / len(labels))[0]
 

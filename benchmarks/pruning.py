@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +42,8 @@ from capgap.config.counts import parse_count
 from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import hidden_states, output_head
-from capgap.engine.losses import TeacherOutput, mixture_loss
+from capgap.engine.losses import ModelOutput, mixture_loss
 from capgap.engine.models import load_model
-from capgap.engine.resuming import discard
 from capgap.engine.training import train
 from capgap.pruning.importance import MICRO_BATCH_TOKENS
 from capgap.pruning.refit import refit
@@ -136,7 +136,7 @@ class RememberedTeacher:
             hidden_states(model, inputs_BT),
             output_head(model),
             labels_N,
-            TeacherOutput(self.hidden[batch], output_head(self.teacher)),
+            ModelOutput(self.hidden[batch], output_head(self.teacher)),
             weight=self.settings.teacher_weight,
             temperature=self.settings.temperature,
             scale=scale,
@@ -192,7 +192,7 @@ def one_cell(
             checkpoint_seconds=math.inf,
             say=lambda line: None,
         )
-        discard(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
         after = perplexity(student, streams, args.test_tokens)
     return cell._asdict() | {
         "shape": solution.describe(sizes),

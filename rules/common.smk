@@ -13,7 +13,7 @@ from capgap.cost.requests import Requests
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
-from capgap.law.records import Choice
+from capgap.law.law_record import Choice
 from capgap.cost.teacher_configs import open_study
 from capgap.workflow import job_host, launch, rule_params
 
@@ -103,15 +103,24 @@ def harness_files():
 def results_of_study():
     """Every result that is known before the law has chosen."""
     final = [paths.CHOICE, paths.FINAL] if STUDY.final else []
+    pretrained = [d for d in run_grid.teacher_draws(STUDY) if d[0] in PRETRAINED]
     return [
         *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *of_teachers(paths.TEACHER_IMPORTANCE, SCORED),
         *of_teachers(paths.TEACHER_TARGETS, CACHED),
+        *of_teachers(paths.TEACHER_CURVE, pretrained),
+        *of_teachers(paths.TEACHER_TRAIN, pretrained),
         *[
             path
-            for kind in (paths.INIT_MODEL, paths.RUN_MODEL, *TRUNK)
+            for kind in (
+                paths.INIT_MODEL,
+                paths.RUN_MODEL,
+                paths.RUN_CURVE,
+                paths.RUN_TRAIN,
+                *TRUNK,
+            )
             for path in runs_of_grid(kind)
         ],
         *runs_of_grid(paths.RUN_METRICS),
@@ -122,11 +131,17 @@ def results_of_study():
 
 
 def spec(stage, settings=None):
-    """A rule's one parameter: its settings and the digest of the source it runs."""
-    text = rule_params.spec(stage, settings)
+    """A rule's one parameter: its settings and the digests of its source and command.
+
+    settings: a section, or a function of the wildcards that returns one.
+    """
+    rules_of_this = []
 
     def given(wildcards):
-        return text
+        if not rules_of_this:
+            rules_of_this.extend(r.name for r in workflow.rules if r.params.get("spec") is given)
+        section = settings(wildcards) if callable(settings) else settings
+        return rule_params.spec(stage, section, rules_of_this[0])
 
     return given
 
@@ -136,21 +151,21 @@ def study_settings(wildcards):
     return STUDY.model_dump_json(exclude_none=True)
 
 
-def pretrain_spec(wildcards):
-    """The parameter of one teacher's training."""
+def pretrain_settings(wildcards):
+    """The settings of one teacher's training."""
     replica = run_grid.replica_number(wildcards.replica)
-    return rule_params.spec("pretrain", STUDY.pretrain_stage(wildcards.teacher, replica))
+    return STUDY.pretrain_stage(wildcards.teacher, replica)
 
 
-def score_spec(wildcards):
-    """The parameter of scoring one teacher."""
+def score_settings(wildcards):
+    """The settings of scoring one teacher."""
     replica = run_grid.replica_number(wildcards.replica)
-    return rule_params.spec("score", STUDY.score_stage(replica))
+    return STUDY.score_stage(replica)
 
 
-def fetch_spec(wildcards):
-    """The parameter of one teacher's arrival."""
-    return rule_params.spec("fetch", STUDY.teachers[wildcards.teacher])
+def teacher_settings(wildcards):
+    """The settings of one teacher."""
+    return STUDY.teachers[wildcards.teacher]
 
 
 def trim_text(wildcards):

@@ -32,7 +32,7 @@ rule pretrain_teacher:
         tasks=1,
     params:
         timing=paths.timing("pretrain_teacher", paths.TEACHER_DIR),
-        spec=pretrain_spec,
+        spec=spec("pretrain", pretrain_settings),
         out=paths.TEACHER_DIR,
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
@@ -62,7 +62,7 @@ rule fetch_teacher:
         mem_mb=NEEDS.mem_mb("fetch_teacher"),
         runtime=NEEDS.runtime("fetch_teacher"),
     params:
-        spec=fetch_spec,
+        spec=spec("fetch", teacher_settings),
     shell:
         r"""
         exec python -m capgap.stages.fetch \
@@ -116,7 +116,7 @@ rule score_importance:
         tasks=1,
     params:
         timing=paths.timing("score_importance", paths.TEACHER_DIR),
-        spec=score_spec,
+        spec=spec("score", score_settings),
     shell:
         r"""
         exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.score \

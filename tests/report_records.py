@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from capgap.config import Law
-from capgap.law.records import Choice, FinalRecord, FinalRow, Interval, LawRecord
-from capgap.law.study import law_record
+from capgap.law.law_record import Choice, FinalRecord, FinalRow, Interval, LawRecord
+from capgap.law.regression import law_record
 from capgap.records.run_records import Lineage, Metrics, ParamGroups, RunRow, SplitLoss
 
 STUDENTS = {"60k": 61_440, "100k": 102_400, "160k": 158_720}
@@ -95,7 +95,7 @@ def make_runs(tokens=(TOKENS,), seeds=(0, 1), arms=("no_teacher",), ratio=RATIO)
 def make_law(runs: list[RunRow]) -> LawRecord:
     """What the regression says about those runs."""
     table = pd.DataFrame([run.model_dump() for run in runs])
-    return law_record(table, Law(resamples=200))
+    return law_record(table, Law())
 
 
 def make_final(seeds=(0, 1), basis="line") -> FinalRecord:

@@ -5,14 +5,17 @@ The `capgap` command: every stage of the workflow by hand, and the study as a wh
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 
 from capgap import __version__
+from capgap.terminal import end_by_signal, end_unread, open_streams
 
 COMMANDS = {
     "run": ("capgap.commands.run", "run a study: everything that is not up to date"),
     "plan": ("capgap.commands.plan", "what a study will cost, before it is paid"),
     "pin": ("capgap.commands.pin", "ask the hub about the commits that a study pins"),
+    "clean": ("capgap.commands.clean", "remove what killed jobs left and nothing can resume"),
     "verify": ("capgap.commands.verify", "check every result against its manifest and record"),
     "save": ("capgap.commands.save", "hand a finished study to DVC, for colleagues to pull"),
     "push": ("capgap.commands.push", "store a saved study in the remote"),
@@ -48,7 +51,23 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Dispatch `capgap <command> ...` to the module `python -m` would run."""
+    """Run `capgap <command> ...`, so that whatever it prints last is its own."""
+    open_streams()
+    try:
+        try:
+            dispatch()
+        finally:  # here, where a reader that is gone can still be met; not at the very end
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # while a command is loaded; later each says how to go on
+        end_by_signal(signal.SIGINT)
+    except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
+        end_unread()
+    except OSError as error:  # of the output itself; commands report their own
+        end_unread(f"error: standard output: {(error.strerror or str(error)).lower()}")
+
+
+def dispatch() -> None:
+    """Hand over to the module that `python -m` would run."""
     if sys.argv[1:2] == ["law"]:  # `capgap law fit` reads better where there is no study
         sys.argv.pop(1)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"

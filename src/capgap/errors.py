@@ -1,7 +1,25 @@
 """The one exception whose message is meant for the person at the keyboard."""
 
+import re
 import reprlib
 import sys
+
+USER_AND_PASSWORD = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/@\s:'\"]*)(?P<rest>:[^/@\s]*)?@"
+)
+QUERY = re.compile(r"(?P<address>[a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"),;]+")
+
+
+def hide_secrets(text: str) -> str:
+    """A text in which addresses have no password, no token as their user, and no query."""
+
+    def shown(match: re.Match) -> str:
+        user_is_token = match["scheme"] in ("http://", "https://")
+        if match["rest"] is None and not user_is_token:
+            return match[0]
+        return match["scheme"] + ("***" if user_is_token else f"{match['user']}:***") + "@"
+
+    return QUERY.sub(r"\g<address>?***", USER_AND_PASSWORD.sub(shown, text))
 
 
 class CapgapError(Exception):

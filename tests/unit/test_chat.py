@@ -186,8 +186,24 @@ def test_labels_outside_completions_are_ignored(packed):
     for row, start in enumerate(masked.starts.tolist()):
         expected = np.where(mask, stream.astype(int), IGNORED)[start + 1 : start + 9]
         assert masked.labels[row].tolist() == expected.tolist()
-    windows = torch.cat([labels.flatten() for _, labels in evaluation_windows(stream, 8, 3, mask)])
+    windows = torch.cat(
+        [labels.flatten() for _, labels in evaluation_windows(stream, 8, 3, mask=mask)]
+    )
     assert windows.tolist() == np.where(mask, stream.astype(int), IGNORED)[1:].tolist()
+
+
+def test_the_token_before_texts_takes_no_label_away(packed):
+    streams = Streams(packed[0])
+    stream, mask = streams["train"], streams.mask("train", "completions")
+    options = {"sequence_length": 8, "batch_size": 5, "seed": 1, "step": 2, "mask": mask}
+    plain, begun = training_batch(stream, **options), training_batch(stream, bos_id=3, **options)
+    assert begun.inputs[:, 0].tolist() == [3] * 5
+    assert torch.equal(begun.inputs[:, 1:], plain.inputs[:, 1:])
+    assert torch.equal(begun.labels, plain.labels)
+    expected = np.where(mask, stream.astype(int), IGNORED)[1:].tolist()
+    windows = list(evaluation_windows(stream, 8, 3, bos_id=3, mask=mask))
+    assert torch.cat([labels.flatten() for _, labels in windows]).tolist() == expected
+    assert all((inputs[:, 0] == 3).all() for inputs, _ in windows)
 
 
 def test_the_loss_is_the_mean_over_completions(packed, tiny_model, tmp_path):

@@ -4,10 +4,9 @@ import pytest
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.records import Choice
+from capgap.law.law_record import Choice
+from capgap.law.regression import law_record
 from capgap.law.simulate import simulate_runs
-from capgap.law.study import law_record
-from capgap.law.target import nearest_budget
 from capgap.stages.choose import main, neighbour_of, run
 
 STUDENTS = (60e3, 100e3, 160e3)
@@ -24,7 +23,7 @@ def study(tmp_path):
 
     def write(runs):
         (tmp_path / "runs.csv").write_text(runs.to_csv(index=False))
-        record = law_record(runs, Law(resamples=200))
+        record = law_record(runs, Law())
         (tmp_path / "law.json").write_text(record.to_json())
         return tmp_path / "law.json", tmp_path / "runs.csv"
 
@@ -54,34 +53,25 @@ def test_one_teacher_has_no_neighbour():
     assert neighbour_of("a", {"a": 100}, 500) is None
 
 
-def test_nearest_budget_is_nearest_in_log():
-    runs = pd.concat([simulate(tokens=10**6), simulate(tokens=4 * 10**6)])
-    lines = law_record(runs, Law(resamples=100)).lines
-    assert nearest_budget(lines, 500_000).tokens == 10**6
-    assert nearest_budget(lines, 1_900_000).tokens == 10**6
-    assert nearest_budget(lines, 2_000_000).tokens == 4 * 10**6
-    assert nearest_budget(lines, 90_000_000).tokens == 4 * 10**6
-
-
-def test_the_line_chooses(study):
+def test_the_law_chooses(study):
     choice = run(*study(simulate()), student=125_000, tokens=10**6)
     star = choice.teacher_params_star
-    assert choice.basis == "line"
+    assert choice.basis == "power_law"
     assert star.value == pytest.approx(2.5 * 125e3, rel=0.05)
     assert star.low < 2.5 * 125e3 < star.high
     assert choice.chosen == "t280000"
     assert choice.neighbour == "t530000"
     assert choice.largest == "t990000"
     assert choice.teachers() == ["t280000", "t530000", "t990000"]
-    assert "extrapolation" not in choice.basis_note
+    assert "beyond" not in choice.basis_note
     assert "may move" not in choice.basis_note
 
 
 def test_extrapolation_in_size_and_budget_is_said(study):
     choice = run(*study(simulate()), student=300_000, tokens=8 * 10**6)
     assert choice.law_tokens == 10**6
-    assert "the line rests on students of 60k to 160k" in choice.basis_note
-    assert "the final run has 8M tokens" in choice.basis_note
+    assert "beyond every student studied, 60k to 160k" in choice.basis_note
+    assert "the student gets 8M tokens" in choice.basis_note
 
 
 @pytest.mark.parametrize("student", [79_999, 80_000, 150_000, 989_999])
@@ -102,22 +92,19 @@ def test_an_optimum_beyond_the_teachers_is_said(study):
     assert "smaller than every available teacher" in choice.basis_note
 
 
-def test_without_a_line_the_surface_chooses(study):
+def test_two_students_are_enough(study):
     choice = run(*study(simulate(students=STUDENTS[1:])), student=150_000, tokens=10**6)
-    assert choice.basis == "surface"
+    assert choice.basis == "power_law"
     assert choice.chosen == "t280000"  # 2.5 x 150k = 375k, below the middle of 280k and 530k
     assert choice.neighbour == "t530000"
-    assert "the joint surface over 9 cells" in choice.basis_note
 
 
-def test_without_an_optimum_the_nearest_student_lends_its_best_teacher(study):
-    choice = run(*study(simulate(students=[25e3, 50e3], slope=1)), student=90_000, tokens=10**6)
+def test_one_student_lends_its_ratio(study):
+    choice = run(*study(simulate(students=[100e3])), student=130_000, tokens=10**6)
     assert choice.basis == "nearest_student"
-    # 80k is the best for 50k, 1.6 times its size: 144k for 90k
-    assert choice.chosen == "t150000"
-    assert (
-        "its best teacher, t80000, which bounds the optimum on one side only" in choice.basis_note
-    )
+    assert choice.teacher_params_star is None
+    assert choice.chosen == "t280000"  # 2.5 x 130k = 325k
+    assert "T* stands at 2.5" in choice.basis_note
 
 
 def test_a_law_of_another_table_is_refused(study):
@@ -150,4 +137,4 @@ def test_command_line(study, tmp_path, capsys):
     main([*options, "--student", "125k", "--tokens", "1M"])
     choice = Choice.read(out)
     assert choice == run(law, runs, student=125_000, tokens=10**6)
-    assert capsys.readouterr().out.startswith("t280000: the line over 3 students at 1M tokens")
+    assert capsys.readouterr().out.startswith("t280000: the joint law puts")

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from capgap.law.records import Choice
+from capgap.law.law_record import Choice
 from capgap.records.artifacts import publish_folder, write_text
 from capgap.records.run_records import Lineage, Metrics, ParamGroups, SplitLoss, TrainRecord
 from capgap.stages import compare
@@ -73,7 +73,7 @@ def write_run(root, teacher, seed, loss):
 def final(tmp_path):
     """Function that compares final runs given as {teacher: [loss by seed]}; first is chosen."""
 
-    def compared(losses):
+    def compared(losses, **noise):
         teachers, folders = [], []
         for size, (teacher, by_seed) in enumerate(losses.items(), start=1):
             lineage = Lineage(kind="teacher", name=teacher, params=params(100 * size))
@@ -92,6 +92,7 @@ def final(tmp_path):
             chosen=names[0],
             neighbour=names[1] if len(names) > 1 else None,
             largest=names[-1],
+            **noise,
         )
         write_text(tmp_path / "choice.json", choice.to_json())
         return compare.run(tmp_path / "choice.json", folders, teachers, tmp_path / "out")
@@ -119,14 +120,14 @@ def test_a_row_holds_what_the_records_say(tmp_path):
 
 
 def test_the_best_choice_and_what_it_publishes(final, tmp_path):
-    record = final({"a": [2.0, 2.02], "b": [2.1, 2.13], "c": [2.3, 2.3]})
+    record = final({"a": [2.0, 2.02], "b": [2.1, 2.121], "c": [2.3, 2.3]})
     assert [row.teacher for row in record.rows] == ["a", "b", "c"]
     assert record.chosen_is_best
     assert record.regret_nats == 0
     assert record.resolved
     assert record.published_seed == 0
     assert (tmp_path / "out" / "weights").read_text() == "a-0"
-    assert "0.1050 nats better than from b" in record.sentence
+    assert "0.1005 nats better than from b" in record.sentence
 
 
 def test_a_worse_choice_is_said_to_be_worse(final):
@@ -142,6 +143,21 @@ def test_differences_within_the_seeds_noise_are_not_told_apart(final):
     record = final({"a": [2.0, 2.10], "b": [2.05, 2.06]})
     assert record.resolved is False
     assert "not told apart" in record.sentence
+
+
+def test_two_seeds_need_twelve_standard_errors(final):
+    # differences 0.10 and 0.11: mean 0.105, standard error 0.005, t limit 12.7
+    assert final({"a": [2.0, 2.02], "b": [2.1, 2.13]}).resolved is True
+    # differences 0.10 and 0.12: mean 0.11, standard error 0.01, 11 standard errors
+    assert final({"a": [2.0, 2.02], "b": [2.1, 2.14]}).resolved is False
+
+
+def test_the_noise_of_the_law_counts_draws_of_teacher_and_init_that_seeds_share(final):
+    # sqrt(2 (0.01^2 / 2 + 0.02^2)) = 0.03; t limit with 10 degrees of freedom 2.228: 0.0668
+    noise = {"order_sd": 0.01, "redraw_sd": 0.02, "noise_df": 10.0}
+    assert final({"a": [2.0, 2.0], "b": [2.07, 2.07]}, **noise).resolved is True
+    assert final({"a": [2.0, 2.0], "b": [2.06, 2.06]}, **noise).resolved is False
+    assert final({"a": [2.0], "b": [2.5]}, **noise).resolved is True  # one seed, known noise
 
 
 def test_one_seed_knows_no_noise_and_one_teacher_has_no_rival(final):

@@ -163,7 +163,7 @@ def test_a_long_value_is_not_printed_whole(tiny):
         (lambda d: d["grid"].update(students=[]), "grid.students: at least one is needed"),
         (lambda d: d["grid"].update(tokens="5k"), "grid.tokens: a list is wanted"),
         (lambda d: d.update(law=None), "law: a section with keys is wanted, got nothing"),
-        (lambda d: d["law"].update(tokens=5), "law.tokens: unknown key (it belongs into the"),
+        (lambda d: d.update(law={"tokens": 5}), "law.tokens: unknown key (it belongs into the"),
         (lambda d: d["corpus"].update(packag="x"), "corpus.packag: unknown key"),
         (lambda d: d["distill"].update(learning_rate=float("inf")), "should be a finite number"),
         (lambda d: d["grid"].update(seeds=[2**31]), "grid.seeds.0: input should be less than"),
@@ -222,5 +222,12 @@ def test_counts_as_people_write_them():
     assert parse_count("60k") == 60_000
     assert parse_count("2.5M") == 2_500_000
     assert format_count(60_000) == "60k"
+    assert format_count(128_116_700) == "128.1167M"
+    for text in ("7B", "7b", "7,000,000,000", "7e9", "7_000_000_000", "7 000 000 000", "7000M"):
+        assert parse_count(text) == 7 * 10**9
+    assert parse_count("128116.7k") == 128_116_700
     with pytest.raises(ValueError, match="whole number"):
         parse_count("1.2345k")
+    for text in ("7,00", "7G", "k", "", "-7k", "1e999999999"):
+        with pytest.raises(ValueError, match="a count is an integer"):
+            parse_count(text)

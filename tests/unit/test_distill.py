@@ -204,7 +204,7 @@ def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
 
 
 def test_a_targets_is_needed_and_of_this_teacher(world, tmp_path):
-    with pytest.raises(CapgapError, match="its folder with --targets"):
+    with pytest.raises(CapgapError, match="their folder with --targets"):
         run(world, tmp_path / "a", **KEPT)
     make_targets(world, tmp_path / "targets")
     shutil.copytree(world / "v270" / "teacher" / "model", tmp_path / "v270" / "teacher" / "model")
@@ -214,6 +214,21 @@ def test_a_targets_is_needed_and_of_this_teacher(world, tmp_path):
     save_file({name: value * 1.01 for name, value in weights.items()}, folder / "model.safetensors")
     with pytest.raises(CapgapError, match="another teacher's weights"):
         run(world, tmp_path / "b", teacher=tmp_path / "v270", targets=tmp_path / "targets", **KEPT)
+
+
+def test_targets_without_the_teachers_folder_are_the_teacher(world, tmp_path):
+    make_targets(world, tmp_path / "targets")
+    both = run(world, tmp_path / "both", targets=tmp_path / "targets", **KEPT)
+    targets = run(world, tmp_path / "one", targets=tmp_path / "targets", teacher=None, **KEPT)
+    kind_from_targets = run(world, tmp_path / "two", targets=tmp_path / "targets", teacher=None)
+    alone = run(world, tmp_path / "alone", teacher=None, unique_tokens=320)
+    assert both == targets == kind_from_targets
+    assert targets.lineage.teacher == "t270"
+    assert alone.last_val_loss_nats_per_token != targets.last_val_loss_nats_per_token
+    with pytest.raises(CapgapError, match="another settings"):  # they are never passed over
+        run(world, tmp_path / "c", targets=tmp_path / "targets", teacher=None, temperature=2.0)
+    with pytest.raises(CapgapError, match="objective soft_ce alone"):
+        run(world, tmp_path / "c", targets=tmp_path / "targets", objective="reverse_kl")
 
 
 def test_two_vocabularies_are_refused(world, tmp_path):
@@ -430,3 +445,19 @@ def test_progress_in_a_log_file_is_plain_lines(world, tmp_path):
     )
     assert end.startswith("validation loss ")
     assert not set(log.read_text()) & {"\r", "\x1b"}
+
+
+@pytest.mark.parametrize(("init_std", "expected"), [(None, 0.02), (0.1, 0.1)])
+def test_weights_of_a_teacher_start_with_the_given_deviation(world, tmp_path, init_std, expected):
+    """One step at a tiny rate leaves the 2 x 16 x 16 weights of a projection as they were drawn."""
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
+    stage = PretrainStage(tokens=64, init_std=init_std, **shape, **{**SHORT, "learning_rate": 1e-9})
+    folder = world / "v270"
+    place = Place(tmp_path / "teacher", tmp_path / "scratch", 60)
+    pretrain.run(stage, "t", folder / "tokens", folder / "tokenizer", place)
+    model = load_model(tmp_path / "teacher/model")
+    weights = torch.cat([layer.self_attn.q_proj.weight.flatten() for layer in model.model.layers])
+    assert weights.std().item() == pytest.approx(expected, rel=0.15)
+    assert (
+        model.config.initializer_range == expected
+    )  # which a random start of this shape gets, too

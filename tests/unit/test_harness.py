@@ -156,7 +156,7 @@ def test_scores_of_local_tasks_are_those_computed_by_hand(model, tasks, tmp_path
 
 @needs_lm_eval
 def test_shots_and_limit_reach_the_tasks(model, tasks):
-    how = HarnessStage(tasks={"sotu_word": 2}, task_folder=str(tasks), limit=5)
+    how = HarnessStage(tasks={"sotu_word": 2}, task_folder=str(tasks), run_task_code=True, limit=5)
     (score,) = harness.run(how, model).scores
     assert (score.shots, score.documents) == (2, 5)
 
@@ -175,7 +175,9 @@ def test_shots_and_limit_reach_the_tasks(model, tasks):
 )
 def test_refusals(model, tasks, task, message):
     with pytest.raises(CapgapError, match=message):
-        harness.run(HarnessStage(tasks={task: 0}, task_folder=str(tasks)), model)
+        harness.run(
+            HarnessStage(tasks={task: 0}, task_folder=str(tasks), run_task_code=True), model
+        )
 
 
 def test_without_lm_eval_it_says_what_to_install(model, monkeypatch):

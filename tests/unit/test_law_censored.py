@@ -5,12 +5,8 @@ import pytest
 import statsmodels.api as sm
 from scipy import optimize, stats
 
-from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.censored import Bounds, fit_censored
-from capgap.law.line import fit_line
-from capgap.law.simulate import simulate_runs
-from capgap.law.study import fit_law, law_record
 
 STUDENTS = np.array([1.0, 2.0, 3.0, 4.5])
 VALUES = np.array([2.4, 5.3, 7.1, 11.6])
@@ -93,43 +89,3 @@ def test_censoring_is_not_biased_where_dropping_is():
     assert np.mean(estimates) == pytest.approx(2.5, rel=0.03)
     assert np.mean(dropped) < 0.96 * 2.5
     assert 0.93 <= np.mean(covered) <= 0.985
-
-
-def study(rng, students, top, **world):
-    """Runs of students whose ladders all end at the same largest teacher."""
-    ladders = [[t for t in top / 1.4 ** np.arange(12.0)[::-1] if t > 1.1 * s] for s in students]
-    return simulate_runs(rng, students, ladders, **world)
-
-
-def test_students_beyond_the_ladder_enter_the_law_as_bounds():
-    rng = np.random.default_rng(0)
-    runs = study(rng, [40e3, 60e3, 90e3, 130e3, 200e3], 500e3, scatter_sd=0.03)
-    settings = Law(resamples=200)
-    places = fit_law(runs, settings).located[1_000_000]
-    assert [p.status for p in places] == ["interior"] * 4 + ["lower_bound"]
-    line = law_record(runs, settings).lines[0]
-    assert (line.n_students, line.n_bounds) == (4, 1)
-    assert "censored regression over 4 interior optima" in line.reason
-    assert "200000 best with the largest teacher and only a bound" in line.reason
-    assert line.slope.low <= 2.5 <= line.slope.high
-    assert "200000" in {i.student for i in line.influence}
-    fitted = fit_line(places, 0.95)
-    assert fitted.edges.above_C.tolist() == [True]
-    assert fitted.edges.limit_C[0] * fitted.unit == pytest.approx(500e3 / 1.4)
-
-
-def test_a_censored_line_rises_where_large_students_outgrow_the_ladder():
-    """Over studies, the slope without the bounds is too small; runs go through the whole law."""
-    rng, settings = np.random.default_rng(1), Law(resamples=100)
-    with_bounds, without = [], []
-    for _ in range(40):
-        runs = study(rng, [40e3, 60e3, 90e3, 130e3, 180e3], 450e3, scatter_sd=0.2)
-        places = fit_law(runs, settings).located[1_000_000]
-        inside = [p for p in places if p.status == "interior"]
-        if len(inside) < 3:
-            continue
-        with_bounds.append(fit_line(places, 0.95).line.coefficient_P[1])
-        without.append(fit_line(inside, 0.95).line.coefficient_P[1])
-    assert len(without) > 30
-    assert np.mean(with_bounds) > np.mean(without)
-    assert abs(np.mean(with_bounds) - 2.5) < abs(np.mean(without) - 2.5)

@@ -1,89 +1,171 @@
+"""Variance components: which a table has, what they are estimated at, and that they matter."""
+
 import numpy as np
 import pandas as pd
 import pytest
-from law_worlds import LADDER, QUICK, STUDENTS, noise_free, simulate
+from law_worlds import simulate
 
-from capgap.config import Law
-from capgap.law.cells import between_seeds, cells_of, pool
-from capgap.law.study import law_record
-from capgap.law.unevenness import unevenness_of
+from capgap.law import joint_law, noise
+from capgap.law.grouped_runs import group_runs
+from capgap.law.joint_law import fit_joint
+from capgap.law.regression import noise_of
+from capgap.law.simulate import Design, World, power, shared_ladder
+from capgap.law.simulate import simulate as simulate_world
 
-
-def two_seeds(differences):
-    """One student, a teacher for each difference between seed 1 and seed 0."""
-    runs = noise_free(students=STUDENTS[:1], ladder=LADDER[: len(differences)])
-    runs.loc[runs.seed == 1, "val_loss_nats_per_token"] += np.array(differences)
-    return runs
+LADDER = np.geomspace(7e3, 700e3, 9)
+STUDENTS = (6e3, 9e3, 13e3, 19e3, 28e3)
 
 
-def test_noise_by_hand():
-    cells = cells_of(two_seeds([0.002, 0.004, 0.006]))
-    noise = pool(cells)
-    # residuals of teacher + seed: -+0.001, 0, +-0.001; (3 - 1)(2 - 1) degrees of freedom
-    assert noise.df == 2
-    assert noise.sd == pytest.approx(np.sqrt(4e-6 / 2))
-    # within cells: half the squared differences, one degree of freedom a cell
-    sd, df = between_seeds(cells)
-    assert df == 3
-    assert sd == pytest.approx(np.sqrt(28e-6 / 3))
+def study(seed=0, seeds=(0,), replicas=(0,), students=STUDENTS, budgets=(25e4, 1e6), **world):
+    design = Design(
+        shared_ladder(students, LADDER, 5),
+        dict.fromkeys(students, budgets),
+        seeds=seeds,
+        replicas=replicas,
+    )
+    truth = World(power(0.3, 0.5), **{"order_sd": 0.003, **world})
+    return simulate_world(np.random.default_rng(seed), truth, design)
 
 
-def test_what_a_seed_does_to_all_teachers_is_no_noise():
-    record = law_record(two_seeds([0.05, 0.05, 0.05, 0.05]), QUICK)
-    assert record.paired_sd_nats == pytest.approx(0, abs=1e-12)
-    assert record.seed_sd_nats == pytest.approx(0.05 / np.sqrt(2))
+def names(runs):
+    return fit_joint(group_runs(runs)).components
 
 
-def test_a_missing_run_does_not_bend_the_curve():
-    runs = noise_free(seed_sd=0.1, students=STUDENTS[:1])
-    whole = law_record(runs, QUICK).optima[0]
-    holed = law_record(runs.drop(index=[3, 4]), QUICK).optima[0]
-    assert holed.teacher_params.value == pytest.approx(whole.teacher_params.value, rel=1e-9)
-    assert [c.n_seeds for c in holed.cells] == [2, 1, 1, 2, 2]
-    assert holed.cells[1].regret_nats == pytest.approx(whole.cells[1].regret_nats, abs=1e-12)
+def test_a_component_without_draws_of_its_own_belongs_to_another():
+    plain = names(simulate(seeds=1))
+    assert plain.names == ("order", "teacher", "scatter", "misfit")
+    assert set(plain.includes["order"]) == {"trunk", "init"}
+    seeds = names(simulate(seeds=2))
+    assert seeds.names == ("order", "block", "init", "teacher", "scatter", "misfit")
+    assert seeds.includes == {"order": ("trunk",)}
+    budgets = names(study())
+    assert budgets.names == ("order", "init", "teacher", "scatter", "misfit")
+    assert budgets.includes == {"init": ("trunk",)}
+    both = names(study(seeds=(0, 1)))
+    assert both.names == ("order", "block", "trunk", "init", "teacher", "scatter", "misfit")
+    alone = names(simulate(students=(100e3,)))
+    assert "scatter" not in alone.names
 
 
-def test_seeds_that_are_not_shared_leave_unpaired_noise():
-    runs = simulate(students=STUDENTS[:1])
-    runs["seed"] = np.arange(len(runs))
-    noise = pool(cells_of(runs))
-    assert noise.df == len(runs) - len(LADDER)
-    assert law_record(runs, QUICK).optima[0].teacher_params.low is not None
+def test_components_are_found_from_replicas():
+    """Means over ten studies, of medians; the priors would say 1.6 and 1 times the order's."""
+    found = [
+        fit_joint(
+            group_runs(study(seed, replicas=(0, 1), teacher_sd=0.02, init_sd=0.002, order_sd=0.004))
+        ).sd
+        for seed in range(10)
+    ]
+    assert np.mean([sd["teacher"][0] for sd in found]) == pytest.approx(0.02, rel=0.25)
+    assert np.mean([sd["order"][0] for sd in found]) == pytest.approx(0.004, rel=0.2)
+    assert np.mean([sd["init"][0] for sd in found]) < 0.005
 
 
-def test_drawn_noise_has_the_variance_and_the_tails_of_its_degrees_of_freedom():
-    noise = pool(cells_of(simulate()))
-    drawn = noise.draw(np.random.default_rng(0), 20_000, 2).mean(axis=1)
-    expected = noise.sd**2 / 2 * noise.df / (noise.df - 2)
-    assert noise.df == 12
-    assert drawn.var() == pytest.approx(expected, rel=0.05)
+def test_the_record_names_what_a_component_rests_on():
+    def source(runs, **kwargs):
+        law = fit_joint(group_runs(runs), **kwargs)
+        return {part.name: part.source for part in noise_of(law)}
+
+    assert source(study(replicas=(0, 1), teacher_sd=0.02))["teacher"] == "replicas"
+    assert source(simulate(seeds=3))["order"] == "replicas"
+    few = source(simulate(seeds=1, ladder=(80e3, 150e3, 280e3)))
+    assert few["order"] == "residuals"
+    assert few["teacher"] == "prior"
+    assert source(simulate(seeds=1), noise_sd=0.003)["order"] == "stated"
 
 
-def test_teachers_of_one_size_count_as_one_cell():
-    runs = noise_free(students=STUDENTS[:1], ladder=LADDER[:4])
-    twin = runs[runs.teacher == "t150000"].copy()
-    twin["teacher"], twin["init"] = "twin", "pruned-twin"
-    twin["val_loss_nats_per_token"] += 0.002
-    runs.loc[runs.teacher == "t150000", "val_loss_nats_per_token"] -= 0.002
-    optimum = law_record(pd.concat([runs, twin]), QUICK).optima[0]
-    assert optimum.teacher_params.value == pytest.approx(150e3, rel=1e-6)
-    assert len(optimum.cells) == 5
+def test_a_stated_noise_is_used():
+    runs = group_runs(simulate(seeds=1))
+    loud, quiet = (fit_joint(runs, noise_sd=sd).exponent(1, 0, 0.95).width for sd in (0.03, 0.001))
+    assert loud > 2 * quiet
 
 
-def test_unevenness_is_found_only_where_seeds_do_not_explain_it():
-    def found(sd, **world):
-        cells = cells_of(simulate(students=np.linspace(60e3, 160e3, 40), unevenness_sd=sd, **world))
-        return unevenness_of(cells, pool(cells))
+def test_means_weigh_as_the_runs_behind_them():
+    """A table of means with their deviations has the interval of the runs, nearly."""
+    runs = simulate(seeds=4, seed_sd=0.0)
+    keys = ["student", "init", "teacher", "tokens", "arm"]
+    means = runs.groupby(keys, as_index=False).agg(
+        seed=("seed", "min"),
+        student_params_non_embedding=("student_params_non_embedding", "first"),
+        teacher_params_non_embedding=("teacher_params_non_embedding", "first"),
+        sd=("val_loss_nats_per_token", "std"),
+        n=("val_loss_nats_per_token", "size"),
+        val_loss_nats_per_token=("val_loss_nats_per_token", "mean"),
+    )
+    whole, short = (fit_joint(group_runs(table)) for table in (runs, means))
+    assert short.components.stated
+    assert short.sd["order"][0] == pytest.approx(whole.sd["order"][0], rel=0.1)
+    a, b = (law.star(100e3, 1e6, 0.95) for law in (whole, short))
+    assert a.value == pytest.approx(b.value, rel=0.01)
+    assert np.log(b.high / b.low) == pytest.approx(np.log(a.high / a.low), rel=0.35)
 
-    assert found(0).sd == 0
-    assert found(0.02).sd == pytest.approx(0.02, rel=0.3)
-    assert found(0.02, seeds=1) is None
-    assert found(0.02, ladder=LADDER[:4]) is None
+
+def test_the_marginal_likelihood_is_that_of_the_contrasts():
+    """Against the density of a normal with the prior on the parameters integrated out, up to a constant."""
+    law = fit_joint(group_runs(simulate(seeds=2)))
+    near = law.near
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(2, len(law.components.names))) / 2
+    values = noise.marginal(law.components, near, phi)[0]
+    prior_mean = np.linalg.solve(near.prior_PP, near.prior_pull_P)
+    spread = near.column_CP @ np.linalg.solve(near.prior_PP, near.column_CP.T)
+    expected = []
+    for row in phi:
+        v = np.tensordot(law.components.variances(row[None])[0], near.part_JNN, axes=1)
+        v = near.contrast_CN @ v @ near.contrast_CN.T + spread
+        rest = near.residual_C - near.column_CP @ prior_mean
+        expected.append(
+            -(np.linalg.slogdet(v)[1] + rest @ np.linalg.solve(v, rest) + row @ row) / 2
+        )
+    assert np.diff(values) == pytest.approx(np.diff(expected), rel=1e-5)
 
 
-def test_uneven_teachers_widen_the_interval():
-    def width(**world):
-        star = law_record(simulate(3, **world), Law()).optima[1].teacher_params
-        return np.inf if None in (star.low, star.high) else star.high - star.low
+def test_mixture_quantiles_are_those_of_a_normal_and_a_t():
+    rng = np.random.default_rng(0)
+    one = joint_law.mixture_quantile(np.array([1.0]), np.array([2.0]), np.array([1.0]), 0.975)
+    assert one == pytest.approx(1 + 2 * 1.959964, rel=1e-6)
+    sd = np.sqrt(5 / rng.chisquare(5, 40_000))  # a t with 5 degrees of freedom
+    t = joint_law.mixture_quantile(np.zeros(40_000), sd, np.full(40_000, 1 / 40_000), 0.975)
+    assert t == pytest.approx(2.571, rel=0.02)
 
-    assert width(unevenness_sd=0.02) > 3 * width()
+
+def test_intervals_hold_the_noise_of_teachers():
+    """Teachers shared by all students, sd 0.01: intervals that leave them out cover a third.
+
+    40 studies of 3 students, 4 teachers and one budget; 85 % of them is 3 standard errors below 95 %.
+    """
+    students, held, naive = (6e3, 12e3, 24e3), 0, 0
+    design = Design(
+        dict.fromkeys(students, (16000.0, 33000.0, 66000.0, 131000.0)),
+        dict.fromkeys(students, (500000.0,)),
+        seeds=(0, 1),
+    )
+    world = World(power(0.3, 0.68), order_sd=0.003, teacher_sd=0.01)
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        law = fit_joint(group_runs(simulate_world(rng, world, design)))
+        truth = np.log(world.star(12e3, 5e5) / 12e3)
+        limits = law.log_ratio(12e3, 5e5, 0.95)
+        low = -np.inf if limits.low is None else limits.low
+        high = np.inf if limits.high is None else limits.high
+        held += low <= truth <= high
+        alone = dict(law.component_variances, teacher=0.0, init=0.0)
+        v = np.tensordot(np.array(list(alone.values())), law.near.part_JNN, axes=1)
+        v = law.near.contrast_CN @ v @ law.near.contrast_CN.T
+        column = law.near.column_CP
+        covariance = np.linalg.inv(column.T @ np.linalg.solve(v, column) + law.near.prior_PP)
+        weight = np.append(law.axes.basis_3Q.T @ law.weights(12e3, 5e5), [0, 0])
+        half = 1.96 * np.sqrt(weight @ covariance @ weight)
+        naive += abs(limits.value - truth) <= half
+    assert held >= 34
+    assert naive <= 28
+
+
+def test_replicas_of_a_size_are_not_averaged():
+    """Two teachers of one size that differ by 0.16 nats leave T* open."""
+    runs = simulate(students=(100e3,), noise_sd=0.001, seed_sd=0)
+    apart = runs[runs["teacher_params_non_embedding"] == 280_000]
+    other = apart.assign(teacher="again", init="pruned-again")
+    other = other.assign(val_loss_nats_per_token=other["val_loss_nats_per_token"] + 0.16)
+    narrow = fit_joint(group_runs(runs)).log_ratio(100e3, 1e6, 0.95)
+    wide = fit_joint(group_runs(pd.concat([runs, other]))).log_ratio(100e3, 1e6, 0.95)
+    assert wide.width > 5 * narrow.width

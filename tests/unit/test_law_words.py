@@ -1,6 +1,6 @@
 import pytest
 
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.law.words import about, listed, span
 
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from capgap.engine import losses
 from capgap.engine.losses import (
     IGNORED,
+    ModelOutput,
     PartialTargets,
-    TeacherOutput,
     data_ce_sum,
     data_loss,
     mixture_loss,
@@ -84,9 +84,7 @@ def problem(seed=0, tokens=31, vocab=50, dtype=torch.float32):
     torch.manual_seed(seed)
     hidden = torch.randn(tokens, 12, dtype=dtype, requires_grad=True)
     head = torch.randn(vocab, 12, dtype=dtype, requires_grad=True)
-    targets = TeacherOutput(
-        torch.randn(tokens, 20, dtype=dtype), torch.randn(vocab, 20, dtype=dtype)
-    )
+    targets = ModelOutput(torch.randn(tokens, 20, dtype=dtype), torch.randn(vocab, 20, dtype=dtype))
     return hidden, head, torch.randint(0, vocab, (tokens,)), targets
 
 
@@ -99,7 +97,7 @@ def test_hand_computed_two_tokens_three_words():
     hidden = torch.tensor([[math.log(2.0), 0.0], [0.0, 0.0]])
     head = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     # teacher: token 0 -> (1/4, 1/2, 1/4), token 1 uniform
-    targets = TeacherOutput(
+    targets = ModelOutput(
         torch.tensor([[math.log(2.0)], [0.0]]), torch.tensor([[0.0], [1.0], [0.0]])
     )
     labels = torch.tensor([0, 2])
@@ -206,11 +204,11 @@ def test_a_tied_head_gets_the_gradients_of_both_its_uses(objective, beta):
 def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, beta):
     hidden, head, labels, targets = problem()
     labels = labels % 40  # entries of the tokenizer
-    padded = TeacherOutput(
+    padded = ModelOutput(
         targets.hidden, torch.cat([targets.head, torch.randn(14, 20)])
     )  # otherwise padded
     loss, _ = mixture_loss(
-        *(hidden, head[:40], labels, TeacherOutput(padded.hidden, padded.head[:40])),
+        *(hidden, head[:40], labels, ModelOutput(padded.hidden, padded.head[:40])),
         objective=objective,
         beta=beta,
     )
@@ -222,7 +220,7 @@ def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, bet
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert not gradients(
-        mixture_loss(hidden, head[:40], labels, TeacherOutput(padded.hidden, padded.head[:40]))[0],
+        mixture_loss(hidden, head[:40], labels, ModelOutput(padded.hidden, padded.head[:40]))[0],
         head,
     )[0][40:].any()
 
@@ -263,7 +261,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
     hidden, head, labels, targets = (
         part.to("meta")
         if isinstance(part, torch.Tensor)
-        else TeacherOutput(*(x.to("meta") for x in part))
+        else ModelOutput(*(x.to("meta") for x in part[:2]))
         for part in problem(tokens=300)
     )
     if objective is None:
@@ -275,7 +273,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
     )
     with torch.no_grad(), OnMeta():
         loss, sums = losses._Fused.forward(
-            *(context, hidden, head, labels, targets, differentiate, (0.5, 0.5), 1.0, 128)
+            *(context, hidden, head, None, labels, targets, differentiate, (0.5, 0.5), 1.0, 128)
         )
         found = losses._Fused.backward(context, torch.ones((), device="meta"), None)[:2]
     assert {x.device.type for x in (loss, sums, *found)} == {"meta"}
@@ -286,7 +284,7 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_divergence_from_itself_is_zero_and_so_is_its_gradient(objective, beta, temperature):
     hidden, head, labels, _ = problem()
-    same = TeacherOutput(hidden.detach(), head.detach())
+    same = ModelOutput(hidden.detach(), head.detach())
     loss, parts = mixture_loss(
         hidden,
         head,
@@ -319,7 +317,7 @@ def test_jensen_shannon_tends_to_the_forward_and_to_the_reverse_divergence():
     hidden, head, labels, targets = problem(dtype=torch.float64)
     hidden, targets = (
         hidden * 0.2,
-        TeacherOutput(targets.hidden * 0.2, targets.head),
+        ModelOutput(targets.hidden * 0.2, targets.head),
     )  # ratios below 1 / beta
 
     def term(objective, beta=None):
@@ -419,7 +417,7 @@ def test_large_logits_do_not_overflow():
     hidden, head = torch.tensor([[1000.0]]), torch.tensor([[1.0], [0.0]])
     loss, _ = data_loss(hidden, head, torch.tensor([1]))
     assert loss.item() == pytest.approx(1000.0)
-    targets = TeacherOutput(torch.tensor([[-1000.0]]), head)
+    targets = ModelOutput(torch.tensor([[-1000.0]]), head)
     for objective, beta in OBJECTIVES:
         loss, parts = mixture_loss(
             hidden, head, torch.tensor([1]), targets, objective=objective, beta=beta

@@ -131,6 +131,10 @@ def counted(monkeypatch, fast=True):
     return calls
 
 
+# Layers that attend in another way: a soft cap on the scores, a sliding window, code of their own.
+NOT_OURS = {"gemma2": 2, "gemma3": 1, "falcon-new": 2, "falcon-biased": 2}
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_attention_is_that_of_pytorch(name, monkeypatch):
     """Hidden states and gradients, with heads that share keys and without."""
@@ -140,7 +144,7 @@ def test_attention_is_that_of_pytorch(name, monkeypatch):
     assert not calls
     calls = counted(monkeypatch)
     found = passes(model, ids)
-    assert len(calls) == model.config.num_hidden_layers
+    assert len(calls) == model.config.num_hidden_layers - NOT_OURS.get(name, 0)
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max())
 

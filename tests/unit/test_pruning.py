@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from capgap.engine.counting import count_params
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
-from capgap.pruning.surgery import cut, keep_all, sizes_of
+from capgap.pruning.surgery import PER_LAYER, cut, keep_all, sizes_of
 
 torch.set_num_threads(1)
 
@@ -101,7 +101,12 @@ def test_saved_folder_loads_plainly_and_generates(model, tmp_path):
     student = cut(model, kept_some(model, groups, 13, heads * HEAD_DIM))
     student.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(logits(loaded, prompt), logits(student, prompt))
+    exact = (
+        {"rtol": 1e-5, "atol": 1e-5}
+        if family_of(type(model).__name__).experts
+        else {"rtol": 0, "atol": 0}
+    )
+    torch.testing.assert_close(logits(loaded, prompt), logits(student, prompt), **exact)
     # The cache of keys and values has the student's shape: as without it, the likeliest token wins.
     with torch.no_grad():
         ids = loaded.generate(prompt, do_sample=False, max_new_tokens=6, min_new_tokens=6)
@@ -155,6 +160,9 @@ def test_dropping_a_layer_equals_the_model_that_skips_it(model):
     skipping = copy.deepcopy(model)
     layers = skipping.get_submodule(family.layers)
     del layers[0]
+    for key in PER_LAYER:  # by which the model's code looks up what a layer's number is
+        if getattr(skipping.config, key, None) is not None:
+            setattr(skipping.config, key, getattr(skipping.config, key)[1:])
     expected, whole = logits(skipping, ids), logits(model, ids)
     student = cut(model, kept)
     assert student.config.num_hidden_layers == len(student.get_submodule(family.layers)) == 1

@@ -20,7 +20,7 @@ from capgap.pruning.families import family_of
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.selection import select
 from capgap.pruning.solver import Solution, Widths
-from capgap.pruning.surgery import cut, keep_all, sizes_of
+from capgap.pruning.surgery import cut, keep_all, sizes_of, unit_of_channel
 
 torch.set_num_threads(1)
 
@@ -34,9 +34,13 @@ def kept_energy(model, kept):
         for dim, (repeats, kind) in enumerate(kinds):
             if kind in ("groups", "neurons", "hidden"):
                 units = getattr(kept, kind)
-                units = torch.from_numpy(units if units.ndim == 1 else units[layer])
-                blocks = weight.unflatten(dim, (repeats, getattr(full, kind), -1))
-                weight = blocks.index_select(dim + 1, units).flatten(dim, dim + 2)
+                units = units if units.ndim == 1 else units[layer]
+                place = unit_of_channel(
+                    getattr(full, kind), repeats, weight.shape[dim], sizes_of(model).heads_per_group
+                )
+                weight = weight.index_select(
+                    dim, torch.from_numpy(np.flatnonzero(np.isin(place, units)))
+                )
         total += weight.square().sum().item()
     return total
 
@@ -48,10 +52,13 @@ def layer_norms(model, kind, layer):
         kinds, of_layer = family_of(type(model).__name__).kinds(name)
         for dim, (repeats, found) in enumerate(kinds):
             if of_layer == layer and found == kind:
-                units = getattr(sizes_of(model).full, kind)
-                blocks = parameter.detach().double().unflatten(dim, (repeats, units, -1))
-                total += blocks.square().movedim(dim + 1, 0).flatten(1).sum(1)
-    return total.numpy()
+                units, size = getattr(sizes_of(model).full, kind), parameter.shape[dim]
+                place = unit_of_channel(units, repeats, size, sizes_of(model).heads_per_group)
+                squares = (
+                    parameter.detach().double().square().movedim(dim, 0).reshape(size, -1).sum(1)
+                )
+                total += np.bincount(place, squares.numpy(), minlength=units)
+    return total
 
 
 def sequence_losses(model, ids_BT, labels_BT):

@@ -9,7 +9,7 @@ import torch
 from pruning_models import build
 from transformers import LlamaForCausalLM
 
-from capgap.config import Depth, Prune
+from capgap.config import Calibration, Depth, Prune
 from capgap.config.shapes import LlamaShape
 from capgap.engine.models import llama_config
 from capgap.errors import CapgapError
@@ -223,11 +223,11 @@ def test_explicit_shapes_as_given_or_refused_with_the_nearest():
         solve_shape(heads_first, {"heads": 4})
 
 
-def test_what_decides_the_scores_and_what_decides_the_cut_share_no_setting():
+def test_what_decides_the_scores_and_what_decides_the_cut_share_the_calibration_text_alone():
     """So that scores are computed once, whatever depth is asked for later."""
     prune = Prune(criterion="activation", seed=3, depth="drop_middle", layers=4)
     scoring, cutting = prune.scoring().model_dump(), prune.cutting().model_dump()
-    assert not scoring.keys() & cutting.keys()
+    assert scoring.keys() & cutting.keys() == Calibration.model_fields.keys()
     assert scoring | cutting == prune.model_dump()
     assert Prune(criterion="activation", seed=3).scoring() == prune.scoring()
 

@@ -294,8 +294,8 @@ def test_prune_scores_on_a_text_where_no_scores_are_given(study, text, tmp_path,
     prune.text_streams(text, plain, tmp_path / "tokens")
     settings = ["--model", plain, "--tokens", tmp_path / "tokens", "--out", tmp_path / "scores"]
     score.main([*map(str, settings), *SHORT])
-    args = [plain, "--params", "8k", "--importance", tmp_path / "scores", "--out", tmp_path / "c"]
-    prune.main(list(map(str, args)))
+    args = [plain, "--params", "8k", "--importance", tmp_path / "scores", "--scored-with", 0]
+    prune.main([*map(str, args), "--out", str(tmp_path / "c")])
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
     assert "off the target" in capsys.readouterr().out
 

@@ -9,9 +9,9 @@ from report_records import (
     make_runs,
 )
 
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.reporting import charts, regret_charts, wording
-from capgap.reporting.law_chart import law_chart
+from capgap.reporting.law_chart import law_chart, level_names
 from capgap.reporting.theme import size_axis
 from capgap.stages.report import render_svg, specification
 
@@ -43,23 +43,34 @@ def test_a_run_without_teacher_stands_at_the_size_it_was_pruned_from():
     assert charts.controls(make_runs()) is None
 
 
-def test_law_chart_draws_no_line_it_does_not_have_and_bounds_as_bounds():
-    law = make_law(make_runs(ratio=0.3))
-    figure = law_chart(law, None)
-    kinds = set(figure.data.kind)
-    rivals = {"choice of Busbridge et al.", "choice of the P2 law"}
-    assert kinds - rivals == {"tried", "upper_bound", "published: 2.5 × S"}
-    bound = figure.data[figure.data.kind == "upper_bound"].set_index("student")
-    assert bound.teacher_params["60k"] == bound.params_high["60k"] == 179_000
-    assert "no line: 0 of 3 optima" in figure.chart.to_json()
+def test_law_chart_draws_the_joint_law_the_published_line_and_the_final_student():
     law = make_law(make_runs())
     data = law_chart(law, make_final()).data
-    fitted = data[data.kind == "fitted line"]
-    slope, intercept = law.lines[0].slope.value, law.lines[0].intercept.value
-    assert list(fitted.teacher_params) == pytest.approx(
-        list(slope * fitted.student_params + intercept)
-    )
-    assert set(data.student[data.kind == "predicted"]) == {"final 131k"}
+    rivals = {"choice of Busbridge et al.", "choice of the P2 law"}
+    assert set(data.kind) - rivals == {
+        "tried",
+        "joint law",
+        "own curve",
+        "final",
+        "published: 2.5 × S",
+    }
+    published = data[data.kind == "published: 2.5 × S"]
+    assert list(published.teacher_params) == pytest.approx(list(2.5 * published.student_params))
+    points = data[data.kind == "joint law"].set_index("student")
+    for found in law.optima:
+        assert points.teacher_params[found.student] == found.teacher_params.value
+        assert points.level[found.student] == "1.5M tokens"
+    assert set(data.student[data.kind == "final"]) == {"final 131k"}
+
+
+def test_budgets_are_named_by_tokens_per_parameter_if_no_students_share_one():
+    law = make_law(make_runs())
+    own = [
+        found.model_copy(update={"tokens": round(20 * found.student_params_non_embedding)})
+        for found in law.optima
+    ]
+    assert set(level_names(own).values()) == {"20 tokens per parameter"}
+    assert set(level_names(law.optima).values()) == {"1.5M tokens"}
 
 
 def test_an_interval_open_on_one_side_ends_at_the_edge_and_none_is_none():

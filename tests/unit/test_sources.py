@@ -85,10 +85,10 @@ def test_a_folder_stands_for_the_readable_files_below(tmp_path):
 
 def test_links(tmp_path):
     (tmp_path / "texts").mkdir()
-    (tmp_path / "a.txt").write_text("a")
-    (tmp_path / "texts" / "link.txt").symlink_to(tmp_path / "a.txt")
-    assert read(tmp_path / "texts") == [("link.txt", "a")]
-    (tmp_path / "texts" / "broken.txt").symlink_to(tmp_path / "nothing.txt")
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    (tmp_path / "texts" / "link.txt").symlink_to("a.txt")
+    assert read(tmp_path / "texts") == [("a.txt", "a"), ("link.txt", "a")]
+    (tmp_path / "texts" / "broken.txt").symlink_to("nothing.txt")
     for pattern in (tmp_path / "texts", tmp_path / "texts" / "*.txt"):
         with pytest.raises(CapgapError, match=r"broken\.txt is a link to a file that is not there"):
             read(pattern)

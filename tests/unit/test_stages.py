@@ -57,7 +57,7 @@ def parse(tmp_path):
 
 
 def test_options_by_hand_override_the_spec(parse):
-    text = spec("distill", Distill(learning_rate=0.5, temperature=3.0))
+    text = spec("distill", Distill(learning_rate=0.5, temperature=3.0), "distill_student")
     settings = parse("--spec", text, "--learning-rate", "0.25")
     assert settings.learning_rate == 0.25
     assert settings.temperature == 3.0
@@ -69,13 +69,17 @@ def test_a_wrong_option_is_one_message_with_key_and_value(parse):
 
 
 def test_source_changed_after_planning_is_refused(parse):
-    stale = json.dumps({**json.loads(spec("distill", Distill())), "source": "0" * 16})
+    stale = json.dumps(
+        {**json.loads(spec("distill", Distill(), "distill_student")), "source": "0" * 16}
+    )
     with pytest.raises(CapgapError, match="changed after the run was planned"):
         parse("--spec", stale)
 
 
 def test_a_users_mistake_ends_in_one_line_without_traceback(tmp_path):
-    out = capgap("evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path))
+    out = capgap(
+        "evaluate", "--model", "no-such", "--token-streams", "x", "--out", str(tmp_path / "m")
+    )
     assert out.returncode == 1
     assert said(out.stderr) == ["error: no-such: no such folder; check the path"]
 
@@ -104,11 +108,13 @@ def test_help_of_several_sources_says_which_a_setting_is_for(capsys):
 
 
 def test_what_the_system_refuses_is_one_line_and_a_log_grows_line_by_line(tmp_path):
-    (tmp_path / "a.txt").mkdir()
-    pattern = str(tmp_path / "*.txt")
-    out = capgap("corpus", "--source", "files", "--pattern", pattern, "--out", str(tmp_path / "c"))
+    code = (
+        "import sys; from capgap.stages.base import run_stage; "
+        f"run_stage(lambda argv: open({str(tmp_path)!r}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 1
-    assert out.stderr == f"error: {tmp_path}/a.txt: is a directory; name a file\n"
+    assert out.stderr == f"error: {tmp_path}: is a directory; name a file\n"
     code = (
         "import sys; from capgap.stages.base import run_stage; "
         "run_stage(lambda argv: print(sys.stdout.line_buffering))"

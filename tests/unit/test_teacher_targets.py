@@ -13,7 +13,7 @@ from capgap.config import Distill, TargetsStage
 from capgap.data.token_streams import Streams, lattice, training_batch
 from capgap.engine import teacher_targets
 from capgap.engine.forward import hidden_states, output_head
-from capgap.engine.losses import TeacherOutput, mixture_loss
+from capgap.engine.losses import ModelOutput, mixture_loss
 from capgap.engine.models import save_model
 from capgap.engine.objectives import Distillation
 from capgap.engine.resuming import Place
@@ -123,13 +123,13 @@ def test_draws_are_unbiased():
 def test_the_expected_gradient_of_what_is_kept_is_the_gradient(kind, temperature):
     torch.manual_seed(0)
     hidden, head = torch.randn(1, 6, requires_grad=True), torch.randn(30, 6)
-    whole = TeacherOutput(torch.randn(1, 8), torch.randn(30, 8))
+    whole = ModelOutput(torch.randn(1, 8), torch.randn(30, 8))
     label, phases, loss = torch.tensor([4]), 2000, {"temperature": temperature}
     (expected,) = torch.autograd.grad(mixture_loss(hidden, head, label, whole, **loss)[0], hidden)
     uniform = (torch.arange(phases, dtype=torch.float64) + 0.5) / phases  # every phase once
     pieces = teacher_targets.reduce_to_targets(
-        whole.hidden.expand(phases, -1),
-        *(whole.head, uniform, stage(kind, 4, temperature=temperature)),
+        ModelOutput(whole.hidden.expand(phases, -1), whole.head),
+        *(uniform, stage(kind, 4, temperature=temperature)),
     )
     kept = teacher_targets.partial_targets(teacher_targets.join(pieces))
     many = hidden.expand(phases, -1)
@@ -263,7 +263,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
 @pytest.fixture
 def interrupted(monkeypatch):
     """Function that has forward pass number `at` of the next targets do something else first."""
-    real = teacher_targets.hidden_and_head
+    real = teacher_targets.model_output
 
     def arrange(at, act):
         passes = []
@@ -274,7 +274,7 @@ def interrupted(monkeypatch):
                 act()
             return real(*arguments, **options)
 
-        monkeypatch.setattr(teacher_targets, "hidden_and_head", forward)
+        monkeypatch.setattr(teacher_targets, "model_output", forward)
         return passes
 
     return arrange

@@ -12,7 +12,7 @@ from training_runs import BASE, dying, run, settings, weights
 from capgap.config import Distill, Training
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, losses, parallel, training
-from capgap.engine.forward import decoder_layers
+from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.losses import IGNORED
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.onednn_matmul import fast_products
@@ -321,6 +321,7 @@ def test_layers_of_every_family_are_computed_again(name):
     for chosen in (Distill(**BASE), Distill(**BASE, activation_checkpointing=True)):
         model, tokens = build(name).train(), torch.arange(48).reshape(3, 16)
         calls = []
+        output_form(model)
         for layer in decoder_layers(model):
             inner = next(layer.children())  # hooks of the layer itself stay outside
             inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))

@@ -119,7 +119,7 @@ def refitted_starts(study):
 
 
 def law_settings(study):
-    study["law"]["resamples"] = 120
+    study["law"]["tie_nats"] = 0.01
 
 
 def final_tokens(study):
@@ -286,8 +286,9 @@ def test_comments_docstrings_and_formatting_plan_nothing(study):
         ast.parse(path.read_text())
     rules = sorted((study / "rules").glob("*.smk"))
     for path in rules:
+        text = re.sub(r'^    """(?=\w)', '    """Other words: ', path.read_text(), flags=re.M)
         path.write_text(
-            re.sub(r'^    """(?=\w)', '    """Other words: ', path.read_text(), flags=re.M)
+            text.replace(" --spec {params.spec:q} ", " \\\n   --spec {params.spec:q}  ")
         )
     assert sum(path.read_text().count("Other words") for path in rules) > 20
     for path in [study / "config.yaml", study / "Snakefile", study / "dvc.yaml", *rules]:
@@ -309,6 +310,23 @@ def test_loss_edit_runs_distillation_and_what_follows(study):
     ran = {job for job, moment in after.items() if moment != before.get(job)}
     assert ran == run_jobs("t6k", 0) | run_jobs("t16k", 0) | final | TABLE
     assert study.planned() == set()
+
+
+def edit_table(study):
+    """What `main` of a stage calls to write its result."""
+    before = 'writer = csv.DictWriter(text, columns, lineterminator="\\n", extrasaction="ignore")'
+    study.replace("src/capgap/stages/collect.py", before, before.replace("\\n", "\\r\\n"))
+
+
+def edit_command(study):
+    before = "--runs {input:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1"
+    study.replace("rules/law.smk", before, "--tie-nats 0.004 " + before)
+
+
+@pytest.mark.parametrize(("edit", "expected"), [(edit_table, TABLE), (edit_command, LAW)])
+def test_edit_of_what_writes_and_of_a_command_plans_what_follows(study, edit, expected):
+    edit(study)
+    assert study.planned() == expected
 
 
 def test_other_contents_under_an_old_time_are_seen(study):

@@ -52,6 +52,34 @@ def test_final_student_is_exported_with_a_model_card(study):
     assert logits == vocabulary
 
 
+DYING = """
+import os, runpy, shutil, sys
+real, copied = shutil.copyfile, []
+def copy(source, target):
+    if len(copied) == 2:
+        os._exit(9)
+    copied.append(real(source, target))
+shutil.copyfile = copy
+runpy.run_module("capgap.commands.export", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_killed_export_leaves_nothing_half_written_and_works_again(study):
+    words = ("--out", "out", "--data-licence", "CC0-1.0")
+    killed = study.command(sys.executable, "-c", DYING, *words, check=False)
+    assert killed.returncode == 9
+    assert not (study / "out").exists()
+    added = study / RESULTS / "final/model/added.txt"
+    added.write_text("mine")
+    refused = study.capgap("export", *words, check=False)
+    assert "added.txt is not in the manifest of its folder" in refused.stderr
+    assert not (study / "out").exists()
+    added.unlink()
+    study.capgap("export", *words)
+    assert (study / "out/README.md").is_file()
+    assert [p.name for p in study.path.glob(".out*")] == []
+
+
 def test_export_refuses_an_unknown_licence_and_an_existing_folder(study):
     result = study.capgap("export", "--out", "out", check=False)
     assert result.returncode == 1

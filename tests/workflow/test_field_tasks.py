@@ -30,7 +30,12 @@ def asked(study):
         "metric_list": [{"metric": "bits_per_byte"}],
     }
     (folder / "corpus.yaml").write_text(yaml.safe_dump(task))
-    harness = {"tasks": {"corpus_text": 0}, "task_folder": "tasks", "batch_size": 2}
+    harness = {
+        "tasks": {"corpus_text": 0},
+        "task_folder": "tasks",
+        "run_task_code": True,
+        "batch_size": 2,
+    }
     study.configure(lambda data: data.update(harness=harness))
     return study
 

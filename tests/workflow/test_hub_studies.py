@@ -135,7 +135,7 @@ def shrink(study: dict, hub, tmp_path) -> dict[str, torch.nn.Module]:
         "students": [size // 3], "tokens": [2048], "seeds": [1], "arms": ["random_init"],
         "arm_seeds": [1],
     }  # fmt: skip
-    study["law"] = {"resamples": 100}
+    study["law"] = {"tie_nats": 0.01}
     study["final"] = {"student": size // 2, "tokens": 2048, "seeds": [1]}
     return models
 

@@ -9,29 +9,33 @@ runs again. Who accepted what, and why, is kept in results/<study>/accepted.json
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 from capgap.commands.verify import check, results_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.records import paths
+from capgap.records import checksums, paths
 from capgap.records.artifacts import write_text
+from capgap.records.reading import read_json
 from capgap.stages.base import run_stage
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 from capgap.workflow.locks import only_run
+from capgap.workflow.rule_params import digests
 
 
 def outdated(records: dict[str, dict], stages: list[str]) -> dict[tuple[str, str], list[str]]:
-    """Outputs made with another source than today's, by (stage, digest they were made with)."""
+    """Outputs made with another source or command than today's, by (stage, digest they were made with)."""
     found: dict[tuple[str, str], list[str]] = {}
     for output, record in records.items():
         spec = ledger.read_spec(record)
         if spec is None or (stages and spec["stage"] not in stages):
             continue
-        if spec["source"] != source_digest(f"capgap.stages.{spec['stage']}"):
+        if not spec.items() >= digests(spec["stage"], record["rule"]).items():
             found.setdefault((spec["stage"], spec["source"]), []).append(output)
     return dict(sorted(found.items()))
 
@@ -41,7 +45,8 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
 
     Raises CapgapError when a result is not as its manifest or its record says.
     """
-    records = ledger.read_all(results_of(study))
+    root = results_of(study)
+    records = ledger.read_all(root)
     found = outdated(records, stages)
     lines = [
         f"{stage}: {len(outputs)} outputs made with source {before}, now "
@@ -54,7 +59,7 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
         return [*lines, "to accept them: capgap accept --reason 'why the results stay the same'"]
     check(study, "nothing was accepted")
     book = Path(paths.ACCEPTED.format(study=study))
-    entries = json.loads(book.read_text(encoding="utf-8")) if book.is_file() else []
+    entries = read_json(book, list) if book.is_file() else []
     for (stage, before), outputs in found.items():
         now = source_digest(f"capgap.stages.{stage}")
         entries.append(
@@ -67,19 +72,22 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
                 "outputs": outputs,
             }
         )
-    write_text(book, json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(entries, indent=1, sort_keys=True) + "\n"
+    checksums.announce(book, hashlib.sha256(text.encode()).hexdigest())
+    write_text(book, text)
+    checksums.fold(root)
     for (stage, _), outputs in found.items():
-        now = source_digest(f"capgap.stages.{stage}")
         for output in outputs:
-            ledger.replace_spec(
-                output, records[output], lambda spec, now=now: {**spec, "source": now}
-            )
+            new = digests(stage, records[output]["rule"])
+            ledger.replace_spec(output, records[output], lambda spec, new=new: {**spec, **new})
     return [*lines, f"accepted, and written down in {book}"]
 
 
 def _git_user() -> str:
     """The name that git would sign with."""
-    name = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout
+    command = ["git", "config", "user.name"]
+    git = shutil.which("git")
+    name = subprocess.run(command, capture_output=True, text=True).stdout if git else ""
     if not name.strip():
         raise CapgapError("who accepts? Give --by NAME, or set it for git: git config user.name")
     return name.strip()

@@ -9,6 +9,7 @@ OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md and the l
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -32,9 +33,15 @@ from capgap.cost.teacher_configs import open_study
 from capgap.data.hub import upload_model
 from capgap.engine.gguf_file import TYPES, check_gguf, write_gguf
 from capgap.errors import CapgapError
-from capgap.law.records import FinalRecord, LawRecord
+from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.records import paths
-from capgap.records.artifacts import open_folder, sha256
+from capgap.records.artifacts import (
+    check_folder,
+    open_folder,
+    publish_folder,
+    sha256,
+)
+from capgap.records.checksums import read_manifest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stages.base import run_stage
@@ -115,12 +122,13 @@ def run(
         "--gguf": gguf,
     }
     study = open_study(study_file)
-    if out.exists():
+    if os.path.lexists(out):
         raise CapgapError(f"{out} exists already; name another folder or delete it")
     if study.final is None:
         raise CapgapError(
             f"{study_file} has no final student to export; add the section 'final' and run the study"
         )
+    check_folder(out)
     final = FinalRecord.read(result_of(study.study, paths.FINAL))
     law = LawRecord.read(result_of(study.study, paths.LAW))
     model = open_folder(paths.FINAL_MODEL.format(study=study.study))
@@ -141,7 +149,6 @@ def run(
     data_licence = _required(data_licence or known, "data", data)
     source, known = _teacher(study, lineage.teacher)
     teacher_licence = _required(teacher_licence or known, "teacher", source)
-    shutil.copytree(model, out, ignore=shutil.ignore_patterns(paths.MANIFEST))
     head = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -179,10 +186,14 @@ def run(
         weights=sha256(model / "model.safetensors"),
     )
     text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
-    (out / "README.md").write_text(text, encoding="utf-8")
-    shutil.copyfile(figure, out / figure.name)
-    if gguf:
-        write_gguf(model, out / file, gguf, name=out.name, licence=licence or "other")
+    with publish_folder(out, manifest=False) as folder:
+        for name in read_manifest(model / paths.MANIFEST):  # nothing that was put there since
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model / name, folder / name)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        shutil.copyfile(figure, folder / figure.name)
+        if gguf:
+            write_gguf(model, folder / file, gguf, name=out.name, licence=licence or "other")
 
 
 def _revision() -> str:

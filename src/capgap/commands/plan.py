@@ -112,8 +112,8 @@ def short(plan: Plan) -> str:
     told = ", ".join(f"{amount} {what}" for amount, what in amounts if amount)
     lines = [
         f"{len(plan.left)} of {len(plan.jobs)} jobs to do" + (f"; {told}" if told else ""),
-        f"{_worker_hours(plan)}; on {_workers(plan)} {_time(plan.schedule.makespan_s)}, "
-        f"at least {_time(plan.schedule.critical_s)} on any number ({plan.speed.name})",
+        f"{_worker_hours(plan)}; on {_workers(plan)} {duration(plan.schedule.makespan_s)}, "
+        f"at least {duration(plan.schedule.critical_s)} on any number ({plan.speed.name})",
     ]
     lines += [f"note: {note}" for note in plan.notes]
     if plan.misfits:
@@ -242,7 +242,8 @@ def _workers(plan: Plan) -> str:
     return f"{plan.workers} {'core' if plan.device == CPU else 'device'}(s)"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as minutes, hours or days."""
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     if seconds < 48 * 3600:

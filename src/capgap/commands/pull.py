@@ -2,16 +2,18 @@
 Fetch a study's results: `capgap pull` the small ones, `capgap pull --models` all.
 
 Records, manifests, tables and the report are enough to plan, to read the report and to ask the
-law. A job that needs a model that was left out says which folder to `dvc pull`.
+law. A job that needs a model that was left out names the folder to `capgap pull`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from capgap.config.study_file import load_study
+from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.stages.base import run_stage
 from capgap.workflow import remote
@@ -38,6 +40,13 @@ def main(argv: list[str] | None = None) -> None:
         description="Fetch the records and small results of the study in config.yaml, enough to "
         "plan, to read the report and to ask the law.",
     )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files or folders below results/ to fetch, and nothing else",
+    )
     parser.add_argument("--models", action="store_true", help="fetch everything, models too")
     parser.add_argument(
         "--force", action="store_true", help="replace what is here and was not saved, too"
@@ -45,12 +54,32 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     study = load_study(Path("config.yaml")).study
     report = paths.REPORT.format(study=study).rpartition("/")[0]
+
+    def choose(names: Iterable[str]) -> list[str]:
+        if args.paths:
+            return named(names, args.paths)
+        return sorted(names) if args.models else small(names, report)
+
     with only_run():
-        names = remote.pull(
-            lambda names: sorted(names) if args.models else small(names, report), force=args.force
-        )
-    rest = "" if args.models else "; models stay where they are (capgap pull --models)"
+        remote.restore_lock()
+        names = remote.pull(study, choose, force=args.force, only=bool(args.paths))
+    rest = (
+        "" if args.models or args.paths else "; models stay where they are (capgap pull --models)"
+    )
     print(f"study {study}: {len(names)} files are here{rest}")
+
+
+def named(names: Iterable[str], wanted: list[Path]) -> list[str]:
+    """Names that are one of the wanted paths, or below one; CapgapError where there are none."""
+    chosen = set()
+    every = sorted(names)
+    for path in wanted:
+        relative = Path(os.path.relpath(path)).as_posix()
+        found = [name for name in every if name == relative or name.startswith(f"{relative}/")]
+        if not found:
+            raise CapgapError(f"{path}: dvc.lock names no such file; capgap pull brings all")
+        chosen.update(found)
+    return sorted(chosen)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
+from pathlib import Path
 
+from capgap.config.study_file import load_study
 from capgap.stages.base import run_stage
 from capgap.workflow import remote
 from capgap.workflow.locks import only_run
@@ -18,13 +21,13 @@ def main(argv: list[str] | None = None) -> None:
         "remote of .dvc/config; what is there already is not sent again.",
     )
     parser.parse_args(argv)
+    study = load_study(Path("config.yaml")).study
     with only_run():
-        new = remote.push()
+        remote.restore_lock()
+        new = remote.push(study)
     print(f"the remote has all of the last capgap save; {new} objects were new")
-    told = subprocess.run(
-        ["git", "status", "--porcelain", "--", remote.LOCK], capture_output=True, text=True
-    )
-    if told.stdout:
+    command = ["git", "status", "--porcelain", "--", str(remote.LOCK)]
+    if shutil.which("git") and subprocess.run(command, capture_output=True, text=True).stdout:
         print(
             f"but nobody sees it before {remote.LOCK} is committed: git add {remote.LOCK} && git "
             'commit -m "results", then git push'

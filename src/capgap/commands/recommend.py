@@ -11,117 +11,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import pandas as pd
-
 from capgap.commands.verify import result_of
-from capgap.config import Law
-from capgap.config.counts import parse_count
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.answer import recommend
-from capgap.law.records import Interval, LawRecord, Recommendation, RuleRegret
-from capgap.law.relation import student_for
-from capgap.law.rivals import cell_table, spent_flops
-from capgap.law.study import Fit, fit_law
-from capgap.law.table import main_arm, read_runs, teacher_sizes
-from capgap.law.target import nearest_budget
+from capgap.law.asking import ask, inverse
+from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
+from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, span
 from capgap.records import paths
 from capgap.records.artifacts import write_text
-from capgap.stages.base import StageParser, count_argument, run_stage
-
-
-def run(
-    law_path: str | Path,
-    runs_path: str | Path,
-    student: int,
-    tokens: int | None = None,
-    teachers: list[str] | None = None,
-) -> Recommendation:
-    """Rank teachers for a student.
-
-    student: parameters without embeddings. tokens: distillation budget, the largest of the table
-    if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
-    larger than the student are left out. Raises CapgapError where a count is not positive, no
-    teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
-    fitted on this table.
-    """
-    law, runs = LawRecord.read(law_path), read_runs(runs_path)
-    fit = refit(law, runs, f"{law_path} and {runs_path}")
-    if tokens is None:
-        tokens = max(line.tokens for line in law.lines)
-    for name, value in (("student", student), ("tokens", tokens)):
-        if value <= 0:
-            raise CapgapError(f"--{name} is {value}, but must be greater than 0")
-    offered = _offered(teachers, teacher_sizes(runs))
-    larger = {name: size for name, size in offered.items() if size > student}
-    if not larger:
-        raise CapgapError(
-            f"{runs_path if teachers is None else '--teachers'}: no teacher is larger than the "
-            f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
-            "a smaller student"
-        )
-    spent = spent_flops(cell_table(runs))
-    return recommend(fit, law, larger, student, tokens, spent, _published(law))
-
-
-def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
-    """Which student size a teacher fits best, by the line of the nearest budget, as a sentence."""
-    law, runs = LawRecord.read(law_path), read_runs(runs_path)
-    fit = refit(law, runs, f"{law_path} and {runs_path}")
-    line = nearest_budget(law.lines, tokens or max(line.tokens for line in law.lines))
-    if line.status != "fitted":
-        return f"No line could be fitted at {budget(line.tokens)}: {line.reason}."
-    found = student_for(fit.lines[line.tokens], teacher)
-    if found is None:
-        return (
-            f"By the line at {budget(line.tokens)} no student has its optimum at {about(teacher)}."
-        )
-    return (
-        f"By the line at {budget(line.tokens)} a teacher of {about(teacher)} is the optimum of a "
-        f"student of {about(found.value)} ({span(found)})."
-    )
-
-
-def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
-    """The fit behind a law record, whose resamples the record does not keep.
-
-    Raises CapgapError where the record belongs to another table.
-    """
-    settings = Law(
-        confidence=law.confidence, resamples=law.resamples, tie_nats=law.tie_nats, seed=law.seed
-    )
-    fit = fit_law(runs, settings)
-    found = [
-        (place.cells.student, tokens, place.status, place.cells.teachers)
-        for tokens, places in fit.located.items()
-        for place in places
-    ]
-    recorded = [
-        (o.student, o.tokens, o.status, tuple(cell.teacher for cell in o.cells)) for o in law.optima
-    ]
-    if found != recorded or len(main_arm(runs)) != law.n_runs:
-        raise CapgapError(f"{where} do not belong together: fit the law again on this table")
-    return fit
-
-
-def _published(law: LawRecord) -> float:
-    return law.lines[0].published_slope
-
-
-def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int]:
-    if teachers is None:
-        return known
-    sizes = {}
-    for name in teachers:
-        try:
-            sizes[name] = known.get(name) or int(parse_count(name))
-        except ValueError:
-            raise CapgapError(
-                f"--teachers: '{name}' is neither a teacher of the table ({', '.join(known)}) nor "
-                "a size like 7B"
-            ) from None
-    return sizes
+from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
 
 def text(answer: Recommendation, law: LawRecord) -> str:
@@ -157,26 +56,30 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         <= 1.005
     ):
         lines.append("No extrapolation: student, tokens and ratio lie inside the pilot.")
+    metric = METRICS[law.metric]
+    known = any(row.measured_loss is not None for row in answer.ranked)
     lines += [
         "",
-        f"Teachers, best first; losses in nats per token with {level} intervals",
-        f"  {'teacher':<14}{'size':>7}{'T/S':>7}  {'predicted loss':<22}{'above the best':<22}"
-        f"{'FLOPs':>8}",
+        f"Teachers, best first; {metric.noun} in {metric.unit} with {level} intervals",
+        f"  {'teacher':<14}{'size':>7}{'T/S':>7}  {'predicted':<22}{'above the best':<22}"
+        + (f"{'measured':<22}{'above the best':<16}" if known else "")
+        + f"{'FLOPs':>8}",
     ]
     for row in answer.ranked:
         mark = "*" if row.within_tie else ""
         lines.append(
             f"  {row.teacher + mark:<14}{about(row.teacher_params_non_embedding):>7}"
-            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_nats(row.predicted_regret):<22}"
-            f"{row.train_flops:>8.2g}"
+            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_above(row.predicted_regret):<22}"
+            + (_measured(row) if known else "")
+            + f"{row.train_flops:>8.2g}"
         )
     if answer.within_tie:
         lines.append(
-            f"  * predicted within {law.tie_nats:g} nats of the best, which counts as equally good"
+            f"  * predicted within {law.tie_nats:g} {metric.short} of the best, which counts as equally good"
         )
     lines += [
         "",
-        "Rules of thumb instead: loss expected above the best teacher (regret), nats per token",
+        f"Rules of thumb instead: {metric.noun} expected above the best teacher (regret), {metric.unit}",
         *(_rule(rule) for rule in answer.rules),
         "",
         f"Compute: {answer.ranked[0].train_flops:.2g} FLOPs for the first, "
@@ -202,6 +105,20 @@ def _nats(interval: Interval | None) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.3f} [no interval]"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _above(interval: Interval | None) -> str:
+    """A regret; that of the best teacher is 0 by definition and has no interval."""
+    if interval is not None and interval.value == interval.low == interval.high == 0:
+        return "the lowest"
+    return _nats(interval)
+
+
+def _measured(row: RankedTeacher) -> str:
+    if row.measured_loss is None:
+        return f"{'not measured':<38}"
+    above = "the lowest" if row.measured_regret == 0 else f"{row.measured_regret:.3f}"
+    return f"{_nats(row.measured_loss):<22}{above:<16}"
 
 
 def _paths(args: argparse.Namespace) -> tuple[str, str]:
@@ -235,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         "--fits", type=count_argument, metavar="TEACHER", help="print the student a teacher fits"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", help="also write the answer to this file, JSON")
+    parser.add_argument("--out", type=out_file, help="also write the answer to this file, JSON")
     args, _ = parser.parse(argv)
     if args.student is None and args.fits is None:
         parser.error("--student or --fits is needed")
@@ -245,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.student is None:
         return
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
-    answer = run(law_path, runs_path, args.student, args.tokens, teachers)
+    answer = ask(law_path, runs_path, args.student, args.tokens, teachers)
     if args.out:
         write_text(args.out, answer.to_json())
     print(answer.to_json().rstrip() if args.json else text(answer, LawRecord.read(law_path)))

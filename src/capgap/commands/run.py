@@ -14,40 +14,72 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TextIO
 
 from rich.console import Console
 
-from capgap.commands import plan
+from capgap.commands import clean, plan
 from capgap.commands.summary import run as print_summary
-from capgap.commands.verify import check
+from capgap.commands.verify import check, refuse
 from capgap.config.study_file import load_study
+from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
-from capgap.records import paths
+from capgap.records import checksums, paths
 from capgap.records.artifacts import disk_is_full
 from capgap.stages.base import run_stage
-from capgap.workflow import ledger
+from capgap.workflow import ledger, private
+from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import RUN_VARIABLE, die_with_parent, name_run, only_run
 from capgap.workflow.pending import snakemake_command
+from capgap.workflow.shared_settings import own_caches
 
 PLANNED = "CAPGAP_PLANNED"  # the file in which our logger lists what a dry run would make
-SNAKEMAKE_LOCKS = Path(".snakemake/locks")
+NOTES = 10  # lines about missing and unlisted files before a run
 
 
 def clear_leftovers(root: Path) -> None:
-    """Remove what a killed run left: locks, temporary artifacts, outputs that were not recorded.
+    """Remove what a killed run left: locks, temporary artifacts, outputs that were not recorded,
+    states that nothing resumes.
 
     Snakemake remakes unfinished outputs that it knows of at its start, not those behind the
     checkpoint: it would take them as they are, and without a record.
     """
-    shutil.rmtree(SNAKEMAKE_LOCKS, ignore_errors=True)
+    shutil.rmtree(private.SNAKEMAKE_LOCKS, ignore_errors=True)
+    here = Path.cwd().resolve()
     for output in ledger.unfinished(root):
-        Path(output).unlink(missing_ok=True)
-        ledger.location(ledger.UNFINISHED, output).unlink()
-    for path in root.rglob(".*.tmp") if root.is_dir() else []:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if Path(output).parent.resolve().is_relative_to(here):  # a link may lead elsewhere
+            Path(output).unlink(missing_ok=True)
+        private.location(private.UNFINISHED, output).unlink()
+    clean.collect(root)
+    remove_temporary(root)
+
+
+def check_results(root: Path, *, look: bool) -> None:
+    """Raise CapgapError for results that are not as the jobs left them; note what is missing.
+
+    A file is read again only if its size, time or inode changed since the last run. look: keep
+    nothing of what was read.
+    """
+    if not root.is_dir():
+        return
+    known = checksums.KnownDigests()
+    found, records = checksums.check(root, known), ledger.read_all(root)
+    open_folders = tuple(f"{Path(output).parent}/" for output in ledger.unfinished(root))
+    damaged = {k: v for k, v in found.damaged.items() if not k.startswith(open_folders)}
+    listed = checksums.read(root) if not damaged else records
+    for name in records.keys() - listed.keys():
+        damaged[name] = f"{name} has no checksum, so nothing tells whether it is as it was made"
+    refuse(sorted(damaged.values()), "nothing was started")
+    # a folder whose manifest alone is here was left out by a pull; jobs that need it name it
+    missing = [text for name, text in found.missing.items() if not os.path.exists(name)]
+    notes = [] if not records else [*missing, *found.unlisted.values()]
+    for line in [*notes[:NOTES], *[f"and {len(notes) - NOTES} more"] * (len(notes) > NOTES)]:
+        print(f"note: {line}", file=sys.stderr)
+    if not look:
+        known.save()
 
 
 def check_writable(folders: list[Path]) -> None:
@@ -64,25 +96,44 @@ def check_writable(folders: list[Path]) -> None:
 def run(study_file: Path, snakemake_options: list[str]) -> int:
     """Run Snakemake on a study; its exit status.
 
-    Prints the summary after a full run, and after a dry run what the jobs would cost.
+    Prints the summary after a full run, and after a dry run what the jobs would cost. A dry run,
+    like every option of Snakemake that only lists, takes no lock and changes no file.
     """
-    study = load_study(study_file)
+    study = open_study(study_file)
     root = Path(paths.ROOT.format(study=study.study))
-    check_writable([root, *map(Path, ("logs", "timings", "scratch", ".snakemake"))])
-    with only_run() as lock, TemporaryDirectory() as folder:
-        clear_leftovers(root)
-        told = Path(folder, "planned")
-        os.environ[PLANNED] = str(told)
-        os.environ[RUN_VARIABLE] = name_run(lock)
-        signal.signal(signal.SIGTERM, _terminated)
-        status = _snakemake(study_file, snakemake_options, lock)
-        planned = told.read_text(encoding="utf-8").splitlines() if told.is_file() else None
+    look = private.only_looks(snakemake_options)
+    options = snakemake_options
+    if look and (unfinished := ledger.unfinished(root)):  # a run removes these and makes them again
+        options = [*options, "--forcerun", *unfinished]
+    command = snakemake_command(study_file, options)
+    with ExitStack() as stack:
+        planned_file = Path(stack.enter_context(TemporaryDirectory()), "planned")
+        os.environ[PLANNED] = str(planned_file)
+        lock = None
+        if not look:
+            check_writable([root, *map(Path, ("logs", "timings", "scratch", ".snakemake"))])
+            lock = stack.enter_context(only_run())
+            own_caches()
+            clear_leftovers(root)
+            stack.callback(checksums.fold, root)
+        check_results(root, look=look)
+        if lock:
+            os.environ[RUN_VARIABLE] = name_run(lock)
+            signal.signal(signal.SIGTERM, _terminated)
+        status = _snakemake(command, lock)
+        planned = None
+        if planned_file.is_file():
+            planned = planned_file.read_text(encoding="utf-8").splitlines()
+        if status == 0 and private.is_whole(
+            snakemake_options
+        ):  # what is missing now is no longer of the study
+            checksums.fold(root, forget=lambda output: True)
     if status and disk_is_full(root):
         raise CapgapError(
             f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
         )
-    if status == 0 and not snakemake_options:
-        print_summary(study.study, Console(), has_final=study.final is not None)
+    if status == 0 and private.is_whole(snakemake_options):
+        print_summary(study, Console())
     if status == 0 and planned is not None:
         print(plan.short(plan.make_plan(study, not_done=planned)))
     return status
@@ -93,18 +144,21 @@ def _terminated(*_) -> None:
     sys.exit("terminated; run again to go on: finished jobs are kept")
 
 
-def _snakemake(study_file: Path, options: list[str], lock: TextIO) -> int:
+def _snakemake(command: list[str], lock: TextIO | None) -> int:
     """Run Snakemake as a child that shares the lock and does not outlive this process."""
     process = subprocess.Popen(
-        snakemake_command(study_file, options),
-        pass_fds=[lock.fileno()],
-        preexec_fn=die_with_parent,
+        command, pass_fds=[lock.fileno()] if lock else [], preexec_fn=die_with_parent
     )
+    interrupted = False
     while True:
         try:
-            return process.wait()
+            status = process.wait()
+            break
         except KeyboardInterrupt:
-            continue  # Snakemake has got it too, ends its jobs and then itself
+            interrupted = True  # Snakemake has got it too, ends its jobs and then itself
+    if interrupted:
+        print("interrupted; run again to go on: finished jobs are kept", file=sys.stderr)
+    return status
 
 
 def main(argv: list[str] | None = None) -> None:

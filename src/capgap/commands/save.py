@@ -2,31 +2,41 @@
 Hand a finished study to DVC: `capgap save`, then `git commit` and `capgap push`.
 
 What a colleague pulls must be whole, so a study that is running, incomplete, stale or corrupt is
-refused; `dvc commit` alone would take anything.
+refused; `dvc commit` alone would take anything. A save that does not end leaves dvc.lock as it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from capgap.commands.verify import check, results_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
+from capgap.records import checksums
 from capgap.stages.base import run_stage
+from capgap.workflow import remote
+from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import only_run
 from capgap.workflow.pending import pending
-from capgap.workflow.remote import refuse_secrets
+from capgap.workflow.shared_settings import check_shared, own_caches
 
 
 def run(study_file: Path) -> None:
     """Commit a study's results and records to DVC's cache and to dvc.lock."""
     study = load_study(study_file).study
-    refuse_secrets()
-    results_of(study)
+    check_shared(secrets=True)
+    root = results_of(study)
     with only_run():
+        remote.restore_lock()
+        remove_temporary(root)
+        checksums.fold(root)
+        check(study, "nothing was saved")
         left = pending(study_file)
         if left:
             rules = ", ".join(sorted({item.rule for item in left}))
@@ -34,10 +44,37 @@ def run(study_file: Path) -> None:
                 f"nothing was saved: {len(left)} results are not up to date ({rules}); "
                 "`capgap run` makes them"
             )
-        check(study, "nothing was saved")
-        command = [sys.executable, "-m", "dvc", "commit", "--force", "study"]
-        if subprocess.run(command).returncode:
-            raise CapgapError("nothing was saved: dvc commit failed, see its message above")
+        own_caches()
+        with _whole_lock():
+            _commit()
+            remote.check_saved(study, root)
+
+
+@contextmanager
+def _whole_lock() -> Iterator[None]:
+    """Keep a copy of dvc.lock while DVC writes it in place; it comes back unless all goes well."""
+    remote.keep_lock()
+    try:
+        yield
+    except BaseException:
+        remote.restore_lock()
+        raise
+    remote.forget_kept_lock()
+
+
+def _commit() -> None:
+    """Have DVC store the stage's outputs; CapgapError with its reason if it cannot."""
+    command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", "study"]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    if result.returncode:
+        reason = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
+        lines = reason or result.stderr.strip().splitlines()[-1:] or [f"status {result.returncode}"]
+        hint = ""
+        if not Path(".git").exists():
+            hint = "; saving needs git, which shares dvc.lock: git init"
+        raise CapgapError(
+            f"nothing was saved: dvc commit failed ({lines[0].removeprefix('ERROR: ')}){hint}"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.records.artifacts import publish_folder
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(runs: Path, out: Path) -> int:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     source.add_argument("--runs", type=Path, help="a folder of runs by hand, instead of a study's")
     parser.add_argument(
-        "--out", type=Path, default=Path("tensorboard"), help="(default tensorboard)"
+        "--out", type=out_folder, default="tensorboard", help="(default tensorboard)"
     )
     args, _ = parser.parse(argv)
     runs = args.runs or Path(paths.ROOT.format(study=load_study(args.study).study))

@@ -20,7 +20,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.records.artifacts import open_folder, publish_folder
 from capgap.records.run_records import ParamGroups
-from capgap.stages.base import StageParser, count_argument, run_stage
+from capgap.stages.base import StageParser, count_argument, out_folder, run_stage
 
 
 def run(model_folder: Path, texts: Iterable[str], entries: int | None, out: Path) -> ParamGroups:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--entries", type=count_argument, help="entries to keep at most (default: all used ones)"
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, _ = parser.parse(argv)
     texts = [read_text(args.text)] if args.text else split_texts(args.corpus, "train")
     params = run(args.model, texts, args.entries, args.out)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.records import paths
-from capgap.records.artifacts import differences
+from capgap.records import checksums, paths
+from capgap.records.reading import Unreadable
 from capgap.stages.base import run_stage
 from capgap.workflow import ledger
 
@@ -38,15 +38,15 @@ def result_of(study: str, path: str) -> str:
 
 
 def problems(study: str) -> list[str]:
-    """What is not as recorded, one sentence each: manifests, inputs of each result, unfinished."""
+    """What is not as recorded, one sentence each. Every file of the study is read."""
     root = results_of(study)
     found = [f"{output} is unfinished" for output in ledger.unfinished(root)]
-    for manifest in sorted(root.rglob(paths.MANIFEST)):
-        try:
-            found += differences(manifest)
-        except (ValueError, KeyError):  # not JSON, or not a manifest
-            found.append(f"{manifest} is damaged")
-    for name, outputs in ledger.changed_inputs(ledger.read_all(root)).items():
+    found += checksums.check(root).sentences()
+    try:
+        changed = ledger.changed_inputs(ledger.read_all(root))
+    except Unreadable as error:
+        return [*found, str(error)]
+    for name, outputs in changed.items():
         more = f" and {len(outputs) - 1} more" if len(outputs) > 1 else ""
         found.append(f"{name} has other contents than {outputs[0]}{more} was made from")
     return found
@@ -54,13 +54,18 @@ def problems(study: str) -> list[str]:
 
 def check(study: str, purpose: str) -> None:
     """Raise CapgapError that names what is wrong with a study and what to do."""
-    found = problems(study)
+    refuse(problems(study), purpose)
+
+
+def refuse(found: list[str], purpose: str) -> None:
+    """Raise CapgapError that lists what is wrong with a study's results, if anything is."""
     if found:
         lines = "\n".join(f"  {line}" for line in found)
         raise CapgapError(
             f"{purpose}: {len(found)} result(s) are not as recorded:\n{lines}\n"
-            "Missing files come back with `capgap pull --models`, damaged ones with `dvc pull "
-            "--force FILE`; results made from other inputs are made again by `capgap run`"
+            "What was saved comes back with `capgap pull --models --force`, one file or folder with "
+            "`capgap pull --force PATH`; a result that you delete is made again by `capgap run`, and "
+            "so is one that was made from other inputs; files that no job made are yours to move away"
         )
 
 

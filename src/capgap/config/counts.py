@@ -1,4 +1,4 @@
-"""Counts as people write them: 60k, 2.5M, 3B."""
+"""Counts as people write them: 60k, 2.5M, 7B, 1,000,000, 3e9."""
 
 from __future__ import annotations
 
@@ -7,26 +7,42 @@ from decimal import Decimal
 from typing import Any
 
 SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+FACTORS = {"": 1} | {suffix.lower(): factor for suffix, factor in SUFFIXES.items()}
+COUNT = re.compile(
+    r"\s*(\d{1,3}(?:(?:,\d{3})+|(?:_\d{3})+|(?: \d{3})+)|\d+)(\.\d+)?(e\+?\d{1,2})?\s*([kmbt]?)\s*",
+    re.IGNORECASE,
+)
 
 
 def parse_count(value: Any) -> Any:
-    """Turn '60k', '2.5M', '3B' into an integer; leave numbers to the validator that follows."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMBT]?)\s*", value)
-        if not match:
-            raise ValueError("a count is an integer, or a number with k, M, B or T, like 60k")
-        count = Decimal(match[1]) * SUFFIXES.get(match[2], 1)
-        if count != int(count):
-            raise ValueError("a count is a whole number")
-        return int(count)
-    return value
+    """Turn '60k', '2.5M', '7B', '1,000,000' or '3e9' into an integer; leave numbers as they are.
+
+    Upper and lower case of a suffix are the same. Raises ValueError for text that is no count.
+    """
+    if not isinstance(value, str):
+        return value
+    match = COUNT.fullmatch(value)
+    if not match:
+        raise ValueError(
+            "a count is an integer, or a number with k, M, B or T, like 60k, 7B or 1,000,000"
+        )
+    whole, fraction, exponent, suffix = match.groups(default="")
+    digits = re.sub(r"[,_ ]", "", whole)
+    count = Decimal(f"{digits}{fraction}{exponent}") * FACTORS[suffix.lower()]
+    if count != int(count):
+        raise ValueError("a count is a whole number")
+    return int(count)
 
 
 def format_count(count: int) -> str:
-    """Write a count as a name, without loss: 60000 -> '60k', 2500000 -> '2.5M', 61437 -> '61437'."""
+    """Write a count as a name, without loss: 60000 -> '60k', 2500000 -> '2.5M', 128116700 -> '128.1167M'.
+
+    The largest suffix that needs at most six decimals is taken, and the digits alone if none does.
+    """
     for suffix, factor in reversed(SUFFIXES.items()):
         if count >= factor:
             short = (Decimal(count) / factor).normalize()
-            if abs(short.as_tuple().exponent) <= 3:
+            if -short.as_tuple().exponent <= 6:
                 return f"{short:f}{suffix}"
+            return str(count)
     return str(count)

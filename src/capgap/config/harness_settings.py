@@ -44,6 +44,11 @@ class HarnessStage(Section):
     task_folder: str | None = Field(
         None, description="folder with YAML files of tasks of your own; data files beside them"
     )
+    run_task_code: bool = Field(
+        False,
+        description="consent to run the code in task_folder: lm-evaluation-harness runs Python that a "
+        "task names, and its templates can do all that Python can",
+    )
     limit: Count | None = Field(
         None, gt=0, description="documents of a task at most; all if not set"
     )
@@ -64,6 +69,11 @@ class HarnessStage(Section):
             raise ValueError(
                 f"{', '.join(unsafe)} runs code that the model writes; set run_generated_code to true "
                 "where nothing can be harmed, or take other tasks"
+            )
+        if self.task_folder and not self.run_task_code:
+            raise ValueError(
+                f"task_folder {self.task_folder}: tasks of a folder can run code; read them, then set "
+                "run_task_code to true, or leave the folder out"
             )
         return self
 

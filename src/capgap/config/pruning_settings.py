@@ -56,6 +56,12 @@ class Depth(Section):
         description="layers to keep, unless depth is keep; if not set, the same fraction as of "
         "every width, the cube root of the share of the parameters",
     )
+    multiple_of: int = Field(
+        1,
+        gt=0,
+        description="hidden channels, neurons and channels of all heads together are multiples of "
+        "this: 32 for quantisation in blocks of 32 (GGUF q8_0), 64 or 128 for kernels of GPUs",
+    )
 
     @model_validator(mode="after")
     def _depth_for_layers(self):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,6 +15,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 class Section(BaseModel):
     """A group of settings: unknown keys are errors and values never change after loading."""
+
+    memory_only: ClassVar[frozenset[str]] = frozenset()  # settings that change rounding at most
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

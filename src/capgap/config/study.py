@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
 
 from capgap.config.counts import format_count
 from capgap.config.devices import DEVICE_NAMES
@@ -45,16 +47,51 @@ class Evaluate(Section):
     loss_on: LossOn = Field("all", description=LOSS_ON)
 
 
+def _from_text(value: Any) -> Any:
+    """A list given on the command line, as YAML writes it."""
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError("a list as YAML writes it, like [{teacher: t78, seed: 1}]") from None
+    return value
+
+
 class Law(Section):
     """How the law is fitted."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of every interval")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples")
+    metric: Literal["loss", "perplexity", "error", "accuracy"] | None = Field(
+        None, description="what measures the runs; if not set, the header of its column decides"
+    )
+    exclude: Annotated[list[dict[str, str | int]], BeforeValidator(_from_text)] = Field(
+        default_factory=list,
+        description="runs to leave out, each by its columns, for example [{teacher: t78, seed: 1}]",
+    )
     tie_nats: float = Field(
         0.005, ge=0, description="teachers this close to the best count as equally good, nats"
     )
-    published_slope: float = Field(2.5, gt=0, description="slope the fit is compared with")
-    seed: Seed = Field(0, description="seed of the bootstrap")
+    tie_logits: float = Field(
+        0.02, ge=0, description="the same for error and accuracy, logits (half a point at 50 %)"
+    )
+    ratio_margin: float = Field(
+        0.25, gt=0, description="share by which T*/S may differ from the published one and be equal"
+    )
+    exponent_margin: float = Field(
+        0.15, gt=0, description="difference up to which two exponents count as equal"
+    )
+    published_slope: float = Field(2.5, gt=0, description="T*/S the fit is compared with")
+    size: Literal["non_embedding", "total", "forward_flops"] = Field(
+        "non_embedding",
+        description="what counts the size of a model: parameters without or with embeddings, or "
+        "FLOPs of a forward pass",
+    )
+    noise_sd: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation between runs that differ in the order of the data alone, "
+        "nats; if not set, it is estimated",
+    )
 
 
 class Final(Section):

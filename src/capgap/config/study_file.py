@@ -156,9 +156,8 @@ def _hint(name: str, sections: list[type[Section]], root: Any) -> str:
     close = difflib.get_close_matches(name, own, n=1)
     if close:
         return f" (did you mean '{close[0]}'?)"
-    if root is Study:
-        for key, field in Study.model_fields.items():
-            others = sections_in(field.annotation)
-            if not {*others} & {*sections} and any(name in s.model_fields for s in others):
-                return f" (it belongs into the section '{key}')"
+    for key, field in getattr(root, "model_fields", {}).items():
+        others = sections_in(field.annotation)
+        if not {*others} & {*sections} and any(name in s.model_fields for s in others):
+            return f" (it belongs into the section '{key}')"
     return f"; known here: {', '.join(dict.fromkeys(own))}"

@@ -17,7 +17,9 @@ class TeacherShape(Section):
     hidden: int = Field(gt=0, description="hidden channels, a multiple of heads")
     heads: int = Field(gt=0, description="query heads per layer")
     kv_heads: int | None = Field(None, gt=0, description="key-value heads, a divisor of heads")
-    intermediate: int = Field(gt=0, description="MLP neurons per layer")
+    intermediate: int = Field(gt=0, description="MLP neurons per layer, or of one expert")
+    experts: int | None = Field(None, gt=0, description="experts per layer, if there are any")
+    experts_per_token: int = Field(1, gt=0, description="experts that a token is routed to")
     seed: Seed = Field(0, description="seed of the initial weights and of the data order")
 
     @model_validator(mode="after")
@@ -114,15 +116,24 @@ Teacher = Annotated[
 class ModelShape(Section):
     """Shape of a model that is not here yet, so that its cost can be told; all layers alike."""
 
-    family: Literal["llama", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "opt"] = Field(
-        description="architecture; Mistral counts as llama, Pythia is gpt_neox"
-    )
+    family: Literal[
+        "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "stablelm",
+        "stablelm_biased", "stablelm_parallel", "mixtral", "qwen3_moe", "falcon", "falcon_7b", "falcon_rw", "gpt2",
+        "gpt_neox", "opt",
+    ] = Field(
+        description="architecture; Mistral, Phi-3, Granite and SmolLM3 count as llama, Pythia is "
+        "gpt_neox; stablelm_biased has biases of query, key and value, stablelm_parallel "
+        "one norm a layer; falcon is the one of 40B and "
+        "later"
+    )  # fmt: skip
     layers: int = Field(gt=0, description="transformer layers")
     hidden: int = Field(gt=0, description="hidden channels")
     heads: int = Field(gt=0, description="query heads per layer")
     kv_heads: int | None = Field(None, gt=0, description="key-value heads, if fewer")
     head_dim: int | None = Field(None, gt=0, description="head dimension, if not hidden / heads")
-    intermediate: int = Field(gt=0, description="MLP neurons per layer")
+    intermediate: int = Field(gt=0, description="MLP neurons per layer, or of one expert")
+    experts: int | None = Field(None, gt=0, description="experts per layer, if there are any")
+    experts_per_token: int = Field(1, gt=0, description="experts that a token is routed to")
     vocab: int = Field(gt=0, description="entries of the vocabulary")
     positions: int = Field(0, ge=0, description="context; gpt2 and opt learn a vector for each")
     tied: bool = Field(False, description="whether the output head is the input embedding")

@@ -49,7 +49,10 @@ class FilesCorpus(CorpusSplit):
 class HubText(Section):
     """Rows of a data set of the Hugging Face hub at a pinned commit."""
 
-    dataset: str = Field(description="data set id on the hub, owner/name")
+    dataset: str = Field(
+        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
+        description="data set id on the hub, owner/name",
+    )
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
     name: str | None = Field(
         None, description="configuration of the data set, where it has several"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,10 @@ LOSS_ON = "tokens that count in the loss: all, or of conversations the completio
 
 class Training(Section):
     """How a model is optimised; shared by pretraining and distillation."""
+
+    memory_only: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_tokens", "loss_chunk_tokens", "activation_checkpointing"}
+    )
 
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     batch_tokens: Count = Field(
@@ -96,7 +100,18 @@ class Training(Section):
         return self
 
 
-class Pretrain(Training):
+class FromScratch(Training):
+    """How a model is trained from random weights."""
+
+    init_std: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation of the random weights, 0.02 if not set; models of less than "
+        "about 100 channels learn faster from more, like 0.1",
+    )
+
+
+class Pretrain(FromScratch):
     """How teachers with `source: pretrain` are trained."""
 
     tokens: Count | None = Field(None, gt=0, description="training tokens of every teacher")
@@ -127,7 +142,7 @@ class Pretrain(Training):
         return round(self.tokens_per_param * params) if self.tokens is None else self.tokens
 
 
-class PretrainStage(Training, TeacherShape):
+class PretrainStage(FromScratch, TeacherShape):
     """Everything that decides one teacher trained here."""
 
     tokens: Count = Field(gt=0, description="training tokens")
@@ -138,6 +153,8 @@ TARGETS_BATCH_TOKENS = 4096
 
 class TargetsStage(Section):
     """Everything that decides, beside teacher and text, what is kept of a teacher's targets."""
+
+    memory_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
     kind: Literal["top_k", "sampled"] = Field(
         description="sampled (tokens drawn from the distribution) or top_k (the most likely tokens, "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 from capgap.config import Training
 from capgap.config.shapes import chunk_tokens
-from capgap.cost.architectures import LLAMA_LIKE, Model
+from capgap.cost.architectures import TRAITS, Model
 
 FLOAT = 4  # bytes
 BYTES = {"float32": FLOAT, "bfloat16": 2}
@@ -56,16 +56,18 @@ def saved_channels(model: Model, *, checkpointed: bool = False, scores: int = 0)
 def _layer_channels(model: Model) -> tuple[int, int]:
     """Floats a token that one layer keeps, and what is kept outside of the layers."""
     d, a, k, f = model.hidden, model.attention, model.key_value, model.neurons
-    if model.family in LLAMA_LIKE:
+    traits = TRAITS[model.family]
+    if traits.gated:
         # each norm: input and normalised input; the input of the projections; rotated query and
         # key; value; attention's output; gate, its activation, up and their product
-        layer = 6 * d + 2 * a + 2 * k + 4 * f
-        if model.family == "qwen3":
+        layer = (2 + 2 * traits.norms) * d + 2 * a + 2 * k + 4 * f
+        if traits.head_norms != "none":
             layer += 2 * a + 2 * k  # norms of query and key: input and normalised
         return layer, 3 * d
     # each norm: input and output; query, key, value, its output; copies of query and key where they
     # are rotated; steps of the MLP's activation
-    copies, activation = {"gpt2": (0, 5), "gpt_neox": (2, 2), "opt": (0, 1)}[model.family]
+    rotated = (2, 2)  # of the GPT-NeoX kind, as Falcon is
+    copies, activation = {"gpt2": (0, 5), "opt": (0, 1)}.get(model.family, rotated)
     return 4 * d + (4 + copies) * a + activation * f, 2 * d
 
 

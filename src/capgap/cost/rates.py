@@ -22,7 +22,7 @@ from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine import training
 from capgap.engine.counting import count_params
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.forward import hidden_and_head, hold_frozen
+from capgap.engine.forward import hold_frozen, model_output
 from capgap.engine.models import llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
@@ -157,8 +157,8 @@ class Rates:
         @torch.no_grad()
         def passes(count: int) -> None:
             for _ in range(count):
-                read = hidden_and_head(built, inputs, precision=settings.precision)
-                reduce_to_targets(*read, draws, settings)
+                output = model_output(built, inputs, precision=settings.precision)
+                reduce_to_targets(output, draws, settings)
 
         return model.forward_flops(length), _seconds_each(passes) / inputs.numel()
 

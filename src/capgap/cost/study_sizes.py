@@ -4,7 +4,6 @@ How large the text and the models of a study are, from its settings and from wha
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,10 +31,11 @@ from capgap.cost.architectures import (
     shape_of_config,
 )
 from capgap.cost.device_memory import Memory
-from capgap.data.packages import package_folder
+from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError
 from capgap.records import paths
+from capgap.records.reading import read_json
 from capgap.records.run_records import TokenStreams
 
 
@@ -63,8 +63,7 @@ class StudySizes:
         if self.streams:
             return sum(self.streams.bytes.values())
         if isinstance(corpus, PackageCorpus):
-            root = package_folder(corpus.package)
-            return sum(p.stat().st_size for p in root.glob(corpus.pattern))
+            return sum(p.stat().st_size for p in files_in_package(corpus.package, corpus.pattern))
         if isinstance(corpus, FilesCorpus):
             size = sum(path.stat().st_size for path in corpus_files(corpus.pattern)[0])
         else:
@@ -130,7 +129,7 @@ class StudySizes:
         for folder in folders:
             config = folder / "config.json"
             if config.is_file():
-                return shape_of_config(json.loads(config.read_text(encoding="utf-8")), str(config))
+                return shape_of_config(read_json(config), str(config))
         self.notes.append(
             f"cost of the architecture of {name} unknown; counted as a Llama with 50,000 entries"
         )

@@ -6,7 +6,6 @@ Only config.json is read, or the header of a GGUF file: a kB or so, before any w
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +21,10 @@ from capgap.config import (
 from capgap.config.study_file import load_study
 from capgap.cost.architectures import FAMILY_OF_CLASS, architecture, shape_of_config
 from capgap.data.hub import Absent, download_config
-from capgap.data.packages import package_folder
+from capgap.data.packages import file_in_package
+from capgap.data.places import check_contained, named_place
 from capgap.errors import CapgapError
+from capgap.records.reading import read_json
 
 # What changes the parameters of a family that `architecture` counts.
 UNUSUAL = {"attention_bias": (False, None), "mlp_bias": (False, None)}
@@ -91,26 +92,23 @@ def size_of(teacher: HubTeacher | PackageTeacher | PathTeacher) -> Size:
         case HubTeacher():
             return _of_folder(download_config(teacher.model, teacher.revision))
         case PackageTeacher():
-            path = package_folder(teacher.package) / teacher.file
+            path = file_in_package(teacher.package, teacher.file)
             if not path.exists():
                 raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
             return _of_gguf(path) if path.is_file() else _of_folder(path)
         case PathTeacher():
-            return _of_folder(Path(teacher.path))
+            folder = named_place(teacher.path, "path of a teacher")
+            check_contained(folder / "config.json", folder, "path of a teacher")
+            return _of_folder(folder)
     raise AssertionError(teacher)
 
 
 def _of_folder(folder: Path) -> Size:
     """From config.json: by arithmetic for known families, else from the model without weights."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CapgapError(f"{path}: no such file, so not a Hugging Face model folder") from None
-    except (ValueError, RecursionError) as error:
-        raise CapgapError(f"{path} is damaged ({error}); fetch the model again") from None
-    if not isinstance(config, dict):
-        raise CapgapError(f"{path} is damaged: it holds no object; fetch the model again")
+    if not path.exists():
+        raise CapgapError(f"{path}: no such file, so not a Hugging Face model folder")
+    config = read_json(path)
     family = FAMILY_OF_CLASS.get((config.get("architectures") or ["?"])[0])
     usual = all(config.get(key) in values for key, values in UNUSUAL.items())
     if family and (usual or family == "gpt_neox"):

@@ -10,15 +10,19 @@ from collections.abc import Iterable
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from capgap.data.boundaries import Boundaries, vocabulary_size
 from capgap.errors import CapgapError
 
 
 class Encoder:
-    """A tokenizer as documents are encoded with it: no special tokens but those put in here."""
+    """A tokenizer as documents are encoded with it: no special tokens but those put in here.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        self.tokenizer = tokenizer
-        self.entries = 1 + max(tokenizer.get_vocab().values())
+    around: ids before and after every document; none if None.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, around: Boundaries | None = None):
+        self.tokenizer, self.around = tokenizer, around or Boundaries([], [])
+        self.entries = vocabulary_size(tokenizer)
         self.dtype = np.uint16 if self.entries <= 2**16 else np.uint32
         self.eos = tokenizer.eos_token_id
         self.backend = tokenizer.backend_tokenizer
@@ -42,6 +46,6 @@ class Encoder:
         return arrays
 
     def documents(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """Ids of each text as a document, closed by the end-of-text token."""
-        end = np.array([self.eos], dtype=self.dtype)
-        return [np.concatenate([ids, end]) for ids in self.encode(texts)]
+        """Ids of each text as a document, between the ids `around`."""
+        before, after = (np.array(ids, dtype=self.dtype) for ids in self.around)
+        return [np.concatenate([before, ids, after]) for ids in self.encode(texts)]

@@ -23,7 +23,9 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import sha256
 
 HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+MODEL_FILES = [
+    "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model",
+]  # fmt: skip
 
 
 def download_model(model: str, revision: str) -> Path:

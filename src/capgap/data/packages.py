@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from capgap.errors import CapgapError
+from capgap.records.paths import is_inside
 
 
 def package_folder(package: str) -> Path:
@@ -17,6 +18,28 @@ def package_folder(package: str) -> Path:
             "or name another source"
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def file_in_package(package: str, name: str) -> Path:
+    """A file or folder of an installed package; CapgapError for a name that leads out of it."""
+    root = package_folder(package)
+    if not is_inside(name) or not (root / name).resolve().is_relative_to(root.resolve()):
+        raise CapgapError(
+            f"{name}: leads out of the package {package}, of which only its own files are read"
+        )
+    return root / name
+
+
+def files_in_package(package: str, pattern: str) -> list[Path]:
+    """Files of an installed package by a glob, sorted; CapgapError for a pattern that leads out."""
+    root = package_folder(package)
+    if not is_inside(pattern):
+        raise CapgapError(
+            f"{pattern}: leads out of the package {package}, of which only its own files are read"
+        )
+    return [
+        file_in_package(package, p.relative_to(root).as_posix()) for p in sorted(root.glob(pattern))
+    ]
 
 
 def check_lm_eval() -> None:

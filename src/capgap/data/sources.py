@@ -23,7 +23,8 @@ import pyarrow
 import pyarrow.parquet
 
 from capgap.config import FilesCorpus, HubCorpus, HubText, PackageCorpus
-from capgap.data.packages import package_folder
+from capgap.data.packages import files_in_package, package_folder
+from capgap.data.places import check_contained, named_place
 from capgap.errors import CapgapError, shown
 
 if TYPE_CHECKING:  # the library takes seconds to import, and only data sets of the hub need it
@@ -42,7 +43,8 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
     match corpus:
         case PackageCorpus():
             root = package_folder(corpus.package)
-            found = _file_documents([*root.glob(corpus.pattern)], root, "text")
+            files = files_in_package(corpus.package, corpus.pattern)
+            found = _file_documents(files, root, "text")
         case FilesCorpus():
             paths, root = corpus_files(corpus.pattern)
             found = _file_documents(paths, root, corpus.text_column, corpus.messages_column)
@@ -69,17 +71,21 @@ def corpus_files(pattern: str) -> tuple[list[Path], Path]:
     """The files that a pattern names, and the folder that their names count from.
 
     Names decide the split, which must not depend on the place of the files. A folder stands for the
-    readable files in it and below. Raises CapgapError for a link to a missing file.
+    readable files in it and below. Raises CapgapError for a link to a missing file, and for links
+    that lead out of that folder, see `named_place`.
     """
     if os.path.isdir(pattern):
-        root = Path(pattern)
+        root = named_place(pattern, "corpus.pattern")
         paths = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
         paths = [path for path in paths if _kind(path)[0]]
     else:
         paths = [Path(path) for path in glob.glob(pattern, recursive=True)]
         paths = [path for path in paths if not path.is_dir()]
         parts = Path(pattern).parts[:-1]
-        root = Path(*takewhile(lambda part: not glob.has_magic(part), parts))
+        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), parts))
+        root = named_place(fixed, "corpus.pattern")
+    for path in paths:
+        check_contained(path, root, "corpus.pattern")
     broken = [path for path in paths if not path.exists()]
     if broken:
         raise CapgapError(
@@ -361,6 +367,11 @@ def hub_texts(text: HubText) -> Iterator[str]:
     from capgap.data.hub import download_files
 
     where = f"data set {text.dataset}"
+    if Path(text.dataset).exists():  # the library would read that folder instead
+        raise CapgapError(
+            f"corpus.dataset: {text.dataset} is an id of the hub and also a folder here; rename the "
+            "folder, or use source: files"
+        )
     pinned = {"name": text.name, "revision": text.revision}
     if not is_offline_mode():  # else the library finds what it once read
         download_files(text.dataset, text.revision, ["README.md"])  # names the files

@@ -13,7 +13,6 @@ what a teacher says about them can be kept.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ import torch
 from capgap.engine.losses import IGNORED
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, sha256
+from capgap.records.checksums import read_manifest
 from capgap.records.paths import MANIFEST, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
 
@@ -69,7 +69,7 @@ class Streams:
         """SHA-256 of a stream's file, 64 hexadecimal digits; the manifest knows it."""
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
-            return json.loads((self.folder / MANIFEST).read_text())["files"][name]["sha256"]
+            return read_manifest(self.folder / MANIFEST)[name].sha256
         return sha256(self.folder / name)
 
 
@@ -98,9 +98,10 @@ def training_batch(
     seed: int,
     step: int,
     unique_tokens: int | None = None,
+    bos_id: int | None = None,
     mask: np.ndarray | None = None,
 ) -> Batch:
-    """Sequences of one training step.
+    """Sequences of one training step. bos_id: see `begin`.
 
     mask: tokens of the stream that count; labels of others are IGNORED.
 
@@ -122,12 +123,24 @@ def training_batch(
         else:
             starts[here] = lattice(len(stream), sequence_length, unique_tokens)[places]
     rows = np.stack([stream[start : start + sequence_length + 1] for start in starts])
-    tokens = torch.from_numpy(rows.astype(np.int64))
+    tokens = begin(torch.from_numpy(rows.astype(np.int64)), bos_id)
     labels = tokens[:, 1:]
     if mask is not None:
         counts = np.stack([mask[start + 1 : start + sequence_length + 1] for start in starts])
         labels = labels.where(torch.from_numpy(counts), IGNORED)
     return Batch(tokens[:, :-1], labels, torch.from_numpy(starts))
+
+
+def begin(tokens_BT: torch.Tensor, bos_id: int | None) -> torch.Tensor:
+    """Windows that begin as the tokenizer begins a text, in place: a window's first token, which
+    nothing predicts, is `bos_id`, unless that is None.
+
+    As many tokens are predicted as before; those of a model that was trained so are predicted as
+    it was trained.
+    """
+    if bos_id is not None:
+        tokens_BT[:, 0] = bos_id
+    return tokens_BT
 
 
 @lru_cache(maxsize=2)
@@ -157,21 +170,37 @@ def lattice(length: int, sequence_length: int, unique_tokens: int) -> np.ndarray
     return np.sort(order[:count]) * sequence_length
 
 
-def calibration_batch(stream: np.ndarray, *, sequence_length: int, count: int, seed: int):
+def calibration_batch(
+    stream: np.ndarray,
+    *,
+    sequence_length: int,
+    count: int,
+    seed: int,
+    bos_id: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` sequences for measuring importance: inputs and labels (both B x T, int64)."""
     batch = training_batch(
-        stream, sequence_length=sequence_length, batch_size=count, seed=seed, step=0
+        stream,
+        sequence_length=sequence_length,
+        batch_size=count,
+        seed=seed,
+        step=0,
+        bos_id=bos_id,
     )
     return batch.inputs, batch.labels
 
 
 def evaluation_windows(
-    stream: np.ndarray, sequence_length: int, batch_size: int, mask: np.ndarray | None = None
+    stream: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int | None = None,
+    mask: np.ndarray | None = None,
 ):
     """Yield (inputs, labels) that predict every token of the stream but the first exactly once.
 
-    The last batches may be smaller, and the last window shorter. mask: tokens that count; labels of
-    others are IGNORED.
+    bos_id: see `begin`. The last batches may be smaller, and the last window shorter. mask: tokens
+    that count; labels of others are IGNORED.
     """
 
     def window(start: int, stop: int, count: int):
@@ -179,7 +208,8 @@ def evaluation_windows(
         labels = tokens[1:]
         if mask is not None:
             labels = labels.where(torch.from_numpy(np.array(mask[start + 1 : stop])), IGNORED)
-        return tokens[:-1].reshape(count, -1), labels.reshape(count, -1)
+        inputs = tokens[:-1].clone().reshape(count, -1)  # labels of one window begin the next
+        return begin(inputs, bos_id), labels.reshape(count, -1)
 
     whole = (len(stream) - 1) // sequence_length
     for first in range(0, whole, batch_size):

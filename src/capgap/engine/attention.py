@@ -11,10 +11,13 @@ at 1,024 tokens PyTorch's kernel is the faster one again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch.autograd.function import once_differentiable
+from transformers import modeling_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from capgap.config.shapes import WHOLE_ATTENTION
@@ -59,6 +62,18 @@ def _mask(length: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
     """0 where a token is seen and -inf where it comes later, for G queries a key: 1 x (G T) x T."""
     mask = torch.full((length, length), -torch.inf, dtype=dtype).triu(1)
     return mask.repeat(groups, 1).unsqueeze(0)
+
+
+@contextmanager
+def whole_attention() -> Iterator[None]:
+    """Have every model's sdpa attention computed by `attend` inside."""
+    modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"] = (
+        attend  # before the library's own, which stays as it is
+    )
+    try:
+        yield
+    finally:
+        del modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):

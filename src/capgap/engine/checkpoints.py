@@ -19,7 +19,7 @@ from capgap.engine.parallel import like, whole_tensor
 from capgap.records.artifacts import intact, is_first_process, publish_folder
 
 KEEP = 2
-NOTES = "notes.json"
+WEIGHTS, MOMENTS, NOTES = "model.safetensors", "optimizer.safetensors", "notes.json"
 
 
 def save(
@@ -44,15 +44,20 @@ def load_latest(
     for folder in _steps(scratch):
         if at_most is not None and int(folder.name.removeprefix("step-")) > at_most:
             continue
-        if intact(folder):
+        if whole(folder):
             return load(folder, model, optimizer)
         print(f"checkpoint {folder} is damaged and passed over", flush=True)
     return None
 
 
+def whole(folder: Path) -> bool:
+    """Whether a checkpoint is there and nothing of it is missing or damaged."""
+    return intact(folder, WEIGHTS, MOMENTS, NOTES)
+
+
 def latest(scratch: Path) -> Path | None:
-    """Folder of the newest checkpoint, None where there is none."""
-    return next(iter(_steps(scratch)), None)
+    """Folder of the newest checkpoint that can be resumed from, None if there is none."""
+    return next(filter(whole, _steps(scratch)), None)
 
 
 def write(
@@ -68,9 +73,9 @@ def write(
     }
     if not is_first_process():
         return
-    with publish_folder(folder) as temporary:
-        save_file(weights, temporary / "model.safetensors")
-        save_file(moments, temporary / "optimizer.safetensors")
+    with publish_folder(folder, ours=True) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        save_file(moments, temporary / MOMENTS)
         (temporary / NOTES).write_text(json.dumps({"step": step} | notes), encoding="utf-8")
 
 
@@ -89,12 +94,12 @@ def load(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict]:
     """Restore a state in place; (steps done, notes)."""
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(like(parameter, weights[name]))
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
+    for key, value in load_file(folder / MOMENTS).items():
         name, key = key.rsplit("/", 1)
         moments.setdefault(name, {})[key] = value
     for name, parameter in model.named_parameters():
@@ -110,4 +115,5 @@ def load(
 
 def _steps(scratch: Path) -> list[Path]:
     """Checkpoints, newest first."""
-    return sorted(scratch.glob("step-*"), reverse=True) if scratch.is_dir() else []
+    found = (p for p in scratch.glob("step-*") if p.name[5:].isdecimal() and p.is_dir())
+    return sorted(found, reverse=True)

@@ -4,44 +4,75 @@ Parameters of a model by group, and FLOPs of its forward pass.
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedModel
 
 from capgap.config.shapes import forward_flops_per_token
 from capgap.engine.forward import output_head
-from capgap.errors import CapgapError
 from capgap.records.run_records import ParamGroups
 
 
 def count_params(model: PreTrainedModel) -> ParamGroups:
-    """Parameters by group; a tensor that belongs to no group is refused by name."""
+    """Parameters by group.
+
+    Embeddings are look-up tables and the output head; attention is whatever mixes tokens, recurrence
+    and convolution too; what is none of these and no norm counts as MLP.
+    """
     groups = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0}
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    tables += [head] if (head := model.get_output_embeddings()) is not None else []
+    embedding = {id(parameter) for table in tables for parameter in table.parameters()}
     for name, parameter in model.named_parameters():  # shared tensors come once
-        groups[_group(name)] += parameter.numel()
+        group = "embedding" if id(parameter) in embedding else _group(name)
+        groups[group] += parameter.numel()
     total = sum(p.numel() for p in model.parameters())
     rest = total - groups["embedding"]
-    return ParamGroups(**groups, non_embedding=rest, total=total)
+    idle = _idle_params(model)
+    active = rest - idle if idle else None
+    return ParamGroups(**groups, non_embedding=rest, total=total, active=active)
+
+
+def _idle_params(model: PreTrainedModel) -> int:
+    """Parameters of the experts that a token is not routed to, of all layers together."""
+    config = model.config
+    routed = getattr(config, "num_experts_per_tok", None)
+    keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    experts = next((n for key in keys if (n := getattr(config, key, None))), None)
+    if not routed or not experts:
+        return 0
+    held = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return held * (experts - min(routed, experts)) // experts
 
 
 def _group(name: str) -> str:
     patterns = {
         "norm": ("norm", "ln_"),
-        "embedding": ("embed", "wte", "wpe", "lm_head"),
-        "attention": ("attn", "attention"),
-        "mlp": ("mlp", "fc1", "fc2"),
+        "attention": (
+            "attn",
+            "attention",
+            "mixer",
+            "mamba",
+            "conv",
+            "recurrent",
+            "temporal",
+            "ssm",
+        ),
     }
     for group, parts in patterns.items():
-        if any(part in name for part in parts):
+        if any(part in name.lower() for part in parts):
             return group
-    raise CapgapError(f"parameter {name} belongs to no known group of parameters")
+    return "mlp"
 
 
 def forward_flops(model: PreTrainedModel, context: int) -> int:
     """FLOPs of one token's forward pass in sequences of `context` tokens."""
     config, params = model.config, count_params(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # none where nothing attends
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    idle = 0 if params.active is None else params.non_embedding - params.active
     return forward_flops_per_token(
-        params.attention + params.mlp + output_head(model).numel(),
+        params.attention + params.mlp - idle + output_head(model).numel(),
         layers=config.num_hidden_layers,
-        attention_width=config.num_attention_heads * head_dim,
+        attention_width=heads * head_dim,
         context=context,
     )

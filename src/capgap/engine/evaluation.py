@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from capgap.data.token_streams import check_long_enough, evaluation_windows
-from capgap.engine.forward import hidden_and_head
+from capgap.engine.forward import model_output
 from capgap.engine.losses import IGNORED, data_ce_sum
 from capgap.errors import CapgapError
 
@@ -24,25 +24,28 @@ def mean_loss(
     split: str,
     precision: str = "float32",
     vocab: int | None = None,
+    bos_id: int | None = None,
     compute: Callable | None = None,
     mask: np.ndarray | None = None,
 ) -> float:
     """Mean cross-entropy of the next token, nats per token.
 
     Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
-    none and `sequence_length` - 1 tokens before it. precision, vocab: see `hidden_and_head`.
+    none and `sequence_length` - 1 tokens before it. bos_id: first of every window, see
+    `token_streams.begin`. precision, vocab: see `model_output`.
     compute: what calls a function on the model, where that is shared among processes. mask: tokens
     of the stream that count, all if None. Raises CapgapError if none does.
     """
 
     def summed(model, inputs_BT, labels_N) -> float:
-        hidden_ND, head_VD = hidden_and_head(model, inputs_BT, precision=precision, vocab=vocab)
+        output = model_output(model, inputs_BT, precision=precision, vocab=vocab)
+        hidden_ND = output.hidden
         if mask is not None:
             counted_N = labels_N != IGNORED
             hidden_ND, labels_N = hidden_ND[counted_N], labels_N[counted_N]
             if not len(labels_N):
                 return 0.0
-        return data_ce_sum(hidden_ND, head_VD, labels_N)
+        return data_ce_sum(hidden_ND, output.head, labels_N, cap=output.cap)
 
     check_long_enough(stream, sequence_length, split)
     counted = len(stream) - 1 if mask is None else int(mask[1:].sum())
@@ -55,7 +58,9 @@ def mean_loss(
     model.eval()
     total = 0.0
     batch_size = max(1, batch_tokens // sequence_length)
-    for inputs_BT, labels_BT in evaluation_windows(stream, sequence_length, batch_size, mask):
+    for inputs_BT, labels_BT in evaluation_windows(
+        stream, sequence_length, batch_size, bos_id, mask
+    ):
         moved = inputs_BT.to(model.device), labels_BT.reshape(-1).to(model.device)
         total += compute(summed, *moved) if compute else summed(model, *moved)
     model.train(was_training)

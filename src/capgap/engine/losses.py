@@ -44,23 +44,43 @@ class LossParts(NamedTuple):
     teacher_term: torch.Tensor  # what the objective names, times tau^2
 
 
-class TeacherOutput(NamedTuple):
-    """What the teacher says about N tokens: its hidden states (N x E) and output head (V x E)."""
+class ModelOutput(NamedTuple):
+    """What the logits of N tokens are computed from: cap x tanh(hidden head^T / cap).
 
-    hidden: torch.Tensor
-    head: torch.Tensor
+    Without a head `hidden` are the logits themselves, before the cap; without a cap nothing is
+    capped.
+    """
 
-    def keep(self, kept_N: torch.Tensor) -> TeacherOutput:
-        """The targets of some of the tokens."""
-        return TeacherOutput(self.hidden[kept_N], self.head)
+    hidden: torch.Tensor  # N x E, or N x V without a head
+    head: torch.Tensor | None  # V x E
+    cap: float | None = None  # final_logit_softcapping
+
+    @property
+    def vocab(self) -> int:
+        """Entries of the vocabulary that have a logit."""
+        return self.hidden.shape[1] if self.head is None else self.head.shape[0]
+
+    def keep(self, kept_N: torch.Tensor) -> ModelOutput:
+        """The output for some of the tokens."""
+        return self._replace(hidden=self.hidden[kept_N])
 
     def space(self, tokens: int) -> torch.Tensor:
         """Room for the logits of a chunk."""
-        return self.hidden.new_empty(tokens, self.head.shape[0])
+        return self.hidden.new_empty(tokens, self.vocab)
 
     def told(self, part: slice, space_CV: torch.Tensor) -> list[torch.Tensor]:
         """Logits of a chunk, written into the given room."""
-        return [_logits(self.hidden[part], self.head, space_CV)]
+        return [cap_(_logits(self.hidden[part], self.head, space_CV), self.cap)]
+
+    @torch.no_grad()
+    def logits(self, part: slice) -> torch.Tensor:
+        """Logits of a chunk (C x V), without gradients."""
+        return self.told(part, self.space(len(self.hidden[part])))[0]
+
+
+def cap_(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Turn logits into cap x tanh(logits / cap), in place; nothing happens without a cap."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 class PartialTargets(NamedTuple):
@@ -102,15 +122,21 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @fast_products()
-    def forward(ctx, hidden_ND, head_VD, labels_N, targets, differentiate, weights, scale, chunk):
-        tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
+    def forward(
+        ctx, hidden_ND, head_VD, cap, labels_N, targets, differentiate, weights, scale, chunk
+    ):
+        tokens = hidden_ND.shape[0]
+        vocab = ModelOutput(hidden_ND, head_VD).vocab
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         chunk = _even(tokens, chunk)
         rows = max(LEAST_ROWS, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
         told_CV = targets.space(chunk) if targets else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        widened, wanted = wide != head_VD.dtype, ctx.needs_input_grad[1]  # scoring freezes the head
+        widened, wanted = (
+            wide != hidden_ND.dtype,
+            ctx.needs_input_grad[1],
+        )  # scoring freezes the head
         grad_head_VD = None
         if wanted:
             grad_head_VD = (torch.zeros_like if widened else torch.empty_like)(head_VD, dtype=wide)
@@ -121,17 +147,23 @@ class _Fused(torch.autograd.Function):
             told = targets.told(part, told_CV) if targets else []
             for first in range(0, part.stop - start, rows):
                 block = slice(first, first + rows)
-                logits_RV = grad_CV[block].to(wide)
+                logits_RV = cap_(grad_CV[block].to(wide), cap)
+                slope_RV = None if cap is None else 1 - (logits_RV / cap).square_()
                 labels_R1 = labels_N[part][block].unsqueeze(1)
                 sums += differentiate(logits_RV, labels_R1, [t[block] for t in told])
+                if slope_RV is not None:
+                    logits_RV *= slope_RV
                 if widened:
                     grad_CV[block] = logits_RV
+            if head_VD is None:
+                grad_hidden_ND[part] = grad_CV
+                continue
             torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
             if wanted and widened:
                 grad_head_VD += grad_CV.T @ hidden_ND[part]
             elif wanted:  # the first chunk overwrites what an empty tensor holds
                 grad_head_VD.addmm_(grad_CV.T, hidden_ND[part], beta=min(start, 1))
-        ctx.scale, ctx.dtype = scale, head_VD.dtype
+        ctx.scale, ctx.dtype = scale, hidden_ND.dtype
         ctx.grads = grad_hidden_ND, grad_head_VD  # held by nothing else, so given away uncopied
         ctx.mark_non_differentiable(sums)
         return scale * sum(w * s for w, s in zip(weights, sums, strict=True)), sums
@@ -144,7 +176,7 @@ class _Fused(torch.autograd.Function):
         factor = grad_loss * ctx.scale
         if grad_head_VD is not None:
             grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
-        none = (None,) * 6
+        none = (None,) * 7
         return grad_hidden_ND.mul_(factor), grad_head_VD, *none
 
 
@@ -154,10 +186,14 @@ def _even(tokens: int, most: int) -> int:
     return max(1, -(-tokens // chunks))
 
 
-def _logits(hidden_CD: torch.Tensor, head_VD: torch.Tensor, space_CV: torch.Tensor) -> torch.Tensor:
-    """Logits of a chunk, written into the first rows of the given room."""
-    vocab = head_VD.shape[0]
+def _logits(
+    hidden_CD: torch.Tensor, head_VD: torch.Tensor | None, space_CV: torch.Tensor
+) -> torch.Tensor:
+    """Logits of a chunk before any cap, written into the first rows of the given room."""
     out_CV = space_CV[: hidden_CD.shape[0]]
+    if head_VD is None:
+        return out_CV.copy_(hidden_CD)
+    vocab = head_VD.shape[0]
     columns = COLUMNS if hidden_CD.device.type == "cpu" else vocab
     for first in range(0, vocab, columns):
         part = slice(first, first + columns)
@@ -276,32 +312,35 @@ def _sparse_cross_entropy(logits_RV, ids_RK, masses_RK, plain, taught):
 
 def data_loss(
     hidden_ND: torch.Tensor,
-    head_VD: torch.Tensor,
+    head_VD: torch.Tensor | None,
     labels_N: torch.Tensor,
     *,
+    cap: float | None = None,
     scale: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy against the data, summed over tokens: (times `scale`, plain and detached).
 
-    chunk: tokens whose logits are held at once, by default `chunk_tokens`.
+    hidden, head, cap: a `ModelOutput`. chunk: tokens whose logits are held at once, by default
+    `chunk_tokens`.
     """
     kept_N = labels_N != IGNORED
     if not kept_N.all():
         hidden_ND, labels_N = hidden_ND[kept_N], labels_N[kept_N]
-    chunk = chunk or chunk_tokens(head_VD.shape[0])
+    chunk = chunk or chunk_tokens(ModelOutput(hidden_ND, head_VD).vocab)
     loss, sums = _Fused.apply(
-        hidden_ND, head_VD, labels_N, None, _differentiate_data, (1.0,), scale, chunk
+        hidden_ND, head_VD, cap, labels_N, None, _differentiate_data, (1.0,), scale, chunk
     )
     return loss, sums[0]
 
 
 def mixture_loss(
     hidden_ND: torch.Tensor,
-    head_VD: torch.Tensor,
+    head_VD: torch.Tensor | None,
     labels_N: torch.Tensor,
-    targets: TeacherOutput | PartialTargets,
+    targets: ModelOutput | PartialTargets,
     *,
+    cap: float | None = None,
     objective: str = "soft_ce",
     weight: float = 0.5,
     temperature: float = 1.0,
@@ -311,7 +350,7 @@ def mixture_loss(
 ) -> tuple[torch.Tensor, LossParts]:
     """Distillation loss summed over tokens and multiplied by `scale`, with its parts.
 
-    objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
+    hidden, head, cap: the student's `ModelOutput`. objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
     0 and 1; partial targets allow soft_ce alone. `scale` is one over the tokens of the optimizer
     step for a mean loss. chunk: tokens whose logits are held at once, by default `chunk_tokens`.
     Tokens with the label IGNORED count in neither part. Raises ValueError for an objective that
@@ -327,23 +366,29 @@ def mixture_loss(
     if not kept_N.all():
         hidden_ND, labels_N, targets = hidden_ND[kept_N], labels_N[kept_N], targets.keep(kept_N)
     term = Term(objective, weight, temperature, beta)
-    chunk = chunk or chunk_tokens(head_VD.shape[0])
+    chunk = chunk or chunk_tokens(ModelOutput(hidden_ND, head_VD).vocab)
     differentiate, weights = partial(_differentiate_mixture, term=term), (1 - weight, weight)
     loss, sums = _Fused.apply(
-        hidden_ND, head_VD, labels_N, targets, differentiate, weights, scale, chunk
+        hidden_ND, head_VD, cap, labels_N, targets, differentiate, weights, scale, chunk
     )
     return loss, LossParts(*sums)
 
 
 @torch.no_grad()
 @fast_products()
-def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor) -> float:
+def data_ce_sum(
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor | None,
+    labels_N: torch.Tensor,
+    *,
+    cap: float | None = None,
+) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision.
 
-    Nothing but sums is kept of the logits, so on a CPU the vocabulary is worked through in parts,
-    of which the logits of a chunk stay in the cache.
+    hidden, head, cap: a `ModelOutput`. Nothing but sums is kept of the logits, so on a CPU the
+    vocabulary is worked through in parts, of which the logits of a chunk stay in the cache.
     """
-    tokens, vocab = hidden_ND.shape[0], head_VD.shape[0]
+    tokens, vocab = hidden_ND.shape[0], ModelOutput(hidden_ND, head_VD).vocab
     on_cpu = hidden_ND.device.type == "cpu"
     chunk = _even(tokens, chunk_tokens(1 if on_cpu else vocab))
     entries = min(vocab, COLUMNS) if on_cpu else vocab
@@ -356,17 +401,22 @@ def data_ce_sum(hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.
         )
         label_C1 = log_sum_C1 = None
         for first in range(0, vocab, entries):
-            head_PD = head_VD[first : first + entries]
-            logits_CP = space[: len(hidden_CD) * len(head_PD)].view(len(hidden_CD), len(head_PD))
-            logits_CP = torch.mm(hidden_CD, head_PD.T, out=logits_CP).to(wide)
+            part = slice(first, min(first + entries, vocab))
+            width = part.stop - part.start
+            logits_CP = space[: len(hidden_CD) * width].view(len(hidden_CD), width)
+            if head_VD is None:
+                logits_CP.copy_(hidden_CD[:, part])
+            else:
+                torch.mm(hidden_CD, head_VD[part].T, out=logits_CP)
+            logits_CP = cap_(logits_CP.to(wide), cap)
             here_C1 = labels_C1 - first
-            found_C1 = logits_CP.gather(1, here_C1.clamp(0, len(head_PD) - 1))
+            found_C1 = logits_CP.gather(1, here_C1.clamp(0, width - 1))
             highest_C1 = logits_CP.amax(1, keepdim=True)
             sum_C1 = logits_CP.sub_(highest_C1).exp_().sum(1, keepdim=True).log_() + highest_C1
             if first == 0:
                 label_C1, log_sum_C1 = found_C1, sum_C1
                 continue
-            inside_C1 = (here_C1 >= 0) & (here_C1 < len(head_PD))
+            inside_C1 = (here_C1 >= 0) & (here_C1 < width)
             label_C1 = torch.where(inside_C1, found_C1, label_C1)
             log_sum_C1 = torch.logaddexp(log_sum_C1, sum_C1)
         total += (log_sum_C1 - label_C1).double().sum().item()

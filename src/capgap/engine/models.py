@@ -12,11 +12,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
-import transformers.utils
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from capgap.config.shapes import LlamaShape
@@ -26,27 +25,36 @@ from capgap.records.artifacts import open_folder
 from capgap.records.run_records import Lineage, TokenStreams
 
 # Importing a model class makes hundreds of thousands of objects; the collector would walk them all
-# again and again (0.6 CPU seconds of a job's start). SciPy is only used by detection losses there.
+# again and again (0.6 CPU seconds of a job's start).
+collects = gc.isenabled()
 gc.disable()
-transformers.utils.is_scipy_available = lambda: False
 from transformers import (  # noqa: E402
-    AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from capgap.engine.attention import attend  # noqa: E402
+if collects:
+    gc.enable()
 
-gc.enable()
-gc.freeze()
-transformers.utils.logging.disable_progress_bar()  # a log file is no place for redrawn bars
-transformers.utils.logging.set_verbosity_error()  # what it warns of on loading is refused here
-AttentionInterface.register("sdpa", attend)  # of which it is a case
+from capgap.engine.foreign import attention_of, check_folder, copy_settings  # noqa: E402
+from capgap.engine.forward import output_form  # noqa: E402
+from capgap.engine.mmap_weights import release  # noqa: E402
+from capgap.engine.model_class import (  # noqa: E402
+    IN_WRAPPER,
+    ModelClass,
+    check_sizes,
+    model_class,
+    names_in_wrapper,
+    read_settings,
+)
+from capgap.engine.weight_files import Weights, read_weights  # noqa: E402
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
+BESIDE_WEIGHTS = ("model.safetensors.index.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -85,44 +93,117 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     """Load a folder (checked against its manifest if it has one), ready to evaluate.
 
     dtype: of the weights; None keeps that of the file, so that they stay mapped from it until they
-    are used.
+    are used. Of a folder with a language model and other parts, the language model is loaded.
+    Raises CapgapError naming the file for weights that config.json does not ask for, that are
+    missing, or that are not numbers.
     """
-    folder = open_folder(path)
-    architecture = _architecture(folder)
-    if not list(folder.glob("*.safetensors")):
-        raise CapgapError(
-            f"{folder}: no .safetensors weights; pickled weights are not loaded, convert them first"
-        )
-    try:
-        model, report = architecture.from_pretrained(
-            folder,
-            dtype=dtype or _stored_type(folder),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise
-        raise CapgapError(
-            f"{folder}: this model cannot be loaded ({str(error).strip().splitlines()[0]}); its "
-            "config.json or weights are damaged or do not belong together, so fetch or make it again"
-        ) from None
-    if missing := sorted(report["missing_keys"]):
-        raise CapgapError(
-            f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} other tensors that its "
-            "config.json asks for; they would be random. Fetch or make the model again"
-        )
+    folder, found = _opened(path)
+    weights = read_weights(folder)
+    config = _configure(folder, found, weights)
+    for file in weights.ignored:
+        print(f"{file}: not read, for it is not part of the model", flush=True)
+    with tempfile.TemporaryDirectory() as view:  # what lies beside the weights must not be seen
+        for file in [*weights.files, *(folder / name for name in BESIDE_WEIGHTS)]:
+            if file.is_file():
+                (Path(view) / file.name).symlink_to(file.resolve())
+        try:
+            model, report = found.architecture.from_pretrained(
+                view,
+                config=config,
+                attn_implementation=attention_of(found.architecture),
+                trust_remote_code=False,
+                dtype=dtype or _stored_type(weights),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                key_mapping=IN_WRAPPER if found.wrapped else None,
+            )
+        except Exception as error:  # each architecture refuses what it cannot read in its own way
+            if out_of_memory(error):
+                raise
+            raise CapgapError(
+                f"{folder}: this model cannot be loaded ({_first_line(error, view)}); its config.json "
+                "or weights are damaged or do not belong together, so fetch or make it again"
+            ) from None
+    model.name_or_path = model.config.name_or_path = ""
+    _check_report(folder, found, weights, report)
+    _check_finite(folder, model)
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    if (
+        all(hasattr(table, "weight") for table in tables)
+        and tables[0].weight is not tables[1].weight
+    ):
+        model.config.tie_word_embeddings = False  # as the file has it, whatever config.json says
     return model.eval()
 
 
-def _stored_type(folder: Path) -> torch.dtype:
+def _first_line(error: Exception, view: str = "\0") -> str:
+    text = str(error).strip().replace(view, "the folder")
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _configure(folder: Path, found: ModelClass, weights: Weights | None) -> PreTrainedConfig:
+    """The configuration of a folder's model, checked against the sizes of its weights."""
+    if weights is not None:
+        check_sizes(folder, found.settings, weights)
+    try:
+        return found.architecture.config_class.from_dict(
+            found.settings, attn_implementation=attention_of(found.architecture)
+        )
+    except Exception as error:  # each configuration validates its keys in its own way
+        raise CapgapError(
+            f"{folder}/config.json is no configuration of {found.architecture.__name__} "
+            f"({_first_line(error)}); correct it, or fetch the model again"
+        ) from None
+
+
+def _check_report(folder: Path, found: ModelClass, weights: Weights, report: dict) -> None:
+    """Raise CapgapError if weights are missing, or some have no place in the model."""
+    name = found.architecture.__name__
+    if wrong := sorted(map(str, report.get("mismatched_keys") or [])):
+        raise CapgapError(
+            f"{folder}: config.json gives another shape to {wrong[0]} and {len(wrong) - 1} other "
+            "tensors than the weights have; fetch or make the model again"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise CapgapError(
+            f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} other tensors that its "
+            f"config.json asks for as a {name}; they would be random. Fetch or make the model again"
+        )
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _derived(key, weights))
+    if found.wrapped:  # other parts of it have no place here
+        unexpected = sorted(set(unexpected) & names_in_wrapper(weights))
+    if unexpected:
+        raise CapgapError(
+            f"{folder}: its weights hold {unexpected[0]} and {len(unexpected) - 1} other tensors that "
+            f"have no place in a {name} as config.json describes it, so it would be another model; "
+            "correct config.json, or fetch the model again"
+        )
+
+
+def _derived(key: str, weights: Weights) -> bool:
+    """Whether a tensor follows from the configuration: frequencies and masks that old files hold."""
+    tensor = weights.tensors.get(key)
+    mask = tensor is not None and len(tensor.shape) == 4 and key.endswith(".bias")
+    return mask or key.endswith(("rotary_emb.inv_freq", ".masked_bias"))
+
+
+def _check_finite(folder: Path, model: PreTrainedModel) -> None:
+    """Raise CapgapError for a weight that is NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            bounds = torch.stack(torch.aminmax(parameter.detach()))
+            release(parameter.detach())
+            if not bounds.isfinite().all():
+                raise CapgapError(
+                    f"{folder}: its weights are not all numbers: {name} holds NaN or infinity; the "
+                    "training that made them diverged or the file is damaged, so take another"
+                )
+
+
+def _stored_type(weights: Weights) -> torch.dtype:
     """The one type of all a folder's weights; float32 where there are several."""
-    types = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            types |= {file.get_slice(name).get_dtype() for name in names}
+    types = {tensor.dtype for tensor in weights.tensors.values()}
     small = {"F16": torch.float16, "BF16": torch.bfloat16}
     return small.get(*types, torch.float32) if len(types) == 1 else torch.float32
 
@@ -136,28 +217,24 @@ def compute_device() -> torch.device:
 
 def load_shape(path: str | Path) -> PreTrainedModel:
     """A folder's model without its weights: shapes only, and no memory for them."""
-    folder = open_folder(path)
-    architecture = _architecture(folder)
-    config = architecture.config_class.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"):
-        return architecture(config)
-
-
-def _architecture(folder: Path) -> type[PreTrainedModel]:
-    """The class of a folder's model."""
+    folder, found = _opened(path)
+    weights = read_weights(folder) if any(folder.glob("*.safetensors")) else None
+    config = _configure(folder, found, weights)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder") from None
-    except ValueError as error:
+        with torch.device("meta"):
+            return found.architecture(config)
+    except Exception as error:  # of any kind, as in `load_model`
         raise CapgapError(
-            f"{folder}/config.json is damaged: {error}; fetch the model again"
+            f"{folder}/config.json describes no {found.architecture.__name__} that can be built "
+            f"({_first_line(error)}); correct it, or fetch the model again"
         ) from None
-    names = config.get("architectures") or ["?"]
-    architecture = getattr(transformers, names[0], None)
-    if architecture is None:
-        raise CapgapError(f"{folder}: transformers knows no architecture named {names[0]}")
-    return architecture
+
+
+def _opened(path: str | Path) -> tuple[Path, ModelClass]:
+    """A checked folder that leads nowhere else, and the class of its model; no weights are read."""
+    folder = open_folder(path)
+    check_folder(folder)
+    return folder, model_class(folder, read_settings(folder))
 
 
 def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer: Path) -> None:
@@ -165,7 +242,9 @@ def save_model(model: PreTrainedModel, folder: Path, lineage: Lineage, tokenizer
     model.save_pretrained(folder)
     (folder / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
     for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
+        if (tokenizer / name).is_file() and name.endswith("_config.json"):
+            copy_settings(tokenizer / name, folder / name)
+        elif (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
 
 
@@ -179,16 +258,31 @@ def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
 
 def load_tokenizer(folder: Path):
     """The tokenizer of a folder; CapgapError where it has none that can be read."""
+    check_folder(folder)
     if not (folder / "tokenizer.json").is_file():
+        refuse_sentencepiece(folder)
         raise CapgapError(
             f"{folder}: no tokenizer.json, so no tokenizer; name a folder that has one"
         )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the tokenizers library raises nothing more special
         raise CapgapError(
             f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch or make it again"
         ) from None
+
+
+def refuse_sentencepiece(folder: Path) -> None:
+    """Raise CapgapError for a folder whose only tokenizer is a SentencePiece model."""
+    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
+        if (folder / name).is_file():
+            raise CapgapError(
+                f"{folder / name}: a SentencePiece model, and no tokenizer.json, which all stages read. "
+                "Convert it once where the packages sentencepiece and protobuf are installed: "
+                "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
 
 
 def check_reads(
@@ -203,14 +297,16 @@ def check_reads(
         folder
     ) != text.tokenizer_sha256:
         raise CapgapError(
-            f"{folder}: its tokenizer ({model.config.vocab_size} entries) is not the one that the "
+            f"{folder}: its tokenizer ({vocabulary_rows(model)} entries) is not the one that the "
             f"token streams were packed with ({text.vocab_size} entries); models that are compared "
             "or taught need one tokenizer: pack the corpus with it, or take models of one family"
         )
-    if model.config.vocab_size < text.vocab_size:
+    rows = vocabulary_rows(model)
+    largest = text.vocab_size - 1 if text.largest_id is None else text.largest_id
+    if rows <= largest:
         raise CapgapError(
-            f"{folder}: its vocabulary has {model.config.vocab_size} entries, the token streams use "
-            f"{text.vocab_size}; pack the corpus with this model's tokenizer"
+            f"{folder}: its vocabulary has {rows} entries, the token streams use ids up to "
+            f"{largest}; pack the corpus with this model's tokenizer"
         )
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and sequence_length > longest:
@@ -218,6 +314,13 @@ def check_reads(
             f"{setting}: {sequence_length} is longer than the {longest} positions of {folder}; "
             "lower it"
         )
+    output_form(model)
+
+
+def vocabulary_rows(model: PreTrainedModel) -> int:
+    """Entries of the vocabulary that a model has a row for, in its embedding and its output head."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return min(t.weight.shape[0] for t in tables if t is not None and hasattr(t, "weight"))
 
 
 def tokenizer_digest(folder: Path) -> str:

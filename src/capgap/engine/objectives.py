@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from capgap.config import Distill
-from capgap.engine.forward import hidden_and_head, hold_frozen
-from capgap.engine.losses import LossParts, PartialTargets, TeacherOutput, data_loss, mixture_loss
+from capgap.engine.forward import hold_frozen, model_output, output_form
+from capgap.engine.losses import LossParts, ModelOutput, PartialTargets, data_loss, mixture_loss
 from capgap.engine.parallel import Whole, World
 from capgap.engine.teacher_targets import TargetStore
 
@@ -32,9 +32,11 @@ def data_objective(
     vocab: int | None = None,
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, LossParts]:
-    """Cross-entropy against the data. precision, vocab: see `hidden_and_head`; chunk: `data_loss`."""
-    hidden_ND, head_VD = hidden_and_head(model, inputs_BT, precision=precision, vocab=vocab)
-    loss, data_ce = data_loss(hidden_ND, head_VD, labels_N, scale=scale, chunk=chunk)
+    """Cross-entropy against the data. precision, vocab: see `model_output`; chunk: `data_loss`."""
+    output = model_output(model, inputs_BT, precision=precision, vocab=vocab)
+    loss, data_ce = data_loss(
+        output.hidden, output.head, labels_N, cap=output.cap, scale=scale, chunk=chunk
+    )
     return loss, LossParts(data_ce, torch.zeros_like(data_ce))
 
 
@@ -53,6 +55,7 @@ class Distillation:
         """The same with the teacher where a world computes, in its precision."""
         if isinstance(self.teacher, TargetStore):
             return self
+        output_form(self.teacher)  # probed whole
         hold = partial(hold_frozen, precision=self.settings.precision_of_teacher)
         return replace(self, teacher=world.place(self.teacher, hold))
 
@@ -60,10 +63,13 @@ class Distillation:
         self, model, inputs_BT, labels_N, starts_B, scale: float
     ) -> tuple[torch.Tensor, LossParts]:
         """Mixture of the cross-entropy against the data and the teacher's term."""
+        output = self._read(model, inputs_BT, self.settings.precision)
         return mixture_loss(
-            *self._read(model, inputs_BT, self.settings.precision),
+            output.hidden,
+            output.head,
             labels_N,
             self._targets(inputs_BT, starts_B),
+            cap=output.cap,
             objective=self.settings.objective,
             weight=self.settings.teacher_weight,
             temperature=self.settings.temperature,
@@ -73,14 +79,14 @@ class Distillation:
         )
 
     @torch.no_grad()
-    def _targets(self, inputs_BT, starts_B) -> TeacherOutput | PartialTargets:
+    def _targets(self, inputs_BT, starts_B) -> ModelOutput | PartialTargets:
         if isinstance(self.teacher, TargetStore):
             kept = self.teacher.read(starts_B)
             return PartialTargets(*(value.to(inputs_BT.device) for value in kept))
         precision = self.settings.precision_of_teacher
         if isinstance(self.teacher, Whole):
-            return TeacherOutput(*self.teacher(self._read, inputs_BT, precision))
-        return TeacherOutput(*self._read(self.teacher, inputs_BT, precision))
+            return self.teacher(self._read, inputs_BT, precision)
+        return self._read(self.teacher, inputs_BT, precision)
 
-    def _read(self, model, inputs_BT, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return hidden_and_head(model, inputs_BT, precision=precision, vocab=self.vocab)
+    def _read(self, model, inputs_BT, precision: str) -> ModelOutput:
+        return model_output(model, inputs_BT, precision=precision, vocab=self.vocab)

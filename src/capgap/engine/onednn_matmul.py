@@ -35,9 +35,11 @@ def fast_products() -> Iterator[None]:
     if _fast or not onednn_is_better():
         yield
         return
+    from capgap.engine.attention import whole_attention  # which is computed by these products
+
     _fast = True
     try:
-        with _multiplied_by(ONEDNN):
+        with _multiplied_by(ONEDNN), whole_attention():
             yield
     finally:
         _fast = False

@@ -34,11 +34,12 @@ from safetensors.torch import load_file, save_file
 
 from capgap.config import TargetsStage
 from capgap.config.shapes import chunk_tokens
-from capgap.data.token_streams import lattice
-from capgap.engine.forward import hidden_and_head
-from capgap.engine.losses import PartialTargets
+from capgap.data.token_streams import begin, lattice
+from capgap.engine.forward import model_output
+from capgap.engine.losses import ModelOutput, PartialTargets
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.resuming import Stop
+from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import intact, open_folder, publish_folder
 from capgap.records.run_records import TargetsRecord
@@ -100,7 +101,7 @@ class Unfinished:
 
     def save(self, done: int, kept: dict[str, torch.Tensor]) -> None:
         """Save the windows of a shard up to window `done` in place of fewer of them."""
-        with publish_folder(self._at(done)) as folder:
+        with publish_folder(self._at(done), ours=True) as folder:
             save_file(kept, folder / WINDOWS)
         self.done = done
         for fewer in self._saved():
@@ -119,10 +120,11 @@ class Unfinished:
         return self.folder / f"windows-{done:09d}"
 
     def _whole(self, done: int) -> bool:
-        return intact(self._at(done))
+        return intact(self._at(done), WINDOWS)
 
     def _saved(self) -> list[int]:
-        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("windows-*"))
+        names = (path.name for path in self.folder.glob("windows-*") if path.is_dir())
+        return sorted(int(name[8:]) for name in names if name[8:].isdecimal())
 
 
 @torch.no_grad()
@@ -133,8 +135,11 @@ def compute_targets(
     settings: TargetsStage,
     *,
     checkpoint_seconds: float,
+    bos_id: int | None = None,
 ) -> None:
     """Compute what is not saved yet of a teacher's targets on a training stream.
+
+    bos_id: first of every window, see `token_streams.begin`.
 
     Raises Terminated when the process is told to end (SIGTERM).
     """
@@ -151,12 +156,10 @@ def compute_targets(
             end = next(end for end in unfinished.ends if done < end)
             part = starts[done : min(end, done + batch)]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
-            inputs_BT = torch.from_numpy(rows).to(teacher.device)
-            hidden_ND, head_VD = hidden_and_head(
-                teacher, inputs_BT, precision=settings.precision, vocab=vocab
-            )
+            inputs_BT = begin(torch.from_numpy(rows), bos_id).to(teacher.device)
+            output = model_output(teacher, inputs_BT, precision=settings.precision, vocab=vocab)
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
-            pieces += reduce_to_targets(hidden_ND, head_VD, torch.from_numpy(draws), settings)
+            pieces += reduce_to_targets(output, torch.from_numpy(draws), settings)
             done += len(part)
             now = time.monotonic()
             if done == end or stop.asked or now - last_saved > checkpoint_seconds:
@@ -165,10 +168,10 @@ def compute_targets(
                 pieces = [] if done == end else pieces
             if now - last_said > 5 or done == len(starts):
                 last_said, per_window = now, (now - clock) / (done - first)
-                left = round(per_window * (len(starts) - done))
+                left = per_window * (len(starts) - done)
                 print(
                     f"{done * length:,} of {len(starts) * length:,} tokens  "
-                    f"{length / per_window:,.0f} tok/s  left {left // 60}:{left % 60:02d}",
+                    f"{length / per_window:,.0f} tok/s  left {duration(left)}",
                     flush=True,
                 )
             if stop.asked and done < len(starts):
@@ -204,16 +207,16 @@ def _uniforms(seed: int, start: int, length: int) -> np.ndarray:
 
 @fast_products()
 def reduce_to_targets(
-    hidden_ND: torch.Tensor, head_VD: torch.Tensor, draws_N: torch.Tensor, settings: TargetsStage
+    output: ModelOutput, draws_N: torch.Tensor, settings: TargetsStage
 ) -> list[dict[str, torch.Tensor]]:
     """Keep or draw K of V tokens for each of N, as it goes to disk, by chunks.
 
     draws: one uniform number in [0, 1) a token, float64.
     """
-    pieces, chunk = [], chunk_tokens(head_VD.shape[0])
-    for start in range(0, hidden_ND.shape[0], chunk):
+    pieces, chunk = [], chunk_tokens(output.vocab)
+    for start in range(0, output.hidden.shape[0], chunk):
         part = slice(start, start + chunk)
-        probs_CV = torch.softmax((hidden_ND[part] @ head_VD.T).float() / settings.temperature, 1)
+        probs_CV = torch.softmax(output.logits(part).float() / settings.temperature, 1)
         piece = {}
         if settings.kind == "top_k":
             probs_CK, top_CK = probs_CV.topk(settings.entries)
@@ -222,7 +225,7 @@ def reduce_to_targets(
         ids_CK = draw(probs_CV, draws_N[part].to(probs_CV.device), settings.entries)
         if settings.kind == "top_k":
             ids_CK = torch.cat([top_CK, ids_CK], 1)
-        piece["ids"] = ids_CK.to(_id_dtype(head_VD.shape[0]))
+        piece["ids"] = ids_CK.to(_id_dtype(output.vocab))
         pieces.append({name: value.cpu() for name, value in piece.items()})
     return pieces
 
@@ -269,8 +272,11 @@ class TargetStore:
 
     def check(self, settings: TargetsStage, *, weights_sha256: str, stream_sha256: str) -> None:
         """Raise CapgapError where these are not the targets of these settings, teacher and stream."""
+        mine, theirs = (
+            one.model_dump(exclude=one.memory_only) for one in (settings, self.record.settings)
+        )
         for what, wanted, have in [
-            ("settings", settings, self.record.settings),
+            ("settings", mine, theirs),
             ("teacher's weights (SHA-256)", weights_sha256, self.record.weights_sha256),
             ("training stream (SHA-256)", stream_sha256, self.record.stream_sha256),
         ]:

@@ -22,15 +22,15 @@ from capgap.config import Training
 from capgap.data.token_streams import Batch, check_long_enough, training_batch
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.forward import decoder_layers
+from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.hints import Advice
 from capgap.engine.losses import IGNORED, LossParts
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import ALONE, World, whole_tensor
 from capgap.engine.resuming import Stop
 from capgap.engine.run_plan import RunPlan
+from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
-from capgap.records.artifacts import intact
 
 CURVE_COLUMNS = (
     "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"
@@ -123,6 +123,7 @@ def train(
     world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
     told = Advice(settings, scratch, steps, streams.meta.vocab_size)
     with told:
+        output_form(model)  # probed whole, and before layers are compiled
         if hasattr(objective, "on"):
             objective = objective.on(world)
         whole = world.place(model)
@@ -139,13 +140,14 @@ def train(
             split="validation",
             precision=settings.precision,
             vocab=streams.meta.vocab_size,
+            bos_id=streams.meta.bos_id,
             compute=learner,
             mask=held_out_mask,
         )
         world.settle(learner)
         return loss
 
-    before_fork = None if fork is None or intact(scratch / TRUNK) else fork
+    before_fork = None if fork is None or checkpoints.whole(scratch / TRUNK) else fork
     restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork)
     if restored is None and trunk is not None:
         restored = checkpoints.load(trunk, model, optimizer)
@@ -165,7 +167,8 @@ def train(
             say(f"resumed after step {done}/{steps}")
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-        batches = _batches(stream, plan, done, model.device, mask)
+        bos_id = streams.meta.bos_id
+        batches = _batches(stream, plan, done, model.device, bos_id=bos_id, mask=mask)
         for step, batch in zip(range(done, steps), batches, strict=True):
             told.step = step
             if step == fork:
@@ -221,6 +224,8 @@ def _batches(
     plan: RunPlan,
     done: int,
     device: torch.device,
+    *,
+    bos_id: int | None = None,
     mask: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The global batch of every step from `done` on; for a GPU in pinned memory, one step ahead."""
@@ -229,6 +234,7 @@ def _batches(
     def make(step: int) -> Batch:
         batch = training_batch(
             stream,
+            bos_id=bos_id,
             sequence_length=settings.sequence_length,
             batch_size=settings.batch_tokens // settings.sequence_length,
             seed=plan.seed,
@@ -307,10 +313,10 @@ class _Clock:
             return
         self.last = now
         per_step = (now - self.start) / (step - self.first)
-        left = round(per_step * (self.steps - step))
+        left = per_step * (self.steps - step)
         teacher = f"  teacher {teacher_term:.3f}" if teacher_term else ""
         say(
             f"step {step}/{self.steps}  data {data_ce:.3f}{teacher}  val {val_loss:.3f}"
             f"  lr {rate:.1e}  {self.batch_tokens / per_step:,.0f} tok/s"
-            f"  left {left // 60}:{left % 60:02d}"
+            f"  left {duration(left)}"
         )

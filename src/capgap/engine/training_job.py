@@ -21,7 +21,7 @@ from capgap.engine import checkpoints, training
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.models import save_model
 from capgap.engine.parallel import World, join
-from capgap.engine.resuming import Place, digest, discard, state_key
+from capgap.engine.resuming import Place, digest, discard, hold_state, state_key
 from capgap.engine.run_plan import plan_run
 from capgap.errors import CapgapError
 from capgap.records.artifacts import is_first_process, open_folder, publish_folder, write_text
@@ -34,7 +34,7 @@ AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings that 
 
 def trunk_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
     """The same of what decides a trunk, which the budget does not."""
-    own = settings.model_dump(mode="json", exclude=AFTER_TRUNK)
+    own = settings.model_dump(mode="json", exclude=AFTER_TRUNK | settings.memory_only)
     return digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
 
 
@@ -70,6 +70,7 @@ def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRec
     scratch = place.scratch / state_key(settings, facts, inputs)
     key = trunk_key(settings, facts, inputs)
     place.out.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
+    held = hold_state(scratch, place.out) if is_first_process() else None
     outcome = training.train(
         model,
         job.streams,
@@ -104,7 +105,8 @@ def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRec
     finished = _whole_model(model)
     if is_first_process():
         _publish(finished, outcome, record, place.out, scratch, job.tokenizer, key)
-        discard(scratch)
+        discard(scratch, place.out)
+        held.close()
     world.wait()
     return record
 

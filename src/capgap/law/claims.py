@@ -1,29 +1,35 @@
 """
 The verdict on the law, by rules that are fixed before any data.
 
-The law makes four claims; each is judged yes, no or unknown:
+A quantity with a reference is judged with a margin on both sides (settings of `law`):
 
-  interior     At a fixed student size the best teacher stands inside the range. A student and
-               budget speaks for it with an interior shape, and against it with a flat one, or with
-               a monotone one although the published ratio lies well inside the teachers tried;
-               otherwise it is silent. Needs two that speak. yes: more than half of them speak for
-               it, no: fewer.
-  proportional T* grows in proportion to S, as "2.5 times" says; a line with a large intercept is
-               linear without being that. no: at some budget the log-log slope excludes 1, or the
-               slope lies wholly below 0. yes: at some budget the slope lies above 0 and the
-               log-log slope does not exclude 1, and nothing says no.
-  ratio        The slope is the published one. no: some budget excludes it. yes: at some budget the
-               slope does not exclude it and lies above 0, and nothing says no.
-  all budgets  The optimum does not move with tokens at a fixed student. no: the interval of the
-               elasticity of T* by D excludes 0. yes: it holds 0 and lies within 0.25 of it.
+  equal           the whole interval lies within the margin of the reference
+  different       the whole interval lies outside it; as four claims are judged, and a ratio at
+                  several students and budgets, this interval is widened for all of them (Bonferroni)
+  not_told_apart  anything else
 
-A slope excludes a value, or lies above or below it, where two intervals do: that of the regression
-and that over runs alone (line.py; with one seed a cell the first).
+The claims:
 
-Overall: contradicted if any claim is judged no; supported if `interior`, `proportional` and `ratio`
-are yes (at the budgets tried, if the fourth is unknown); inconclusive otherwise.
+  interior      The best teacher stands inside its ladder. yes: T* of the joint law does in more than
+                half of the groups of student and budget, with its whole interval, and the law is not
+                flat. no: the law is flat, or in more than half of the groups T* lies wholly beyond a
+                ladder that holds the published ratio.
+  grows         T* grows with S at equal tokens, or at equal tokens per parameter if that is all the
+                runs determine: exponent different from 0 by the margin, and above it. no: it lies
+                within the margin of 0, or below.
+  proportional  T* grows as S^1 at equal tokens per parameter (at equal tokens with one budget).
+  ratio         T*/S is the published one for the smallest and the largest student of every budget.
+                no: it differs for one of them.
+  tokens        T* moves with D for one student. yes: the exponent differs from 0. no: it is equal.
 
-The cause, from the control arms, where the main arm has an interior optimum:
+The published law, a line close to a proportion and the same for all budgets, is *contradicted* if a
+claim but the last is no or the last is yes, *supported* if interior, proportional and ratio are yes
+(for the budgets tried if the last is unknown), and the runs are *inconclusive* otherwise.
+
+The law is flat if a pooled parabola in log T/S is not significant beyond noise (F test at half of
+alpha) and differs between the ends and the middle of the ladder by 4 ties at most.
+
+The cause, from the control arms, if T* lies inside the ladder:
 
   init     a fixed start was tried with three teachers or more and shows no interior optimum
            anywhere, or the start's effect is more than twice the teacher's (both measured, the
@@ -36,180 +42,287 @@ The cause, from the control arms, where the main arm has an interior optimum:
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
-from capgap.law.arms import DOMINANT
-from capgap.law.records import (
-    ArmEffects,
-    Claim,
-    Interval,
-    Line,
-    Optimum,
-    Overall,
-    SurfaceFit,
-)
+import numpy as np
+from scipy import stats
+
+from capgap.config import Law
+from capgap.law.joint_law import JointLaw, Limits
+from capgap.law.law_record import ArmEffects, Claim, Interval, Line, Optimum, Overall
 from capgap.law.words import about, budget, listed
 
-EQUAL = 0.25  # elasticity by tokens that counts as none: 4 times the tokens move T* by 1.4 at most
-LEAST = 2  # curves that must speak
+CLAIMS_JUDGED = 4  # of which any alone can contradict
+FLAT_TIES = 4  # a difference between teachers that still counts as flat, in ties
+DOMINANT = 2.0  # times; an effect this much larger than the other one is called the cause
 
 
 def overall_of(
+    law: JointLaw | None,
+    why_not: str,
     optima: list[Optimum],
-    lines: list[Line],
-    surface: SurfaceFit | None,
     effects: list[ArmEffects],
-    published_slope: float,
+    settings: Law,
 ) -> Overall:
-    """Judge the claims, the law and its cause."""
-    claims = [
-        _interior(optima, published_slope),
-        _proportional(lines),
-        _ratio(lines),
-        _budgets(optima, surface),
-    ]
+    """Judge the claims, the law and its cause. why_not: why there is no joint law, if so."""
+    if law is None:
+        names = ("interior", "grows", "proportional", "ratio", "tokens")
+        claims = [_unknown(name, why_not) for name in names]
+    else:
+        claims = [
+            _interior(law, optima, settings),
+            _grows(law, settings),
+            _proportional(law, settings),
+            _ratio(law, settings),
+            _tokens(law, settings),
+        ]
     answer = {claim.name: claim.answer for claim in claims}
-    against = [claim for claim in claims if claim.answer == "no"]
+    against = [c for c in claims if c.answer == ("yes" if c.name == "tokens" else "no")]
     if against:
-        status = "contradicted"
-        reason = "; ".join(claim.reason for claim in against)
+        status, reason = "contradicted", "; ".join(dict.fromkeys(claim.reason for claim in against))
     elif all(answer[name] == "yes" for name in ("interior", "proportional", "ratio")):
-        status = "supported"
-        reason = claims[1].reason
-        if answer["all_budgets"] == "unknown":
-            reason += f"; this holds for the budgets tried ({claims[3].reason})"
+        status, reason = "supported", f"{claims[2].reason}; {claims[3].reason}"
+        if answer["tokens"] == "unknown":
+            reason += f"; this holds for the budgets tried ({claims[4].reason})"
     else:
         status = "inconclusive"
-        reason = "; ".join(claim.reason for claim in claims[:3] if claim.answer == "unknown")
+        open_claims = [claim.reason for claim in claims[:4] if claim.answer == "unknown"]
+        reason = "; ".join(dict.fromkeys(open_claims))
     cause, why = _cause(optima, effects)
     return Overall(status=status, reason=reason, claims=claims, cause=cause, cause_reason=why)
 
 
-def _interior(optima: list[Optimum], published_slope: float) -> Claim:
-    found = [(o, _speaks(o, published_slope)) for o in optima]
-    pro = sum(speaks is True for _, speaks in found)
-    contra = sum(speaks is False for _, speaks in found)
-    shapes = [o.shape for o, _ in found]
-    counts = listed(f"{shapes.count(s)} {s.replace('_', ' ')}" for s in dict.fromkeys(shapes))
-    reason = f"the curves of students and budgets: {counts}"
-    if pro + contra < LEAST:
-        return Claim(name="interior", answer="unknown", reason=f"{reason}: too few can tell")
-    if pro == contra:
-        return Claim(name="interior", answer="unknown", reason=f"{reason}: a draw")
-    return Claim(name="interior", answer="yes" if pro > contra else "no", reason=reason)
+def interval(limits: Limits) -> Interval:
+    """The same numbers as a record."""
+    return Interval(value=limits.value, low=limits.low, high=limits.high)
 
 
-def _speaks(optimum: Optimum, published_slope: float) -> bool | None:
-    """Whether a curve speaks for an optimum inside the range, against it, or not at all."""
-    if optimum.shape == "interior":
-        return True
-    if optimum.shape == "flat":
-        return False
-    if optimum.shape not in ("monotone", "saturating"):
-        return None
-    expected = published_slope * optimum.student_params_non_embedding
-    sizes = sorted({cell.teacher_params_non_embedding for cell in optimum.cells})
-    inside = sizes[1] < expected < sizes[-2] if len(sizes) > 3 else sizes[0] < expected < sizes[-1]
-    return False if inside and optimum.shape == "monotone" else None
+def equal(limits: Limits, low: float, high: float) -> bool:
+    """Whether an interval lies wholly between two values."""
+    return None not in (limits.low, limits.high) and low <= limits.low and limits.high <= high
 
 
-def _proportional(lines: list[Line]) -> Claim:
-    fitted = [line for line in lines if line.status == "fitted"]
-    if not fitted:
-        reasons = "; ".join(dict.fromkeys(line.reason for line in lines))
-        return Claim(name="proportional", answer="unknown", reason=reasons)
-    against, pro = [], []
-    for line in fitted:
-        where = f"at {budget(line.tokens)}"
-        if all(excludes(power, 1) for power in _both(line.elasticity, line.elasticity_resampled)):
-            against.append(f"{where} T* grows as S to the power {line.elasticity.value:.2f}, not 1")
-        elif falls(line):
-            against.append(f"{where} T* does not grow with S")
-        elif grows(line):
-            pro.append(f"{where} T* grows with S by {line.slope.value:.3g}")
-    if against:
-        return Claim(name="proportional", answer="no", reason="; ".join(against))
-    if pro:
-        return Claim(name="proportional", answer="yes", reason="; ".join(pro))
-    return Claim(
-        name="proportional",
-        answer="unknown",
-        reason="no budget excludes a slope of 0",
-    )
+def beyond(limits: Limits, low: float, high: float) -> bool:
+    """Whether an interval lies wholly below or above two values."""
+    below = limits.high is not None and limits.high < low
+    return below or (limits.low is not None and limits.low > high)
 
 
-def _ratio(lines: list[Line]) -> Claim:
-    fitted = [line for line in lines if line.status == "fitted"]
-    outside = [
-        line
-        for line in fitted
-        if all(
-            excludes(slope, line.published_slope)
-            for slope in _both(line.slope, line.slope_resampled)
-        )
-    ]
-    use = outside or [line for line in fitted if grows(line)]
-    if not use:
-        return Claim(name="ratio", answer="unknown", reason="no budget shows that T* grows with S")
-    slopes = listed(f"{line.slope.value:.3g} at {budget(line.tokens)}" for line in use)
-    word = "excludes" if outside else "does not exclude"
-    return Claim(
-        name="ratio",
-        answer="no" if outside else "yes",
-        reason=f"the slope ({slopes}) {word} the published {use[0].published_slope:g}",
-    )
+def excludes(found: Interval | None, value: float) -> bool:
+    """Whether an interval, open where a limit is None, lies on one side of a value."""
+    return found is not None and beyond(Limits(found.value, found.low, found.high), value, value)
 
 
 def grows(line: Line) -> bool:
     """Whether a fitted line's slope lies above 0 beyond doubt."""
-    return all(s.low is not None and s.low > 0 for s in _both(line.slope, line.slope_resampled))
+    return line.slope is not None and line.slope.low is not None and line.slope.low > 0
 
 
-def falls(line: Line) -> bool:
-    """Whether a fitted line's slope lies at or below 0 beyond doubt."""
-    return all(s.high is not None and s.high <= 0 for s in _both(line.slope, line.slope_resampled))
+def pooled_differences(law: JointLaw) -> tuple[float, np.ndarray, np.ndarray]:
+    """(p that teacher size makes no difference, differences, their standard errors).
+
+    By a parabola in log T/S that is the same in all groups, with the noise of the runs alone. The
+    differences are those between the lower end of the ladders, their middle and the upper end.
+    """
+    near, u_N = law.near, law.runs.log_ratio_N
+    u_N = u_N - u_N.mean()
+    column_C2 = near.contrast_CN @ np.column_stack([u_N, u_N**2])
+    noise_CC = near.contrast_CN @ law.run_noise_NN @ near.contrast_CN.T
+    lower = np.linalg.cholesky(noise_CC)
+    a_C2 = np.linalg.solve(lower, column_C2)
+    y_C = np.linalg.solve(lower, near.contrast_CN @ law.runs.loss_N)
+    covariance = np.linalg.inv(a_C2.T @ a_C2)
+    beta = covariance @ a_C2.T @ y_C
+    f = float(beta @ a_C2.T @ a_C2 @ beta) / 2
+    low, high = np.quantile(u_N, [0.1, 0.9])
+    middle = (low + high) / 2
+    steps = [(low, middle), (middle, high), (low, high)]
+    contrast = np.array([[b - a, b**2 - a**2] for a, b in steps])
+    errors = np.sqrt(np.einsum("ci,ij,cj->c", contrast, covariance, contrast))
+    return float(stats.f.sf(f, 2, law.noise_df)), contrast @ beta, errors
 
 
-def _both(regression: Interval, runs: Interval | None) -> list[Interval]:
-    return [regression] if runs is None else [regression, runs]
+def is_flat(law: JointLaw, settings: Law) -> bool:
+    """Whether teacher size makes no difference that matters."""
+    p, difference, error = pooled_differences(law)
+    t = stats.t.ppf((1 + settings.confidence) / 2, law.noise_df)
+    small = np.abs(difference) + t * error <= FLAT_TIES * settings.tie_nats
+    return bool(p >= (1 - settings.confidence) / 2 and small.all())
 
 
-def _budgets(optima: list[Optimum], surface: SurfaceFit | None) -> Claim:
-    name = "all_budgets"
-    if len({o.tokens for o in optima}) < 2:
-        return Claim(name=name, answer="unknown", reason="one token budget was tried")
-    if surface is None or surface.status != "fitted":
-        return Claim(name=name, answer="unknown", reason="no joint surface could be fitted")
-    if surface.by_tokens is None:
-        reason = "the joint surface does not show an optimum at every budget"
-        return Claim(name=name, answer="unknown", reason=reason)
-    moves = surface.by_tokens
-    low, high = moves.low, moves.high
-    limits = "" if None in (low, high) else f" ({low:.2f} to {high:.2f})"
-    reason = f"T* moves with tokens to the power {moves.value:.2f}{limits}"
-    if excludes(moves, 0):
-        return Claim(name=name, answer="no", reason=reason)
-    small = None not in (low, high) and low >= -EQUAL and high <= EQUAL
-    return Claim(name=name, answer="yes" if small else "unknown", reason=reason)
+def _strict(settings: Law, tests: int = 1) -> float:
+    """The level of an interval that decides that something differs."""
+    return 1 - (1 - settings.confidence) / CLAIMS_JUDGED / tests
 
 
-def excludes(interval: Interval | None, value: float) -> bool:
-    """Whether an interval, open where a limit is None, lies on one side of a value."""
-    if interval is None:
-        return False
-    below = interval.high is not None and interval.high < value
-    return below or (interval.low is not None and interval.low > value)
+def _unknown(name: str, reason: str) -> Claim:
+    return Claim(name=name, answer="unknown", verdict="not_told_apart", reason=reason)
+
+
+def _interior(law: JointLaw, optima: list[Optimum], settings: Law) -> Claim:
+    if is_flat(law, settings):
+        reason = "teacher size makes no difference beyond noise, within 4 ties"
+        return Claim(name="interior", answer="no", verdict="not_shown", reason=reason)
+    places = [o.place for o in optima if o.place != "not_identifiable"]
+    words = {"inside": "inside", "below": "below", "above": "above", "open": "not told"}
+    counts = listed(f"{places.count(p)} {words[p]}" for p in words if p in places)
+    reason = f"T* of {len(places)} students and budgets against their ladders: {counts}"
+    missed = sum(_misses(o, settings.published_slope) for o in optima)
+    if places.count("inside") > len(places) / 2:
+        return Claim(name="interior", answer="yes", verdict="shown", reason=reason)
+    if missed > len(places) / 2:
+        return Claim(name="interior", answer="no", verdict="not_shown", reason=reason)
+    return Claim(name="interior", answer="unknown", verdict="not_shown", reason=reason)
+
+
+def _misses(optimum: Optimum, published_slope: float) -> bool:
+    """Whether T* lies beyond a ladder that holds the published ratio."""
+    sizes = [cell.teacher_params_non_embedding for cell in optimum.cells]
+    expected = published_slope * optimum.student_params_non_embedding
+    return optimum.place in ("below", "above") and min(sizes) < expected < max(sizes)
+
+
+def _by_size(law: JointLaw, confidence: float) -> tuple[Limits | None, str]:
+    found = law.exponent(1, 0, confidence)
+    if found is not None:
+        return found, "at equal tokens"
+    return law.exponent(1, 1, confidence), "at equal tokens per parameter"
+
+
+def _growth_reason(limits: Limits, how: str) -> str:
+    return (
+        f"T* goes as S to the power {_span(limits)} {how}, where a proportion would be 1 and no "
+        "growth 0"
+    )
+
+
+def _grows(law: JointLaw, settings: Law) -> Claim:
+    limits, how = _by_size(law, settings.confidence)
+    if limits is None:
+        return _unknown("grows", "one student size was tried")
+    strict = _by_size(law, _strict(settings))[0]
+    margin = settings.exponent_margin
+    common = {
+        "name": "grows",
+        "estimate": interval(limits),
+        "reference": 0.0,
+        "margin": margin,
+        "reason": _growth_reason(limits, how),
+    }
+    if limits.low is not None and limits.low > margin:
+        return Claim(answer="yes", verdict="different", **common)
+    if strict.high is not None and strict.high < margin:
+        same = strict.low is not None and strict.low > -margin
+        return Claim(answer="no", verdict="equal" if same else "different", **common)
+    return Claim(answer="unknown", verdict="not_told_apart", **common)
+
+
+def _proportional(law: JointLaw, settings: Law) -> Claim:
+    limits, how = law.exponent(1, 1, settings.confidence), "at equal tokens per parameter"
+    weights = (1, 1)
+    if limits is None:
+        limits, how = law.exponent(1, 0, settings.confidence), "at equal tokens"
+        weights = (1, 0)
+    if limits is None:
+        return _unknown("proportional", "one student size was tried")
+    strict = law.exponent(*weights, _strict(settings))
+    reason = _growth_reason(limits, how)
+    return _compared("proportional", limits, strict, 1.0, settings.exponent_margin, reason)
+
+
+def _tokens(law: JointLaw, settings: Law) -> Claim:
+    limits = law.exponent(0, 1, settings.confidence)
+    if limits is None:
+        budgets = len(set(law.runs.tokens_N.tolist()))
+        reason = "one token budget was tried"
+        if budgets > 1:
+            reason = "tokens and student sizes vary together, so neither is seen by itself"
+        return _unknown("tokens", reason)
+    strict = law.exponent(0, 1, _strict(settings))
+    reason = f"T* goes as D to the power {_span(limits)} for one student (0 would be no effect of tokens)"
+    found = _compared("tokens", limits, strict, 0.0, settings.exponent_margin, reason)
+    turned = {"yes": "no", "no": "yes", "unknown": "unknown"}[found.answer]
+    return found.model_copy(update={"answer": turned})
+
+
+def _compared(
+    name: str, limits: Limits, strict: Limits, reference: float, margin: float, reason: str
+) -> Claim:
+    """A number against a reference; yes if equal."""
+    ends = reference - margin, reference + margin
+    answer, verdict = "unknown", "not_told_apart"
+    if equal(limits, *ends):
+        answer, verdict = "yes", "equal"
+    elif beyond(strict, *ends):
+        answer, verdict = "no", "different"
+    return Claim(
+        name=name,
+        answer=answer,
+        verdict=verdict,
+        reason=reason,
+        estimate=interval(limits),
+        reference=reference,
+        margin=margin,
+    )
+
+
+def _ratio(law: JointLaw, settings: Law) -> Claim:
+    """The published ratio at the smallest and the largest student of every budget."""
+    runs, first = law.runs, law.runs.first_G
+    corners = []
+    for tokens in np.unique(runs.tokens_N):
+        sizes = runs.size_N[first][runs.tokens_N[first] == tokens]
+        corners += [(s, tokens) for s in sorted({sizes.min(), sizes.max()})]
+    wide = math.log1p(settings.ratio_margin)
+    centre = math.log(settings.published_slope)
+    ends = centre - wide, centre + wide
+    level = _strict(settings, len(corners))
+    found = [(law.log_ratio(*c, settings.confidence), law.log_ratio(*c, level), c) for c in corners]
+    found = [case for case in found if case[0] is not None]
+    if not found:
+        return _unknown("ratio", "no T* is determined")
+    away = [(limits, c) for limits, strict, c in found if beyond(strict, *ends)]
+    same = all(equal(limits, *ends) for limits, _, _ in found)
+    answer, verdict = ("no", "different") if away else ("unknown", "not_told_apart")
+    if same:
+        answer, verdict = "yes", "equal"
+    use = away or [(limits, c) for limits, _, c in found]
+    size_of, tokens_of = 0, 1
+    texts = [
+        f"{_span(limits.apply(np.exp))} for {about(c[size_of])} at {budget(round(c[tokens_of]))}"
+        for limits, c in (use if len(use) < 3 else [use[0], use[-1]])
+    ]
+    middle = use[len(use) // 2][0].apply(np.exp)
+    relation = {"equal": "is", "different": "is not", "not_told_apart": "is not told apart from"}
+    published = f"the published {settings.published_slope:g}"
+    reason = f"T*/S {relation[verdict]} {published} within {settings.ratio_margin:.0%}: "
+    return Claim(
+        name="ratio",
+        answer=answer,
+        verdict=verdict,
+        reason=reason + listed(texts),
+        estimate=interval(middle),
+        reference=settings.published_slope,
+        margin=settings.ratio_margin,
+    )
+
+
+def _span(limits: Limits) -> str:
+    """'0.29 [0.02, 0.56]', with 'open' on a side without a limit."""
+    low, high = ("open" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
+    return f"{limits.value:.2f} [{low}, {high}]"
 
 
 def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
-    inside = {(o.student, o.tokens) for o in optima if o.shape == "interior"}
+    inside = {(o.student, o.tokens) for o in optima if o.place == "inside"}
     if not inside:
-        return "unknown", "no curve of the main arm is shown to have its optimum inside"
+        return "unknown", "no optimum is shown to lie inside its ladder"
     relevant = [e for e in effects if (e.student, e.tokens) in inside]
     shapes = [shape for e in relevant for shape in e.fixed_start_shapes.values()]
-    told = [shape for shape in shapes if shape != "not_identifiable"]
+    judged = [shape for shape in shapes if shape != "not_identifiable"]
     both = [e for e in relevant if e.start_nats is not None and e.teacher_nats is not None]
-    if not both and not told:
+    if not both and not judged:
         return "unknown", "no control arm separates the start from the teacher"
     start = median(e.start_nats for e in both) if both else None
     teacher = median(e.teacher_nats for e in both) if both else None
@@ -217,16 +330,16 @@ def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
     parts = []
     if both:
         parts.append(f"the start moves the loss by {start:.3f} nats, the teacher by {teacher:.3f}")
-    if told:
-        n = told.count("interior")
-        parts.append(f"{n} of {len(told)} curves over teachers at a fixed start are interior")
+    if judged:
+        n = judged.count("interior")
+        parts.append(f"{n} of {len(judged)} curves over teachers at a fixed start are interior")
     reason = "; ".join(parts)
     above_noise = both and (not noise or start > median(noise))
-    if told and "interior" not in told:
+    if judged and "interior" not in judged:
         return "init", f"an interior optimum shows only with pruned starts of their own: {reason}"
     if above_noise and start > DOMINANT * teacher:
         return "init", f"mostly the start: {reason}"
-    if "interior" in told and both and teacher > DOMINANT * start:
+    if "interior" in judged and both and teacher > DOMINANT * start:
         return "teacher", reason
     return ("both", reason) if both else ("unknown", reason)
 

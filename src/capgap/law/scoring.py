@@ -1,127 +1,162 @@
 """
-Score every law by leaving one student size out.
+Score every law by what it has not seen: students, budgets and teachers left out.
 
-Each law is fitted to the runs of all other student sizes and asked for a teacher of the size left
-out, at every budget. The teacher nearest to its answer (in log size, among those tried) is looked
-up: its regret is its observed mean loss above the best observed one. The observed best is the
-lowest of noisy means, so regrets are a little too large, alike for every law.
+A law is fitted without one student size, without one token budget, or without one teacher (without one
+family of teachers, if the table names them), and chooses a teacher for every student and budget that
+lost runs. Regret is the observed mean loss of its choice above the best observed one. The observed best
+is the lowest of noisy means, so regrets are a little too large, alike for every law.
 
-  line          T* = a + b S over the optima of the same budget (two or more inside the grid left)
-  ratio         T* = r S, r the geometric mean of T*/S over the interior optima of the same budget
-  surface       T*(S, D) of the joint surface (surface.py)
-  busbridge     lowest loss predicted by the distillation scaling law (busbridge.py)
-  p2            lowest loss predicted by the P2 law, blind to the teacher (pruning_null.py)
-  least_damage  the start with the lowest loss before training
+  power_law     T* ~ S^a D^b; the teacher nearest to T* in log size
+  two_causes    lowest g L_T + damage of the cut (two_causes.py)
+  busbridge     lowest loss predicted by the distillation scaling law (rivals/busbridge.py)
+  p2            lowest loss predicted by the P2 law, blind to the teacher (rivals/p2.py)
+  ratio         T* = r S, r the geometric mean of T*/S over the optima left at the same budget
+  least_damage  the init with the lowest loss before training
   fixed_ratio   the published ratio times S
   next_size_up  the smallest teacher larger than the student
   largest       the largest teacher
-  no_teacher    the start of the smallest teacher, trained on the data alone (its own observed loss)
+  no_teacher    the init of the smallest teacher, trained on the data alone (its own observed loss)
   chance        a teacher at random: means over all of them
 
-Compute is training FLOPs: the column of the table, else 6 S D + 2 T D. Pilot: all runs the law
-needed, those of the other student sizes. Choice: one run with the chosen teacher. Exhaustive: one
-run with each teacher. Rules of thumb need no pilot.
+The law that leads is the one of LAWS with the lowest mean regret over all that was left out; where it
+gives no answer, a teacher at random stands in. Intervals are t intervals over students, because what is
+left out of one student shares its noise.
+
+Compute is training FLOPs: the column of the table, else 6 S D + 2 T D. Pilot: all runs the law needed,
+those of the other student sizes. Choice: one run with the chosen teacher. Exhaustive: one run with each
+teacher. Rules of thumb need no pilot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from capgap.config import Law
-from capgap.law.cells import Noise
-from capgap.law.line import fit_line
-from capgap.law.optimum import Located, interval_of
-from capgap.law.records import Interval, Pick, Score
-from capgap.law.rivals import fit_busbridge, fit_p2, spent_flops
-from capgap.law.surface import fit_surface
+from capgap.config.run_grid import pruned_from
+from capgap.law.law_record import Interval, LeftOut, Pick, Score
+from capgap.law.means import spent_flops
 
-LEARNED = ("line", "ratio", "surface", "busbridge", "p2")
+LAWS = ("power_law", "two_causes", "busbridge", "p2")  # what `recommend` can use
+LEARNED = (*LAWS, "ratio")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
-QUICK = 2  # starts of L-BFGS in a refit without one student
-
+KINDS = ("students", "budgets", "teachers")
 SAME = 0.01  # of log size; students this close are one size
 
 
 @dataclass(frozen=True)
 class Case:
-    """A student size left out, at one budget."""
+    """A student at a budget, some of whose runs a law has not seen."""
 
     student: str
     size: float
     tokens: int
-    teachers: pd.DataFrame  # main-arm cells by teacher size: teacher, teacher_params, loss, ...
-    no_teacher: float | None  # observed loss of the start of the smallest teacher without one
-    star: float | None  # its own T*, only where interior
-    own_interval: Interval | None  # of that
+    teachers: (
+        pd.DataFrame
+    )  # main arm by teacher size: teacher, teacher_params, teacher_loss, loss, ...
+    no_teacher: float | None  # observed loss of the init of the smallest teacher without one
+    own: Interval | None  # its own T*, only where interior
 
-    def holds(self, student: str, size: float) -> bool:
-        """Whether runs of a student are left out: its starts differ a little in size."""
-        return student == self.student or abs(np.log(size / self.size)) < SAME
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Its cells, with the student's name and size."""
+        return self.teachers.assign(student=self.student, student_params=self.size)
 
 
-@dataclass
-class Answers:
-    """What a law answered, case by case."""
+# what a law chooses in a case: the row of case.teachers, and its interval of T* if it has one
+Choose = Callable[[Case], tuple[int, Interval | None] | str]
+# a law fitted to some of the runs and cells, or why it cannot be
+Contender = Callable[[pd.DataFrame, pd.DataFrame], Choose | str]
+OutOf = Callable[[pd.DataFrame], np.ndarray]  # which rows of runs or cells are left out
+# kind of what is left out, which runs and which cells these are, and the cases that lose runs
+_Out = tuple[str, np.ndarray, np.ndarray, list[Case]]
 
-    picks: dict[int, str] = field(default_factory=dict)  # case number -> teacher
-    inside: list[bool] = field(default_factory=list)  # its interval held the T* left out
-    reasons: list[str] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class _Answer:
+    kind: str  # of KINDS
+    case: Case
+    choice: int | None
+    interval: Interval | None
+    reason: str = ""
+
+    @property
+    def regret(self) -> float:
+        """Of the choice, nats; of a teacher at random without one."""
+        above = (self.case.teachers["loss"] - self.case.teachers["loss"].min()).to_numpy()
+        return float(above.mean() if self.choice is None else above[self.choice])
 
 
 def score_laws(
-    cells: pd.DataFrame, located: dict[int, list[Located]], noise: Noise | None, settings: Law
+    runs: pd.DataFrame,
+    cells: pd.DataFrame,
+    own: Mapping[tuple[str, int], Interval],
+    laws: Mapping[str, Contender],
+    settings: Law,
 ) -> list[Score]:
-    """Scores of all laws and rules, in the order of LEARNED and RULES; `cells` by `cell_table`."""
-    cases = _cases(cells, located, settings.confidence)
-    scores = []
-    refits: dict[tuple[Callable, float], tuple] = {}  # a student is left out once, not per budget
-    answerers: dict[str, Callable] = {
-        "line": lambda case: _line(case, located, settings),
-        "ratio": lambda case: _ratio(case, located),
-        "surface": lambda case: _surface(case, located, noise, settings),
-        "busbridge": lambda case: _by_loss(case, cells, fit_busbridge, refits),
-        "p2": lambda case: _by_loss(case, cells, fit_p2, refits),
-        "least_damage": _least_damage,
-        "fixed_ratio": lambda case: (settings.published_slope * case.size, None),
-        "next_size_up": lambda case: (case.teachers["teacher_params"].iloc[0], None),
-        "largest": lambda case: (case.teachers["teacher_params"].iloc[-1], None),
+    """Scores of all laws and rules, in the order of LEARNED and RULES.
+
+    runs: as `read_runs`; cells: as `means.cell_table`. own: T* that the runs of a student and budget
+    show alone, where it is interior. laws: how those of LEARNED are fitted.
+    """
+    cases = _cases(cells, own)
+    contenders = {name: _if_runs(law) for name, law in laws.items()} | _rules(settings)
+    out = [
+        (
+            kind,
+            out_of(runs),
+            out_of(cells),
+            [case for case in cases if out_of(case.rows).any()],
+        )
+        for kind, out_of in _left_out(cells, cases)
+    ]
+    scores = [
+        _score(law, _answers(contenders[law], runs, cells, out), cells, settings)
+        for law in (*LEARNED, *RULES)
+        if law in contenders
+    ]
+    return [*scores, _no_teacher(cases, settings), _chance(cases, settings)]
+
+
+def leading(scores: list[Score], unit: str = "nats") -> tuple[str | None, str]:
+    """The law with the lowest mean regret over all that was left out, and why, in words.
+
+    unit: of the regrets.
+    """
+    known = {
+        score.law: score.left_out[-1]
+        for score in scores
+        if score.law in LAWS and score.left_out and score.left_out[-1].n_answered
     }
-    for law, answer in answerers.items():
-        answers = Answers()
-        for i, case in enumerate(cases):
-            given = answer(case)
-            if isinstance(given, str):
-                answers.reasons.append(given)
-                continue
-            target, interval = given
-            answers.picks[i] = nearest(case.teachers, target)
-            if interval is not None and case.star is not None:
-                answers.inside.append(holds(interval, case))
-        scores.append(_score(law, answers, cases, cells, settings))
-    return [*scores, _no_teacher(cases, cells, settings), _chance(cases, settings)]
+    if not known:
+        return None, "no law could be scored on what it had not seen"
+    best = min(known, key=lambda law: known[law].regret.value)
+    others = ", ".join(
+        f"{law} {known[law].regret.value:.4f}" for law in LAWS if law in known and law != best
+    )
+    text = f"mean regret {known[best].regret.value:.4f} {unit} over {known[best].n_cases} left out"
+    return best, text + (f"; {others}" if others else "")
 
 
-def nearest(teachers: pd.DataFrame, target: float) -> str:
-    """Teacher nearest in log size; at or below 0 the smallest. Equally near: the smaller."""
+def nearest(teachers: pd.DataFrame, target: float) -> int:
+    """Row of the teacher nearest in log size; at or below 0 the smallest. Equally near: the smaller."""
     if target <= 0:
-        return str(teachers["teacher"].iloc[0])
-    distance = np.abs(np.log(teachers["teacher_params"].to_numpy(float) / target))
-    return str(teachers["teacher"].iloc[int(distance.argmin())])
+        return 0
+    return int(np.abs(np.log(teachers["teacher_params"].to_numpy(float) / target)).argmin())
 
 
-def holds(interval: Interval, case: Case) -> bool:
-    """Whether an interval, open where a limit is None, contains the T* observed for a case.
+def holds(interval: Interval, own: Interval) -> bool:
+    """Whether an interval of T*, open where a limit is None, contains the T* observed for a case.
 
     The observed T* has an interval of its own, which widens the other one in log size.
     """
-    own = case.own_interval
     below = _reach(interval.value, interval.low, own.value, own.high)
     above = _reach(interval.value, interval.high, own.value, own.low)
-    return bool(-below <= np.log(case.star / interval.value) <= above)
+    return bool(-below <= np.log(own.value / interval.value) <= above)
 
 
 def _reach(value: float, limit: float | None, own: float, own_limit: float | None) -> float:
@@ -132,162 +167,225 @@ def _reach(value: float, limit: float | None, own: float, own_limit: float | Non
     return float(np.hypot(np.log(limit / value), width))
 
 
-def _cases(cells: pd.DataFrame, located: dict[int, list[Located]], confidence: float) -> list[Case]:
+def _cases(cells: pd.DataFrame, own: Mapping[tuple[str, int], Interval]) -> list[Case]:
     cases = []
-    for tokens, places in sorted(located.items()):
-        for place in places:
-            own = cells[(cells["student"] == place.cells.student) & (cells["tokens"] == tokens)]
-            main = own[own["arm"] == "main"]
-            teachers = main.groupby("teacher", as_index=False).first()
-            teachers["loss"] = teachers["teacher"].map(
-                dict(zip(place.cells.teachers, place.cells.mean_K, strict=True))
-            )
-            teachers = teachers.sort_values(["teacher_params", "teacher"], ignore_index=True)
-            if len(teachers) < 2:
-                continue
-            alone = own[(own["arm"] == "no_teacher") & (own["init"] == teachers["init"].iloc[0])]
-            cases.append(
-                Case(
-                    student=place.cells.student,
-                    size=place.cells.student_params,
-                    tokens=tokens,
-                    teachers=teachers,
-                    no_teacher=float(alone["loss"].iloc[0]) if len(alone) else None,
-                    star=place.star,
-                    own_interval=interval_of(place, confidence),
-                )
-            )
-    return cases
-
-
-def _others(case: Case, located: dict[int, list[Located]], tokens: int | None) -> list[Located]:
-    """What is known of the other student sizes, at one budget or at all."""
-    return [
-        place
-        for budget, places in located.items()
-        if tokens in (None, budget)
-        for place in places
-        if not case.holds(place.cells.student, place.cells.student_params)
-    ]
-
-
-def _line(case: Case, located, settings: Law):
-    others = _others(case, located, case.tokens)
-    inside = [p for p in others if p.status == "interior"]
-    size_I = np.array([p.cells.student_params for p in inside])
-    if len(np.unique(size_I)) < 2:
-        return f"{len(inside)} interior optima are left, and a line needs two"
-    fitted = fit_line(others, settings.confidence)
-    if fitted is not None:
-        star = fitted.predict(case.size)
-        return star.value, star
-    slope, intercept = np.polyfit(size_I, [p.star for p in inside], 1)
-    return intercept + slope * case.size, None
-
-
-def _ratio(case: Case, located):
-    inside = [p for p in _others(case, located, case.tokens) if p.status == "interior"]
-    if not inside:
-        return "no interior optimum is left"
-    logs = [np.log(p.star / p.cells.student_params) for p in inside]
-    return float(case.size * np.exp(np.mean(logs))), None
-
-
-def _surface(case: Case, located, noise: Noise | None, settings: Law):
-    cells = [place.cells for place in _others(case, located, None)]
-    surface = fit_surface(
-        cells, noise, min(settings.resamples, 500), settings.confidence, settings.seed
-    )
-    if surface is None or surface.status != "fitted":
-        return "no surface" if surface is None else f"surface {surface.status}"
-    ratio = surface.ratio(case.size, case.tokens, settings.confidence)
-    if ratio is None:
-        return "the surface has no minimum there"
-    scaled = {k: None if v is None else v * case.size for k, v in ratio.model_dump().items()}
-    has_interval = surface.term_RP is not None
-    return scaled["value"], Interval(**scaled) if has_interval else None
-
-
-def _own(case: Case, cells: pd.DataFrame) -> np.ndarray:
-    """Which cells are of the student left out."""
-    pairs = zip(cells["student"], cells["student_params"], strict=True)
-    return np.array([case.holds(student, size) for student, size in pairs])
-
-
-def _least_damage(case: Case):
-    if "start_loss" not in case.teachers or case.teachers["start_loss"].isna().any():
-        return "the table has no losses of the starts"
-    return case.teachers.loc[case.teachers["start_loss"].idxmin(), "teacher_params"], None
-
-
-def _by_loss(case: Case, cells: pd.DataFrame, fit: Callable, refits: dict):
-    if (fit, case.size) not in refits:
-        away = ~_own(case, cells)
-        if not away.any():
-            return "there is no other student size to fit on"
-        refits[fit, case.size] = fit(cells[away], QUICK)
-    predict, record = refits[fit, case.size]
-    if predict is None or record.status == "failed":
-        return record.reason
-    loss = predict(case.teachers.assign(student_params=case.size))
-    return case.teachers["teacher_params"].iloc[int(np.argmin(loss))], None
-
-
-def _score(
-    law: str, answers: Answers, cases: list[Case], cells: pd.DataFrame, settings: Law
-) -> Score:
-    """The record of one law from its picks."""
-    if not answers.picks:
-        reason = answers.reasons[0] if answers.reasons else "no student has two teachers"
-        return _empty(law, reason)
-    regrets, hits, chosen, pilot, chance, picks = [], [], [], [], [], []
-    for i, pick in answers.picks.items():
-        teachers = cases[i].teachers
-        row = teachers[teachers["teacher"] == pick].iloc[0]
-        best = teachers["loss"].min()
-        regrets.append(float(row["loss"] - best))
-        hits.append(regrets[-1] <= settings.tie_nats)
-        chance.append(float((teachers["loss"] - best <= settings.tie_nats).mean()))
-        chosen.append(float(row["flops"]))
-        pilot.append(_pilot(law, cases[i], cells))
-        picks.append(
-            Pick(
-                student=cases[i].student,
-                student_params_non_embedding=cases[i].size,
-                tokens=cases[i].tokens,
-                teacher=pick,
-                teacher_params_non_embedding=int(row["teacher_params"]),
-                regret_nats=regrets[-1],
+    for (tokens, student), group in cells.groupby(["tokens", "student"], sort=True):
+        main = group[group["arm"] == "main"].reset_index(drop=True)
+        if main["teacher"].nunique() < 2:
+            continue
+        numbers = main.select_dtypes("number").columns.drop(["tokens", "n"])
+        weighed = main[numbers].mul(main["n"], axis=0).groupby(main["teacher"]).sum(min_count=1)
+        teachers = weighed.div(main.groupby("teacher")["n"].sum(), axis=0)
+        teachers["init"] = main.groupby("teacher")["init"].first()
+        teachers = teachers.reset_index().sort_values(["teacher_params", "teacher"])
+        teachers = teachers.reset_index(drop=True).assign(tokens=int(tokens))
+        alone = group[(group["arm"] == "no_teacher") & (group["init"] == teachers["init"].iloc[0])]
+        cases.append(
+            Case(
+                student=str(student),
+                size=float(main["student_params"].mean()),
+                tokens=int(tokens),
+                teachers=teachers,
+                no_teacher=float(alone["loss"].mean()) if len(alone) else None,
+                own=own.get((str(student), int(tokens))),
             )
         )
-    reason = f"{len(answers.picks)} of {len(cases)} students and budgets"
-    if answers.reasons:
-        reason += f"; in the others: {answers.reasons[0]}"
+    return sorted(cases, key=lambda case: (case.tokens, case.size, case.student))
+
+
+def _answers(
+    contender: Contender,
+    runs: pd.DataFrame,
+    cells: pd.DataFrame,
+    out: list[_Out],
+) -> list[_Answer]:
+    """What a law chooses for everything that is left out in turn."""
+    answers = []
+    for kind, runs_N, cells_N, concerned in out:
+        kept_runs, kept_cells = runs[~runs_N], cells[~cells_N]
+        fitted = contender(kept_runs, kept_cells)
+        for case in concerned:
+            given = fitted if isinstance(fitted, str) else fitted(case)
+            if isinstance(given, str):
+                answers.append(_Answer(kind, case, None, None, given))
+            else:
+                answers.append(_Answer(kind, case, *given))
+    return answers
+
+
+def _if_runs(law: Contender) -> Contender:
+    """A law that is fitted only if runs are left."""
+
+    def contender(runs: pd.DataFrame, cells: pd.DataFrame) -> Choose | str:
+        return law(runs, cells) if len(cells) else "nothing is left to fit to"
+
+    return contender
+
+
+def _left_out(cells: pd.DataFrame, cases: list[Case]) -> list[tuple[str, OutOf]]:
+    """Everything that is left out in turn: sizes of students, budgets, teachers or their families."""
+    main = cells[cells["arm"] == "main"]
+    found: list[tuple[str, OutOf]] = []
+    sizes: list[Case] = []
+    for case in cases:
+        if not any(_same_student(case, one.student, one.size) for one in sizes):
+            sizes.append(case)
+    found += [("students", _of_student(case)) for case in sizes]
+    budgets = sorted(set(main["tokens"]))
+    if len(budgets) > 1:
+        found += [("budgets", _where("tokens", [tokens])) for tokens in budgets]
+    members = main.groupby(_family_column(main))["teacher"].unique()
+    if len(members) > 1:
+        found += [("teachers", _where("teacher", list(names))) for names in members]
+    return found
+
+
+def _family_column(main: pd.DataFrame) -> str:
+    several = "teacher_family" in main and main["teacher_family"].nunique() > 1
+    return "teacher_family" if several else "teacher"
+
+
+def _of_student(case: Case) -> OutOf:
+    def out_of(frame: pd.DataFrame) -> np.ndarray:
+        size = "student_params" if "student_params" in frame else "student_params_non_embedding"
+        pairs = zip(frame["student"], frame[size], strict=True)
+        return np.array([_same_student(case, *pair) for pair in pairs])
+
+    return out_of
+
+
+def _same_student(case: Case, student: str, size: float) -> bool:
+    """Whether a run is of a student left out: inits of one student differ a little in size."""
+    return case.student == student or abs(np.log(size / case.size)) < SAME
+
+
+def _where(name: str, values: list) -> OutOf:
+    def out_of(frame: pd.DataFrame) -> np.ndarray:
+        out_N = frame[name].isin(values).to_numpy()
+        if name == "teacher":  # what was pruned from a teacher left out is unknown as well
+            out_N = out_N | frame["init"].isin([pruned_from(value) for value in values]).to_numpy()
+        return out_N
+
+    return out_of
+
+
+def _rules(settings: Law) -> dict[str, Contender]:
+    """Rules of thumb, which learn nothing from the runs."""
+
+    def least_damage(case: Case) -> tuple[int, None] | str:
+        if "start_loss" not in case.teachers or case.teachers["start_loss"].isna().any():
+            return "the table has no losses of the inits"
+        return int(case.teachers["start_loss"].argmin()), None
+
+    rules: dict[str, Choose] = {
+        "least_damage": least_damage,
+        "fixed_ratio": lambda case: (
+            nearest(case.teachers, settings.published_slope * case.size),
+            None,
+        ),
+        "next_size_up": lambda case: (0, None),
+        "largest": lambda case: (len(case.teachers) - 1, None),
+    }
+    return {name: lambda _, __, rule=rule: rule for name, rule in rules.items()}
+
+
+def _score(law: str, answers: list[_Answer], cells: pd.DataFrame, settings: Law) -> Score:
+    """The record of one law from its answers."""
+    given = [a for a in answers if a.kind == "students" and a.choice is not None]
+    reasons = [a.reason for a in answers if a.choice is None]
+    if not given:
+        left_out = _by_kind(answers, settings.confidence)
+        empty = _empty(law, reasons[0] if reasons else "no student has two teachers")
+        return empty.model_copy(update={"left_out": left_out})
+    students = [a for a in answers if a.kind == "students"]
+    tie, picks, pilot, chosen, chance, inside = settings.tie_nats, [], [], [], [], []
+    for answer in given:
+        case, row = answer.case, answer.case.teachers.iloc[answer.choice]
+        above = case.teachers["loss"] - case.teachers["loss"].min()
+        chance.append(float((above <= tie).mean()))
+        chosen.append(float(row["flops"]))
+        pilot.append(_pilot(law, case, cells))
+        if answer.interval is not None and case.own is not None:
+            inside.append(holds(answer.interval, case.own))
+        picks.append(
+            Pick(
+                student=case.student,
+                student_params_non_embedding=case.size,
+                tokens=case.tokens,
+                teacher=str(row["teacher"]),
+                teacher_params_non_embedding=int(row["teacher_params"]),
+                regret_nats=answer.regret,
+            )
+        )
+    regrets = [pick.regret_nats for pick in picks]
+    exhaustive = [float(answer.case.teachers["flops"].sum()) for answer in given]
+    reason = f"{len(given)} of {len(students)} students and budgets"
+    if reasons:
+        reason += f"; in the others: {reasons[0]}"
     return Score(
         law=law,
         status="scored",
         reason=reason,
-        n_cases=len(answers.picks),
-        mean_regret_nats=float(np.mean(regrets)),
-        max_regret_nats=float(np.max(regrets)),
-        hit_rate=float(np.mean(hits)),
-        chance_hit_rate=float(np.mean(chance)),
-        interval_coverage=float(np.mean(answers.inside)) if answers.inside else None,
-        n_intervals=len(answers.inside),
-        pilot_flops=float(np.mean(pilot)),
-        choice_flops=float(np.mean(chosen)),
-        exhaustive_flops=float(np.mean([cases[i].teachers["flops"].sum() for i in answers.picks])),
+        n_cases=len(given),
+        mean_regret_nats=_mean(regrets),
+        max_regret_nats=max(regrets),
+        hit_rate=_mean([regret <= tie for regret in regrets]),
+        chance_hit_rate=_mean(chance),
+        interval_coverage=_mean(inside),
+        n_intervals=len(inside),
+        pilot_flops=_mean(pilot),
+        choice_flops=_mean(chosen),
+        exhaustive_flops=_mean(exhaustive),
         picks=picks,
+        left_out=_by_kind(answers, settings.confidence),
     )
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _by_kind(answers: list[_Answer], confidence: float) -> list[LeftOut]:
+    """Mean regret by what was left out, then over all of it, every kind alike."""
+    found = []
+    for kind in (*KINDS, "all"):
+        some = [answer for answer in answers if kind in (answer.kind, "all")]
+        if some:
+            found.append(
+                LeftOut(
+                    kind=kind,
+                    n_cases=len(some),
+                    n_answered=sum(answer.choice is not None for answer in some),
+                    regret=_mean_regret(some, confidence),
+                )
+            )
+    return found
+
+
+def _mean_regret(answers: list[_Answer], confidence: float) -> Interval:
+    """Mean over kinds of their mean regrets, with a t interval: cases of a student are one draw."""
+    frame = pd.DataFrame(
+        [(a.kind, a.case.student, a.regret) for a in answers], columns=["kind", "student", "regret"]
+    )
+    kinds = frame.groupby("kind")["regret"]
+    mean = float(kinds.mean().mean())
+    share = (frame["regret"] - kinds.transform("mean")) / kinds.transform("size") / kinds.ngroups
+    pull = share.groupby(frame["student"]).sum()
+    n = len(pull)
+    if n < 2:
+        return Interval(value=mean, low=None, high=None)
+    error = np.sqrt(n / (n - 1) * np.sum(pull**2))
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
+    return Interval(value=mean, low=max(0.0, mean - half), high=mean + half)
 
 
 def _pilot(law: str, case: Case, cells: pd.DataFrame) -> float:
     """FLOPs of the runs that a law was fitted to."""
     if law not in LEARNED:
         return 0.0
-    use_N = ~_own(case, cells)
+    use_N = ~_of_student(case)(cells)
     use_N &= cells["arm"].to_numpy() == "main"
-    if law in ("line", "ratio"):  # one budget: nothing is shared with others
+    if law == "ratio":  # one budget: nothing is shared with others
         cells = cells.assign(own_share=1.0)
         use_N &= cells["tokens"].to_numpy() == case.tokens
     return spent_flops(cells[use_N])
@@ -311,7 +409,7 @@ def _empty(law: str, reason: str) -> Score:
     )
 
 
-def _no_teacher(cases: list[Case], cells: pd.DataFrame, settings: Law) -> Score:
+def _no_teacher(cases: list[Case], settings: Law) -> Score:
     """Doing without a teacher, scored by the loss that the control arm observed."""
     have = [case for case in cases if case.no_teacher is not None]
     if not have:

@@ -1,22 +1,149 @@
 """
-Runs with a known law, to see whether the regression finds it.
+Studies with a known law, to see whether the regression finds it.
 
-The loss of a student of size S from a teacher of size T is
+The loss of a student of size S, distilled for D tokens from a teacher of size T, is
 
-  floor + curvature (exp(k d) - k d - 1) / k^2 + teacher + seed + noise,   d = log(T / T*(S))
+    level(S, D) + F(log(T/S) - u*(S, D)) + noise
 
-with T* = slope S + intercept and k the skew: a curve with its minimum at T*, second derivative
-`curvature` there and third derivative k times that; k = 0 is the parabola.
+with u* = log T*/S of a stated law and F a curve with its minimum there (`capgap.law.curve`), plus
+independent normal draws for the order of the data, blocks of runs that share it, stable phases,
+pruned inits and teachers, as `capgap.law.noise` names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE, RANDOM, arm_of, pruned_from
+from capgap.law.curve import bowl
+
+Star = Callable[[float, float], float]  # (S, D) -> T*
+
+
+@dataclass(frozen=True)
+class World:
+    """A truth: the law of T*, the curves about it, and the noise, standard deviations in nats."""
+
+    star: Star
+    curvature: float = 0.1  # nats per squared unit of log T, at T* of 2.5 S
+    skew: float = -1.0  # k of the curve
+    order_sd: float = 0.003
+    block_sd: float = 0.0
+    trunk_sd: float = 0.0
+    init_sd: float = 0.0
+    teacher_sd: float = 0.0
+    star_scatter: float = 0.0  # of log T* about the law, one draw a student
+    curvature_scatter: float = 0.0  # of log curvature, one draw a student
+    tilt: float = 0.0  # how the curvature goes with T*/S: its power; `skew` is what the fit assumes
+    ceiling: float = np.inf  # nats above the optimum to which curves saturate
+
+
+def power(
+    a: float, b: float, centre: float = 50e3, at: tuple[float, float] = (17e3, 500e3)
+) -> Star:
+    """T* = centre (S / at[0])^a (D / at[1])^b."""
+    return lambda s, d: centre * (s / at[0]) ** a * (d / at[1]) ** b
+
+
+def line(slope: float, intercept: float) -> Star:
+    """T* = slope S + intercept at every budget."""
+    return lambda s, d: slope * s + intercept
+
+
+def per_token(ratio: float, exponent: float, tokens_per_param: float = 25.0) -> Star:
+    """T*/S = ratio (D / S / tokens_per_param)^exponent: a law in tokens per student parameter."""
+    return lambda s, d: ratio * s * (d / s / tokens_per_param) ** exponent
+
+
+def kink(star: Star, tokens: float, b: float) -> Star:
+    """A law up to some tokens, and T* ~ D^b from there."""
+    return lambda s, d: star(s, min(d, tokens)) * max(1.0, d / tokens) ** b
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which runs: every student with the teachers of its ladder at its budgets."""
+
+    ladders: Mapping[float, Sequence[float]]  # teacher sizes by student size
+    budgets: Mapping[float, Sequence[float]]  # tokens by student size
+    seeds: Sequence[int] = (0,)
+    replicas: Sequence[int] = (0,)  # draws of every teacher, each with its own init
+
+
+def shared_ladder(
+    students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9
+):
+    """By student, the neighbours in one ladder that are centred on some ratio of its size."""
+    sizes = np.sort(np.asarray(ladder, dtype=float))
+    found = {}
+    for s in students:
+        from_centre = [
+            abs(np.log(sizes[i : i + teachers] / (ratio * s)).mean())
+            for i in range(len(sizes) - teachers + 1)
+        ]
+        first = int(np.argmin(from_centre))
+        found[s] = tuple(sizes[first : first + teachers])
+    return found
+
+
+def _level(size: float, tokens: float) -> float:
+    """Lowest loss of a student over all teachers, nats per token."""
+    return 4.0 * (size / 1e4) ** -0.06 * (tokens / 5e5) ** -0.025
+
+
+def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataFrame:
+    """Main-arm runs, columns as in RunRow with teacher_seed."""
+    draws: dict[tuple, float] = {}
+
+    def drawn(kind: str, sd: float, *key) -> float:
+        if sd == 0:
+            return 0.0
+        if (kind, *key) not in draws:
+            draws[kind, *key] = rng.normal(0, sd)
+        return draws[kind, *key]
+
+    rows = []
+    for s in sorted(design.ladders):
+        for d in sorted(design.budgets[s]):
+            star = world.star(s, d) * np.exp(drawn("star", world.star_scatter, s))
+            lean = np.log(star / s / 2.5)
+            scale = world.curvature * np.exp(
+                (world.skew + world.tilt) * lean + drawn("curvature", world.curvature_scatter, s)
+            )
+            for t in design.ladders[s]:
+                excess = scale * float(bowl(np.log(t / star), np.float64(world.skew)))
+                if np.isfinite(world.ceiling):
+                    excess = -world.ceiling * np.expm1(-excess / world.ceiling)
+                for replica in design.replicas:
+                    shared = drawn("teacher", world.teacher_sd, t, replica)
+                    shared += drawn("init", world.init_sd, s, t, replica)
+                    for seed in design.seeds:
+                        noise = drawn("block", world.block_sd, s, d, seed)
+                        noise += drawn("trunk", world.trunk_sd, s, t, replica, seed)
+                        rows.append(
+                            {
+                                "student": f"{s:.0f}",
+                                "init": pruned_from(f"t{t:.0f}"),
+                                "teacher": f"t{t:.0f}",
+                                "seed": seed,
+                                "student_params_non_embedding": round(s),
+                                "teacher_params_non_embedding": round(t),
+                                "tokens": round(d),
+                                "val_loss_nats_per_token": _level(s, d)
+                                + excess
+                                + shared
+                                + noise
+                                + rng.normal(0, world.order_sd),
+                                "arm": "main",
+                                "teacher_seed": replica,
+                            }
+                        )
+    runs = pd.DataFrame(rows)
+    return runs if len(design.replicas) > 1 else runs.drop(columns="teacher_seed")
 
 
 def simulate_runs(
@@ -35,37 +162,25 @@ def simulate_runs(
     unevenness_sd: float = 0.0,
     scatter_sd: float = 0.0,
 ) -> pd.DataFrame:
-    """Main-arm runs of each student with the teachers of its ladder, columns as in RunRow.
+    """Runs of each student with the teachers of its ladder at one budget, T* = slope S + intercept.
 
-    students, ladders: parameters without embeddings. curvature: nats per squared unit of log size.
-    noise_sd, seed_sd: nats, of each run and of each seed (shared by a student's teachers).
-    unevenness_sd: nats, of each student and teacher, the same for all seeds. scatter_sd: of log T*
-    about the line, one draw a student.
+    noise_sd, seed_sd, unevenness_sd: nats, of the order, of blocks, and of inits. scatter_sd: of
+    log T*.
     """
-    rows = []
-    for student, ladder in zip(students, ladders, strict=True):
-        star = (slope * student + intercept) * np.exp(rng.normal(0, scatter_sd))
-        d_K = np.log(np.asarray(ladder, dtype=float) / star)
-        curve_K = d_K**2 / 2 if skew == 0 else (np.expm1(skew * d_K) - skew * d_K) / skew**2
-        curve_K = 4 + curvature * curve_K + rng.normal(0, unevenness_sd, len(d_K))
-        order_B = rng.normal(0, seed_sd, seeds)
-        loss_KB = curve_K[:, None] + order_B + rng.normal(0, noise_sd, (len(d_K), seeds))
-        for k, size in enumerate(ladder):
-            for seed in range(seeds):
-                rows.append(
-                    {
-                        "student": f"{student:.0f}",
-                        "init": pruned_from(f"t{size:.0f}"),
-                        "teacher": f"t{size:.0f}",
-                        "seed": seed,
-                        "student_params_non_embedding": round(student),
-                        "teacher_params_non_embedding": round(size),
-                        "tokens": tokens,
-                        "val_loss_nats_per_token": loss_KB[k, seed],
-                        "arm": "main",
-                    }
-                )
-    return pd.DataFrame(rows)
+    world = World(
+        line(slope, intercept),
+        curvature=curvature,
+        skew=skew,
+        tilt=-skew,
+        order_sd=noise_sd,
+        block_sd=seed_sd,
+        init_sd=unevenness_sd,
+        star_scatter=scatter_sd,
+    )
+    design = Design(
+        dict(zip(students, ladders, strict=True)), dict.fromkeys(students, (tokens,)), range(seeds)
+    )
+    return simulate(rng, world, design)
 
 
 def simulate_study(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from capgap.config.counts import SUFFIXES, format_count
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 
 
 def about(size: float) -> str:

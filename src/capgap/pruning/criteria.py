@@ -7,7 +7,8 @@ mask_gradients   arXiv 2311.07052, after Michel et al. 2019: mean over sequences
                  opposite sign would cancel. A mask with a batch dimension gives these gradients
                  for several sequences at once.
 activations      Minitron (arXiv 2407.14679): mean over tokens of the norm of a group's output, of
-                 the magnitude of a neuron, and of the magnitude of a channel behind every norm.
+                 the magnitude of a neuron, and of the magnitude of a channel behind every norm. Of
+                 an expert, of the weight with which tokens are routed to it.
 magnitudes       norm of all weights that removing the unit would remove
 random_scores    the baseline that a criterion has to beat
 
@@ -22,7 +23,7 @@ model. (Masking the stream itself after every block would multiply early writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -30,19 +31,22 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from capgap.engine.forward import hidden_states, output_head
+from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
 from capgap.engine.onednn_matmul import fast_products
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
-from capgap.pruning.surgery import sizes_of
+from capgap.pruning.surgery import sizes_of, unit_of_channel
 
-Batches = list[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels, both B x T
+Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels, both B x T
 Scores = list[torch.Tensor]  # groups L x G, neurons L x F, hidden D, in float64
 
 
 def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
-    """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence."""
+    """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence.
+
+    The form of the model's logits must have been probed (`output_form`).
+    """
     shapes = _shapes(sizes_of(model))
     totals = _zeros(model, shapes)
     for inputs, labels in batches:
@@ -53,11 +57,12 @@ def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> 
             for shape in shapes
         ]
         with _hooks(_masked(model, family, masks)), _recomputed(model.get_submodule(family.layers)):
-            hidden_ND = hidden_states(model, inputs.to(model.device))
+            output = model_output(model, inputs.to(model.device), precision=str(model.dtype)[6:])
             loss, _ = data_loss(
-                hidden_ND,
-                output_head(model),
+                output.hidden,
+                output.head,
                 labels.reshape(-1).to(model.device),
+                cap=output.cap,
                 scale=1 / inputs.shape[1],
             )
             with fast_products():
@@ -75,6 +80,10 @@ def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Sco
         x_NUW = args[0].reshape(-1, len(total_U), args[0].shape[-1] // len(total_U))
         total_U += x_NUW.double().norm(dim=-1).sum(0)
 
+    def add_routed(total_U, module, args):
+        _, experts_NK, weights_NK = args
+        total_U.index_add_(0, experts_NK.flatten(), weights_NK.flatten().double())
+
     def add_output(module, args, output):
         hidden.add_(output.reshape(-1, len(hidden)).double().abs().sum(0))
 
@@ -82,8 +91,10 @@ def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Sco
     before, after = [], [(model.get_submodule(name), add_output) for name in outer]
     for i, layer in enumerate(model.get_submodule(family.layers)):
         before.append((layer.get_submodule(family.attention_out), partial(add_input, groups[i])))
-        before.append((layer.get_submodule(family.mlp_out), partial(add_input, neurons[i])))
-        after += [(layer.get_submodule(name), add_output) for name in inner]
+        add = add_routed if family.experts else add_input
+        before.append((layer.get_submodule(family.mlp_out), partial(add, neurons[i])))
+        there = dict(layer.named_modules())  # of the declared norms a model may lack some
+        after += [(there[name], add_output) for name in inner if name in there]
     with _hooks((before, after)):
         run_through(model, batches)
     tokens = sum(inputs.numel() for inputs, _ in batches)
@@ -99,7 +110,10 @@ def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
         for dim, (repeats, kind) in enumerate(kinds):
             if kind in squares:
                 of = getattr(sizes.full, kind)
-                units = _squares(parameter.detach(), dim).reshape(repeats, of, -1).sum((0, 2))
+                squares_of = _squares(parameter.detach(), dim)
+                place = unit_of_channel(of, repeats, len(squares_of), sizes.heads_per_group)
+                place = torch.from_numpy(place).to(squares_of.device)
+                units = squares_of.new_zeros(of).index_add_(0, place, squares_of)
                 total = squares[kind]
                 (total if total.ndim == 1 else total[layer]).add_(units)
     return [total.sqrt() for total in squares.values()]
@@ -110,7 +124,9 @@ def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
     blocks = weight.split(1024)
     if dim == 0:
         return torch.cat([rows.double().square().reshape(len(rows), -1).sum(1) for rows in blocks])
-    return sum(rows.double().square().sum(0) for rows in blocks)
+    others = [d - 1 for d in range(1, weight.ndim) if d != dim]  # of a row
+    squares = sum(rows.double().square().sum(0) for rows in blocks)
+    return squares.sum(others) if others else squares
 
 
 def random_scores(sizes: Sizes, seed: int) -> Scores:
@@ -177,16 +193,22 @@ def _masked(
     def mask_input(mask_BU, module, args):
         return (_scaled(args[0], mask_BU), *args[1:])
 
+    def mask_routed(mask_BU, module, args):
+        x_ND, experts_NK, weights_NK = args
+        mask_NU = mask_BU.repeat_interleave(len(x_ND) // len(mask_BU), 0)
+        return x_ND, experts_NK, weights_NK * mask_NU.gather(1, experts_NK)
+
     def mask_output(module, args, output):
         return _scaled(output, hidden)
 
     before = []
     writers = [model.get_submodule(name) for name in family.embeddings]
     for i, layer in enumerate(model.get_submodule(family.layers)):
-        for name, mask_BLU in [(family.attention_out, groups), (family.mlp_out, neurons)]:
-            module = layer.get_submodule(name)
-            before.append((module, partial(mask_input, mask_BLU[:, i])))
-            writers.append(module)
+        mask_mlp = mask_routed if family.experts else mask_input
+        attention, mlp = map(layer.get_submodule, (family.attention_out, family.mlp_out))
+        before.append((attention, partial(mask_input, groups[:, i])))
+        before.append((mlp, partial(mask_mlp, neurons[:, i])))
+        writers += map(layer.get_submodule, family.writers)
     return before, [(writer, mask_output) for writer in writers]
 
 

@@ -7,7 +7,9 @@ layers); beside them whole layers, and `vocab`, entries of the vocabulary. A ten
 the kind each of its dimensions carries, in the order of the dimensions: "groups hidden" is a matrix
 whose rows belong to groups and whose columns belong to hidden channels, "-" is a dimension that
 stays. A dimension lists its units one after another, each as a block of equal width; "3*groups"
-lists them three times over (query, key and value side by side). Declared tensors that a model does
+lists them three times over (query, key and value side by side), "qkv*groups" first the query heads
+of all groups, then their keys, then their values. In a mixture of experts the neurons are the
+experts: an expert stays or goes whole, with its row of the router. Declared tensors that a model does
 not have do no harm; tensors that are not declared are refused by name.
 
 To add an architecture, add a `Family` and its class name to `FAMILIES`.
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+
+from transformers import PreTrainedConfig
 
 from capgap.errors import CapgapError
 
@@ -34,23 +38,50 @@ class Family:
     inner: dict[str, str]  # tensors of a layer
     # key of the configuration -> layers, vocab, hidden, heads, groups, neurons or head_dim
     config: dict[str, str]
+    # modules of a layer whose outputs are added to the residual stream, if not the two above
+    attention_writes: str | None = None
+    mlp_writes: str | None = None
+    experts: bool = False  # `mlp_out` is the module that holds all experts
+    # keys of the configuration: with one of these the heads, or the layers, have numbers that count
+    numbered_heads: tuple[str, ...] = ()
+    numbered_layers: tuple[str, ...] = ()
     hidden_is_heads: bool = False  # the code insists on hidden = heads x head dimension
     embeddings_times_root_hidden: bool = False  # the code multiplies them by the root of hidden
 
     @property
+    def writers(self) -> tuple[str, str]:
+        """Modules of a layer whose outputs are added to the residual stream."""
+        return self.attention_writes or self.attention_out, self.mlp_writes or self.mlp_out
+
+    @property
+    def mlp_tensor(self) -> str:
+        """The tensor of a layer that `mlp_out` multiplies by."""
+        return f"{self.mlp_out}.down_proj" if self.experts else f"{self.mlp_out}.weight"
+
+    def groups(self, config: PreTrainedConfig) -> int:
+        """Key-value heads of a model."""
+        if getattr(config, "multi_query", False) and not config.new_decoder_architecture:  # Falcon
+            return 1
+        keys = [key for key, size in self.config.items() if size == "groups"]
+        return getattr(config, keys[0]) if keys else config.num_attention_heads
+
+    @property
     def norms(self) -> tuple[list[str], list[str]]:
-        """Modules that read the residual stream channel by channel: of a layer, and outside."""
+        """Modules that norm the residual stream channel by channel: of a layer, and outside.
+
+        Where no norm of a layer reads the stream, those that write to it.
+        """
         inner, outer = (
             [name.removesuffix(".weight") for name, kinds in tensors.items()
              if kinds == "hidden" and name.endswith(".weight")]
             for tensors in (self.inner, self.outer)
         )  # fmt: skip
-        return inner, outer
+        return [name for name in inner if name not in self.writers] or inner, outer
 
-    def kinds(self, parameter: str) -> tuple[list[tuple[int, str]], int | None]:
+    def kinds(self, parameter: str) -> tuple[list[tuple[int | str, str]], int | None]:
         """What each dimension of a parameter carries, as (repeats, kind), and its layer if any.
 
-        Raises CapgapError for a tensor that is not declared.
+        repeats: a number, or "qkv". Raises CapgapError for a tensor that is not declared.
         """
         inside = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", parameter)
         if inside:
@@ -63,7 +94,7 @@ class Family:
                 "declare it in capgap/pruning/families.py"
             )
         parts = [part.rpartition("*") for part in text.split()]
-        return [(int(repeats or 1), kind) for repeats, _, kind in parts], layer
+        return [(r if r == "qkv" else int(r or 1), kind) for r, _, kind in parts], layer
 
 
 # Llama and the architectures that differ from it by biases, windows or norms inside a head.
@@ -105,8 +136,105 @@ LLAMA = Family(
     },
 )
 
-# The first Gemma. Its successors put norms between the layers' outputs and the residual stream.
+# A norm between what attention and MLP put out and the residual stream.
+NORMED_OUTPUTS = {
+    "attention_writes": "post_attention_layernorm",
+    "mlp_writes": "post_feedforward_layernorm",
+}
+
 GEMMA = replace(LLAMA, embeddings_times_root_hidden=True)
+
+GEMMA2 = replace(
+    GEMMA,
+    **NORMED_OUTPUTS,
+    inner=LLAMA.inner
+    | {"pre_feedforward_layernorm.weight": "hidden", "post_feedforward_layernorm.weight": "hidden"},
+)
+
+# Norms of queries and keys run over all heads: those of a cut model over the heads that are left.
+OLMO2 = replace(
+    LLAMA,
+    **NORMED_OUTPUTS,
+    inner={key: kinds for key, kinds in LLAMA.inner.items() if key != "input_layernorm.weight"}
+    | {
+        "self_attn.q_norm.weight": "groups",
+        "self_attn.k_norm.weight": "groups",
+        "post_feedforward_layernorm.weight": "hidden",
+    },
+)
+
+PHI3 = replace(
+    LLAMA,
+    inner=LLAMA.inner
+    | {
+        "self_attn.qkv_proj.weight": "qkv*groups hidden",
+        "mlp.gate_up_proj.weight": "2*neurons hidden",
+    },
+)
+
+STABLELM = replace(  # with norms that have biases; those inside heads are not declared
+    LLAMA,
+    outer=LLAMA.outer | {"model.norm.bias": "hidden"},
+    inner={key: kinds for key, kinds in LLAMA.inner.items() if "_norm" not in key}
+    | {"input_layernorm.bias": "hidden", "post_attention_layernorm.bias": "hidden"},
+    config={key: size for key, size in LLAMA.config.items() if size != "head_dim"},
+    hidden_is_heads=True,
+)
+
+EXPERTS = {
+    "mlp.gate.weight": "neurons hidden",  # the router
+    "mlp.experts.gate_up_proj": "neurons - hidden",
+    "mlp.experts.down_proj": "neurons hidden -",
+}
+
+MIXTRAL = replace(
+    LLAMA,
+    mlp_out="mlp.experts",
+    mlp_writes="mlp",
+    experts=True,
+    inner={key: kinds for key, kinds in LLAMA.inner.items() if not key.startswith("mlp.")}
+    | EXPERTS,
+    config={key: size for key, size in LLAMA.config.items() if size != "neurons"}
+    | {"num_local_experts": "neurons"},
+)
+
+FALCON = Family(
+    layers="transformer.h",
+    embeddings=("transformer.word_embeddings",),
+    attention_out="self_attention.dense",
+    mlp_out="mlp.dense_4h_to_h",
+    outer_embedding={
+        "transformer.word_embeddings.weight": "vocab hidden",
+        "lm_head.weight": "vocab hidden",
+    },
+    outer={"transformer.ln_f.weight": "hidden", "transformer.ln_f.bias": "hidden"},
+    inner={
+        f"{norm}.{tensor}": "hidden"
+        for norm in ("input_layernorm", "post_attention_layernorm", "ln_attn", "ln_mlp")
+        for tensor in ("weight", "bias")
+    }
+    | {
+        # query heads, key and value of one group adjoin
+        "self_attention.query_key_value.weight": "groups hidden",
+        "self_attention.query_key_value.bias": "groups",
+        "self_attention.dense.weight": "hidden groups",
+        "self_attention.dense.bias": "hidden",
+        "mlp.dense_h_to_4h.weight": "neurons hidden",
+        "mlp.dense_h_to_4h.bias": "neurons",
+        "mlp.dense_4h_to_h.weight": "hidden neurons",
+        "mlp.dense_4h_to_h.bias": "hidden",
+    },
+    config={
+        "vocab_size": "vocab",
+        "num_hidden_layers": "layers",
+        "hidden_size": "hidden",
+        "num_attention_heads": "heads",
+        "num_kv_heads": "groups",
+        "ffn_hidden_size": "neurons",
+    },
+    hidden_is_heads=True,
+    numbered_heads=("alibi",),
+)
 
 GPT2 = Family(
     layers="transformer.h",
@@ -141,6 +269,7 @@ GPT2 = Family(
         "n_inner": "neurons",
     },
     hidden_is_heads=True,
+    numbered_layers=("scale_attn_by_inverse_layer_idx",),
 )
 
 GPT_NEOX = Family(  # Pythia
@@ -225,7 +354,17 @@ FAMILIES = {
     "MistralForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
+    "GraniteForCausalLM": LLAMA,  # with scales that no width enters
+    "SmolLM3ForCausalLM": LLAMA,  # without positions in some layers
     "GemmaForCausalLM": GEMMA,
+    "Gemma2ForCausalLM": GEMMA2,
+    "Gemma3ForCausalLM": GEMMA2,
+    "Olmo2ForCausalLM": OLMO2,
+    "Phi3ForCausalLM": PHI3,
+    "StableLmForCausalLM": STABLELM,
+    "MixtralForCausalLM": MIXTRAL,
+    "Qwen3MoeForCausalLM": MIXTRAL,  # whose num_experts is another name of the same
+    "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
     "GPTNeoXForCausalLM": GPT_NEOX,
     "OPTForCausalLM": OPT,

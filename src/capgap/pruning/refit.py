@@ -46,6 +46,17 @@ from capgap.pruning.surgery import Kept, channels, sizes_of
 
 REFUSED = "set prune.refit to none"
 UNITS = ("groups", "neurons", "hidden")
+REFITTED = (  # those that add the outputs of two matrices a layer to the residual stream, as they are
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
+    "GemmaForCausalLM",
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "OPTForCausalLM",
+)
 HEAD_ROWS = 2048  # of the output head, refitted at a time
 
 
@@ -76,6 +87,11 @@ def check_known(model: PreTrainedModel) -> None:
     The weights are not looked at; a model without any will do.
     """
     family = family_of(type(model).__name__)
+    if type(model).__name__ not in REFITTED:
+        raise CapgapError(
+            f"{type(model).__name__}: the refit does not know this architecture, but "
+            f"{', '.join(REFITTED)}; {REFUSED}"
+        )
     linears, (inner_norms, outer_norms) = _linears(model, family), family.norms
     if len(outer_norms) != 1:
         raise CapgapError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from capgap.config import Depth
@@ -42,6 +42,12 @@ class Sizes:
     inner: tuple[tuple[int, int, int, int], ...]
     embedding_per_channel: int  # entries of the vocabulary and positions, head included if separate
     hidden_is_heads: bool = False  # hidden must equal heads x head_dim
+    least_neurons: int = 1  # that must stay: of experts as many as a token is routed to
+    mlp_unit: str = "neurons"  # or experts, which then take the place of neurons
+    layers_numbered: bool = False  # a layer computes something else at another place
+    multiple_of: int = (
+        1  # of which every width must be a multiple: hidden, neurons, heads x head_dim
+    )
 
     def params(self, widths: Widths, layers: int | None = None) -> int:
         """Parameters without embeddings of a model with these widths; all layers if None."""
@@ -73,7 +79,7 @@ class Solution(NamedTuple):
         parts = [
             f"hidden {kept.hidden} of {full.hidden}",
             f"heads {kept.groups * per_group} of {full.groups * per_group}",
-            f"neurons {kept.neurons} of {full.neurons}",
+            f"{sizes.mlp_unit} {kept.neurons} of {full.neurons}",
         ]
         if per_group > 1:
             parts.insert(2, f"key-value heads {kept.groups} of {full.groups}")
@@ -98,7 +104,18 @@ class Target:
 
 
 def meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
-    """The layers and widths for a target; CapgapError as the solvers raise it."""
+    """The layers and widths for a target; CapgapError as the solvers raise it, and where layers would
+    go whose numbers count."""
+    solution = _meet(replace(sizes, multiple_of=depth.multiple_of), target, depth)
+    if sizes.layers_numbered and solution.layers < sizes.layers:
+        raise CapgapError(
+            "its layers depend on their numbers (scale_attn_by_inverse_layer_idx), so the layers that "
+            "stay would compute something else; keep all of them (depth: keep)"
+        )
+    return solution
+
+
+def _meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
     if target.kind == "shape":
         return solve_shape(sizes, {"layers": depth.layers or sizes.layers} | target.value)
     full = sizes.total(sizes.full) if target.kind == "total" else sizes.params(sizes.full)
@@ -129,7 +146,7 @@ def meet_like(sizes: Sizes, reference: Sizes, target: Target, depth: Depth) -> S
         )
     groups, neurons, hidden = wanted.widths
     shape = {"layers": wanted.layers, "hidden": hidden, "kv_heads": groups, "neurons": neurons}
-    return solve_shape(sizes, shape)._replace(relative_error=wanted.relative_error)
+    return meet(sizes, Target("shape", shape), depth)._replace(relative_error=wanted.relative_error)
 
 
 def solve(
@@ -174,7 +191,7 @@ def solve(
             + (", or keep more layers" if depth else "")
         )
     candidates = [(widths, count(widths)) for widths in _candidates(sizes, target, count)]
-    fewest = _step(sizes.full.neurons)
+    fewest = _fewest_neurons(sizes)
     smallest = min(count(widths._replace(neurons=fewest)) for widths, _ in candidates)
     if target < smallest:
         depth = "all layers stay" if layers == sizes.layers else f"{layers} layers stay"
@@ -244,12 +261,13 @@ def solve_sparsity(sizes: Sizes, sparsity: float, layers: int | None = None) -> 
     layers = check_layers(sizes, layers)
     full = sizes.full
     fraction = min(1.0, math.sqrt((1 - sparsity) * sizes.layers / layers))
-    groups = max(1, round(fraction * full.groups))
+    choices = list(_group_choices(sizes))
+    groups = min(choices, key=lambda count: abs(count - fraction * full.groups))
     channels = list(_hidden_choices(sizes, groups))
     hidden = min(channels, key=lambda width: abs(width - fraction * full.hidden))
-    step = _step(full.neurons)
+    step = _neuron_step(sizes)
     neurons = full.neurons if fraction == 1 else step * round(fraction * full.neurons / step)
-    widths = Widths(groups, max(step, neurons), hidden)
+    widths = Widths(groups, min(max(_fewest_neurons(sizes), neurons), _most_neurons(sizes)), hidden)
     target = (1 - sparsity) * sizes.params(full)
     return _solution(sizes, widths, layers, sizes.params(widths, layers), target)
 
@@ -269,9 +287,9 @@ def solve_shape(sizes: Sizes, shape: dict[str, int]) -> Solution:
         raise CapgapError(f"shape: unknown {', '.join(unknown)}; it has {', '.join(SHAPE_KEYS)}")
     problems = []
 
-    def bounded(key: str, default: int, most: int) -> int:
+    def bounded(key: str, default: int, most: int, least: int = 1) -> int:
         value = shape.get(key, default)
-        nearest = min(max(value, 1), most)
+        nearest = min(max(value, least), most)
         if value != nearest:
             problems.append(f"{key} {value}: the nearest possible is {nearest}")
         return nearest
@@ -285,7 +303,7 @@ def solve_shape(sizes: Sizes, shape: dict[str, int]) -> Solution:
             f"heads {heads}: {groups} key-value head(s) are read by {per_group} query heads each, "
             f"which stay together; the nearest possible is {groups * per_group}"
         )
-    neurons = bounded("neurons", full.neurons, full.neurons)
+    neurons = bounded("neurons", full.neurons, full.neurons, sizes.least_neurons)
     hidden = bounded("hidden", full.hidden, full.hidden)
     choices = list(_hidden_choices(sizes, groups, step=1))
     nearest = min(choices, key=lambda width: abs(width - hidden))
@@ -338,14 +356,14 @@ def _fraction(full: int, linear: int, target: int) -> float:
 
 def _candidates(sizes: Sizes, target: int, count: Callable[[Widths], int]) -> Iterator[Widths]:
     """Every (groups, hidden) the architecture allows, with the best number of neurons."""
-    full = sizes.full
-    for groups in range(1, full.groups + 1):
+    for groups in _group_choices(sizes):
         for hidden in _hidden_choices(sizes, groups):
             without = count(Widths(groups, 0, hidden))
             slope = count(Widths(groups, 1, hidden)) - without
-            step = _step(full.neurons)
+            step = _neuron_step(sizes)
             neurons = step * round((target - without) / (slope * step))
-            yield Widths(groups, min(max(neurons, step), full.neurons), hidden)
+            neurons = min(max(neurons, _fewest_neurons(sizes)), _most_neurons(sizes))
+            yield Widths(groups, neurons, hidden)
 
 
 def _hidden_choices(sizes: Sizes, groups: int, step: int | None = None) -> Iterator[int]:
@@ -354,10 +372,47 @@ def _hidden_choices(sizes: Sizes, groups: int, step: int | None = None) -> Itera
     if sizes.hidden_is_heads:
         yield heads * sizes.head_dim
     else:
-        multiple = math.lcm(heads, step or _step(full))
+        multiple = math.lcm(heads, step or _step(full), sizes.multiple_of)
         yield from range(multiple, full, multiple)
-        if full % heads == 0:
+        if full % math.lcm(heads, sizes.multiple_of) == 0:
             yield full
+
+
+def _group_choices(sizes: Sizes) -> list[int]:
+    """Numbers of groups whose heads together are a multiple of `multiple_of` channels wide.
+
+    Raises CapgapError if there are none, and if the neurons have no such multiple either.
+    """
+    width, multiple = sizes.heads_per_group * sizes.head_dim, sizes.multiple_of
+    found = [n for n in range(1, sizes.full.groups + 1) if n * width % multiple == 0]
+    short = sizes.mlp_unit == "neurons" and sizes.full.neurons < multiple
+    if not found or short or sizes.full.hidden < multiple:
+        raise CapgapError(
+            f"multiple_of {multiple}: the model has {sizes.full.groups * width} channels of heads (of "
+            f"{width} a group), {sizes.full.neurons} {sizes.mlp_unit} and {sizes.full.hidden} hidden "
+            "channels, of which no part is such a multiple; lower it"
+        )
+    return found
+
+
+def _neuron_step(sizes: Sizes) -> int:
+    """Neurons are cut to multiples of this; experts, which are no width, one by one."""
+    if sizes.mlp_unit == "experts":
+        return 1
+    step = math.lcm(_step(sizes.full.neurons), sizes.multiple_of)
+    return step if step <= sizes.full.neurons else sizes.multiple_of
+
+
+def _most_neurons(sizes: Sizes) -> int:
+    """All neurons if they are such a multiple, or the nearest below."""
+    full, step = sizes.full.neurons, _neuron_step(sizes)
+    wanted = 1 if sizes.mlp_unit == "experts" else sizes.multiple_of
+    return full if full % wanted == 0 else full // step * step
+
+
+def _fewest_neurons(sizes: Sizes) -> int:
+    step = _neuron_step(sizes)
+    return max(step, sizes.least_neurons)
 
 
 def _step(width: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from capgap.engine.weight_files import weight_files
 from capgap.errors import CapgapError
 from capgap.pruning.importance import Importance
 from capgap.records.artifacts import open_folder, sha256
@@ -18,7 +19,7 @@ WEIGHTS_KEY = "weights_sha256"  # the only metadata: safetensors writes several 
 
 def weights_digest(model_folder: Path) -> str:
     """SHA-256 over names and contents of a model's weight files, 64 hexadecimal digits."""
-    files = sorted(model_folder.glob("*.safetensors"))
+    files = weight_files(model_folder)
     text = "".join(f"{file.name} {sha256(file)}\n" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -20,9 +20,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap.engine.mmap_weights import release
+from capgap.engine.time_left import Reported
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.solver import Sizes, Widths
+
+# lists in configurations with an entry for every layer: attention with or without a window, positions
+PER_LAYER = ("layer_types", "no_rope_layers")
 
 
 class Kept(NamedTuple):
@@ -53,11 +57,15 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     Raises CapgapError for an architecture or a tensor that is not declared.
     """
     family, config = family_of(type(model).__name__), model.config
-    heads = config.num_attention_heads
-    groups = config.num_key_value_heads if "groups" in family.config.values() else heads
-    mlp_out = f"{family.layers}.0.{family.mlp_out}.weight"
-    kinds, _ = family.kinds(mlp_out)
-    neurons = model.get_parameter(mlp_out).shape[kinds.index((1, "neurons"))]
+    if counted := [key for key in family.numbered_heads if getattr(config, key, None)]:
+        raise CapgapError(
+            f"{type(model).__name__}: {counted[0]} is set in its config.json, which makes each head "
+            "depend on its number; cutting heads would change the others, so it is not pruned"
+        )
+    heads, groups = config.num_attention_heads, family.groups(config)
+    mlp_tensor = f"{family.layers}.0.{family.mlp_tensor}"
+    kinds, _ = family.kinds(mlp_tensor)
+    neurons = model.get_parameter(mlp_tensor).shape[kinds.index((1, "neurons"))]
     full, layers = Widths(groups, neurons, config.hidden_size), config.num_hidden_layers
 
     terms, embedding = Counter(), 0
@@ -81,6 +89,9 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
         inner=tuple((c // layers, *powers) for (inside, powers), c in terms.items() if inside),
         embedding_per_channel=embedding // full.hidden,
         hidden_is_heads=family.hidden_is_heads,
+        least_neurons=config.num_experts_per_tok if family.experts else 1,
+        mlp_unit="experts" if family.experts else "neurons",
+        layers_numbered=any(getattr(config, key, None) for key in family.numbered_layers),
     )
 
 
@@ -104,10 +115,15 @@ def pruned_config(
         "layers": len(kept_layers),
         "vocab": config.vocab_size if vocab is None else vocab,
     }
+    if sizes.layers_numbered and list(kept_layers) != list(range(len(kept_layers))):
+        raise CapgapError(
+            f"{type(model).__name__}: its layers depend on their numbers "
+            "(scale_attn_by_inverse_layer_idx), so none before another can go"
+        )
     changed = {key: values[size] for key, size in family_of(type(model).__name__).config.items()}
-    kinds_of_layers = getattr(config, "layer_types", None)  # attention with or without a window
-    if kinds_of_layers is not None:
-        changed["layer_types"] = [kinds_of_layers[i] for i in kept_layers]
+    for key in PER_LAYER:
+        if getattr(config, key, None) is not None:
+            changed[key] = [getattr(config, key)[i] for i in kept_layers]
     return type(config).from_dict(config.to_dict() | changed)
 
 
@@ -125,7 +141,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     vocab = None if kept.vocab is None else len(kept.vocab)
     config = pruned_config(model, kept.widths, layers, vocab)
     weights = {}
-    for name, parameter in model.named_parameters():  # shared tensors come once
+    parameters = Reported(list(model.named_parameters()), "cut tensor")
+    for name, parameter in parameters:  # shared tensors come once
         kinds, layer = family.kinds(name)
         original, new_name = parameter.data, name
         weight = original
@@ -139,7 +156,9 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
             indices = getattr(kept, kind, None)
             if indices is not None:
                 units = indices if indices.ndim == 1 else indices[layer]
-                places = channels(units, of[kind], repeats, weight.shape[dim])
+                places = channels(
+                    units, of[kind], repeats, weight.shape[dim], sizes.heads_per_group
+                )
                 weight = weight.index_select(dim, places.to(weight.device))
         weights[new_name] = weight.float()
         if weights[new_name].data_ptr() != original.data_ptr():
@@ -168,7 +187,8 @@ def _keep_scale(weights: dict[str, torch.Tensor], factor: float) -> None:
 
 def check_layers_alike(model: PreTrainedModel) -> None:
     """Raise CapgapError where layers differ in kind, so that their number is not their shape."""
-    kinds = set(getattr(model.config, "layer_types", None) or [])
+    lists = (getattr(model.config, key, None) or [] for key in PER_LAYER)
+    kinds = {str(kind) for found in lists if len(set(found)) > 1 for kind in found}
     if len(kinds) > 1:
         raise CapgapError(
             f"{type(model).__name__}: its layers are of different kinds ({', '.join(sorted(kinds))}), "
@@ -176,9 +196,30 @@ def check_layers_alike(model: PreTrainedModel) -> None:
         )
 
 
-def channels(units: np.ndarray, of: int, repeats: int, size: int) -> torch.Tensor:
-    """Where the given units out of `of` lie in a dimension that lists all of them `repeats` times."""
-    width, rest = divmod(size, of * repeats)
-    assert rest == 0, (size, of, repeats)
-    blocks = (np.arange(repeats)[:, None] * of + units).reshape(-1, 1)
-    return torch.from_numpy((blocks * width + np.arange(width)).reshape(-1))
+def channels(
+    units: np.ndarray, of: int, repeats: int | str, size: int, heads_per_group: int = 1
+) -> torch.Tensor:
+    """Where the given units lie in a dimension of `size`, see `unit_of_channel`."""
+    places, start = [], 0
+    for width in _block_widths(of, repeats, size, heads_per_group):
+        places.append((start + units[:, None] * width + np.arange(width)).reshape(-1))
+        start += of * width
+    return torch.from_numpy(np.concatenate(places))
+
+
+def unit_of_channel(of: int, repeats: int | str, size: int, heads_per_group: int) -> np.ndarray:
+    """The unit, out of `of`, that each channel of a dimension of `size` belongs to.
+
+    repeats: how often the dimension lists all units, in blocks of equal width; "qkv" lists them three
+    times, with blocks of `heads_per_group` widths first and of one width then.
+    """
+    widths = _block_widths(of, repeats, size, heads_per_group)
+    return np.concatenate([np.repeat(np.arange(of), width) for width in widths])
+
+
+def _block_widths(of: int, repeats: int | str, size: int, heads_per_group: int) -> list[int]:
+    """Channels of one unit, for each time that the units are listed."""
+    blocks = [heads_per_group, 1, 1] if repeats == "qkv" else [1] * repeats
+    width, rest = divmod(size, of * sum(blocks))
+    assert rest == 0, (size, of, blocks)
+    return [block * width for block in blocks]

@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from capgap.data.boundaries import vocabulary_size
 from capgap.data.encoding import Encoder
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.surgery import cut, keep_all
+from capgap.records.reading import read_json
 
 CONFIG_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
 
@@ -38,19 +40,20 @@ def trim(
     byte-pair encoding, for one with more entries than the model, and for too few `entries`.
     """
     path = tokenizer_folder / "tokenizer.json"
-    tokenizer, data = load_tokenizer(tokenizer_folder), json.loads(path.read_text("utf-8"))
-    if len(tokenizer) > model.config.vocab_size:
+    tokenizer, data = load_tokenizer(tokenizer_folder), read_json(path)
+    size = vocabulary_size(tokenizer)
+    if size > model.config.vocab_size:
         raise CapgapError(
-            f"{tokenizer_folder}: {len(tokenizer)} entries, but the model has only "
+            f"{tokenizer_folder}: {size} entries, but the model has only "
             f"{model.config.vocab_size}; name the tokenizer of this model"
         )
-    counts_V = np.zeros(len(tokenizer), dtype=np.int64)
+    counts_V = np.zeros(size, dtype=np.int64)
     encoder = Encoder(tokenizer)
     for text in texts:
         [ids] = encoder.encode([text])
-        counts_V += np.bincount(ids, minlength=len(tokenizer))
+        counts_V += np.bincount(ids, minlength=size)
     configs = [model.config, model.generation_config]
-    named = {i for config in configs for i in _named_ids(config) if i < len(tokenizer)}
+    named = {i for config in configs for i in _named_ids(config) if i < size}
     kept = kept_entries(data, counts_V, entries, always=named)
     place = {int(old): new for new, old in enumerate(kept)}
     path.write_text(json.dumps(_trimmed(data, place), ensure_ascii=False), encoding="utf-8")
@@ -171,7 +174,7 @@ def _rewrite_settings(path: Path, place: dict[int, int]) -> None:
     """Give added tokens their new ids where the tokenizer's settings repeat them."""
     if not path.is_file():
         return
-    settings = json.loads(path.read_text("utf-8"))
+    settings = read_json(path)
     if "added_tokens_decoder" in settings:
         added = settings["added_tokens_decoder"]
         settings["added_tokens_decoder"] = {str(place[int(i)]): t for i, t in added.items()}

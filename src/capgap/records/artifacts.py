@@ -2,25 +2,35 @@
 Folders and files that appear whole or not at all, and that are checked before they are used.
 
 A folder artifact carries a `manifest.json` with the size and SHA-256 of every other file in it.
-The manifest is written last, inside a temporary sibling that is then renamed, so a folder with a
-manifest is complete. Either the folder or its manifest may be named on a command line.
+Whatever is published is written into a temporary folder beside its place, put on the disk (fsync),
+and exchanged with what stood there in one step. So a kill or a power loss at any moment leaves the
+old or the new. Either a folder or its manifest may be named on a command line.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
 from capgap.errors import CapgapError
+from capgap.records.checksums import compare, enter, files_below, is_dropping, read_manifest
 from capgap.records.paths import MANIFEST
+from capgap.records.reading import Unreadable, digest
 
 FULL_BYTES = 2**16  # a disk with less free space is full
+FULL_INODES = 4  # likewise
+LOCK = ".lock"  # in a temporary folder, held by the process that fills it
+NEW, OLD = "new", "old"  # in a temporary folder
+NAME_BYTES = 255  # of a file name, on all file systems in use
 
 
 def folder_of(path: str | Path) -> Path:
@@ -29,42 +39,129 @@ def folder_of(path: str | Path) -> Path:
     return path.parent if path.name == MANIFEST else path
 
 
-def check_replaceable(out: str | Path) -> None:
-    """By hand, raise CapgapError for a folder with contents that is not an artifact."""
+def check_folder(out: str | Path, *, ours: bool = False) -> Path:
+    """The real place of a folder that is to be written, links followed; what is there is replaced.
+
+    Called before the work. ours: it lies where nobody but capgap writes, whatever it holds. Raises
+    CapgapError where a folder cannot be put there, or where it would replace files that are not
+    capgap's.
+    """
     out = folder_of(out)
-    foreign = out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()
-    if foreign and not os.environ.get("CAPGAP_UNDER_WORKFLOW"):  # which deletes manifests first
+    real = _real_place(out)
+    if os.path.lexists(real) and not os.path.isdir(real):
+        raise CapgapError(f"{out}: is a file, and a folder is to be written; name a folder")
+    if os.path.ismount(real) or Path.cwd().is_relative_to(real):
         raise CapgapError(
-            f"{out}: has files but no {MANIFEST}, so it is not one of capgap's folders and will not "
+            f"{out}: is replaced as a whole, which is not possible for a mount point or the folder "
+            "that the command runs in; name a new folder inside it"
+        )
+    if not ours and "CAPGAP_UNDER_WORKFLOW" not in os.environ:  # which deletes manifests first
+        _refuse_foreign(out, real)
+    return real
+
+
+def check_file(out: str | Path) -> Path:
+    """The real place of a file that is to be written, links followed; CapgapError if it cannot be."""
+    out = Path(out)
+    real = _real_place(out)
+    if os.path.isdir(out):
+        raise CapgapError(f"{out}: is a folder, and a file is to be written; name a file in it")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise CapgapError(f"{out}: is not a regular file and will not be replaced; name another")
+    return real
+
+
+def check_filled(out: str | Path, folders: Iterable[str], files: Iterable[str]) -> Path:
+    """The real place of a folder that is kept and filled with artifacts; CapgapError if it cannot be."""
+    real = _real_place(Path(out))
+    if os.path.lexists(real) and not os.path.isdir(real):
+        raise CapgapError(f"{out}: is a file, and a folder is to be filled; name a folder")
+    for name in folders:
+        check_folder(real / name)
+    for name in files:
+        check_file(real / name)
+    return real
+
+
+def _real_place(out: Path) -> Path:
+    """Where `out` lies once links are followed; CapgapError where nothing can be made there."""
+    if os.path.islink(out) and not os.path.exists(out):
+        raise CapgapError(
+            f"{out}: is a link to {os.readlink(out)}, which does not exist; make that first, or name "
+            "another place"
+        )
+    real = Path(os.path.realpath(out))
+    if long := [part for part in real.parts if len(os.fsencode(part)) > NAME_BYTES]:
+        raise CapgapError(f"{out}: {long[0][:20]}... is longer than {NAME_BYTES} bytes; shorten it")
+    there = next(path for path in real.parents if os.path.lexists(path))
+    if not os.path.isdir(there):
+        raise CapgapError(f"{out}: {there} is not a folder; name a place in a folder")
+    for folder in [there, *([real] if os.path.isdir(real) else [])]:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise CapgapError(
+                f"{out}: {folder} cannot be written to; make it writable (chmod u+w, or mount it "
+                "read-write), or name another place"
+            )
+    return real
+
+
+def _refuse_foreign(out: Path, real: Path) -> None:
+    """Raise CapgapError for a folder that holds anything that its manifest does not name."""
+    here = {p.relative_to(real).as_posix() for p in real.rglob("*") if not p.is_dir()}
+    here = {name for name in here - {MANIFEST} if not PurePosixPath(name).name.startswith(".")}
+    try:
+        foreign = here - read_manifest(real / MANIFEST).keys() if here else set()
+    except CapgapError:
+        foreign = here
+    if foreign:
+        raise CapgapError(
+            f"{out}: has {min(foreign)}, which no {MANIFEST} of capgap names, so the folder will not "
             "be replaced; name a new folder, or empty this one"
         )
 
 
 @contextmanager
-def publish_folder(out: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success write its manifest and rename it to `out`.
+def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success write its manifest and put it in place of `out`.
 
-    What stands at `out` is replaced, see `check_replaceable`.
+    What stands at `out` is replaced, see `check_folder`. manifest: without it for folders that
+    leave capgap.
     """
-    out = folder_of(out)
-    check_replaceable(out)
-    with _temporary(out) as temporary:
-        temporary.mkdir()
-        yield temporary
-        manifest = json.dumps(describe(temporary), indent=1, sort_keys=True) + "\n"
-        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
+    named, out = folder_of(out), check_folder(out, ours=ours)
+    with temporary_folder(out) as temporary:
+        new = temporary / NEW
+        new.mkdir()
+        yield new
+        if manifest:
+            text = json.dumps(describe(new), indent=1, sort_keys=True) + "\n"
+            (new / MANIFEST).write_text(text, encoding="utf-8")
+        _settle(new)
+        _put(new, out)
+    if manifest:
+        _enter(named / MANIFEST)
 
 
 @contextmanager
-def publish_file(out: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success rename it to `out`."""
-    out = Path(out)
-    with _temporary(out) as temporary:
-        yield temporary
-        os.replace(temporary, out)
+def publish_file(out: str | Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success put it in place of `out`.
+
+    private: readable by this user alone, for a file that may hold secrets.
+    """
+    named, out = Path(out), check_file(out)
+    with temporary_folder(out) as temporary:
+        new = temporary / out.name
+        yield new
+        _settle(new)
+        if private:
+            new.chmod(0o600)
+        _put(new, out)
+    _enter(named)
+
+
+def _enter(out: Path) -> None:
+    """Note a result of a study in its ledger; by hand nothing is a result of a study."""
+    if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
+        enter(out)
 
 
 def write_text(out: str | Path, text: str) -> None:
@@ -73,12 +170,86 @@ def write_text(out: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
-    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
+def _settle(new: Path) -> None:
+    """Give what was written the mode of the umask, whichever library wrote it, and have it on disk."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in [*new.rglob("*"), new]:
+        if path.is_symlink():
+            continue
+        full = 0o777 | path.stat().st_mode & 0o2000 if path.is_dir() else 0o666
+        path.chmod(full & ~mask)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
     try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing for folders
+            raise
+    finally:
+        os.close(file)
+
+
+def _put(new: Path, out: Path) -> None:
+    """Put a finished file or folder in its place. What stood there goes to the temporary folder."""
+    if not out.is_dir():
+        os.replace(new, out)
+    else:
+        try:
+            _exchange(new, out)
+        except OSError:  # not on this system: two renames, and `_restore` after a kill between them
+            os.rename(out, new.with_name(OLD))
+            os.rename(new, out)
+    _sync(out.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two folders in one step: renameat2(2) of Linux with RENAME_EXCHANGE."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    here = -100  # AT_FDCWD
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), 2):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+
+
+def _restore(out: Path) -> None:
+    """Put back what a kill between two renames has left beside its place."""
+    old = _temporary_of(out) / OLD
+    if old.is_dir() and not os.path.lexists(out):
+        os.rename(old, out)
+
+
+def _temporary_of(out: Path) -> Path:
+    """The one temporary folder of an output, beside it."""
+    name = f".{out.name}.tmp"
+    if len(os.fsencode(name)) > NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(out.name)).hexdigest()}.tmp"
+    return out.with_name(name)
+
+
+@contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """An empty temporary folder beside an output, which no other process has meanwhile.
+
+    After a kill the next process that writes this output, a run or `capgap clean` removes it.
+    """
+    folder = _temporary_of(out)
+    try:
+        missing = [path for path in out.parents if not path.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        for path in missing:
+            _sync(path.parent)
+        with _hold(folder, wait=True):
+            _restore(out)
+            _empty(folder)
+            try:
+                yield folder
+            finally:
+                _remove(folder)
     except CapgapError:
         raise
     except Exception as error:
@@ -88,11 +259,65 @@ def _temporary(out: Path) -> Iterator[Path]:
                 "Free some space and run again: what was finished before is intact"
             ) from None
         raise
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _hold(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a temporary folder, which is made; yields whether that was possible without waiting."""
+    held = False
+    while not held:
+        folder.mkdir(exist_ok=True)
+        try:
+            file = (folder / LOCK).open("w")
+        except FileNotFoundError:  # another process has just removed the folder
+            continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                print(f"waiting for another process that writes {folder}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                held = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+            if held:
+                yield True
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a temporary folder that is held: the lock last, for who comes then makes it anew."""
+    with suppress(OSError):
+        _empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def collect_temporaries(root: str | Path) -> list[Path]:
+    """Remove the temporary files and folders below a folder that no process writes any more."""
+    found = []
+    for path in sorted(Path(root).rglob(".*.tmp")):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif not (path / LOCK).exists():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            out = path.with_name(path.name[1:].removesuffix(".tmp"))
+            with _hold(path, wait=False) as held:
+                if not held or ((path / OLD).is_dir() and _temporary_of(out) != path):
+                    continue
+                _restore(out)
+                _remove(path)
+        found.append(path)
+    return found
 
 
 def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
@@ -105,8 +330,11 @@ def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
         return True
     if any(f"(os error {number})" in str(error) for number in numbers):
         return True
-    there = next(p for p in Path(path).absolute().parents if p.is_dir())
-    return shutil.disk_usage(there).free < FULL_BYTES
+    there = os.statvfs(next(p for p in Path(path).absolute().parents if p.is_dir()))
+    inodes_are_counted = there.f_files > 0
+    return there.f_bavail * there.f_frsize < FULL_BYTES or (
+        inodes_are_counted and there.f_favail < FULL_INODES
+    )
 
 
 def describe(folder: Path) -> dict:
@@ -116,38 +344,52 @@ def describe(folder: Path) -> dict:
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
             for name in names
-            if name != MANIFEST
+            if name != MANIFEST and not is_dropping(Path(name).name)
         }
     }
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(path)
 
 
 def differences(folder: str | Path) -> list[str]:
     """What in a folder is not as its manifest says, one sentence each; empty if all is well."""
     folder = folder_of(folder)
-    found = []
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    if len(files) > 1 and not any((folder / name).is_file() for name in files):
-        return [f"the {len(files)} files of {folder} are missing"]  # as `capgap pull` leaves it
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            found.append(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
-        elif sha256(path) != entry["sha256"]:
-            found.append(f"{path} has other contents than its manifest says")
-    return found
+    manifest = (folder / MANIFEST).as_posix()
+    try:
+        entries = {manifest: {sha256(folder / MANIFEST)}}
+    except Unreadable as error:
+        return [str(error)]
+    files = {name: Path(name) for name in files_below(folder)}
+    return compare(manifest, files, entries).sentences()
 
 
-def intact(folder: Path) -> bool:
-    """Whether a folder is there and as its manifest says."""
-    return (folder / MANIFEST).is_file() and not differences(folder)
+def intact(folder: Path, *names: str) -> bool:
+    """Whether a folder is there and as its manifest says, which lists at least these files."""
+    if not (folder / MANIFEST).is_file() or differences(folder):
+        return False
+    return read_manifest(folder / MANIFEST).keys() >= set(names)
+
+
+def content_digest(path: str | Path) -> str:
+    """SHA-256 that identifies the contents of a file or folder, with a manifest or without one.
+
+    Of a folder all files that are not hidden count, by name; a manifest that is as the files are
+    (see `open_folder`) spares reading them.
+    """
+    folder = folder_of(path)
+    if folder.is_file():
+        return sha256(folder)
+    if (folder / MANIFEST).is_file():
+        digests = {name: entry.sha256 for name, entry in read_manifest(folder / MANIFEST).items()}
+    else:
+        files = describe(folder)["files"].items()
+        shown = {n: e for n, e in files if not PurePosixPath(n).name.startswith(".")}
+        digests = {name: entry["sha256"] for name, entry in shown.items()}
+    text = json.dumps(digests, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_folder(path: str | Path) -> Path:
@@ -157,18 +399,16 @@ def open_folder(path: str | Path) -> Path:
     """
     folder = folder_of(path)
     if not folder.is_dir():
+        _restore(folder)
+    if not folder.is_dir():
         raise CapgapError(f"{folder}: no such folder; check the path")
-    if (folder / MANIFEST).is_file():
-        try:
-            problems = differences(folder)
-        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or no manifest
-            problems = [f"{folder / MANIFEST} is damaged"]
-        if problems:
-            raise CapgapError(
-                "; ".join(problems)
-                + f". Fetch the folder again (dvc pull --force {folder}; all that is missing: capgap "
-                "pull --models), or delete it and run again"
-            )
+    problems = differences(folder) if (folder / MANIFEST).exists() else []
+    if problems:
+        raise CapgapError(
+            "; ".join(problems)
+            + f". Fetch the folder again (capgap pull --force {folder}; all that is missing: "
+            "capgap pull --models), or delete it and run again"
+        )
     return folder
 
 

@@ -13,6 +13,7 @@ results/<study>/
   replica-<n>/{teachers,inits,students}/          in a study with replicas these three, once each
   law/{runs.csv,law.json,choice.json}
   final/{model/,final.json,harness.json}
+  checksums.json                                 SHA-256 of every result, by the job that made it
   metrics.json                                   the few numbers to compare between revisions
   report/                                         report.html and its figures
 
@@ -20,7 +21,10 @@ A folder artifact holds a `manifest.json` with the size and SHA-256 of its other
 last; the manifest stands for the folder wherever a rule names it.
 """
 
+from pathlib import PurePosixPath
+
 MANIFEST = "manifest.json"
+CHECKSUMS = "checksums.json"  # in the folder of a study's results
 
 ROOT = "results/{study}"
 CORPUS = f"{ROOT}/corpus/{MANIFEST}"
@@ -72,6 +76,13 @@ STUDY_METRICS = f"{ROOT}/metrics.json"
 ACCEPTED = f"{ROOT}/accepted.json"  # by hand, `capgap accept`
 
 REPORT = f"{ROOT}/report/{MANIFEST}"
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name from a record, a listing or an index stays in the folder it counts from."""
+    parts = PurePosixPath(name).parts
+    plain = "\0" not in name and "\\" not in name and str(PurePosixPath(name)) == name
+    return plain and name not in ("", ".") and not name.startswith("/") and ".." not in parts
 
 
 def harness(study: str, teacher: str, replica: str = "") -> str:

@@ -1,6 +1,6 @@
 """
 What the small result files contain: one class a file, one field a number, units in the names. Those
-of the law and of what follows from it are in capgap.law.records.
+of the law and of what follows from it are in capgap.law.law_record.
 
 Records are written as JSON with sorted keys, so that equal results are equal bytes.
 """
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from capgap.config import TargetsStage
 from capgap.errors import CapgapError
+from capgap.records.reading import read_text
 
 
 class Record(BaseModel):
@@ -30,13 +31,9 @@ class Record(BaseModel):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read a record; CapgapError names the file when it is missing or malformed."""
-        path = Path(path)
+        text = read_text(path)
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CapgapError(f"{path}: no such file; check the path") from None
-        except UnicodeDecodeError as error:
-            raise CapgapError(f"{path}: not UTF-8 text ({error.reason})") from None
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -55,6 +52,7 @@ class ParamGroups(Record):
     norm: int
     non_embedding: int
     total: int
+    active: int | None = None  # of non_embedding, those that a token uses; None if it uses all
 
     @model_validator(mode="after")
     def _sums(self) -> Self:
@@ -100,7 +98,9 @@ class CorpusRecord(Record):
 class TokenStreams(Record):
     """`meta.json` beside the token streams."""
 
-    vocab_size: int
+    vocab_size: int  # of the tokenizer: its largest id and one
+    largest_id: int | None = None  # that stands in a stream; None if not counted
+    bos_id: int | None = None  # that the tokenizer puts before a text, and so first in every window
     tokenizer_sha256: str  # of what decides the tokens, see engine.models.tokenizer_digest
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
@@ -129,6 +129,7 @@ class TargetsRecord(Record):
     """`targets.json` beside the shards of a teacher's targets: what it is of, and what it took."""
 
     teacher: str
+    teacher_seed: int | None = None  # of the teacher's training, if it is known
     settings: TargetsStage
     weights_sha256: str  # of the teacher
     stream_sha256: str  # of the training stream
@@ -191,25 +192,36 @@ class HarnessRecord(Record):
 class RunRow(Record):
     """A row of `runs.csv`, the table the law is fitted on; one finished run.
 
-    A table from elsewhere needs the columns without a default.
+    This is the list of columns; `law.table` says what a table from elsewhere may leave out or call
+    differently.
     """
 
     student: str  # name of the student size
     init: str  # pruned-<teacher> or random
     teacher: str  # name, or 'none'
-    seed: int  # of the data order
+    seed: int  # of the data order; runs with one seed saw the same data in the same order
     student_params_non_embedding: int
     teacher_params_non_embedding: int | None  # empty without a teacher
     tokens: int  # distillation tokens
     val_loss_nats_per_token: float  # what the law is fitted on
     arm: str = "main"  # main, no_teacher, random_init, cross_teacher
-    teacher_seed: int = 0  # which draw of the teacher
-    init_seed: int = 0  # which draw of the init
+    teacher_family: str | None = None  # of teachers that were trained alike
+    teacher_seed: int = 0  # which draw of the teacher, when one is trained several times
+    init_seed: int = 0  # which draw of the init from one teacher
+    student_params_total: int | None = None  # with embeddings
+    teacher_params_total: int | None = None
+    student_forward_flops_per_token: float | None = None
+    teacher_forward_flops_per_token: float | None = None
     teacher_val_loss_nats_per_token: float | None = None
     start_val_loss_nats_per_token: float | None = None  # of the init, before training
     test_loss_nats_per_token: float | None = None
     test_bits_per_byte: float | None = None
     train_flops: float | None = None
+    # of mixtures of experts, what a token uses of the parameters without embeddings
+    student_params_active: int | None = None
+    teacher_params_active: int | None = None
+    n: int = 1  # runs behind a row of means
+    sd: float | None = None  # between them, nats per token
     trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
 
 

@@ -13,7 +13,8 @@ from statistics import fmean
 import altair as alt
 
 from capgap.config.run_grid import NONE, RANDOM
-from capgap.law.records import FinalRecord, LawRecord, Optimum
+from capgap.law.law_record import FinalRecord, LawRecord, Optimum
+from capgap.law.metric import METRICS
 from capgap.law.table import train_flops
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.law_chart import law_chart
@@ -45,6 +46,7 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import (
     arm_name,
+    on_ladder,
     optimum,
     ordered,
     pruned_sizes,
@@ -95,7 +97,7 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
     ]
     columns = len({found.tokens for found in law.optima}) if several else 3
     chart = facet(layers, data, panels, columns).resolve_scale(y="independent")
-    return Figure("curves", titled(chart, "Validation loss, nats per token"), data)
+    return Figure("curves", titled(chart, METRICS[law.metric].axis), data)
 
 
 def _curve_rows(
@@ -106,11 +108,12 @@ def _curve_rows(
     losses = [cell.mean_loss_nats_per_token for cell in found.cells]
     best = min(losses)
     rows = [{"kind": "tie", "loss_nats_per_token": best, "loss_high": best + tie_nats}]
-    if found.teacher_params is not None:
-        ends = close_ends(limits(found.teacher_params), min(sizes), max(sizes))
+    star = found.teacher_params
+    if on_ladder(found):
+        ends = close_ends(limits(star), min(sizes), max(sizes))
         rows.append({"kind": "optimum"} | ends)
-    elif found.status != "not_identifiable":
-        edge = sorted(set(sizes))[-2 if found.status == "lower_bound" else 1]
+    elif star is not None:  # beyond the ladder: its nearer end
+        edge = min(sizes) if star.value < min(sizes) else max(sizes)
         rows.append({"kind": "bound", "teacher_params": edge})
     rows += [
         {
@@ -141,7 +144,7 @@ def _curve_rows(
     ]
 
 
-def controls(runs: list[RunRow]) -> Figure | None:
+def controls(runs: list[RunRow], metric: str = "loss") -> Figure | None:
     """All arms against teacher size, a panel for each student size and budget.
 
     None where there is no arm that `curves` does not show already.
@@ -190,34 +193,36 @@ def controls(runs: list[RunRow]) -> Figure | None:
     columns = len(budgets) if len(budgets) > 1 else 3
     chart = facet(layers, data, list(dict.fromkeys(names.values())), columns)
     chart = chart.resolve_scale(y="independent")
-    return Figure("controls", titled(chart, "Validation loss, nats per token"), data)
+    return Figure("controls", titled(chart, METRICS[metric].axis), data)
 
 
 def ratios(law: LawRecord) -> Figure | None:
-    """T*/S of the joint surface against tokens per student parameter; None with one budget."""
-    if law.surface is None or not several_budgets(law):
+    """T*/S by the joint law against tokens per student parameter; None with one budget."""
+    found = [o for o in ordered(law.optima) if o.ratio is not None]
+    if not found or not several_budgets(law):
         return None
-    known = [law.lines[0].published_slope]
-    for at in law.surface.ratios:
-        if at.ratio is not None:
-            known += [end for end in (at.ratio.value, at.ratio.low, at.ratio.high) if end]
+    tried = [
+        c.teacher_params_non_embedding / o.student_params_non_embedding
+        for o in found
+        for c in o.cells
+    ]
+    known = [law.lines[0].published_slope, *tried]
     least, most = min(known) / 1.3, max(known) * 1.3
     rows = [
         {
-            "kind": "inside the teachers tried" if at.inside_grid else "beyond the teachers tried",
-            "student": at.student,
-            "student_params": at.student_params_non_embedding,
-            "tokens": at.tokens,
-            "tokens_per_param": at.tokens_per_param,
-            "ratio": at.ratio.value,
-            "ratio_low": least if at.ratio.low is None else at.ratio.low,
-            "ratio_high": most if at.ratio.high is None else at.ratio.high,
+            "kind": {"inside": "inside the teachers tried"}.get(
+                o.place, "beyond the teachers tried"
+            ),
+            "student": o.student,
+            "student_params": o.student_params_non_embedding,
+            "tokens": o.tokens,
+            "tokens_per_param": o.tokens / o.student_params_non_embedding,
+            "ratio": o.ratio.value,
+            "ratio_low": least if o.ratio.low is None else max(o.ratio.low, least),
+            "ratio_high": most if o.ratio.high is None else min(o.ratio.high, most),
         }
-        for at in law.surface.ratios
-        if at.ratio is not None
+        for o in found
     ]
-    if not rows:
-        return None
     rows.append({"kind": "published", "ratio": law.lines[0].published_slope})
     data = table(
         rows,
@@ -256,7 +261,7 @@ def ratios(law: LawRecord) -> Figure | None:
     return Figure("ratios", titled(chart, "Best teacher in multiples of the student, T*/S"), data)
 
 
-def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
+def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") -> Figure:
     """Training compute against loss, with the runs that no other beats.
 
     Compute: forward and backward of the student, forward of the teacher; the teacher's own
@@ -338,7 +343,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None) -> Figure:
             for ink in ({"stroke": "#ffffff", "strokeWidth": 4}, {"color": RED})
         ),
     ).properties(**WIDE)
-    return Figure("pareto", titled(chart, "Validation loss, nats per token"), data)
+    return Figure("pareto", titled(chart, METRICS[metric].axis), data)
 
 
 def _flop_ticks(values: list[float]) -> list[float]:
@@ -433,10 +438,10 @@ def all_figures(
     """Every figure that the records allow, in the report's order."""
     figures = [
         curves(runs, law),
-        controls(runs),
+        controls(runs, law.metric),
         law_chart(law, final),
         ratios(law),
-        pareto(runs, final),
+        pareto(runs, final, law.metric),
         final_student(final) if final else None,
         teacher_family(teachers),
         regret(law),

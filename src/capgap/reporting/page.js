@@ -92,3 +92,75 @@ filter.addEventListener("input", () => {
   }
   document.getElementById("shown").textContent = `${shown} of ${rows.length} runs`;
 });
+
+// The explorer: answers were computed for a grid of students and budgets; a slider looks them up.
+const ANSWERS = JSON.parse(document.getElementById("answers").textContent);
+
+function count(value) {
+  const [factor, suffix] =
+    value >= 1e9 ? [1e9, "B"] : value >= 1e6 ? [1e6, "M"] : value >= 1e3 ? [1e3, "k"] : [1, ""];
+  return `${Number((value / factor).toPrecision(3))}${suffix}`;
+}
+
+function span(ends, write) {
+  const [value, low, high] = ends.map((end) => (end === null ? "no limit" : write(end)));
+  return `${value} [${low}, ${high}]`;
+}
+
+function bar(ends, most) {
+  const cell = document.createElement("td");
+  const [value, low, high] = ends;
+  const part = (x) => `${(100 * Math.min(x, most)) / most}%`;
+  const range = document.createElement("span");
+  range.className = "range";
+  range.style.left = part(low ?? 0);
+  range.style.width = part(Math.min(high ?? most, most) - (low ?? 0));
+  const mark = document.createElement("span");
+  mark.className = "mark";
+  mark.style.left = part(value);
+  cell.className = "bar";
+  cell.append(range, mark);
+  return cell;
+}
+
+function above(regret) {
+  if (!regret) return "unknown";
+  if (regret.every((end) => end === 0)) return "the lowest";
+  return regret[1] === null && regret[2] === null
+    ? `${regret[0].toFixed(3)} [no interval]`
+    : span(regret, (x) => x.toFixed(3));
+}
+
+function explore() {
+  const student = Number(document.getElementById("ask-student").value);
+  const tokens = Number(document.getElementById("ask-tokens").value);
+  const answer = ANSWERS.answers[student][tokens];
+  document.getElementById("said-student").textContent = count(ANSWERS.students[student]);
+  document.getElementById("said-tokens").textContent = count(ANSWERS.tokens[tokens]);
+  const best = answer.ranked[0][0];
+  const words = [answer.abstains ? `The runs do not settle it: ${answer.abstains}.` : `Take ${best}.`];
+  if (answer.star) words.push(`The best size is ${span(answer.star, count)} parameters.`);
+  if (answer.beyond > 1.01) words.push(`This lies ${answer.beyond} times beyond the runs.`);
+  document.getElementById("said").textContent = words.join(" ");
+  const known = answer.ranked.map((row) => row[2]).filter(Boolean);
+  const most = Math.max(4 * ANSWERS.tie_nats, ...known.map((ends) => ends[0])) * 1.2;
+  const rows = answer.ranked.map(([name, size, regret]) => {
+    const row = document.createElement("tr");
+    for (const text of [name, count(size), above(regret)]) {
+      const cell = document.createElement("td");
+      cell.textContent = text;
+      cell.className = row.cells.length ? "number" : "name";
+      row.append(cell);
+    }
+    row.append(regret ? bar(regret, most) : document.createElement("td"));
+    return row;
+  });
+  document.getElementById("ranked").replaceChildren(...rows);
+}
+
+if (ANSWERS) {
+  for (const id of ["ask-student", "ask-tokens"]) {
+    document.getElementById(id).addEventListener("input", explore);
+  }
+  explore();
+}

@@ -7,7 +7,8 @@ from __future__ import annotations
 import altair as alt
 import numpy as np
 
-from capgap.law.records import LawRecord
+from capgap.law.law_record import LawRecord
+from capgap.law.metric import METRICS
 from capgap.reporting.theme import (
     INK,
     SAND,
@@ -23,6 +24,7 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import (
     nats,
+    on_ladder,
     ordered,
     several_budgets,
     size,
@@ -76,11 +78,11 @@ def regret(law: LawRecord) -> Figure:
             text="text:N", color=alt.condition(dark, alt.value("#ffffff"), alt.value(INK))
         ),
     ).properties(width=WIDE["width"], height=44 * len(labels))
-    return Figure("regret", titled(chart, "Loss above the best teacher, nats per token"), data)
+    return Figure("regret", titled(chart, _title(law)), data)
 
 
 def flatness(law: LawRecord) -> Figure | None:
-    """Loss above the best teacher against T/T*, all students on one curve; None without any T*."""
+    """Loss above the best teacher against T/T*, for every T* on its ladder; None without any."""
     several = several_budgets(law)
     rows = [
         {
@@ -94,7 +96,7 @@ def flatness(law: LawRecord) -> Figure | None:
             "regret_nats": cell.regret_nats,
         }
         for found in ordered(law.optima)
-        if found.teacher_params is not None
+        if on_ladder(found)
         for cell in found.cells
     ]
     if not rows:
@@ -129,9 +131,14 @@ def flatness(law: LawRecord) -> Figure | None:
             tooltip=tips("student teacher tokens", regret="regret_nats", times="times_best")
         ),
     ]
-    title = "Loss above the best teacher, nats per token"
+    title = _title(law)
     if several:
         panel = {"width": 246, "height": 220}
         return Figure("flatness", titled(facet(layers, data, panels, 3, panel), title), data)
     chart = alt.layer(*layers, data=data).properties(width=WIDE["width"], height=280)
     return Figure("flatness", titled(chart, title), data)
+
+
+def _title(law: LawRecord) -> str:
+    metric = METRICS[law.metric]
+    return f"{metric.noun[0].upper()}{metric.noun[1:]} above the best teacher, {metric.unit}"

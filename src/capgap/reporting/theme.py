@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from capgap.law.records import Interval
+from capgap.law.law_record import Interval
 from capgap.reporting.wording import arm_name, size
 
 INK, MUTED, GRID = "#1c2430", "#5f6975", "#e4e8ec"

@@ -15,8 +15,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from capgap.config.run_grid import NONE, pruned_from
-from capgap.law.claims import excludes, grows
-from capgap.law.records import (
+from capgap.law.law_record import (
     FinalRecord,
     Interval,
     LawRecord,
@@ -32,13 +31,13 @@ SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 ARMS = {
     "main": "own teacher (main arm)",
     "no_teacher": "no teacher",
-    "cross_teacher": "another teacher’s start",
-    "random_init": "random start",
+    "cross_teacher": "another teacher’s init",
+    "random_init": "random init",
 }
 LAWS = {
-    "line": "the line T* = a + b S",
+    "power_law": "the joint law T* ~ S^a D^b",
+    "two_causes": "the law of two causes: teacher’s loss and damage of the cut",
     "ratio": "one ratio T*/S",
-    "surface": "the joint surface over S, T and tokens",
     "busbridge": "distillation scaling law (Busbridge et al.)",
     "p2": "P2 law of pruning damage, blind to the teacher",
     "least_damage": "the start that pruning damaged least",
@@ -49,16 +48,33 @@ LAWS = {
     "chance": "a teacher at random",
 }
 CAUSES = {
-    "init": "the start that pruning leaves, not the teacher",
+    "init": "the pruned init, not the teacher",
     "teacher": "the teacher",
-    "both": "the start and the teacher",
+    "both": "the init and the teacher",
     "unknown": "not known",
 }
 CLAIMS = {
-    "interior": "The best teacher stands inside the range tried",
-    "proportional": "It grows in proportion to the student",
-    "ratio": "It grows by the published factor",
-    "all_budgets": "It does not move with the training tokens",
+    "interior": "A best teacher exists inside the range tried",
+    "grows": "It grows with the student",
+    "proportional": "It grows in proportion to the student at equal tokens per parameter",
+    "ratio": "It is the published multiple of the student",
+    "tokens": "It moves with the training tokens",
+}
+ANSWERS = {"yes": "yes", "no": "no", "unknown": "not settled"}
+NOISE = {
+    "order": "order of the data",
+    "block": "order of the data, as students and teachers share it",
+    "trunk": "stable phase that budgets share",
+    "init": "pruned init",
+    "teacher": "teacher",
+    "scatter": "scatter of T* between students",
+    "misfit": "misfit of the curve",
+}
+NOISE_SOURCES = {
+    "replicas": "replicas in these runs",
+    "residuals": "residuals of these runs",
+    "prior": "assumed, from replicas of the default study",
+    "stated": "stated in the settings",
 }
 
 
@@ -110,58 +126,38 @@ def interval(estimate: Interval, as_size: bool = False) -> str:
 
 
 def optimum(found: Optimum) -> str:
-    """T* of one student in a few words."""
+    """T* of one student in a few words: by the joint law, or which end of the ladder it lies beyond."""
     sizes = sorted({cell.teacher_params_non_embedding for cell in found.cells})
-    match found.status:
-        case "interior":
-            assert found.teacher_params is not None, found
-            return interval(found.teacher_params, as_size=True)
-        case "lower_bound":
-            return f"above {size(sizes[-2])}"
-        case "upper_bound":
-            return f"below {size(sizes[1])}"
-    return "not identifiable"
+    star = found.teacher_params
+    if star is None:
+        return f"not identifiable; best tried {found.best_teacher}"
+    if star.value < sizes[0]:
+        return f"below {size(sizes[0])}"
+    if star.value > sizes[-1]:
+        return f"above {size(sizes[-1])}"
+    return interval(star, as_size=True)
+
+
+def on_ladder(found: Optimum) -> bool:
+    """Whether T* by the joint law lies between the smallest and the largest teacher tried."""
+    sizes = [cell.teacher_params_non_embedding for cell in found.cells]
+    star = found.teacher_params
+    return star is not None and min(sizes) <= star.value <= max(sizes)
 
 
 # --- what was found -----------------------------------------------------------------------------
 
 
-def headline(law: LawRecord) -> str:
-    """The finding in one short sentence; the record's verdict holds the numbers."""
-    moves = None if law.surface is None else law.surface.by_tokens
-    if not any(found.slope and grows(found) for found in law.lines) and excludes(moves, 0):
-        way = "grows" if moves.value > 0 else "shrinks"
-        return (
-            f"The best teacher {way} with the training tokens; no budget by itself shows that it "
-            "grows with the student"
-        )
-    if all(found.slope is None for found in law.lines):
-        return "These runs do not pin down a law of capacity gap"
-    growing = [found for found in law.lines if found.slope and grows(found)]
-    if not growing:
-        return "These runs do not show that the best teacher grows with the student"
-    if len(growing) > 1:
-        each = [f"{found.slope.value:.2g} at {size(found.tokens)} tokens" for found in growing]
-        return f"The best teacher grows with the student, with a slope of {listed(each)}"
-    slope, published = growing[0].slope.value, f"{growing[0].published_slope:g}"
-    fits = f"the published {published} fits too"
-    misses = f"not {published} times, as published"
-    at = f" at {size(growing[0].tokens)} tokens" if len(law.lines) > 1 else ""
-    return (
-        f"The best teacher grows {slope:.2g} times as fast as the student{at}; "
-        f"{fits if growing[0].published_slope_inside else misses}"
-    )
-
-
 def verdict(law: LawRecord) -> str:
-    """Why the law is judged as it is, and what makes the optimum, in a sentence or two."""
-    assert law.overall is not None, law
-    reason = law.overall.reason
-    text = f"{reason[0].upper()}{reason[1:]}."
+    """The verdict on the published law with its reason, in a sentence or two."""
+    status = {
+        "supported": "These runs support it",
+        "contradicted": "These runs contradict it",
+        "inconclusive": "These runs do not settle it",
+    }[law.overall.status]
+    text = f"{status}: {law.overall.reason}."
     if law.overall.cause == "init":
-        text += (
-            " Where there is a best size, the start that pruning leaves makes it, not the teacher."
-        )
+        text += " If there is a best size, the pruned init makes it, not the teacher."
     return text
 
 
@@ -223,41 +219,6 @@ def curves(law: LawRecord) -> str:
         f"{len(inside)} of {len(law.optima)} {cases} have their best teacher inside the range "
         f"tried. {flatness}"
     )
-
-
-TOKEN_SHAPES = {
-    "constant": "the best ratio does not move with them, or too little to matter",
-    "rising": "the more tokens, the larger the best teacher",
-    "falling": "the more tokens, the smaller the best teacher",
-    "saturating": "it moves with them, but hardly any more from {} to {}",
-    "unknown": "whether it moves with them is not known",
-}
-
-
-def tokens(law: LawRecord) -> str:
-    """How the best ratio goes with tokens, over all budgets."""
-    found = law.surface
-    assert found is not None, law.surface
-    if found.status != "fitted" or found.by_tokens is None:
-        why = found.reason if found.status != "fitted" else "no optimum shows at every budget"
-        return f"The runs of all budgets together do not tell: {why}."
-    moves = found.by_tokens
-    largest = sorted({at.tokens for at in found.ratios})[-2:]
-    shape = TOKEN_SHAPES[found.tokens_shape].format(*map(size, largest))
-    twice = Interval(**{k: None if v is None else 2.0**v for k, v in moves.model_dump().items()})
-    text = (
-        f"Over all token budgets, {shape}: T* of a student grows as the "
-        f"tokens to the power {interval(moves)}, so twice the tokens multiply it by "
-        f"{interval(twice)}."
-    )
-    by_size, in_step = found.by_size, found.by_size_at_fixed_tokens_per_param
-    if by_size is not None and in_step is not None:
-        text += (
-            f" At equal tokens it grows as the student’s size to the power {interval(by_size)}, at "
-            f"equal tokens per student parameter to the power {interval(in_step)}; 1 is a "
-            "proportion."
-        )
-    return text
 
 
 RIVAL_STATUS = {
@@ -392,8 +353,8 @@ def recommendation(final: FinalRecord) -> tuple[str, str]:
     rival = min(loss, key=lambda teacher: (loss[teacher], teacher))
     side = "ahead of" if final.chosen_is_best else "behind"
     noise = {
-        True: "more than the noise between seeds",
-        False: "within the noise between seeds",
+        True: "more than the noise of this difference",
+        False: "within the noise of this difference",
         None: "with one seed, whether that is noise is unknown",
     }[final.resolved]
     answer = {True: "Yes", False: "No"}[final.chosen_is_best]

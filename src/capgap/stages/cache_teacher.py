@@ -19,27 +19,35 @@ from capgap.config import TargetsStage
 from capgap.data.token_streams import Streams, lattice
 from capgap.engine.counting import forward_flops
 from capgap.engine.forward import hold_frozen
-from capgap.engine.models import check_reads, compute_device, load_model, read_lineage
-from capgap.engine.resuming import Place, discard, state_key
+from capgap.engine.models import (
+    check_reads,
+    compute_device,
+    load_model,
+    load_shape,
+    read_lineage,
+    vocabulary_rows,
+)
+from capgap.engine.resuming import Place, discard, hold_state, state_key
 from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
 from capgap.errors import CapgapError, out_of_memory
 from capgap.pruning.store import weights_digest
-from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
+from capgap.records.artifacts import check_folder, folder_of, open_folder, publish_folder
 from capgap.records.run_records import TargetsRecord
-from capgap.stages.base import StageParser, add_state_arguments, run_stage
+from capgap.stages.base import StageParser, add_state_arguments, out_folder, run_stage
 
 
 def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place) -> TargetsRecord:
     """Compute and publish the targets of one teacher."""
     teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(place.out)
     stream, length = streams["train"], settings.sequence_length
-    vocab = streams.meta.vocab_size  # rows that pad a head beyond the tokenizer are left out
+    # rows that pad a head beyond the tokenizer are left out
+    vocab = min(streams.meta.vocab_size, vocabulary_rows(load_shape(teacher)))
     if settings.entries > vocab:
         raise CapgapError(
             f"distill.target_entries: {settings.entries} is more than the {vocab} entries of the "
             f"vocabulary of {teacher}; lower it"
         )
-    check_replaceable(out)
+    check_folder(out)
     windows = len(lattice(len(stream), length, settings.unique_tokens))
     sources = {
         "weights_sha256": weights_digest(teacher),
@@ -48,13 +56,19 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
         "vocab_size": vocab,
     }
     scratch = place.scratch / state_key(settings, sources, [teacher])
+    held = hold_state(scratch, out)
     unfinished = Unfinished(scratch, settings, windows, vocab)
     saved = unfinished.done * length
     print(f"targets of {teacher}: {require_space(settings, vocab, scratch, saved)}", flush=True)
     try:
         model = _load(settings, teacher, streams)
         compute_targets(
-            unfinished, model, stream, settings, checkpoint_seconds=place.checkpoint_seconds
+            unfinished,
+            model,
+            stream,
+            settings,
+            checkpoint_seconds=place.checkpoint_seconds,
+            bos_id=streams.meta.bos_id,
         )
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -68,8 +82,10 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
     tokens = windows * length
     with publish_folder(out) as folder:
         tail = gather(unfinished, folder)
+        lineage = read_lineage(teacher, model)
         record = TargetsRecord(
-            teacher=read_lineage(teacher, model).name,
+            teacher=lineage.name,
+            teacher_seed=lineage.seed,
             settings=settings,
             **sources,
             tokens=tokens,
@@ -79,7 +95,8 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
             forward_flops=tokens * forward_flops(model, length),
         )
         (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
-    discard(scratch)
+    discard(scratch, out)
+    held.close()
     return record
 
 
@@ -102,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.cache_teacher", __doc__, TargetsStage)
     parser.add_argument("--teacher", required=True, type=Path, help="the teacher's model folder")
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     add_state_arguments(parser)
     args, settings = parser.parse(argv)
     place = Place(args.out, args.scratch, args.checkpoint_seconds)

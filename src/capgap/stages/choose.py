@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from capgap.commands.recommend import run as recommend
-from capgap.law.records import Choice
+from capgap.law.asking import ask
+from capgap.law.law_record import Choice, LawRecord
 from capgap.records.artifacts import write_text
-from capgap.stages.base import StageParser, count_argument, run_stage
+from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
 
 def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) -> Choice:
@@ -22,9 +22,9 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
 
     student: parameters without embeddings. tokens: distillation budget of the final run. Where the
     recommendation abstains, its first teacher is still chosen: a final run needs one, and the note
-    says so. Raises CapgapError as `capgap.commands.recommend.run`.
+    says so. Raises CapgapError as `capgap.law.asking.ask`.
     """
-    answer = recommend(law_path, runs_path, student, tokens)
+    answer = ask(law_path, runs_path, student, tokens)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
     chosen = answer.ranked[0].teacher
     note = answer.basis_note + _range_note(sizes, answer.target_params, chosen)
@@ -41,7 +41,21 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
         neighbour=neighbour_of(chosen, sizes, answer.target_params),
         largest=max(sizes, key=lambda name: (sizes[name], name)),
         recommendation=answer,
+        **_noise(LawRecord.read(law_path)),
     )
+
+
+def _noise(law: LawRecord) -> dict[str, float | None]:
+    """What moves the difference of two final students, from the law's components of the noise."""
+    sd = {part.name: part.sd.value for part in law.noise}
+    if "order" not in sd:
+        return {}
+    drawn = [sd[name] for name in ("trunk", "init", "teacher") if name in sd]
+    return {
+        "order_sd": sd["order"],
+        "redraw_sd": math.hypot(*drawn) if drawn else None,
+        "noise_df": law.noise_df,
+    }
 
 
 def neighbour_of(chosen: str, sizes: dict[str, int], target: float) -> str | None:
@@ -80,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tokens", required=True, type=count_argument, help="tokens of the final distillation"
     )
-    parser.add_argument("--out", required=True, help="choice to write, JSON")
+    parser.add_argument("--out", required=True, type=out_file, help="choice to write, JSON")
     args, _ = parser.parse(argv)
     choice = run(args.law, args.runs, args.student, args.tokens)
     write_text(args.out, choice.to_json())

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from capgap.config import CollectStage
 from capgap.config.run_grid import NONE, arm_of, collect_stage, grid_runs, replica_level
-from capgap.config.study_file import load_study
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import Metrics, RunRow, TrainRecord
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 
 def run(settings: CollectStage) -> list[RunRow]:
@@ -50,9 +49,15 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         seed=lineage.seed,
         student_params_non_embedding=lineage.params.non_embedding,
         teacher_params_non_embedding=teacher and teacher.lineage.params.non_embedding,
+        student_params_active=lineage.params.active,
+        teacher_params_active=teacher and teacher.lineage.params.active,
         tokens=lineage.tokens,
         val_loss_nats_per_token=metrics.validation.loss_nats_per_token,
         arm=arm_of(lineage.init, lineage.teacher),
+        student_params_total=lineage.params.total,
+        teacher_params_total=teacher and teacher.lineage.params.total,
+        student_forward_flops_per_token=metrics.forward_flops_per_token,
+        teacher_forward_flops_per_token=teacher and teacher.forward_flops_per_token,
         teacher_seed=lineage.teacher_seed or 0,
         init_seed=lineage.init_seed or 0,
         teacher_val_loss_nats_per_token=teacher and teacher.validation.loss_nats_per_token,
@@ -65,22 +70,38 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
 
 
 def to_csv(rows: list[RunRow]) -> str:
-    """Rows as CSV text; numbers in full precision, missing values empty."""
+    """Rows as CSV text; numbers in full precision, missing values empty.
+
+    A column in which all rows have the default of RunRow is left out.
+    """
+    columns = [
+        name
+        for name, field in RunRow.model_fields.items()
+        if field.is_required() or any(getattr(row, name) != field.default for row in rows)
+    ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(RunRow.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(row.model_dump() for row in rows)
     return text.getvalue()
+
+
+@by_hand
+def settings_of(study_file: Path) -> CollectStage:
+    """What the workflow passes of a study."""
+    from capgap.cost.teacher_configs import open_study  # what reads the hub is slow to import
+
+    return collect_stage(open_study(study_file))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.collect", __doc__)
     parser.add_argument("--study", type=Path, help="study whose grid is gathered")
-    parser.add_argument("--out", required=True, type=Path, help="runs.csv to write")
+    parser.add_argument("--out", required=True, type=out_file, help="runs.csv to write")
     args, settings = parser.parse(argv, CollectStage)
     if args.study:
-        settings = collect_stage(load_study(args.study))
+        settings = settings_of(args.study)
     if settings is None:
         parser.error("--study is needed")
     rows = run(settings)

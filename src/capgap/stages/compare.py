@@ -13,12 +13,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
-from capgap.law.records import Choice, FinalRecord, FinalRow
+from capgap.law.law_record import Choice, FinalRecord, FinalRow
 from capgap.records import paths
 from capgap.records.artifacts import open_folder, publish_folder, write_text
 from capgap.records.run_records import Metrics, RunRow
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_file, out_folder, run_stage
 from capgap.stages.collect import read_run
 
 
@@ -51,7 +52,7 @@ def run(
         rows=rows,
         chosen_is_best=rows[0].teacher == choice.chosen,
         regret_nats=regret,
-        resolved=_resolved(chosen, rival) if rival else None,
+        resolved=resolved(choice, chosen, rival) if rival else None,
         published_seed=runs[source].seed,
         sentence=_sentence(choice, chosen, rows, rival),
     )
@@ -82,18 +83,33 @@ def _row(choice: Choice, teacher: str, runs: dict[Path, RunRow], perplexity) -> 
     )
 
 
-def _resolved(chosen: FinalRow, rival: FinalRow) -> bool | None:
-    """Whether chosen and best alternative differ by more than twice the noise of paired seeds.
+def resolved(choice: Choice, chosen: FinalRow, rival: FinalRow) -> bool | None:
+    """Whether chosen and best alternative differ by more than the noise of their difference.
 
-    None where fewer than two seeds are shared: then the noise is unknown.
+    Two-sided t test at 95 %. With the components of the law's noise, each teacher's mean varies with
+    the order of the data, averaged over seeds, and with its own draw and that of its init, which all
+    seeds share. Without them, the paired differences of seeds are all there is; None with fewer than two.
     """
+    if choice.order_sd is not None:
+        variance = sum(
+            choice.order_sd**2 / row.n_seeds + (choice.redraw_sd or 0.0) ** 2
+            for row in (chosen, rival)
+        )
+        gap = abs(chosen.test_loss_nats_per_token - rival.test_loss_nats_per_token)
+        return bool(gap > _t_limit(choice.noise_df) * math.sqrt(variance))
     shared = sorted(set(chosen.test_loss_by_seed) & set(rival.test_loss_by_seed))
     if len(shared) < 2:
         return None
     differences = np.array(
         [chosen.test_loss_by_seed[s] - rival.test_loss_by_seed[s] for s in shared]
     )
-    return bool(abs(differences.mean()) > 2 * differences.std(ddof=1) / math.sqrt(len(shared)))
+    error = differences.std(ddof=1) / math.sqrt(len(shared))
+    return bool(abs(differences.mean()) > _t_limit(len(shared) - 1) * error)
+
+
+def _t_limit(df: float | None) -> float:
+    """Standard errors in half a 95 % interval: 12.7 with one degree of freedom."""
+    return float(stats.norm.ppf(0.975) if df is None else stats.t.ppf(0.975, df))
 
 
 def _sentence(choice: Choice, chosen: FinalRow, rows: list[FinalRow], rival) -> str:
@@ -106,9 +122,9 @@ def _sentence(choice: Choice, chosen: FinalRow, rows: list[FinalRow], rival) -> 
     side = "better" if gap < 0 else "worse"
     noise = {
         None: "; with one seed, the noise of this difference is unknown",
-        False: "; the seeds' noise is as large, so the two are not told apart",
-        True: ", more than the seeds' noise",
-    }[_resolved(chosen, rival)]
+        False: "; noise may be as large, so the two are not told apart",
+        True: ", more than its noise",
+    }[resolved(choice, chosen, rival)]
     return (
         f"The student from the chosen {choice.chosen} reaches {loss}, {abs(gap):.4f} nats {side} "
         f"than from {rival.teacher}, the best alternative tried{noise}."
@@ -125,8 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--teachers", required=True, nargs="+", type=Path, help="metrics.json of their teachers"
     )
-    parser.add_argument("--out", required=True, type=Path, help="final.json to write")
-    parser.add_argument("--model-out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_file, help="final.json to write")
+    parser.add_argument("--model-out", required=True, type=out_folder, help="model folder to write")
     args, _ = parser.parse(argv)
     folders = [path.parent for path in args.trained]
     record = run(args.choice, folders, args.teachers, args.model_out)

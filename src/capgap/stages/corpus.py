@@ -26,7 +26,7 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import publish_folder
 from capgap.records.paths import CORPUS_RECORD, SPLITS
 from capgap.records.run_records import CorpusRecord
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 MISSED = 1.5  # times more or less than a share with which it counts as missed
 
@@ -174,7 +174,7 @@ def notes(record: CorpusRecord) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.corpus", __doc__, Corpus)
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     parser.add_processes()
     args, corpus = parser.parse(argv)
     record = run(corpus, args.out, args.processes or cores.available())

@@ -10,20 +10,20 @@ OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger 
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import partial
 from pathlib import Path
 
 from capgap.config import Distill, FilesCorpus
 from capgap.config.run_grid import NONE
+from capgap.config.study_file import check_section
 from capgap.data.processes import available
 from capgap.data.token_streams import Streams
 from capgap.engine.models import (
     check_reads,
     load_model,
-    load_shape,
     read_lineage,
     tokenizer_digest,
+    vocabulary_rows,
 )
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import Place
@@ -31,11 +31,12 @@ from capgap.engine.teacher_targets import TargetStore
 from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.errors import CapgapError
 from capgap.pruning.store import weights_digest
-from capgap.records.artifacts import open_folder
+from capgap.records.artifacts import open_folder, temporary_folder
 from capgap.records.run_records import Lineage, TrainRecord
 from capgap.stages.base import (
     StageParser,
     add_training_arguments,
+    by_hand,
     count_argument,
     run_stage,
     seed_argument,
@@ -57,27 +58,42 @@ def run(
     """Train and publish one student.
 
     tokens: budget. seed: of the data order. trunk: of the same student at a smaller budget; with it
-    or without, the result is the same. targets: cached targets of the teacher, unless it is online.
+    or without, the result is the same. targets: cached targets of the teacher, which stand for it.
     """
+    store = None if targets is None else TargetStore(targets)
+    settings = settings if store is None else _with_targets(settings, store)
     streams, init = Streams(tokens_folder), open_folder(init)
     student = load_model(init)
     start = read_lineage(init, student)
-    vocab = streams.meta.vocab_size
+    _check_model(settings, init, student, streams)
+    vocab = min(streams.meta.vocab_size, vocabulary_rows(student))
     objective, teacher_model = _alone(settings, vocab), None
     teacher_name, teacher_seed = NONE, None
-    if teacher is not None:
-        teacher = open_folder(teacher)
-        if settings.teacher_targets == "online":
-            teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
-            teacher_name = read_lineage(teacher, teacher_model).name
-            _check_model(settings, teacher, teacher_model, streams)
-            objective = Distillation(teacher_model, settings, vocab)
-        else:
-            store = _open_targets(settings, targets, teacher, streams)
-            teacher_name = store.record.teacher
-            objective = Distillation(store, settings, vocab)
-        teacher_seed = read_lineage(teacher, teacher_model or load_shape(teacher)).seed
-    _check_model(settings, init, student, streams)
+    teacher = None if teacher is None else open_folder(teacher)
+    if store is not None:
+        store.check(
+            settings.targets_stage(),
+            weights_sha256=weights_digest(teacher) if teacher else store.record.weights_sha256,
+            stream_sha256=streams.digest("train"),
+        )
+        teacher_name, teacher_seed = store.record.teacher, store.record.teacher_seed
+        vocab = _rows_of(store, vocab)
+        objective = Distillation(store, settings, vocab)
+    elif teacher is not None and settings.teacher_targets == "online":
+        teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
+        taught = read_lineage(teacher, teacher_model)
+        teacher_name, teacher_seed = taught.name, taught.seed
+        _check_model(settings, teacher, teacher_model, streams)
+        vocab = min(vocab, vocabulary_rows(teacher_model))
+        objective = Distillation(teacher_model, settings, vocab)
+    elif teacher is not None:
+        raise CapgapError(
+            f"teacher_targets is {settings.teacher_targets}, so the teacher's targets are needed: name "
+            "their folder with --targets (capgap cache-teacher makes it), or set teacher_targets to "
+            "online"
+        )
+    else:
+        print("no teacher: the student learns from the data alone")
     lineage = Lineage(
         kind="student",
         name=start.name,
@@ -130,24 +146,32 @@ def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> No
     )
 
 
-def _open_targets(
-    settings: Distill, targets: Path | None, teacher: Path, streams: Streams
-) -> TargetStore:
-    """The targets of exactly this teacher on exactly this text."""
-    if targets is None:
+def _with_targets(settings: Distill, store: TargetStore) -> Distill:
+    """Settings with the kind of targets that are given, where they name no kind themselves."""
+    if settings.teacher_targets != "online":
+        return settings
+    made = store.record.settings
+    given = settings.model_dump(exclude_none=True) | {
+        "teacher_targets": made.kind,
+        "target_entries": made.entries,
+        "unique_tokens": made.unique_tokens,
+        "teacher_precision": made.precision,
+    }
+    return check_section(Distill, given, f"{store.folder}: settings of its targets")
+
+
+def _rows_of(store: TargetStore, vocab: int) -> int:
+    """Entries that both a student of `vocab` rows and cached targets have; fewer than the targets'
+    would leave some of them without a row."""
+    if vocab < store.record.vocab_size:
         raise CapgapError(
-            f"teacher_targets is {settings.teacher_targets}, so the teacher's targets are needed: name "
-            "its folder with --targets (capgap cache-teacher makes it), or set teacher_targets to online"
+            f"{store.folder}: the targets name up to {store.record.vocab_size} entries, the student has "
+            f"rows for {vocab}; set teacher_targets to online, or take a student with as many rows"
         )
-    store = TargetStore(targets)
-    store.check(
-        settings.targets_stage(),
-        weights_sha256=weights_digest(teacher),
-        stream_sha256=streams.digest("train"),
-    )
-    return store
+    return store.record.vocab_size
 
 
+@by_hand
 def pack_text(pattern: str, student: Path, out: Path) -> Path:
     """Pack text files into token streams of the student's tokenizer; the folder of these."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -160,9 +184,8 @@ def pack_text(pattern: str, student: Path, out: Path) -> Path:
         pack,
     )
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".corpus-") as folder:
-        texts, cores = Path(folder) / "corpus", available()
+    with temporary_folder(out.with_name("corpus").resolve()) as folder:
+        texts, cores = folder / "corpus", available()
         record = corpus.run(FilesCorpus(source="files", pattern=pattern), texts, cores)
         for note in corpus.notes(record):
             print(note)
@@ -181,13 +204,14 @@ def main(argv: list[str] | None = None) -> None:
         "--teacher",
         nargs="?",
         type=Path,
-        help="teacher's folder; without it the student learns from the data alone",
+        help="teacher's folder; without it and --targets the student learns from the data alone",
     )
     parser.add_argument(
         "--targets",
         nargs="?",
         type=Path,
-        help="folder of the teacher's targets, unless --teacher-targets is online",
+        help="folder of the teacher's targets, which stand for the teacher; with --teacher, they "
+        "must be its own",
     )
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--token-streams", type=Path, help="packed tokens folder")

@@ -18,7 +18,7 @@ from capgap.engine.models import check_reads, compute_device, load_model, read_l
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import Metrics, SplitLoss
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
 
@@ -44,6 +44,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
             batch_tokens=settings.batch_tokens,
             split=split,
             vocab=streams.meta.vocab_size,
+            bos_id=streams.meta.bos_id,
             mask=mask,
         )
         if not loss < MAX_LOSS:
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.evaluate", __doc__, Evaluate)
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
-    parser.add_argument("--out", required=True, type=Path, help="metrics.json to write")
+    parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
     args, settings = parser.parse(argv)
     metrics = run(settings, args.model, args.token_streams)
     write_text(args.out, metrics.to_json())

@@ -18,15 +18,16 @@ import transformers
 
 from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
 from capgap.data.hub import download_model
-from capgap.data.packages import package_folder
+from capgap.data.packages import file_in_package
+from capgap.data.places import named_place
 from capgap.data.text_store import split_texts
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, save_model
+from capgap.engine.models import load_model, refuse_sentencepiece, save_model
 from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.records.artifacts import publish_folder, sha256
 from capgap.records.run_records import Lineage
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(
@@ -69,6 +70,7 @@ def _load_gguf(folder: Path, name: str):
             dtype="float32",
             quantization_config=transformers.GgufConfig(dequantize=True),
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise CapgapError(
@@ -82,10 +84,12 @@ def _load_tokenizer(folder: Path, gguf: str | None):
     kind = {"gguf_file": gguf} if gguf else {}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, **kind
+            folder, local_files_only=True, trust_remote_code=False, **kind
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({error})") from None
+    except Exception as error:  # each kind of tokenizer fails in its own way
+        refuse_sentencepiece(folder)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise CapgapError(
             f"{folder}: its tokenizer has no tokenizer.json form, which all stages read; "
@@ -98,11 +102,12 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
     """Folder of the model on this machine, and the name of its GGUF file if it is one."""
     match teacher:
         case PathTeacher():
-            if not Path(teacher.path).is_dir():
+            folder = named_place(teacher.path, "path of a teacher")
+            if not folder.is_dir():
                 raise CapgapError(f"teacher path {teacher.path}: no such folder")
-            return Path(teacher.path), None
+            return folder, None
         case PackageTeacher():
-            path = package_folder(teacher.package) / teacher.file
+            path = file_in_package(teacher.package, teacher.file)
             if not path.exists():
                 raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
             if teacher.sha256 and sha256(path) != teacher.sha256:
@@ -127,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--corpus", nargs="?", type=Path, help="corpus folder, needed with --trim-vocabulary"
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, teacher = parser.parse(argv)
     params = run(teacher, args.name, args.out, args.corpus).params
     print(f"{params.non_embedding:,} parameters without embeddings, {params.total:,} with them")

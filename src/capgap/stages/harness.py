@@ -21,12 +21,13 @@ import torch
 
 from capgap.config import HarnessStage
 from capgap.data.packages import check_lm_eval
+from capgap.data.places import named_place
 from capgap.engine.models import load_model, load_tokenizer, read_lineage
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import HarnessRecord, HarnessScore
 from capgap.reporting.wording import harness_rows
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, by_hand, out_file, run_stage
 
 RESAMPLES = 1000  # for standard errors that have no formula
 
@@ -42,7 +43,8 @@ def run(settings: HarnessStage, model_folder: Path) -> HarnessRecord:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=settings.task_folder)
+    folder_of_tasks = settings.task_folder and named_place(settings.task_folder, "task_folder")
+    manager = TaskManager(include_path=folder_of_tasks and str(folder_of_tasks))
     for name in settings.shots():
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -141,10 +143,17 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.harness", __doc__, HarnessStage)
     parser.add_argument("--model", required=True, type=Path, help="model folder")
-    parser.add_argument("--out", required=True, type=Path, help="harness.json to write")
+    parser.add_argument("--out", required=True, type=out_file, help="harness.json to write")
     args, settings = parser.parse(argv)
     record = run(settings, args.model)
     write_text(args.out, record.to_json())
+    if not args.spec:
+        print_scores(record)
+
+
+@by_hand
+def print_scores(record: HarnessRecord) -> None:
+    """A line for each score that was asked for."""
     for row in harness_rows([record]):
         print(f"{row.task}: {row.metric} {row.values[0]}")
 

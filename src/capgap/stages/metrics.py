@@ -1,9 +1,9 @@
 """
 Put the few numbers that two revisions are compared by into one flat file, for `dvc metrics diff`.
 
-IN   law.json, final.json (where there is one)
-OUT  metrics.json: {"law": {budget: {slope, its interval, R²}}, "final": {loss, regret}}; a number
-     that could not be found is left out
+IN   law.json, and final.json if the study has a final student
+OUT  metrics.json: {"law": {exponents, ratio, verdicts}, "lines": {budget: slope}, "final": {loss, regret}};
+     a number that could not be found is left out
 """
 
 from __future__ import annotations
@@ -12,38 +12,51 @@ import json
 from pathlib import Path
 from typing import Any
 
-from capgap.config.counts import format_count
-from capgap.law.records import FinalRecord, LawRecord, Line
+from capgap.law.law_record import FinalRecord, Interval, LawRecord, Line
+from capgap.law.words import about
 from capgap.records.artifacts import write_text
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 
 def run(law: LawRecord, final: FinalRecord | None) -> dict[str, Any]:
-    """The numbers, in nested dictionaries; without a final student those of the law alone."""
-    lines = {"law": {f"tokens-{format_count(line.tokens)}": _line(line) for line in law.lines}}
-    if final is None:
-        return lines
-    row = next(row for row in final.rows if row.teacher == final.choice.chosen)
-    return lines | {
-        "final": {
+    """The numbers, in nested dictionaries."""
+    numbers = {
+        "law": {
+            **_ends("size_exponent", law.exponents.by_size),
+            **_ends("tokens_exponent", law.exponents.by_tokens),
+            **_ends(
+                "size_exponent_at_fixed_tokens_per_param",
+                law.exponents.by_size_at_fixed_tokens_per_param,
+            ),
+            **_ends("ratio_at_25_tokens_per_param", law.ratio_at_25_tokens_per_param),
+            "verdict": law.overall.status,
+            **{f"claim_{claim.name}": claim.answer for claim in law.overall.claims},
+        },
+        "lines": {_name(line): _ends("slope", line.slope) for line in law.lines if line.slope},
+    }
+    if final is not None:
+        row = next(row for row in final.rows if row.teacher == final.choice.chosen)
+        numbers["final"] = {
             "test_loss_nats_per_token": row.test_loss_nats_per_token,
             "test_bits_per_byte": row.test_bits_per_byte,
             "regret_nats": final.regret_nats,
             "teacher_params_non_embedding": row.teacher_params_non_embedding,
-        },
-    }
-
-
-def _line(line: Line) -> dict[str, float]:
-    """Numbers of one fitted line, without those that are not known."""
-    numbers = {"optima_used": line.n_students, "r_squared": line.r_squared}
-    if line.slope:
-        numbers |= {
-            "slope": line.slope.value,
-            "slope_low": line.slope.low,
-            "slope_high": line.slope.high,
         }
-    return {name: number for name, number in numbers.items() if number is not None}
+    return numbers
+
+
+def _ends(name: str, found: Interval | None) -> dict[str, float]:
+    """A number and its interval, without those that are not known."""
+    if found is None:
+        return {}
+    ends = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {key: value for key, value in ends.items() if value is not None}
+
+
+def _name(line: Line) -> str:
+    if line.tokens is not None:
+        return f"tokens-{about(line.tokens)}"
+    return f"tokens-per-param-{line.tokens_per_param:.3g}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,10 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.metrics", __doc__)
     parser.add_argument("--law", required=True, type=Path, help="law.json")
     parser.add_argument("--final", nargs="?", type=Path, help="final.json, if there is one")
-    parser.add_argument("--out", required=True, type=Path, help="metrics.json to write")
+    parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
     args, _ = parser.parse(argv)
-    final = FinalRecord.read(args.final) if args.final else None
-    numbers = run(LawRecord.read(args.law), final)
+    numbers = run(LawRecord.read(args.law), FinalRecord.read(args.final) if args.final else None)
     write_text(args.out, json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 

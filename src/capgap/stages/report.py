@@ -24,14 +24,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from capgap.errors import CapgapError
-from capgap.law.records import FinalRecord, LawRecord
-from capgap.law.table import read_runs
+from capgap.law.asking import refit
+from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.means import cell_table
+from capgap.law.metric import METRICS
+from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow
-from capgap.reporting import wording
+from capgap.reporting import causes, wording
+from capgap.reporting.answer import answer_of, noise_sd
 from capgap.reporting.charts import all_figures
+from capgap.reporting.explorer import explorer
 from capgap.reporting.theme import THEME, Figure
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 PARTS = Path(__file__).parents[1] / "reporting"
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -58,6 +63,9 @@ def run(
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
     figures = all_figures(runs, law, final, teachers)
+    table = pd.DataFrame([row.model_dump() for row in runs])
+    fit = refit(law, table, "the table and the law")
+    answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
     specs = {figure.name: specification(figure) for figure in figures}
     with publish_folder(out) as folder:
         pictures = {}
@@ -76,15 +84,20 @@ def run(
                 counts=counts,
                 law=law,
                 final=final,
+                answer=answer_of(law, final),
+                noise_sd=noise_sd(law) or 0.0,
                 teachers=teachers,
                 harness=harness,
                 settings=wording.settings_rows(settings),
                 pictures=pictures,
                 specs=specs,
+                answers=answers,
                 style=_part("style.css"),
                 script=_part("page.js"),
                 vega=Markup(vega_bundle()),
+                metrics=METRICS,
                 w=wording,
+                c=causes,
             )
         )
         (folder / "report.html").write_text(page + "\n", encoding="utf-8")
@@ -97,7 +110,7 @@ def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
             f"the law was fitted on {law.n_runs} runs of the main arm, but the table of runs has "
             f"{n_main}; fit the law again on this table (capgap fit)"
         )
-    budgets = sorted(found.tokens for found in law.lines)
+    budgets = sorted({found.tokens for found in law.optima})
     if final and final.choice.law_tokens not in budgets:
         raise CapgapError(
             f"the final student's teacher was chosen by a law at {final.choice.law_tokens} tokens, "
@@ -159,9 +172,9 @@ def _part(name: str) -> Markup:
     return Markup((PARTS / name).read_text(encoding="utf-8"))
 
 
-def read_rows(path: str | Path) -> list[RunRow]:
-    """The table of runs as records; errors as in `read_runs`."""
-    rows = read_runs(path).to_dict("records")
+def read_rows(path: str | Path, law: LawRecord) -> list[RunRow]:
+    """The runs that a law was fitted on, as records; errors as in `read_runs`."""
+    rows = read_runs(path, law.metric, law.excluded).to_dict("records")
     return [RunRow(**{k: None if pd.isna(v) else v for k, v in row.items()}) for row in rows]
 
 
@@ -195,11 +208,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--study-name", required=True, help="name of the study")
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, _ = parser.parse(argv)
+    law = LawRecord.read(args.law)
     run(
-        read_rows(args.runs),
-        LawRecord.read(args.law),
+        read_rows(args.runs, law),
+        law,
         FinalRecord.read(args.final) if args.final else None,
         [Metrics.read(path) for path in args.teachers],
         args.study_name,

@@ -21,7 +21,7 @@ from capgap.engine.models import check_reads, compute_device, load_model
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.records.artifacts import open_folder, publish_folder
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 
 def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> Importance:
@@ -56,6 +56,7 @@ def calibration(
         sequence_length=settings.sequence_length,
         count=settings.calibration_sequences,
         seed=settings.seed,
+        bos_id=streams.meta.bos_id,
     )
 
 
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="packed tokens folder",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, settings = parser.parse(argv)
     importance = run(settings, args.model, args.tokens, args.out)
     (layers, groups), neurons = importance.groups.shape, importance.neurons.shape[1]

@@ -15,7 +15,7 @@ from capgap.config import TeacherTokenizer, Tokenizer, TrainedTokenizer
 from capgap.data.text_store import split_texts
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, publish_folder
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser, out_folder, run_stage
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="corpus folder to train on, or teacher's model folder to copy from",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     args, settings = parser.parse(argv)
     print(f"vocabulary: {run(settings, args.source_folder, args.out)} entries")
 

@@ -1,35 +1,42 @@
 """
-The digest of the source a stage really runs.
+The digest of the source a stage really runs, and of the command of its rule.
 
-Snakemake does not see imported modules, so each rule carries this digest in its parameters. It
-covers the definitions that the stage's `run` reaches inside capgap: a module is cut into its
+Snakemake does not see imported modules, so each rule carries these digests in its parameters. The
+first covers the definitions that the stage's `main` reaches inside capgap: a module is cut into its
 top-level definitions, and only those that are used, directly or through others, count. Comments,
 docstrings, formatting and help texts do not. Over-approximation is safe and costs a rerun;
 constructs that hide what is used (star imports, importlib, exec) are refused by name.
+
+Two things are not followed. Functions marked `by_hand` refuse to run in a job of the workflow. The
+package capgap.workflow decides whether and when a job runs, and writes no result.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
 import capgap
 from capgap.errors import CapgapError
+from capgap.workflow.pending import snakefile
 
 PACKAGE = "capgap"
 SOURCE_ROOT = Path(capgap.__file__).parent
 HELP_KEYWORDS = {"description", "help", "metavar"}
 HELP_CALLS = {"Field", "add_argument", "add_argument_group"}
 HIDING_CALLS = {"exec", "eval", "__import__", "import_module"}
+NOT_FOLLOWED = "capgap.workflow"
+BY_HAND = "by_hand"  # the decorator, see capgap.stages.base
 
 
 @cache
 def source_digest(module: str) -> str:
-    """Digest (16 hexadecimal digits) of everything inside capgap that `module`'s `run` uses."""
+    """Digest (16 hexadecimal digits) of everything inside capgap that `module`'s `main` uses."""
     parts: dict[tuple[str, str], str] = {}
-    pending = [(module, "run")]
+    pending = [(module, "main")]
     while pending:
         key = pending.pop()
         if key not in parts:
@@ -37,23 +44,60 @@ def source_digest(module: str) -> str:
             pending += _uses(*key)
     modules = sorted({module for module, _ in parts})
     text = "\n".join(f"{m}:{n}\n{parts[m, n]}" for m, n in sorted(parts))
-    text += "\n".join(_data_files(folder) for folder in sorted({_file(m).parent for m in modules}))
+    for folder in sorted({_file(m).parent for m in modules}):
+        text += "".join(f"\n{n}\n{data}" for n, data in _data_files(folder).items() if n in text)
+    return _short(text)
+
+
+@cache
+def command_digest(rule: str) -> str:
+    """Digest (16 hexadecimal digits) of the shell command of a rule, whatever its line breaks."""
+    if rule not in _commands():
+        raise CapgapError(
+            f"rule {rule}: no shell command in triple quotes in {rules_folder()}/*.smk"
+        )
+    return _short(_commands()[rule])
+
+
+@cache
+def _commands() -> dict[str, str]:
+    """The shell command of every rule that has one, by the rule's name."""
+    found = {}
+    for path in sorted(rules_folder().glob("*.smk")):
+        _, *blocks = re.split(r"^(?=(?:rule|checkpoint) \w+:)", path.read_text("utf-8"), flags=re.M)
+        for block in blocks:
+            command = re.search(r'^    shell:\s+r?"""(.*?)"""', block, flags=re.M | re.S)
+            if command:
+                words = command[1].replace("\\\n", " ").split()
+                found[re.match(r"\w+ (\w+)", block)[1]] = " ".join(words)
+    return found
+
+
+def rules_folder() -> Path:
+    """The folder of the rules of the graph in use."""
+    return snakefile().parent / "rules"
+
+
+def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @cache
-def _data_files(folder: Path) -> str:
-    """Contents of the files that are not Python beside a module: templates, styles, scripts."""
-    if folder == SOURCE_ROOT:
-        return ""
+def _data_files(folder: Path) -> dict[str, str]:
+    """Files that are not Python beside a module (templates, styles, scripts), by name.
+
+    They count where a definition that is used names them.
+    """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc"))
-    return "\n".join(f"{p.name}\n{p.read_text(encoding='utf-8')}" for p in files)
+    return {p.name: p.read_text(encoding="utf-8") for p in files}
 
 
 @cache
 def _file(module: str) -> Path | None:
     """Source file of a module of this package, None for anything else."""
     if module != PACKAGE and not module.startswith(PACKAGE + "."):
+        return None
+    if module == NOT_FOLLOWED or module.startswith(NOT_FOLLOWED + "."):
         return None
     stem = SOURCE_ROOT.joinpath(*module.split(".")[1:])
     for path in (stem / "__init__.py", stem.with_suffix(".py")):
@@ -86,7 +130,14 @@ def _definitions(module: str) -> dict[str, str]:
     }
 
 
+def _is_by_hand(statement: ast.stmt) -> bool:
+    marks = getattr(statement, "decorator_list", [])
+    return any(isinstance(mark, ast.Name) and mark.id == BY_HAND for mark in marks)
+
+
 def _text(statement: ast.stmt, name: str) -> str:
+    if _is_by_hand(statement):
+        return BY_HAND
     if isinstance(statement, ast.Import | ast.ImportFrom):
         aliases = ", ".join(ast.unparse(a) for a in _aliases(statement, statement, name))
         return f"import {aliases} from {getattr(statement, 'module', '')}"
@@ -118,7 +169,7 @@ def _uses(module: str, name: str) -> list[tuple[str, str]]:
     if parent != module and _file(parent):
         used.append((parent, ALWAYS))
     for statement in _nodes(module)[name]:
-        for node in ast.walk(statement):
+        for node in [] if _is_by_hand(statement) else ast.walk(statement):
             match node:
                 case ast.Name(id=other) if other in _nodes(module) and other != name:
                     used.append((module, other))

@@ -170,6 +170,9 @@ class Host:
                 connection.close()
             os.dup2(files[0], 1)
             os.dup2(files[1], 2)
+            # new streams: the host's know whether its own files could be sought in
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
             os.chdir(request["folder"])
             os.environ.clear()
             os.environ.update(request["environment"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -46,18 +47,42 @@ def share_out(number: int) -> None:
     os.environ[VARIABLE] = ",".join(ids[:number])
 
 
+def lock_folder() -> Path:
+    """The folder of this user's locks of GPUs, which nobody else may write or read.
+
+    The same for all jobs on a machine, whatever started them: the run-time folder of the user where
+    the machine has one, else a folder among the temporary ones. There another user can make it
+    first, so its owner is checked.
+    """
+    user = os.getuid()
+    runtime = [Path(p) for p in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{user}") if p]
+    found = [p for p in runtime if p.is_dir() and p.stat().st_uid == user and os.access(p, os.W_OK)]
+    if found:
+        folder = found[0] / "capgap-gpus"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"capgap-gpus-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o077:
+        raise CapgapError(
+            f"{folder}: another user has made it or may write it, so GPUs cannot be shared out by it; "
+            "have it removed, or set XDG_RUNTIME_DIR to a folder that is yours alone"
+        )
+    return folder
+
+
 def claim(number: int, ids: list[str]) -> list[str]:
     """Become the only user of some devices for as long as this process, or the job it starts, lives."""
     if number > len(ids):
         raise CapgapError(f"the job needs {number} GPUs, {len(ids)} are shared out; give it more")
-    folder = Path(tempfile.gettempdir()) / f"capgap-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = lock_folder()
     while True:
         held: dict[str, int] = {}
         for name in ids:
             if len(held) == number:
                 break
-            file = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            file = os.open(folder / f"{name}.lock", flags, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held[name] = file

@@ -1,9 +1,8 @@
 """
 Snakemake's records: what each output was made from, with which parameters.
 
-One JSON file for each output in .snakemake/metadata, named by the output's path in URL-safe
-base64, cut into pieces where that is longer than a file name may be (Snakemake 9.27.1,
-persistence/file.py; format version 6). DVC versions them together with the results.
+One JSON file for each output in .snakemake/metadata, see private.py. DVC versions them together with
+the results.
 """
 
 from __future__ import annotations
@@ -11,65 +10,73 @@ from __future__ import annotations
 import ast
 import json
 import os
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from capgap.records.artifacts import sha256, write_text
-
-RECORDS = Path(".snakemake/metadata")
-UNFINISHED = Path(".snakemake/incomplete")
-PIECE = 254
-
-
-def location(folder: Path, output: str) -> Path:
-    """File in `folder` that stands for an output."""
-    name = urlsafe_b64encode(output.encode()).decode()
-    pieces = [name[i : i + PIECE] for i in range(0, len(name), PIECE)]
-    return folder.joinpath(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
+from capgap.records import paths
+from capgap.records.artifacts import write_text
+from capgap.records.reading import Unreadable, digest, read_text
+from capgap.workflow.private import RECORDS, UNFINISHED, location, output_of
 
 
-def output_of(folder: Path, file: Path) -> str:
-    """The output that a file in `folder` stands for."""
-    name = "".join(file.relative_to(folder).parts).replace("@", "")
-    return urlsafe_b64decode(name).decode()
+def named(folder: Path, root: str | Path) -> Iterator[tuple[str, Path]]:
+    """Outputs below `root` that files in `folder` stand for, and these files."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            file = Path(directory, name)
+            output = output_of(folder, file)
+            if output is not None and output.startswith(f"{root}/"):
+                yield output, file
 
 
 def read_all(root: str | Path) -> dict[str, dict]:
     """Records of all outputs that exist below a folder, by output, sorted.
 
     A record torn by a kill is left out; Snakemake passes over it as well and reruns the job.
+    Raises Unreadable for a record that Snakemake could not read, either.
     """
     records = {}
-    for folder, _, names in os.walk(RECORDS):
-        for name in names:
-            output = output_of(RECORDS, Path(folder, name))
-            if output.startswith(f"{root}/") and os.path.exists(output):
-                try:
-                    text = Path(folder, name).read_text(encoding="utf-8")
-                    records[output] = json.loads(text)
-                except json.JSONDecodeError:
-                    continue
+    for output, file in named(RECORDS, root):
+        if os.path.exists(output) and (record := read_record(file, output)):
+            records[output] = record
     return dict(sorted(records.items()))
+
+
+def read_record(file: Path, output: str) -> dict | None:
+    """One record; None if it is torn, as a kill leaves it. Unreadable if it is no record at all."""
+    hint = f"the record of {output} is damaged ({file}); bring it back (capgap pull --force), or "
+    hint += "delete that file and the output to have it made again"
+    try:
+        text = read_text(file)
+        record = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    except (Unreadable, ValueError, RecursionError):
+        raise Unreadable(hint) from None
+    kinds = {"params": list, "starttime": (int, float), "endtime": (int, float), "rule": str}
+    fits = isinstance(record, dict) and all(isinstance(record.get(k), t) for k, t in kinds.items())
+    if not fits or not isinstance(record.get("input_checksums") or {}, dict):
+        raise Unreadable(hint)
+    return record
 
 
 def unfinished(root: str | Path) -> list[str]:
     """Outputs below a folder whose job was started and has not ended."""
-    outputs = []
-    for folder, _, names in os.walk(UNFINISHED):
-        outputs += [output_of(UNFINISHED, Path(folder, name)) for name in names]
-    return sorted(output for output in outputs if output.startswith(f"{root}/"))
+    return sorted(output for output, _ in named(UNFINISHED, root))
 
 
 def changed_inputs(records: dict[str, dict]) -> dict[str, list[str]]:
-    """Inputs whose contents are not what outputs were made from: {input: [outputs]}."""
+    """Inputs whose contents are not what outputs were made from: {input: [outputs]}.
+
+    A record from elsewhere may name any file; those outside the working folder are not read.
+    """
     digests: dict[str, str] = {}
     changed: dict[str, list[str]] = {}
     for output, record in records.items():
         for name, recorded in (record.get("input_checksums") or {}).items():
-            if os.path.exists(name):
+            if paths.is_inside(name) and os.path.exists(name):
                 if name not in digests:
-                    digests[name] = f"sha256:{sha256(Path(name))}"
+                    digests[name] = f"sha256:{digest(name)}"
                 if digests[name] != recorded:
                     changed.setdefault(name, []).append(output)
     return changed
@@ -91,8 +98,9 @@ def replace_spec(output: str, record: dict, change: Callable[[dict], dict]) -> N
 
 def _spec(parameter: str) -> dict | None:
     """The spec in a recorded parameter, which is the repr of a value; None for any other."""
-    value = ast.literal_eval(parameter)
-    if isinstance(value, str) and value.startswith("{"):
-        data = json.loads(value)
-        return data if {"stage", "source"} <= data.keys() else None
-    return None
+    try:
+        value = ast.literal_eval(parameter)
+        data = json.loads(value) if isinstance(value, str) and value.startswith("{") else {}
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return data if {"stage", "source"} <= data.keys() else None

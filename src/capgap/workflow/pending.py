@@ -10,6 +10,7 @@ from typing import NamedTuple
 import capgap
 from capgap.errors import CapgapError
 from capgap.records import paths
+from capgap.workflow.private import out_of_date
 
 
 class Pending(NamedTuple):
@@ -32,7 +33,7 @@ def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
     graph = snakefile()
     if not graph.is_file():
         raise CapgapError("no Snakefile here; run from the top folder of the repository")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(graph), *options]
+    command = [sys.executable, "-m", "capgap.workflow.private", "--snakefile", str(graph), *options]
     # --configfile takes all words behind it, so a target must stand before it
     return [*command, "--configfile", str(study_file)]
 
@@ -44,8 +45,7 @@ def pending(study_file: Path) -> list[Pending]:
     )
     if result.returncode:
         raise CapgapError(f"the study cannot be planned:\n{result.stderr.strip()}")
-    rows = [line.split("\t") for line in result.stdout.splitlines() if line.count("\t") == 5]
-    return [Pending(row[2], row[0]) for row in rows[1:] if row[5] == "update pending"]
+    return [Pending(*row) for row in out_of_date(result.stdout)]
 
 
 def not_done(study_file: Path, study: str) -> list[str] | None:

@@ -15,8 +15,10 @@ from capgap.config import Section, Study
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
+from capgap.records.checksums import read_manifest
+from capgap.records.reading import Unreadable
 from capgap.workflow import ledger
-from capgap.workflow.digest import source_digest
+from capgap.workflow.digest import command_digest, source_digest
 
 SETTINGS = "CAPGAP_STUDY"  # what a run planned with, for jobs that parse the workflow again
 SOURCES = "CAPGAP_SOURCES"
@@ -48,18 +50,28 @@ def handed_down() -> Study:
     return load_study(json.loads(os.environ[SETTINGS]))
 
 
-def _source(stage: str) -> str:
-    """The digest of a stage's source, in a job the one its run planned with."""
+def digests(stage: str, rule: str) -> dict[str, str]:
+    """What an output of this rule is made with now: digests of its source and its command."""
+    return {"source": source_digest(f"capgap.stages.{stage}"), "command": command_digest(rule)}
+
+
+def _planned(stage: str, rule: str) -> dict[str, str]:
+    """The same, in a job what its run planned with.
+
+    Raises CapgapError where the rule's command has changed since; the stage says it of the source.
+    """
     planned = json.loads(os.environ.get(SOURCES, "{}"))
-    if stage not in planned:
-        planned[stage] = source_digest(f"capgap.stages.{stage}")
+    if rule not in planned:
+        planned[rule] = digests(stage, rule)
         os.environ[SOURCES] = json.dumps(planned)
-    return planned[stage]
+    if planned[rule]["command"] != command_digest(rule):
+        raise CapgapError(f"rule {rule} changed after the run was planned; run again")
+    return planned[rule]
 
 
-def spec(stage: str, settings: Section | None = None) -> str:
+def spec(stage: str, settings: Section | None, rule: str) -> str:
     """Sorted JSON, so that Snakemake compares one text in which every value has its name."""
-    data = {"stage": stage, "source": _source(stage)}
+    data = {"stage": stage, **_planned(stage, rule)}
     if settings is not None:
         data["settings"] = settings.model_dump(mode="json", exclude_none=True)
     return json.dumps(data, sort_keys=True)
@@ -95,7 +107,7 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
             if records[name]["endtime"] <= records[used]["starttime"]:
                 raise CapgapError(
                     f"{name} is not what {used} was made from, and no job has made it since: it was "
-                    f"edited or damaged. Bring back what was saved (dvc checkout --force {name}), or "
+                    f"edited or damaged. Bring back what was saved (capgap pull --force {name}), or "
                     "delete it to have it made again"
                 )
         os.utime(name, (now, now))
@@ -131,7 +143,7 @@ def check_inputs(jobs: Iterable[Any]) -> None:
         raise CapgapError(
             "nothing was started: jobs of this run read what is not here. Files are missing of\n"
             + "\n".join(f"  {line}" for line in shown)
-            + "\nBring all (capgap pull --models) or one (dvc pull --force FOLDER); a folder that you "
+            + "\nBring all (capgap pull --models) or one (capgap pull FOLDER); a folder that you "
             "delete is made again"
         )
 
@@ -141,7 +153,7 @@ def _is_left_out(path: Path) -> bool:
     if path.name != paths.MANIFEST or not path.is_file():
         return False
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):  # damaged, as the job that opens it says
+        files = read_manifest(path)
+    except Unreadable:  # as the job that opens it says
         return False
     return not all((path.parent / name).is_file() for name in files)

@@ -1,0 +1,127 @@
+"""
+Which class of transformers a folder's config.json stands for: always one for causal language modelling.
+
+Folders of models for text and pictures hold a language model among other parts; its configuration is
+their `text_config`, and it alone is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from capgap.engine.foreign import without_asking
+from capgap.engine.weight_files import Weights
+from capgap.errors import CapgapError
+from capgap.records.reading import read_json
+
+MOST_LAYERS = 10_000  # or as many as there are tensors
+# Names of the language model's tensors inside a wrapper, as wrappers of all times write them
+IN_WRAPPER = {
+    r"^(?:model\.)?language_model\.model\.": "model.",
+    r"^(?:model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?language_model\.": "model.",
+}
+
+
+class ModelClass(NamedTuple):
+    """A class, the settings of its configuration, and whether the folder holds other parts too."""
+
+    architecture: type[PreTrainedModel]
+    settings: dict
+    wrapped: bool
+
+
+def read_settings(folder: Path) -> dict:
+    """Contents of config.json without what it may not ask for.
+
+    Raises CapgapError if there is none or it is damaged.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder")
+    return without_asking(read_json(path))
+
+
+def model_class(folder: Path, settings: dict) -> ModelClass:
+    """The class for the settings in a folder's config.json.
+
+    Raises CapgapError for quantised weights, and for a kind of model without a class for causal
+    language modelling.
+    """
+    path = folder / "config.json"
+    quantised = settings.get("quantization_config")
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise CapgapError(
+            f"{path}: quantization_config: the weights are quantised ({method or 'unknown method'}), "
+            "and neither training nor pruning can use them; take the model as it was before"
+        )
+    kind, names = settings.get("model_type"), settings.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    name = name if isinstance(name, str) else None
+    inner = settings.get("text_config")
+    if isinstance(inner, dict) and isinstance(kind, str) and kind in CONFIG_MAPPING:
+        text_kind = inner.get("model_type") or CONFIG_MAPPING[kind]().get_text_config().model_type
+        if found := _of_kind(text_kind, None):
+            shared = {key: settings[key] for key in SHARED if key in settings}
+            return ModelClass(found, shared | inner, wrapped=True)
+    found = _of_kind(kind, name)
+    if found is None:
+        raise CapgapError(
+            f"{path}: transformers knows no causal language model for architecture {name or '(none)'} "
+            f"and model_type {kind or '(none)'}; correct the two, or take another model"
+        )
+    return ModelClass(found, settings, wrapped=False)
+
+
+SHARED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype")
+
+
+def _of_kind(kind: object, name: str | None) -> type[PreTrainedModel] | None:
+    """The class of this name if it is for causal language modelling, or the one of a model type."""
+    known = {}
+    for one, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        known[one] = [names] if isinstance(names, str) else list(names)
+    if name in {n for names in known.values() for n in names}:
+        chosen = name
+    else:
+        chosen = known[kind][0] if isinstance(kind, str) and kind in known else None
+    return getattr(transformers, chosen, None) if chosen else None
+
+
+def names_in_wrapper(weights: Weights) -> set[str]:
+    """Names that the language model's tensors in a wrapper have in its own class."""
+    return {
+        re.sub(pattern, name, key, count=1)
+        for key in weights.tensors
+        for pattern, name in IN_WRAPPER.items()
+        if re.match(pattern, key)
+    }
+
+
+def check_sizes(folder: Path, settings: dict, weights: Weights) -> None:
+    """Raise CapgapError for sizes that the weights cannot have, before anything is built of them."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            check_sizes(folder, value, weights)
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        if re.search(r"layers?$", key):
+            most = max(MOST_LAYERS, len(weights.tensors))
+        elif re.search(
+            r"(hidden|intermediate|vocab|ffn|inner|embed).*size$|dim$|embd$|heads$", key
+        ):
+            most = max(10_000, weights.elements)
+        else:
+            continue
+        if value > most:
+            raise CapgapError(
+                f"{folder}/config.json: {key} is {value:,}, but all its weights are {weights.elements:,} "
+                f"numbers in {len(weights.tensors):,} tensors; correct it, or fetch the model again"
+            )

@@ -1,0 +1,119 @@
+"""
+Ask a law that was fitted before: which teacher for a student, and which student for a teacher.
+
+The record of a law does not keep its draws, so the same law is fitted again to the same table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from capgap.config import Law
+from capgap.config.counts import parse_count
+from capgap.errors import CapgapError
+from capgap.law.law_record import LawRecord, Recommendation
+from capgap.law.leading_answer import by_leading
+from capgap.law.means import cell_table, spent_flops
+from capgap.law.predict import recommend, student_for
+from capgap.law.regression import Fit, fit_law
+from capgap.law.table import main_arm, read_runs, teacher_sizes
+from capgap.law.words import about, budget, span
+
+
+def ask(
+    law_path: str | Path,
+    runs_path: str | Path,
+    student: int,
+    tokens: int | None = None,
+    teachers: list[str] | None = None,
+) -> Recommendation:
+    """Rank teachers for a student.
+
+    student: parameters without embeddings. tokens: distillation budget, the largest of the table
+    if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
+    larger than the student are left out. Raises CapgapError where a count is not positive, no
+    teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
+    fitted on this table.
+    """
+    law, runs = read_both(law_path, runs_path)
+    fit = refit(law, runs, f"{law_path} and {runs_path}")
+    if tokens is None:
+        tokens = max(optimum.tokens for optimum in law.optima)
+    for name, value in (("student", student), ("tokens", tokens)):
+        if value <= 0:
+            raise CapgapError(f"--{name} is {value}, but must be greater than 0")
+    offered = _offered(teachers, teacher_sizes(runs))
+    larger = {name: size for name, size in offered.items() if size > student}
+    if not larger:
+        raise CapgapError(
+            f"{runs_path if teachers is None else '--teachers'}: no teacher is larger than the "
+            f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
+            "a smaller student"
+        )
+    cells = cell_table(runs, law.size)
+    answer = recommend(fit, law, larger, student, tokens, spent_flops(cells), _published(law))
+    return by_leading(answer, law, cells)
+
+
+def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
+    """Which student size a teacher fits best at a budget, by the joint law, as a sentence."""
+    law, runs = read_both(law_path, runs_path)
+    fit = refit(law, runs, f"{law_path} and {runs_path}")
+    tokens = tokens or max(optimum.tokens for optimum in law.optima)
+    if fit.joint is None:
+        return f"No law could be fitted: {fit.why_not}."
+    found = student_for(fit, teacher, tokens, law.confidence)
+    if found is None:
+        return f"By the law no student has its optimum at {about(teacher)} at {budget(tokens)}."
+    return (
+        f"At {budget(tokens)} a teacher of {about(teacher)} is the optimum of a student of "
+        f"{about(found.value)} ({span(found)})."
+    )
+
+
+def read_both(law_path: str | Path, runs_path: str | Path) -> tuple[LawRecord, pd.DataFrame]:
+    """A law and its table, read as it was when the law was fitted."""
+    law = LawRecord.read(law_path)
+    return law, read_runs(runs_path, law.metric, law.excluded)
+
+
+def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
+    """The fit behind a law record, whose draws the record does not keep.
+
+    Raises CapgapError if the record belongs to another table.
+    """
+    settings = Law(
+        confidence=law.confidence, tie_nats=law.tie_nats, size=law.size, noise_sd=law.noise_sd
+    )
+    fit = fit_law(runs, settings)
+    found = [
+        (place.student, round(place.tokens), place.status, set(place.runs.teacher_N.tolist()))
+        for place in fit.located
+    ]
+    recorded = [
+        (o.student, o.tokens, o.status, {cell.teacher for cell in o.cells}) for o in law.optima
+    ]
+    if found != recorded or len(main_arm(runs)) != law.n_runs:
+        raise CapgapError(f"{where} do not belong together: fit the law again on this table")
+    return fit
+
+
+def _published(law: LawRecord) -> float:
+    return law.lines[0].published_slope
+
+
+def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int]:
+    if teachers is None:
+        return known
+    sizes = {}
+    for name in teachers:
+        try:
+            sizes[name] = known.get(name) or int(parse_count(name))
+        except ValueError:
+            raise CapgapError(
+                f"--teachers: '{name}' is neither a teacher of the table ({', '.join(known)}) nor "
+                "a size like 7B"
+            ) from None
+    return sizes

@@ -1,0 +1,443 @@
+"""What the files of the law contain, and of what follows from it: law.json, choice.json, final.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+
+from capgap.errors import CapgapError
+from capgap.records.run_records import Record
+
+SCHEMA_VERSION = 2  # of law.json
+
+
+class Interval(Record):
+    """An estimate with its interval; `low` or `high` is None where the data set no limit."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Exponents(Record):
+    """T* ~ S^a D^b; None if the runs do not determine it."""
+
+    by_size: Interval | None  # a: at equal tokens
+    by_tokens: Interval | None  # b: for one student
+    by_size_at_fixed_tokens_per_param: Interval | None  # a + b
+
+
+class NoiseComponent(Record):
+    """One part of the noise; what each is: capgap.law.noise."""
+
+    name: Literal["order", "block", "trunk", "init", "teacher", "scatter", "misfit"]
+    sd: Interval  # nats per token; of scatter: of log T*; of misfit: share of the excess
+    source: Literal["replicas", "residuals", "prior", "stated"]  # what it mostly rests on
+    includes: list[str]  # parts that this study cannot tell from it
+
+
+class Misfit(Record):
+    """Whether students differ from the common law and curve beyond noise."""
+
+    p: float | None  # F test; None without degrees of freedom
+    students: list[str]  # those that do so most, if p is small
+    reason: str
+
+
+class TeacherEffect(Record):
+    """How far a teacher's students lie from the curve of its size, nats per token; below 0 is better."""
+
+    teacher: str  # with the number of its draw if there are several
+    teacher_params_non_embedding: float
+    effect_nats: float
+    effect: Interval  # 90 % prediction interval
+    off_family: bool  # whether that excludes 0
+
+
+class SizeCount(Record):
+    """How well the law fits if sizes are counted in one way."""
+
+    size: Literal["non_embedding", "total", "forward_flops"]
+    rms_nats: float  # of the runs about the law
+
+
+class CurveForm(Record):
+    """Curve of the loss above its lowest point: c exp(k (u* - u0)) E_k(log T/S - u*)."""
+
+    curvature_nats: float  # c, at the central ratio
+    skew: float  # k
+    central_ratio: float  # T/S, exp(u0)
+    central_student_params: float  # geometric means of the groups
+    central_tokens: float
+
+
+class TeacherCell(Record):
+    """One teacher (all its draws) at one student size and budget."""
+
+    teacher: str
+    teacher_params_non_embedding: float
+    n_runs: int
+    mean_loss_nats_per_token: float
+    loss_low: float | None  # interval of the mean by the noise of the study
+    loss_high: float | None
+    regret_nats: float  # above the best teacher of the same student and budget
+
+
+class Optimum(Record):
+    """The best teacher size of one student size at one token budget."""
+
+    student: str
+    student_params_non_embedding: float  # mean over its runs
+    tokens: int
+    status: Literal["interior", "lower_bound", "upper_bound", "not_identifiable"]
+    # by the lowest mean. interior: inside the ladder. lower_bound: the largest teacher is best.
+    # upper_bound: the smallest is best. not_identifiable: fewer than three teacher sizes.
+    reason: str
+    teacher_params: Interval | None  # T* by the joint law; a side without a limit is None
+    ratio: Interval | None  # T* / S by the joint law
+    place: Literal["inside", "below", "above", "open", "not_identifiable"]
+    # of the joint law's T*: inside the ladder, or its interval wholly below the smallest or above
+    # the largest teacher; open: neither
+    own_teacher_params: Interval | None  # T* by this group's curve alone
+    best_teacher: str  # lowest mean loss among those tried
+    within_tie: list[str]  # teachers within law.tie_nats of the best
+    cells: list[TeacherCell]  # by teacher size
+    shape: Literal["interior", "saturating", "monotone", "flat", "not_identifiable"]
+    shape_reason: str
+
+
+class BandPoint(Record):
+    """The line's own interval at a student size (not that of one more optimum), parameters."""
+
+    student_params_non_embedding: float
+    teacher_params: Interval
+
+
+class Line(Record):
+    """T* = intercept + slope S over separate optima, those at an edge as bounds."""
+
+    tokens: int | None  # None for a line at equal tokens per parameter
+    tokens_per_param: float | None
+    status: Literal["fitted", "not_identifiable"]
+    reason: str
+    slope: Interval | None
+    intercept: Interval | None
+    ratio_through_origin: Interval | None  # T* = ratio S
+    n_students: int  # interior optima used
+    n_bounds: int = 0  # optima at an edge of the ladder, used as bounds
+    published_slope: float
+    # over the students of the line, and half as far again on either side
+    band: list[BandPoint] = Field([])
+
+
+class RivalFit(Record):
+    """A rival law fitted to the same runs."""
+
+    law: str
+    status: Literal["identified", "not_identifiable", "failed", "not_available"]
+    # not_identifiable: some constants are held because the runs cannot determine them
+    reason: str
+    constants: dict[str, float]
+    free: list[str]
+    held: list[str]
+    n_cells: int
+    rms_log_loss: float | None
+
+
+class StartExplains(Record):
+    """How far the loss of the start explains differences within a student size and budget."""
+
+    n_cells: int
+    r_squared_start: float
+    r_squared_teacher: float  # by log T/S and its square
+    r_squared_both: float
+    p_teacher: float  # F test: teacher size explains nothing beyond the start
+    p_start: float  # F test: the start explains nothing beyond teacher size
+
+
+class Pick(Record):
+    """The teacher that a law chose for a student it had not seen."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher: str
+    teacher_params_non_embedding: int
+    regret_nats: float
+
+
+class LeftOut(Record):
+    """Mean regret of a law over what it had not seen."""
+
+    kind: Literal["students", "budgets", "teachers", "all"]  # all: mean over the kinds
+    n_cases: int  # students and budgets that lost runs, once for each thing left out
+    n_answered: int  # of them; a teacher at random stands in for the others
+    regret: Interval  # nats per token; t interval over students
+
+
+class Score(Record):
+    """How well a law chose for student sizes it had not seen; means over students and budgets."""
+
+    law: str
+    status: Literal["scored", "not_available"]
+    reason: str
+    n_cases: int
+    mean_regret_nats: float | None  # observed loss of its choice above the observed best
+    max_regret_nats: float | None
+    hit_rate: float | None  # choice within tie_nats of the best
+    chance_hit_rate: float | None  # the same for a teacher at random
+    interval_coverage: float | None  # share of its intervals that hold the T* left out
+    n_intervals: int
+    pilot_flops: float | None  # of the runs it was fitted to
+    choice_flops: float | None  # of one run with its choice
+    exhaustive_flops: float | None  # of one run with every teacher
+    left_out: list[LeftOut] = Field([])  # by kind, then all; empty for no_teacher and chance
+    picks: list[Pick] = Field([])  # of a law or rule that names a teacher, case by case
+
+
+class OffTeacher(Record):
+    """A teacher whose own loss lies above the curve of its family; see capgap.law.teacher_family."""
+
+    teacher: str
+    teacher_params_non_embedding: float
+    loss: float
+    above_curve: float
+
+
+class CausesOptimum(Record):
+    """The best teacher within the table's family, by the law of two causes."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher_params: Interval  # a limit beyond the family is None
+    place: Literal["interior", "smallest", "largest"]  # the latter two: of the family, a bound
+
+
+class CausesCell(Record):
+    """The two causes of one measured student, budget and teacher, nats per token."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher: str
+    teacher_params_non_embedding: float
+    damage: Interval  # of the cut
+    teacher_part: (
+        Interval  # g times the teacher's loss, above the smallest teacher's; below 0 helps
+    )
+
+
+class TwoCausesFit(Record):
+    """The law of two causes; formula and names of its parameters in capgap.law.two_causes."""
+
+    status: Literal["identified", "not_identifiable", "not_available"]
+    reason: str
+    help: Interval | None = None  # g, nats of the student per nat of the teacher
+    damage_rate_nats: Interval | None = None  # c, nats for each factor e in T/S, at the centre
+    damage_by_tokens: Interval | None = None  # q, damage falls as D^-q
+    damage_by_size: Interval | None = None  # r, and as S^-r
+    damage_ceiling_nats: Interval | None = None  # A
+    held: list[str] = Field([])  # parameters that their priors decide
+    centre_student_params: float | None = None
+    centre_tokens: float | None = None
+    noise_nats: float | None = None  # standard deviation of a cell about the law
+    n_cells: int = 0
+    n_teachers: int = 0  # draws
+    optima: list[CausesOptimum] = Field([])  # by budget and student size
+    cells: list[CausesCell] = Field([])  # by budget, student size and teacher size
+    off_family: list[OffTeacher] = Field([])
+    far_off: list[str] = Field([])  # cells more than six usual residuals from the law
+
+
+class ArmEffects(Record):
+    """Effects of start and teacher at one student size and budget, nats per token."""
+
+    student: str
+    tokens: int
+    start_nats: float | None  # span over pruned starts
+    teacher_nats: float | None  # span over teachers at a fixed start
+    noise_nats: float | None  # span that noise alone exceeds in 5 % of cases
+    fixed_start_shapes: dict[str, str]  # by init
+    gain_nats: float | None  # own teacher against none at the same start
+
+
+class Claim(Record):
+    """One claim about the law and what the runs say about it; rules in capgap.law.claims."""
+
+    name: Literal["interior", "grows", "proportional", "ratio", "tokens"]
+    answer: Literal["yes", "no", "unknown"]
+    verdict: Literal["equal", "different", "not_told_apart", "shown", "not_shown"]
+    reason: str
+    estimate: Interval | None = None
+    reference: float | None = None  # what the estimate is compared with
+    margin: float | None = None  # that counts as equal: of an exponent, or a share of a ratio
+
+
+class Overall(Record):
+    """The verdict on the published law; rules in capgap.law.claims."""
+
+    status: Literal["supported", "contradicted", "inconclusive"]
+    reason: str
+    claims: list[Claim]
+    cause: Literal["init", "teacher", "both", "unknown"]  # of interior optima
+    cause_reason: str
+
+
+class LawRecord(Record):
+    """`law.json`: what the regression found."""
+
+    schema_version: Literal[2] = 2
+    n_runs: int
+    # of the table; all fields in nats are on its scale, which capgap.law.metric explains
+    metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"
+    excluded: list[dict[str, str | int]] = Field([])  # runs left out by law.exclude
+    confidence: float
+    tie_nats: float
+    ratio_margin: float
+    exponent_margin: float
+    size: Literal["non_embedding", "total", "forward_flops"]  # what S and T count
+    noise_sd: float | None  # as stated in the settings, nats
+    status: Literal["fitted", "flat", "not_identifiable"]
+    reason: str  # why not identifiable, or over what it was fitted
+    exponents: Exponents
+    ratio_at_25_tokens_per_param: Interval | None  # T*/S of the central student
+    published_ratio_at_tokens_per_param: Interval | None  # at which T*/S is the published slope
+    curve: CurveForm | None
+    noise: list[NoiseComponent]
+    noise_df: float | None  # degrees of freedom of the noise between single runs of two teachers
+    misfit: Misfit | None
+    teacher_effects: list[TeacherEffect]  # if a component for teachers is fitted
+    sizes: list[SizeCount]  # of the counts whose columns are in the table
+    optima: list[Optimum]  # by budget and student size
+    lines: list[Line]  # one for each budget, or for each number of tokens per parameter
+    family_monotone: bool | None  # teacher loss falls with teacher size over the whole family
+    verdict: str  # one sentence
+    overall: Overall
+    rivals: list[RivalFit] = Field([])
+    scores: list[Score] = Field([])
+    two_causes: TwoCausesFit | None = None
+    leading: Literal["power_law", "two_causes", "busbridge", "p2"] | None = None
+    # the law with the lowest mean regret over what it had not seen; `recommend` uses it
+    leading_reason: str = "not scored"
+    effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
+    start_explains: StartExplains | None = None  # None without losses of the starts
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a record; CapgapError if an earlier version of capgap wrote it."""
+        path = Path(path)
+        try:
+            version = json.loads(path.read_text(encoding="utf-8")).get("schema_version", 1)
+        except (OSError, UnicodeDecodeError, ValueError, AttributeError):
+            version = SCHEMA_VERSION  # not a law record at all; reported below
+        if version != SCHEMA_VERSION:
+            raise CapgapError(
+                f"{path}: a law record of version {version}, and this is version {SCHEMA_VERSION}; "
+                "fit the law again: `capgap run` in the study, or `capgap law fit runs.csv --out "
+                f"{path.name}`"
+            )
+        return super().read(path)
+
+
+class RankedTeacher(Record):
+    """One teacher of a recommendation."""
+
+    teacher: str
+    teacher_params_non_embedding: int
+    ratio: float  # to the student's size
+    predicted_loss: Interval | None  # nats per token; None where no surface could be fitted
+    predicted_regret: Interval | None  # above the best teacher offered, nats
+    within_tie: bool | None  # predicted to be as good as the best
+    measured_loss: Interval | None = None  # if this student, budget and teacher are in the table
+    measured_regret: float | None = None  # above the best teacher measured there
+    train_flops: float  # of one distillation, 6 S D + 2 T D
+
+
+class RuleRegret(Record):
+    """What a rule of thumb would cost here."""
+
+    rule: str
+    teacher: str | None  # that it picks; None without a teacher
+    expected_regret_nats: float | None
+    train_flops: float
+
+
+class Recommendation(Record):
+    """What `capgap recommend` answers."""
+
+    student_params_non_embedding: int
+    tokens: int
+    status: Literal["recommended", "abstains"]
+    reason: str | None  # why the data cannot say; None where recommended
+    basis: Literal["power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"]
+    basis_note: str
+    law_tokens: int  # budget of the law that was used
+    teacher_params_star: Interval | None  # T*; None where only a nearest student could be asked
+    target_params: float  # T*, or what the nearest student suggests
+    ranked: list[RankedTeacher]  # best first
+    within_tie: list[str]  # teachers predicted within tie_nats of the best
+    student_extrapolation: float  # times beyond the sizes studied; 1 inside
+    tokens_extrapolation: float
+    teacher_extrapolation: float  # of T*/S beyond the ratios studied
+    rules: list[RuleRegret]
+    exhaustive_flops: float  # of one distillation from every teacher offered
+    saved_flops: float  # by the first choice against trying all
+    pilot_flops: float  # of all runs of the table, spent already
+    notes: list[str]
+
+
+class Choice(Record):
+    """`choice.json`: the teacher the law chooses for a student size, and what it is held against."""
+
+    student_params_non_embedding: int
+    tokens: int  # budget of the final run
+    law_tokens: int  # budget of the law that was used
+    basis: Literal[
+        "power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"
+    ]  # the last where no law could be fitted
+    basis_note: str
+    teacher_params_star: Interval | None  # T* at this student size and budget
+    chosen: str
+    neighbour: str | None  # the next best guess, from the other side of T* where there is one
+    largest: str
+    order_sd: float | None = None  # of the law's noise, nats: one run over orders of the data,
+    redraw_sd: float | None = None  # and over redraws of its teacher and init; None if unknown
+    noise_df: float | None = None  # degrees of freedom of both
+    recommendation: Recommendation | None = None  # the whole answer
+
+    def teachers(self) -> list[str]:
+        """The teachers to distil the final student from, chosen first, without repeats."""
+        names = [self.chosen, self.neighbour, self.largest]
+        return list(dict.fromkeys(name for name in names if name))
+
+
+class FinalRow(Record):
+    """The final student from one teacher, mean over its seeds."""
+
+    teacher: str
+    role: str  # chosen, neighbour, largest, or several
+    teacher_params_non_embedding: int
+    student_params_non_embedding: float
+    n_seeds: int
+    val_loss_nats_per_token: float
+    test_loss_nats_per_token: float
+    test_bits_per_byte: float
+    test_perplexity: float
+    test_loss_by_seed: dict[str, float]
+    train_flops: float
+
+
+class FinalRecord(Record):
+    """`final.json`: the final student against its alternatives."""
+
+    choice: Choice
+    rows: list[FinalRow]  # best test loss first
+    chosen_is_best: bool
+    regret_nats: float  # test loss of the chosen above the best of all tried
+    resolved: bool | None  # whether the difference exceeds its noise; None if that is unknown
+    published_seed: int  # the run whose model is published
+    sentence: str

@@ -1,0 +1,107 @@
+"""
+What the runs were measured by, and the scale on which the law is fitted.
+
+The law is fitted to values for which lower is better and differences add up:
+
+  loss        nats per token, as it is
+  perplexity  its logarithm, which is the loss in nats per token
+  error       log(error / (1 - error)), the logit of a share of wrong answers
+  accuracy    the logit of 1 - accuracy
+
+The logit is used for shares because they are bounded: one point of accuracy means much more at 98 %
+than at 50 %, and a curve that is smooth in the size of a teacher would bend at the bounds. For small
+errors the logit is the logarithm of the error, on which scaling laws are straight, and a table of
+accuracies gives the same law as the table of the errors. The logit of a loss has no meaning, so loss
+and perplexity share the scale of nats and the two shares that of logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from capgap.errors import CapgapError
+
+MetricName = Literal["loss", "perplexity", "error", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to measure a run."""
+
+    name: MetricName
+    unit: Literal["nats per token", "logits"]  # of the scale on which the law is fitted
+    noun: str  # the value on that scale, as a sentence names it
+
+    @property
+    def short(self) -> str:
+        """The unit of differences, in a word."""
+        return self.unit.removesuffix(" per token")
+
+    @property
+    def axis(self) -> str:
+        """Title of an axis."""
+        name = "validation loss" if self.name == "loss" else self.noun
+        unit = f", {self.unit}" if self.unit != "logits" else ""
+        return f"{name[0].upper()}{name[1:]}{unit}"
+
+    def problem(self, value: float) -> str | None:
+        """Why a value cannot be one of this metric, with the fix; None if it can."""
+        if not np.isfinite(value):
+            return "not a finite number; repeat the run or leave its row out"
+        if self.name == "loss" and value <= 0:
+            return "but a loss must be greater than 0"
+        if self.name == "perplexity" and value <= 1:
+            return "but a perplexity must be greater than 1"
+        if self.unit == "logits" and value > 1:
+            return f"but {self._article()} lies between 0 and 1; write 0.57 or 57% instead of 57"
+        if self.unit == "logits" and not 0 < value < 1:
+            return (
+                f"but {self._article()} of exactly 0 or 1, or below 0, has no logit; give "
+                "(right + 0.5) / (questions + 1) instead"
+            )
+        return None
+
+    def _article(self) -> str:
+        return f"an {self.name}"
+
+    def to_scale(self, value: np.ndarray | float) -> np.ndarray | float:
+        """Values of the metric on the scale of the fit, on which lower is better."""
+        if self.name == "loss":
+            return value
+        if self.name == "perplexity":
+            return np.log(value)
+        share = value if self.name == "error" else 1 - np.asarray(value)
+        return np.log(share) - np.log1p(-share)
+
+    def from_scale(self, value: np.ndarray | float) -> np.ndarray | float:
+        """The inverse of `to_scale`."""
+        if self.name == "loss":
+            return value
+        if self.name == "perplexity":
+            return np.exp(value)
+        share = 1 / (1 + np.exp(-np.asarray(value)))
+        return share if self.name == "error" else 1 - share
+
+    def sd_to_scale(self, sd: float, value: float) -> float:
+        """A standard deviation about a value, on the scale of the fit (first order)."""
+        if self.name == "loss":
+            return sd
+        return sd / value if self.name == "perplexity" else sd / (value * (1 - value))
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric("loss", "nats per token", "loss"),
+    "perplexity": Metric("perplexity", "nats per token", "log perplexity"),
+    "error": Metric("error", "logits", "logit of the error"),
+    "accuracy": Metric("accuracy", "logits", "logit of 1 - accuracy"),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """A metric by its name; CapgapError lists those there are."""
+    if name not in METRICS:
+        raise CapgapError(f"metric is '{name}', not one of {', '.join(METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,387 @@
+"""The whole regression: from a table of runs to the record of the law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from capgap.config import Law
+from capgap.law.arms import effects_of
+from capgap.law.checks import misfit_of, outlier_in, size_counts, teacher_effects
+from capgap.law.claims import interval, is_flat, overall_of
+from capgap.law.grouped_runs import GroupedRuns, group_runs
+from capgap.law.joint_fit import axes_of
+from capgap.law.joint_law import JointLaw, fit_joint
+from capgap.law.law_record import (
+    CurveForm,
+    Exponents,
+    Interval,
+    LawRecord,
+    Line,
+    NoiseComponent,
+    Optimum,
+    TeacherCell,
+)
+from capgap.law.line import FittedLine, Level, describe_line, fit_line, levels_of
+from capgap.law.means import cell_table
+from capgap.law.scores import scores_of
+from capgap.law.single_optima import Located, locate, shape_of
+from capgap.law.start_test import start_test
+from capgap.law.table import family_monotone, main_arm
+from capgap.law.words import about, budget, listed
+
+TOKENS_PER_PARAM = 25.0  # at which T*/S is reported: the published law's own is near it
+PRIOR_SHARE = 0.7  # of a prior's standard deviation; a narrower posterior rests on the runs
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Everything the regression computed."""
+
+    runs: GroupedRuns
+    joint: JointLaw | None
+    why_not: str  # why there is no joint law
+    located: list[Located]  # by budget and student size
+    lines: list[tuple[Level, FittedLine | None]]
+
+
+def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
+    """Fit the joint law, every optimum and every line; `runs` as `read_runs` returns it.
+
+    Raises CapgapError naming a run that no law can hold (`law.exclude` leaves it out).
+    """
+    grouped = group_runs(main_arm(runs), settings.size)
+    why_not = _why_not(grouped, settings)
+    joint = None if why_not else fit_joint(grouped, settings.noise_sd)
+    if joint is not None:
+        outlier_in(joint, settings)
+    located = [
+        locate(grouped, group, joint, settings.confidence) for group in range(len(grouped.first_G))
+    ]
+    factor = stats.norm.ppf((1 + settings.confidence) / 2)
+    if joint is not None:
+        centre_3 = np.array([1.0, 0.0, 0.0])
+        factor = max(abs(end) for end in joint.multipliers(centre_3, settings.confidence))
+    lines = [
+        (level, fit_line(level.places, factor, settings.confidence)) for level in levels_of(located)
+    ]
+    return Fit(grouped, joint, why_not, located, lines)
+
+
+def _why_not(runs: GroupedRuns, settings: Law) -> str:
+    """Why no joint law can be fitted; empty if one can."""
+    groups = len(runs.first_G)
+    most = max(len(set(runs.teacher_size_N[runs.group_N == g])) for g in range(groups))
+    if most < 3:
+        return f"at most {most} teacher size(s) a student; a minimum needs three"
+    free = len(runs.loss_N) - groups - axes_of(runs).basis_3Q.shape[1] - 1
+    known = settings.noise_sd is not None or np.isfinite(runs.stated_sd_N).any()
+    if free < 1 and not known:
+        return "no degree of freedom is left for the noise; add seeds, or state law.noise_sd"
+    return ""
+
+
+def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
+    """The content of `law.json`."""
+    fit = fit_law(runs, settings)
+    law, cells = fit.joint, cell_table(runs, settings.size)
+    optima, lines = optima_of(fit, settings), lines_of(fit, settings)
+    effects = effects_of(runs, law, settings)
+    overall = overall_of(law, fit.why_not, optima, effects, settings)
+    return LawRecord(
+        n_runs=len(fit.runs.loss_N),
+        confidence=settings.confidence,
+        tie_nats=settings.tie_nats,
+        ratio_margin=settings.ratio_margin,
+        exponent_margin=settings.exponent_margin,
+        size=settings.size,
+        noise_sd=settings.noise_sd,
+        status=_fitted(law, settings),
+        reason=_over(fit),
+        exponents=exponents_of(law, settings),
+        ratio_at_25_tokens_per_param=_ratio_at(law, settings),
+        published_ratio_at_tokens_per_param=_published_at(law, settings),
+        curve=None if law is None else _curve(law),
+        noise=[] if law is None else noise_of(law),
+        noise_df=None if law is None else law.noise_df,
+        misfit=None if law is None else misfit_of(law),
+        teacher_effects=[] if law is None else teacher_effects(law),
+        sizes=[] if law is None else size_counts(runs, settings),
+        optima=optima,
+        lines=lines,
+        family_monotone=family_monotone(runs),
+        verdict=_verdict(law, lines, settings),
+        overall=overall,
+        **scores_of(runs, cells, own_optima(fit), settings),
+        effects=effects,
+        start_explains=start_test(cells),
+    )
+
+
+def _fitted(law: JointLaw | None, settings: Law) -> str:
+    if law is None:
+        return "not_identifiable"
+    return "flat" if is_flat(law, settings) else "fitted"
+
+
+def _over(fit: Fit) -> str:
+    if fit.joint is None:
+        return fit.why_not
+    runs = fit.runs
+    students, budgets = len(set(runs.student_N)), len(set(runs.tokens_N.tolist()))
+    return (
+        f"{len(runs.loss_N)} runs of {students} student(s) at {budgets} budget(s), "
+        f"{len(set(runs.teacher_draw_N))} teachers"
+    )
+
+
+def exponents_of(law: JointLaw | None, settings: Law) -> Exponents:
+    """a, b and a + b."""
+    names = {
+        "by_size": (1, 0),
+        "by_tokens": (0, 1),
+        "by_size_at_fixed_tokens_per_param": (1, 1),
+    }
+    found = {}
+    for name, weights in names.items():
+        limits = None if law is None else law.exponent(*weights, settings.confidence)
+        found[name] = None if limits is None else interval(limits)
+    return Exponents(**found)
+
+
+def _ratio_at(law: JointLaw | None, settings: Law) -> Interval | None:
+    """T*/S of the central student at 25 tokens per parameter."""
+    if law is None:
+        return None
+    size = float(np.exp(law.axes.centre[0]))
+    limits = law.log_ratio(size, TOKENS_PER_PARAM * size, settings.confidence)
+    return None if limits is None else interval(limits.apply(np.exp))
+
+
+def _published_at(law: JointLaw | None, settings: Law) -> Interval | None:
+    """Tokens per parameter at which T*/S of the central student is the published slope.
+
+    The interval holds the tokens at which the interval of T*/S contains it (Fieller's inversion).
+    """
+    if law is None or not law.axes.determines(np.array([0.0, 0.0, 1.0])):
+        return None
+    alpha, _, b = law.axes.basis_3Q @ law.x_P[: law.curves.q]
+    size, tokens = np.exp(law.axes.centre)
+    move = np.log(settings.published_slope) - alpha
+    if abs(b) < 1e-6 or abs(move / b) > 5:
+        return None
+    value = float(tokens / size * np.exp(move / b))
+    low_z, high_z = law.multipliers(law.weights(size, tokens), settings.confidence)
+    covariance = law.covariance_PP[: law.curves.q, : law.curves.q]
+    ends: list[float | None] = []
+    for sign in (-1.0, 1.0):
+        steps = move / b + sign * np.linspace(0, 5, 501)
+        weights = law.weights(size, tokens * np.exp(steps)) @ law.axes.basis_3Q
+        error = np.sqrt(np.einsum("si,ij,sj->s", weights, covariance, weights))
+        away = alpha + b * steps - np.log(settings.published_slope)
+        outside = (away > -low_z * error) | (away < -high_z * error)
+        ends.append(
+            float(tokens / size * np.exp(steps[outside.argmax()])) if outside.any() else None
+        )
+    return Interval(value=value, low=ends[0], high=ends[1])
+
+
+def _curve(law: JointLaw) -> CurveForm:
+    size, tokens = np.exp(law.axes.centre)
+    return CurveForm(
+        curvature_nats=float(np.exp(law.x_P[-2])),
+        skew=float(law.x_P[-1]),
+        central_ratio=float(np.exp(law.axes.middle)),
+        central_student_params=float(size),
+        central_tokens=float(tokens),
+    )
+
+
+def noise_of(law: JointLaw) -> list[NoiseComponent]:
+    """Components of the noise with what they rest on."""
+    draws, found = law.draws, []
+    for j, name in enumerate(law.components.names):
+        median, low, high = law.sd[name]
+        phi_R = draws.phi_RJ[:, j]
+        spread = np.sqrt(draws.weight_R @ (phi_R - draws.weight_R @ phi_R) ** 2)
+        if name == "order" and law.components.stated:
+            source = "stated"
+        elif name != "order" and spread > PRIOR_SHARE:
+            source = "prior"
+        else:
+            source = "replicas" if _replicated(law.runs, name) else "residuals"
+        found.append(
+            NoiseComponent(
+                name=name,
+                sd=Interval(value=median, low=low, high=high),
+                source=source,
+                includes=list(law.components.includes.get(name, ())),
+            )
+        )
+    return found
+
+
+def _replicated(runs: GroupedRuns, name: str) -> bool:
+    """Whether some runs differ in one draw of a component, and in nothing above it."""
+    above = {
+        "order": ("tokens_N", "student_N", "init_draw_N", "teacher_draw_N"),
+        "block": ("tokens_N", "student_N"),
+        "trunk": ("student_N", "init_draw_N", "teacher_draw_N"),
+        "init": ("student_N", "teacher_draw_N"),
+        "teacher": ("teacher_size_N",),
+    }
+    draw = {
+        "order": ("seed_N",),
+        "block": ("seed_N",),
+        "trunk": ("seed_N",),
+        "init": ("init_draw_N",),
+        "teacher": ("teacher_draw_N",),
+    }
+    if name not in above:
+        return False
+    each = runs.index(*above[name], *draw[name]).max()
+    return bool(each > runs.index(*above[name]).max())
+
+
+def optima_of(fit: Fit, settings: Law, own: bool = True) -> list[Optimum]:
+    """Records of all optima, by budget and student size.
+
+    own: with the interval of every curve by itself, which takes most of the time.
+    """
+    level = 1 - (1 - settings.confidence) / len(fit.located)
+    return [_optimum(place, fit.joint, level, settings, own) for place in fit.located]
+
+
+def _optimum(
+    place: Located, law: JointLaw | None, level: float, settings: Law, own: bool
+) -> Optimum:
+    runs = place.runs
+    sizes = np.unique(runs.teacher_size_N)
+    star = None if law is None else law.star(place.size, place.tokens, settings.confidence)
+    shape, shape_reason = shape_of(place, level, settings.tie_nats)
+    cells = _cells(place, law, settings)
+    best = min(cells, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
+    within = [c.teacher for c in cells if c.regret_nats <= settings.tie_nats]
+    reasons = {
+        "interior": f"the best teacher, {best.teacher}, stands inside the ladder",
+        "lower_bound": f"the largest teacher, {best.teacher}, is the best of those tried",
+        "upper_bound": f"the smallest teacher, {best.teacher}, is the best of those tried",
+        "not_identifiable": f"only {len(sizes)} teacher size(s); a minimum needs three",
+    }
+    return Optimum(
+        student=place.student,
+        student_params_non_embedding=place.size,
+        tokens=round(place.tokens),
+        status=place.status,
+        reason=reasons[place.status],
+        teacher_params=None if star is None else interval(star),
+        ratio=None if star is None else interval(star.apply(lambda t: t / place.size)),
+        place=_place(star, sizes),
+        own_teacher_params=interval(place.own.limits) if own and place.own else None,
+        best_teacher=best.teacher,
+        within_tie=within,
+        cells=cells,
+        shape=shape,
+        shape_reason=shape_reason,
+    )
+
+
+def _place(star, sizes: np.ndarray) -> str:
+    """Where T* lies against its ladder."""
+    if star is None:
+        return "not_identifiable"
+    if star.high is not None and star.high < sizes[0]:
+        return "below"
+    if star.low is not None and star.low > sizes[-1]:
+        return "above"
+    inside = None not in (star.low, star.high) and sizes[0] <= star.low and star.high <= sizes[-1]
+    return "inside" if inside else "open"
+
+
+def _cells(place: Located, law: JointLaw | None, settings: Law) -> list[TeacherCell]:
+    runs = place.runs
+    found = []
+    for teacher in dict.fromkeys(runs.teacher_N.tolist()):
+        own = np.flatnonzero(runs.teacher_N == teacher)
+        weight = runs.averaged_N[own] / runs.averaged_N[own].sum()
+        mean = float(weight @ runs.loss_N[own])
+        low = high = None
+        if law is not None:
+            rows = np.flatnonzero(
+                (law.runs.teacher_N == teacher)
+                & (law.runs.student_N == place.student)
+                & (law.runs.tokens_N == place.tokens)
+            )
+            error = float(np.sqrt(weight @ law.run_noise_NN[np.ix_(rows, rows)] @ weight))
+            half = stats.t.ppf((1 + settings.confidence) / 2, law.noise_df) * error
+            low, high = mean - half, mean + half
+        found.append((teacher, float(runs.teacher_size_N[own[0]]), own, mean, low, high))
+    least = min(mean for *_, mean, _, _ in found)
+    return [
+        TeacherCell(
+            teacher=teacher,
+            teacher_params_non_embedding=size,
+            n_runs=int(runs.averaged_N[own].sum()),
+            mean_loss_nats_per_token=mean,
+            loss_low=low,
+            loss_high=high,
+            regret_nats=mean - least,
+        )
+        for teacher, size, own, mean, low, high in found
+    ]
+
+
+def own_optima(fit: Fit) -> dict[tuple[str, int], Interval]:
+    """T* that each student and budget shows alone, where it is interior."""
+    return {
+        (place.student, round(place.tokens)): interval(place.own.limits)
+        for place in fit.located
+        if place.status == "interior" and place.own is not None
+    }
+
+
+def lines_of(fit: Fit, settings: Law) -> list[Line]:
+    """Records of the lines."""
+    return [describe_line(level, fitted, settings) for level, fitted in fit.lines]
+
+
+def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
+    """One sentence: the power law, and the lines beside it."""
+    if law is None:
+        return f"The law is not identifiable: {lines[0].reason}."
+    parts = []
+    by_size, by_tokens, together = (
+        law.exponent(*w, settings.confidence) for w in ((1, 0), (0, 1), (1, 1))
+    )
+    if by_size is not None:
+        parts.append(f"S to the power {_power(by_size)}")
+    if by_tokens is not None:
+        parts.append(f"D to the power {_power(by_tokens)}")
+    if by_size is None and together is not None:
+        parts.append(f"S to the power {_power(together)} at equal tokens per parameter")
+    text = (
+        f"T* goes as {listed(parts)}" if parts else "One student at one budget: no law, an optimum"
+    )
+    if by_size is not None and together is not None:
+        text += f", and as S to the power {_power(together)} at equal tokens per parameter"
+    for line in lines:
+        if line.status == "fitted":
+            at = (
+                budget(line.tokens)
+                if line.tokens is not None
+                else f"{line.tokens_per_param:.3g} tokens per parameter"
+            )
+            sign = "-" if line.intercept.value < 0 else "+"
+            text += (
+                f"; the line at {at} is T* = {line.slope.value:.3g} S {sign} "
+                f"{about(round(abs(line.intercept.value)))}"
+            )
+    return text + "."
+
+
+def _power(limits) -> str:
+    low, high = ("open" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
+    return f"{limits.value:.2f} [{low}, {high}]"

@@ -1,0 +1,67 @@
+"""What the rivals have in common: a prediction of losses, and what is reported of their fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from capgap.law.law_record import RivalFit
+from capgap.law.rivals.robust_fit import Fitted
+
+
+@dataclass(frozen=True)
+class LossLaw:
+    """A rival fitted to a table of cells (`means.cell_table`)."""
+
+    record: RivalFit
+    predict: Callable[[pd.DataFrame], np.ndarray] | None = None  # cells -> log loss; None: no fit
+    free: tuple[str, ...] = ()  # constants that were fitted, and
+    theta_P: np.ndarray | None = None  # where, to start a refit from
+
+
+def absent(law: str, reason: str) -> LossLaw:
+    """A law that cannot be fitted to a table."""
+    return LossLaw(
+        RivalFit(
+            law=law,
+            status="not_available",
+            reason=reason,
+            constants={},
+            free=[],
+            held=[],
+            n_cells=0,
+            rms_log_loss=None,
+        )
+    )
+
+
+def rival_record(
+    law: str,
+    fitted: Fitted,
+    constants: dict[str, float],
+    free: list[str],
+    held: list[str],
+    n_cells: int,
+    note: str,
+) -> RivalFit:
+    """What is reported of a fit; a note says what it was fitted to."""
+    status, reason = "identified" if not held else "not_identifiable", note
+    if held:
+        reason += f"; the runs cannot determine {', '.join(held)}, which are held"
+    if fitted.weakest_P is not None:
+        status, reason = "not_identifiable", f"{reason}; the fit leaves the rest partly open"
+    if fitted.status != "converged":
+        status, reason = "failed", f"{reason}; the solver did not converge: {fitted.message}"
+    return RivalFit(
+        law=law,
+        status=status,
+        reason=f"{reason}; starts that agree on the lowest point: {fitted.agreeing}",
+        constants={name: float(value) for name, value in constants.items()},
+        free=list(free),
+        held=held,
+        n_cells=n_cells,
+        rms_log_loss=fitted.rms_log,
+    )

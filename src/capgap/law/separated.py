@@ -1,0 +1,116 @@
+"""
+Text with separated fields, as it comes from anywhere, to rows of text.
+
+The separator is the one of comma, semicolon and tab that splits the header into the most columns. A
+row with more or fewer fields than the header is a problem with its line number: readers that fill up
+or cut off such rows shift the columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capgap.errors import CapgapError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SHOWN = 20  # problems in one message
+
+
+@dataclass
+class Problems:
+    """All that is wrong with a table, by line (0 for the table as a whole)."""
+
+    path: Path
+    separator: str = ","
+    found: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, text: str, line: int = 0) -> None:
+        """Note a problem of a line; the header is line 1."""
+        self.found.append((line, text))
+
+    def forget(self, lines: set[int]) -> None:
+        """Drop the problems of lines that are left out."""
+        self.found = [problem for problem in self.found if problem[0] not in lines]
+
+    def check(self) -> None:
+        """Raise one CapgapError with all problems by line, if there are any."""
+        if not self.found:
+            return
+        ordered = sorted(self.found, key=lambda problem: problem[0])
+        texts = [f"line {line}: {text}" if line else text for line, text in ordered[:SHOWN]]
+        if len(ordered) > SHOWN:
+            texts.append(f"and {len(ordered) - SHOWN} more")
+        head = f"{self.path}, read as separated by {SEPARATORS[self.separator]}"
+        if len(texts) == 1:
+            raise CapgapError(f"{head}, {texts[0]}")
+        raise CapgapError("\n  ".join([f"{head}, has {len(ordered)} problems:", *texts]))
+
+
+def read_fields(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], Problems]:
+    """(header, rows as (line, fields), problems of rows with a wrong number of fields).
+
+    Blank rows are skipped, and so are columns without a header that are empty throughout. Raises
+    CapgapError for a file that is absent, not UTF-8, empty, or has nothing but a header.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise CapgapError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise CapgapError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first:
+        raise CapgapError(f"{path}: empty; a table has a header and a row for every run")
+    separator = max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
+    problems = Problems(path, separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise CapgapError(
+            f"{path}, line {reader.line_num}: {error}; save the table again"
+        ) from None
+    lines = [(number, row) for number, row in lines if any(row)]
+    (_, header), rows = lines[0], lines[1:]
+    if not rows:
+        raise CapgapError(f"{path}: no runs, only a header; add a row for every run")
+    for number, row in rows:
+        if len(row) != len(header):
+            problems.add(_shifted(row, header, separator), number)
+    rows = [(number, row) for number, row in rows if len(row) == len(header)]
+    empty = [i for i, name in enumerate(header) if not name and not any(row[i] for _, row in rows)]
+    keep = [i for i in range(len(header)) if i not in empty]
+    return [header[i] for i in keep], [(n, [row[i] for i in keep]) for n, row in rows], problems
+
+
+def _shifted(row: list[str], header: list[str], separator: str) -> str:
+    text = f"{len(row)} fields, but the header has {len(header)}"
+    if len(row) < len(header):
+        return (
+            f"{text}; fill in what is missing, with nothing between two separators if it is empty"
+        )
+    if not any(row[len(header) :]):
+        return f"{text}: a separator at the end of the row shifts the columns; remove it"
+    if separator == ",":
+        return f"{text}; write numbers without commas in them, or put them in quotes"
+    return f"{text}; remove what is too much"
+
+
+def parse_number(text: str, separator: str) -> float:
+    """A number as people write it: 3.5, 57.2% (0.572), 1,234.5, and 3,5 unless commas separate.
+
+    Raises ValueError for anything else.
+    """
+    share = text.endswith("%")
+    digits = text.removesuffix("%").strip()
+    if re.fullmatch(r"\d{1,3}(,\d{3})+\.\d+", digits):
+        digits = digits.replace(",", "")
+    elif separator != "," and re.fullmatch(r"[-+]?\d+,\d+([eE][-+]?\d+)?", digits):
+        digits = digits.replace(",", ".")
+    if "_" in digits:
+        raise ValueError(text)
+    return float(digits) / 100 if share else float(digits)

@@ -1,0 +1,67 @@
+"""
+Does the init explain the losses of students, or their teacher?
+
+The test needs no formula: within each student size and budget, how much of the differences does the
+loss of the init (before training) explain, and does the size of the teacher explain more?
+
+Shapes: N cells (a mean over seeds).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from capgap.law.law_record import StartExplains
+
+
+def start_test(cells: pd.DataFrame) -> StartExplains | None:
+    """Compare start and teacher as explanations; `cells` as `means.cell_table` gives them.
+
+    All arms with a teacher and a start loss enter, each weighted alike. None where the columns are
+    missing or fewer than three degrees of freedom would remain.
+    """
+    if "start_loss" not in cells:
+        return None
+    use = cells.dropna(subset=["start_loss", "teacher_params"])
+    group_N = use.groupby(["student", "tokens"]).ngroup().to_numpy()
+    groups = len(np.unique(group_N))
+    if len(use) - groups - 4 < 3:
+        return None
+
+    def within(values) -> np.ndarray:
+        values = np.asarray(values, dtype=float)
+        totals = np.bincount(group_N, values) / np.bincount(group_N)
+        return values - totals[group_N]
+
+    log_size = np.log((use["teacher_params"] / use["student_params"]).to_numpy(float))
+    loss_N = within(use["loss"])
+    start = np.stack([within(use["start_loss"]), within(use["start_loss"] ** 2)], axis=1)
+    teacher = np.stack([within(log_size), within(log_size**2)], axis=1)
+
+    def rss(columns: np.ndarray) -> tuple[float, int]:
+        fit, _, rank, _ = np.linalg.lstsq(columns / np.linalg.norm(columns, axis=0), loss_N)
+        return float(np.sum((loss_N - columns / np.linalg.norm(columns, axis=0) @ fit) ** 2)), rank
+
+    total = float(loss_N @ loss_N)
+    if total == 0 or np.linalg.norm(start[:, 0]) == 0 or np.linalg.norm(teacher[:, 0]) == 0:
+        return None
+    both, rank = rss(np.hstack([start, teacher]))
+    df = len(use) - groups - rank
+
+    def p_of(smaller: float, rank_smaller: int) -> float:
+        more = rank - rank_smaller
+        if more == 0 or df <= 0:
+            return 1.0
+        return float(stats.f.sf((smaller - both) / more / max(both / df, 1e-300), more, df))
+
+    by_start, by_teacher = rss(start), rss(teacher)
+    return StartExplains(
+        n_cells=len(use),
+        r_squared_start=1 - by_start[0] / total,
+        r_squared_teacher=1 - by_teacher[0] / total,
+        r_squared_both=1 - both / total,
+        p_teacher=p_of(*by_start),
+        p_start=p_of(*by_teacher),
+    )

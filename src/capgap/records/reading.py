@@ -1,0 +1,64 @@
+"""
+One way to read small files that a kill, a disk or another person may have spoilt.
+
+Whatever is wrong with a file (missing, not a regular file, not UTF-8, not JSON, another kind of
+value), the caller gets one `Unreadable` that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from capgap.errors import CapgapError
+
+
+class Unreadable(CapgapError):
+    """A file cannot be read as what it should be; the message names the file and the reason."""
+
+
+def _open(path: str | Path) -> BinaryIO:
+    """Open a regular file. A pipe or a device would keep the reader waiting for ever."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise Unreadable(f"{path} is not a regular file")
+    return os.fdopen(number, "rb")
+
+
+def read_text(path: str | Path) -> str:
+    """Text of a UTF-8 file; Unreadable if it is missing or something else."""
+    try:
+        with _open(path) as file:
+            return file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path}: not UTF-8 text ({error.reason})") from None
+
+
+def read_json(path: str | Path, kind: type = dict) -> Any:
+    """The JSON object of a file, or another `kind` of value (list); Unreadable if it holds none."""
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise Unreadable(f"{path} is damaged: not JSON ({reason})") from None
+    if not isinstance(value, kind):
+        wanted = {dict: "a JSON object", list: "a JSON list"}[kind]
+        raise Unreadable(f"{path} is damaged: {wanted} is expected, it holds {text.strip()[:40]!r}")
+    return value
+
+
+def digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a regular file's contents; Unreadable if there is none."""
+    with _open(path) as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

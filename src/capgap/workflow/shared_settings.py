@@ -1,0 +1,107 @@
+"""
+What DVC's settings in git may hold: no secret, and nothing that decides for whoever pulls them.
+
+`.dvc/config` travels with a branch; `.dvc/config.local` stays on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from capgap.errors import CapgapError, hide_secrets
+from capgap.records.artifacts import publish_file
+from capgap.records.reading import Unreadable, read_text
+
+SHARED = Path(".dvc/config")
+LOCAL = Path(".dvc/config.local")
+SITE_CACHE = Path(".dvc/tmp/site")
+
+# DVC has no list of its secret settings: these words are in the names of all of them.
+SECRET = re.compile(r"password|passphrase|secret|token|credential|auth_header|connection_string")
+SECRET_NAMES = {"access_key_id", "account_key", "oss_key_id", "sse_customer_key", "kerb_ticket"}
+# Names with such a word that hold the path of a file, a yes or a number.
+PLAIN = re.compile(r"^ask_|^exclude_|path$|_file$|^bearer_token_command$")
+# What runs a program, loads code or moves DVC's files.
+DECIDING = {
+    ("remote", "bearer_token_command"),
+    ("core", "site_cache_dir"),
+    ("cache", "dir"),
+    ("hydra", "plugins_path"),
+}
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a setting of DVC by that name holds a password or a key."""
+    named = bool(SECRET.search(name)) or name in SECRET_NAMES
+    return (named and not PLAIN.search(name)) or hide_secrets(value) != value
+
+
+def check_shared(*, secrets: bool) -> None:
+    """Raise CapgapError when the settings that git tracks decide what only their reader may.
+
+    secrets: refuse passwords and keys in them, too.
+    """
+    for section, name, value in _settings(SHARED):
+        kind, _, owner = section.partition(" ")
+        owner = owner.strip('"')
+        local = f"dvc config --local {kind}.{name} ..."
+        if kind == "remote":
+            local = f"dvc remote modify --local {owner} {name} ..."
+        of = f"{name} of remote {owner}" if kind == "remote" else f"{kind}.{name}"
+        if (kind, name) in DECIDING:
+            raise CapgapError(
+                f"{SHARED} comes with the branch and sets {of} to {value}, which runs programs or "
+                f"writes outside of this folder. If you want it, set it for this machine: {local}"
+            )
+        if secrets and is_secret(name, value):
+            raise CapgapError(
+                f"{SHARED} is in git and holds a credential ({of}); take it out and keep it here "
+                f"only: {local}"
+            )
+
+
+def _read(path: Path) -> Any:
+    """One of DVC's files of settings, read as DVC does."""
+    from configobj import ConfigObj, ConfigObjError
+
+    try:
+        lines = read_text(path).splitlines() if path.exists() else []
+        return ConfigObj(lines, interpolation=False)
+    except (ConfigObjError, Unreadable) as error:
+        raise CapgapError(f"{path} cannot be read as DVC's settings ({error})") from None
+
+
+def _settings(path: Path) -> list[tuple[str, str, str]]:
+    """(section, name, value) of every setting in one of DVC's files."""
+    found = []
+    for section, values in _read(path).items():
+        for name, value in values.items() if isinstance(values, dict) else []:
+            text = value if isinstance(value, str) else ",".join(map(str, value))
+            found.append((section.strip("'").lower(), name.lower(), text))
+    return found
+
+
+def own_caches() -> None:
+    """Keep DVC's caches of this folder where only this user can write.
+
+    By default they lie in a folder that every user of a machine may write, and hold pickles. The
+    setting is for this machine, so that DVC's own commands follow it, too.
+    """
+    if not SHARED.parent.is_dir():
+        return
+    folder = SITE_CACHE.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid():
+        raise CapgapError(f"{folder} belongs to another user or is a link; remove it")
+    folder.chmod(0o700)
+    data = _read(LOCAL)
+    now = data.get("core", {}).get("site_cache_dir")
+    ours = now is None or (now.endswith(f"/{SITE_CACHE}") and now != str(folder))
+    if ours and not os.environ.get("DVC_SITE_CACHE_DIR"):  # whoever sets it has chosen
+        data.setdefault("core", {})["site_cache_dir"] = str(folder)
+        with publish_file(LOCAL, private=True) as temporary, temporary.open("wb") as file:
+            data.write(file)

@@ -1,0 +1,93 @@
+"""The answer: which teacher, what another one costs, what is not known and what would tell."""
+
+import pytest
+from report_records import make_final, make_law, make_runs
+
+from capgap.law.answer_limits import nearest
+from capgap.law.law_record import Exponents, Interval, NoiseComponent
+from capgap.reporting.answer import answer_of, costs, experiments, growth, noise_sd
+
+
+@pytest.fixture(scope="module")
+def law():
+    return make_law(make_runs())
+
+
+def claimed(law, **answers):
+    """The law with other answers to its claims."""
+    claims = [
+        claim.model_copy(update={"answer": answers.get(claim.name, claim.answer)})
+        for claim in law.overall.claims
+    ]
+    return law.model_copy(
+        update={"overall": law.overall.model_copy(update={"claims": claims}), "noise": []}
+    )
+
+
+def test_without_a_final_student_the_best_measured_teacher_of_the_largest_one_is_named(law):
+    answer = answer_of(law)
+    best = nearest(law, 158_720, 1_500_000).best_teacher
+    assert answer.headline == f"For a student of 159k at 1.5M tokens take the teacher {best}"
+    assert answer.final == ""
+
+
+def test_the_final_student_is_what_the_answer_is_for(law):
+    final = make_final()
+    answer = answer_of(law, final)
+    assert answer.headline == "For a student of 131k at 3M tokens take the teacher t340k"
+    assert answer.final == final.sentence
+
+
+def test_costs_are_the_measured_losses_above_the_best_in_order(law):
+    near = nearest(law, 60_000, 1_500_000)
+    cells = [
+        cell.model_copy(update={"teacher": name, "regret_nats": regret})
+        for cell, (name, regret) in zip(
+            near.cells, [("a", 0.03), ("b", 0.0), ("c", 0.0124)], strict=False
+        )
+    ]
+    near = near.model_copy(update={"cells": cells, "best_teacher": "b"})
+    law = law.model_copy(update={"noise": []})
+    assert costs(law, near) == (
+        "Measured at 60k and 1.5M tokens: b is the best, and the student loses 0.012 from c and "
+        "0.030 from a nats per token."
+    )
+
+
+def test_noise_of_one_run_adds_the_squares_of_what_is_drawn(law):
+    def part(name, sd):
+        found = Interval(value=sd, low=sd, high=sd)
+        return NoiseComponent(name=name, sd=found, source="replicas", includes=[])
+
+    noise = [part("order", 0.003), part("teacher", 0.004), part("misfit", 0.5)]
+    assert noise_sd(law.model_copy(update={"noise": noise})) == pytest.approx(0.005)
+    assert noise_sd(law.model_copy(update={"noise": []})) is None
+
+
+def test_growth_is_told_by_doublings(law):
+    exponents = Exponents(
+        by_size=None,
+        by_tokens=Interval(value=1.0, low=0.0, high=None),
+        by_size_at_fixed_tokens_per_param=None,
+    )
+    law = law.model_copy(update={"exponents": exponents, "ratio_at_25_tokens_per_param": None})
+    assert growth(law) == "Twice the tokens multiply the best teacher’s size by 2 [1, …]."
+
+
+def test_what_is_open_comes_with_the_settings_that_would_tell(law):
+    settled = claimed(law, grows="yes", tokens="yes")
+    assert experiments(settled) == []
+    (students,) = experiments(claimed(law, grows="unknown", tokens="no"))
+    sizes = students.changes["grid"]["students"]
+    assert min(sizes) == 31_000  # half the smallest, in round numbers
+    assert max(sizes) < 1_012_000  # the largest teacher
+    (budgets,) = experiments(claimed(law, grows="no", tokens="unknown"))
+    assert budgets.changes == {"grid": {"tokens": [1_500_000, 3_000_000]}}
+
+
+def test_an_optimum_beyond_the_ladder_asks_for_a_teacher(law):
+    optima = [law.optima[0].model_copy(update={"place": "above"}), *law.optima[1:]]
+    found = experiments(
+        claimed(law.model_copy(update={"optima": optima}), grows="yes", tokens="yes")
+    )
+    assert [experiment.step for experiment in found] == ["add a teacher of about 2M"]

@@ -1,0 +1,197 @@
+"""Verdicts with a margin on both sides, and the tests behind them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from law_worlds import FIVE, LADDER, QUICK, noise_free, simulate
+
+from capgap.config import Law
+from capgap.law import claims
+from capgap.law.claims import is_flat, overall_of, pooled_differences
+from capgap.law.joint_law import Limits
+from capgap.law.law_record import ArmEffects
+from capgap.law.regression import fit_law, law_record, optima_of
+from capgap.law.simulate import Design, World, power, simulate_study
+from capgap.law.simulate import simulate as simulate_world
+from capgap.law.single_optima import Means, judge
+
+WIDE = np.geomspace(70e3, 1.3e6, 7)
+
+
+def judged(runs, settings=QUICK, effects=()):
+    fit = fit_law(runs, settings)
+    overall = overall_of(fit.joint, fit.why_not, optima_of(fit, settings), list(effects), settings)
+    return overall, {claim.name: claim for claim in overall.claims}
+
+
+def test_equal_different_and_neither():
+    inside, across, outside = Limits(1, 0.9, 1.1), Limits(1, 0.8, 1.3), Limits(1.5, 1.3, 1.9)
+    assert claims.equal(inside, 0.85, 1.15)
+    assert not claims.equal(across, 0.85, 1.15)
+    assert not claims.beyond(across, 0.85, 1.15)
+    assert claims.beyond(outside, 0.85, 1.15)
+    assert not claims.equal(Limits(1, None, 1.1), 0.85, 1.15)
+    assert not claims.beyond(Limits(1, None, 1.3), 0.85, 1.15)
+    assert claims.beyond(Limits(0.3, None, 0.8), 0.85, 1.15)
+
+
+def test_the_published_law_is_supported():
+    overall, by_name = judged(simulate(students=FIVE, ladder=WIDE, slope=2.5))
+    assert overall.status == "supported"
+    assert by_name["proportional"].verdict == by_name["ratio"].verdict == "equal"
+    assert by_name["grows"].answer == "yes"
+    assert by_name["tokens"].answer == "unknown"
+    assert "for the budgets tried" in overall.reason
+
+
+@pytest.mark.parametrize("slope", [1.7, 3.5])
+def test_another_ratio_is_not_called_the_published_one(slope):
+    for seed in range(4):
+        _, by_name = judged(simulate(seed, students=(60e3, 100e3, 160e3), slope=slope, ladder=WIDE))
+        assert by_name["ratio"].answer != "yes"
+    overall, by_name = judged(noise_free(students=FIVE, slope=slope, ladder=WIDE))
+    assert by_name["ratio"].verdict == "different"
+    assert overall.status == "contradicted"
+
+
+def test_a_margin_decides():
+    runs = simulate(students=FIVE, ladder=WIDE, slope=2.8)
+    assert judged(runs, Law(ratio_margin=0.25))[1]["ratio"].verdict == "equal"
+    assert judged(runs, Law(ratio_margin=0.02))[1]["ratio"].verdict == "different"
+
+
+def test_a_small_intercept_over_a_wide_range_is_no_contradiction():
+    students = (30e3, 60e3, 110e3, 200e3, 360e3, 640e3)
+    ladders = np.geomspace(45e3, 4e6, 11)
+    design = Design(
+        {s: [t for t in ladders if 1.2 * s < t < 8 * s] for s in students},
+        dict.fromkeys(students, (1000000.0,)),
+        seeds=(0, 1),
+    )
+    world = World(lambda s, d: 2.5 * s + 5e3, order_sd=0.003)
+    for seed in range(3):
+        overall, _ = judged(simulate_world(np.random.default_rng(seed), world, design))
+        assert overall.status != "contradicted"
+
+
+def test_a_law_that_moves_with_tokens_is_contradicted():
+    students = (13e3, 17e3, 22e3)
+    design = Design(
+        dict.fromkeys(students, (23000.0, 41000.0, 92000.0, 164000.0)),
+        dict.fromkeys(students, (250000.0, 500000.0, 1000000.0)),
+        seeds=(0, 1),
+    )
+    world = World(power(0.3, 0.7), order_sd=0.001)
+    overall, by_name = judged(simulate_world(np.random.default_rng(0), world, design))
+    assert overall.status == "contradicted"
+    assert by_name["tokens"].answer == "yes"
+    assert by_name["tokens"].estimate.low < 0.7 < by_name["tokens"].estimate.high
+
+
+def test_flat_curves_are_flat():
+    """No teacher differs: in every one of four studies the law is flat and no ratio is found."""
+    for seed in range(4):
+        runs = simulate(seed, curvature=0.0)
+        fit = fit_law(runs, QUICK)
+        assert is_flat(fit.joint, QUICK)
+        overall, by_name = judged(runs)
+        assert by_name["interior"].answer == "no"
+        assert by_name["ratio"].answer != "yes"
+        assert overall.status == "contradicted"
+    assert law_record(simulate(0, curvature=0.0), QUICK).status == "flat"
+    assert not is_flat(fit_law(simulate(), QUICK).joint, QUICK)
+
+
+def test_the_pooled_parabola_is_that_of_least_squares():
+    """Without noise and with one curve in log T/S its differences are exact."""
+    runs = noise_free(slope=2.5, curvature=0.2, students=(100e3,))
+    law = fit_law(runs, Law(noise_sd=0.001)).joint
+    u = law.runs.log_ratio_N - law.runs.log_ratio_N.mean()
+    fitted = np.polyfit(u, law.runs.loss_N, 2)
+    low, high = np.quantile(u, [0.1, 0.9])
+    expected = np.diff(np.polyval(fitted, [low, (low + high) / 2, high]))
+    assert pooled_differences(law)[1][:2] == pytest.approx(expected, rel=1e-6)
+
+
+def test_monotone_curves_whose_ladder_holds_the_published_ratio_speak_against_it():
+    overall, by_name = judged(noise_free(students=FIVE, ladder=WIDE, slope=14, curvature=0.3))
+    assert by_name["ratio"].verdict == "different"
+    assert overall.status == "contradicted"
+
+
+def test_too_little_is_not_identifiable():
+    record = law_record(simulate(ladder=LADDER[:2]), QUICK)
+    assert record.status == "not_identifiable"
+    assert record.overall.status == "inconclusive"
+    assert "three" in record.reason
+    one = law_record(simulate(students=(60e3,), ladder=LADDER[:3], seeds=1), QUICK)
+    assert "noise" in one.reason
+    stated = law_record(simulate(students=(60e3,), ladder=LADDER[:3], seeds=1), Law(noise_sd=0.003))
+    assert stated.status == "fitted"
+    assert {o.place for o in one.optima} == {"not_identifiable"}
+
+
+def means(losses, sd=0.001, df=20.0):
+    sizes = np.geomspace(1e5, 1e6, len(losses))
+    return Means(sizes, np.array(losses), sd**2 * np.eye(len(losses)), df)
+
+
+@pytest.mark.parametrize(
+    ("losses", "shape"),
+    [
+        ([4.10, 4.05, 4.02, 4.06], "interior"),
+        ([4.10, 4.05, 4.02, 4.00], "monotone"),
+        ([4.00, 4.03, 4.08, 4.13], "monotone"),
+        ([4.10, 4.05, 4.021, 4.02], "saturating"),
+        ([4.020, 4.021, 4.019, 4.022], "flat"),
+        ([4.10, 4.05], "not_identifiable"),
+    ],
+)
+def test_shapes(losses, shape):
+    assert judge(means(losses), 0.95, 0.005)[0] == shape
+
+
+def test_a_test_blind_to_differences_that_matter_does_not_call_a_curve_flat():
+    shape, reason = judge(means([4.10, 4.05, 4.02, 4.06], sd=0.05), 0.95, 0.005)
+    assert shape == "not_identifiable"
+    assert "drown in the noise" in reason
+
+
+def test_the_cause_is_the_init_or_the_teacher():
+    def effect(start, teacher, shape):
+        return ArmEffects(
+            student="100000",
+            tokens=1_000_000,
+            start_nats=start,
+            teacher_nats=teacher,
+            noise_nats=0.004,
+            fixed_start_shapes={"pruned-x": shape},
+            gain_nats=None,
+        )
+
+    runs = simulate()
+    assert judged(runs, effects=[effect(0.1, 0.01, "monotone")])[0].cause == "init"
+    assert judged(runs, effects=[effect(0.01, 0.1, "interior")])[0].cause == "teacher"
+    assert judged(runs, effects=[effect(0.05, 0.05, "interior")])[0].cause == "both"
+    assert judged(runs)[0].cause == "unknown"
+
+
+def test_effects_of_control_arms_are_spans_of_means():
+    rng = np.random.default_rng(0)
+    runs = simulate_study(
+        rng, [60e3, 100e3, 160e3], np.geomspace(75e3, 1.6e6, 5), budgets=[10**6], noise_sd=0.0005
+    )
+    record = law_record(runs, QUICK)
+    assert len(record.effects) == 3
+    effect = record.effects[0]
+    alone = runs[(runs["arm"] == "no_teacher") & (runs["student"] == effect.student)]
+    observed = alone.groupby("init")["val_loss_nats_per_token"].mean()
+    assert effect.start_nats == pytest.approx(observed.max() - observed.min(), rel=1e-9)
+    assert effect.noise_nats < effect.start_nats
+    assert record.overall.cause in ("init", "both", "unknown")
+
+
+def test_order_of_rows_does_not_matter():
+    runs = simulate()
+    mixed = runs.sample(frac=1, random_state=1)
+    assert law_record(pd.DataFrame(mixed), QUICK).to_json() == law_record(runs, QUICK).to_json()
