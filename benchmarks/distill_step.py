@@ -84,8 +84,8 @@ def write_streams(pair: dict, folder: Path) -> None:
     """The text as `capgap pack` writes it."""
     import numpy as np
 
-    from capgap.data.token_streams import META, SPLITS
     from capgap.records.artifacts import publish_folder
+    from capgap.records.paths import SPLITS, TOKENS_RECORD
     from capgap.records.run_records import TokenStreams
 
     tokens = stream(pair)
@@ -99,7 +99,7 @@ def write_streams(pair: dict, folder: Path) -> None:
             documents=dict.fromkeys(SPLITS, 1),
             **counts,
         )
-        (temporary / META).write_text(meta.to_json())
+        (temporary / TOKENS_RECORD).write_text(meta.to_json())
 
 
 def cached_targets(teacher, settings, folder: Path):

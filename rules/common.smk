@@ -14,7 +14,7 @@ from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
 from capgap.law.law_record import Choice
-from capgap.config.study_file import load_study
+from capgap.cost.teacher_configs import open_study
 from capgap.workflow import job_host, launch, rule_params
 
 rule_params.prepare_environment()
@@ -22,7 +22,7 @@ rule_params.prepare_environment()
 try:
     if workflow.is_main_process:
         # Without --configfile the study is config.yaml; values of --config replace top-level keys.
-        STUDY = load_study(config if workflow.configfiles else Path("config.yaml"))
+        STUDY = open_study(config if workflow.configfiles else Path("config.yaml"))
         rule_params.hand_down(STUDY)
         if workflow.local_exec and "gpu" in workflow.global_resources:
             launch.share_out(workflow.global_resources["gpu"].value)
@@ -36,6 +36,7 @@ SIZES = run_grid.teacher_sizes(STUDY)
 RUNS = run_grid.grid_runs(STUDY.grid, SIZES)
 BUDGETS = run_grid.budgets_of(RUNS)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
+TEXT_THREADS = 4  # of the jobs that read and pack the text, fewer on a machine with fewer cores
 SCORED = run_grid.scored_teachers(RUNS)
 CACHED = run_grid.teaching(STUDY, RUNS) if STUDY.distill.teacher_targets != "online" else []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]

@@ -15,6 +15,7 @@ rule prepare_corpus:
         paths.timing("prepare_corpus", paths.ROOT)
     conda:
         "../envs/train.yaml"
+    threads: TEXT_THREADS
     resources:
         mem_mb=NEEDS.mem_mb("prepare_corpus"),
         runtime=NEEDS.runtime("prepare_corpus"),
@@ -22,7 +23,8 @@ rule prepare_corpus:
         spec=spec("corpus", STUDY.corpus),
     shell:
         r"""
-        exec python -m capgap.stages.corpus --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        exec python -m capgap.stages.corpus --processes {threads} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -63,6 +65,7 @@ rule pack_tokens:
         paths.timing("pack_tokens", paths.ROOT)
     conda:
         "../envs/train.yaml"
+    threads: TEXT_THREADS
     resources:
         mem_mb=NEEDS.mem_mb("pack_tokens"),
         runtime=NEEDS.runtime("pack_tokens"),
@@ -71,6 +74,6 @@ rule pack_tokens:
     shell:
         r"""
         exec python -m capgap.stages.pack \
-            --corpus {input.corpus:q} --tokenizer {input.tokenizer:q} \
+            --corpus {input.corpus:q} --tokenizer {input.tokenizer:q} --processes {threads} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

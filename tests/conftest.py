@@ -1,17 +1,27 @@
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="capgap-hub-")  # shared with subprocesses
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hub_configs import fill_cache
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from capgap.data.token_streams import META, SPLITS
 from capgap.engine.models import tokenizer_digest
 from capgap.records.artifacts import publish_folder
+from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
+
+fill_cache(os.environ["HF_HUB_CACHE"])
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HUB_CACHE"], ignore_errors=True)
 
 
 def write_tokenizer(folder, vocab=64):
@@ -48,7 +58,7 @@ def token_streams(tmp_path):
                 tokens=lengths,
                 bytes={split: 3 * n for split, n in lengths.items()},
             )
-            (folder / META).write_text(meta.to_json())
+            (folder / TOKENS_RECORD).write_text(meta.to_json())
         return folder_out
 
     return write

@@ -1,8 +1,10 @@
 """
 A server that speaks the protocol of the Hugging Face hub, on loopback: branches, commits, file
-lists, gates, large files behind a redirect, ranges. It can damage what it sends.
+lists, gates, large files behind a redirect, ranges, new repositories and commits (with Git LFS). It
+can damage what it sends.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -49,6 +51,10 @@ class Hub:
     flipped: set[str] = field(default_factory=set)  # files sent with one bit flipped
     cut: set[str] = field(default_factory=set)  # files of which the second half is lost
     dropped: dict[str, int] = field(default_factory=dict)  # connections that break, by file
+    uploaded: dict[str, bytes] = field(default_factory=dict)  # large files, by SHA-256
+    messages: list[str] = field(default_factory=list)  # of commits that were uploaded
+    writer: str = "hf_writer"  # token that may write
+    private: set[str] = field(default_factory=set)
 
     def repo(self, name: str, kind: str = "model", **options) -> Repo:
         """A new, empty repository."""
@@ -119,9 +125,23 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_PUT(self):
+        """A large file for the store."""
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.uploaded[hashlib.sha256(data).hexdigest()] = data
+        self.answer(200, "", {"ETag": '"part"'})
+
     def do_POST(self):
-        """The `paths-info` of some files."""
+        """A new repository, a commit and what leads to it, or the `paths-info` of some files."""
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        path = urllib.parse.urlsplit(self.path).path
+        if path == "/api/validate-yaml":
+            return self.answer(200, json.dumps({"errors": [], "warnings": []}))
+        writes = ("/repos/create", "/preupload/main", "/commit/main", "/info/lfs/objects/batch")
+        if path.endswith(writes):
+            if self.headers.get("Authorization") != f"Bearer {self.hub.writer}":
+                return self.answer(403, json.dumps({"error": "no right to write"}))
+            return self.write(path, body)
         if self.headers.get("Content-Type", "").startswith("application/json"):
             wanted = json.loads(body)["paths"]
         else:
@@ -136,6 +156,55 @@ class Handler(BaseHTTPRequestHandler):
         ]
         entries = [entry(path, files[path]) for path in wanted if path in files]
         self.answer(200, json.dumps(entries + folders))
+
+    def write(self, path, body):
+        """What changes a repository."""
+        if path.endswith("/commit/main"):
+            return self.commit(path, [json.loads(line) for line in body.splitlines()])
+        asked = json.loads(body)
+        if path.endswith("/repos/create"):
+            name = f"{asked['organization']}/{asked['name']}"
+            address = f"{self.hub.address}/{name}"
+            if ("model", name) in self.hub.repos:
+                return self.answer(409, json.dumps({"error": "there already", "url": address}))
+            self.hub.repo(name).commit({".gitattributes": b""})
+            if asked.get("visibility") == "private" or asked.get("private"):
+                self.hub.private.add(name)
+            return self.answer(200, json.dumps({"url": address}))
+        if path.endswith("/preupload/main"):
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith((*LARGE, ".gguf")) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in asked["files"]
+            ]
+            return self.answer(200, json.dumps({"files": files}))
+        objects = [
+            {**o, "actions": {"upload": {"href": f"{self.hub.store}/store/{o['oid']}"}}}
+            for o in asked["objects"]
+        ]
+        self.answer(200, json.dumps({"transfer": "basic", "objects": objects}))
+
+    def commit(self, path, lines):
+        """A commit on main."""
+        owner, name = path.removeprefix("/api/models/").split("/")[:2]
+        repo = self.found("model", f"{owner}/{name}")
+        files = dict(repo.commits[repo.main])
+        for line in lines:
+            key, value = line["key"], line["value"]
+            if key == "header":
+                self.hub.messages.append(value["summary"])
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+            else:
+                del files[value["path"]]
+        oid = repo.commit(files)
+        url = f"{self.hub.address}/{repo.name}/commit/{oid}"
+        self.answer(200, json.dumps({"success": True, "commitOid": oid, "commitUrl": url}))
 
     def api(self, parts):
         if len(parts) < 3:  # telemetry and the like

@@ -1,6 +1,7 @@
 """The one exception whose message is meant for the person at the keyboard."""
 
 import re
+import reprlib
 import sys
 
 USER_AND_PASSWORD = re.compile(
@@ -38,3 +39,9 @@ def out_of_memory(error: BaseException | None) -> bool:
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value in a message: at most `limit` characters of it, for a value may be a whole document."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"

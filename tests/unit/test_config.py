@@ -54,6 +54,20 @@ def test_all_problems_at_once_with_key_value_and_hint(tiny):
     assert "4 problems" in text
 
 
+def test_a_study_file_nested_too_deeply_is_one_message(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("study: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(CapgapError, match=r"deep\.yaml: sections are nested too deeply"):
+        load_study(path)
+
+
+def test_a_long_value_is_not_printed_whole(tiny):
+    tiny["study"] = "a" * 300
+    text = message(tiny)
+    assert "study: string should have at most 64 characters, got 'aaa" in text
+    assert len(text) < 500
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -17,13 +17,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from capgap.commands import plan
 from capgap.config import Distill
 from capgap.config.shapes import simple_training_flops
-from capgap.config.study_file import load_study
 from capgap.cost import device_memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.cost.host_memory import BASE_MB, CUDA_MB
 from capgap.cost.job_costs import StudyCost
 from capgap.cost.requests import Requests
 from capgap.cost.speed import DEVICE_STARTUP_S, Assumed
+from capgap.cost.teacher_configs import open_study
 from capgap.engine import attention
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.forward import hidden_states
@@ -43,7 +43,7 @@ def counted(model):
 
 
 def real(name):
-    return load_study(REPOSITORY / f"configs/{name}.yaml")
+    return open_study(REPOSITORY / f"configs/{name}.yaml")
 
 
 # --- shapes -----------------------------------------------------------------------------------
@@ -274,9 +274,9 @@ def test_memory_of_training_by_hand():
 
 def test_cached_targets_are_a_job_of_their_own_and_save_the_teacher_in_every_other():
     data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
-    online = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    online = {job.output: job for job in StudyCost(open_study(data)).jobs}
     data["distill"] |= {"teacher_targets": "sampled", "unique_tokens": "500k"}
-    kept = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    kept = {job.output: job for job in StudyCost(open_study(data)).jobs}
     caches = [kept[name] for name in set(kept) - set(online)]
     assert {job.rule for job in caches} == {"cache_teacher"}
     assert len(caches) == len(data["teachers"])
@@ -333,19 +333,21 @@ def test_several_processes_take_as_many_devices_and_the_same_device_hours():
 
 def test_a_shape_of_another_size_is_refused():
     data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
-    data["plan"]["shapes"]["gpt2"]["layers"] = 11
+    shape = real("gpt2").plan.shapes["gpt2"].model_dump(exclude_none=True)
+    data["plan"]["shapes"] = {"gpt2": shape | {"layers": 11}}
     with pytest.raises(
         CapgapError, match=r"plan.shapes.gpt2: this shape has 77,968,128 parameters"
     ):
-        plan.make_plan(load_study(data))
+        plan.make_plan(open_study(data))
 
 
-def test_a_teacher_of_unknown_shape_is_guessed_and_said_so():
-    data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
-    del data["plan"]["shapes"]["gpt2-xl"]
-    made = plan.make_plan(load_study(data))
-    assert any("shape of gpt2-xl unknown (plan.shapes.gpt2-xl)" in note for note in made.notes)
-    whole = StudyCost(load_study(data)).architecture("gpt2-xl").whole()
+def test_a_teacher_of_unknown_architecture_is_guessed_and_said_so():
+    study = real("gpt2")
+    known = {name: shape for name, shape in study.plan.shapes.items() if name != "gpt2-xl"}
+    study = study.model_copy(update={"plan": study.plan.model_copy(update={"shapes": known})})
+    made = plan.make_plan(study)
+    assert any("cost of the architecture of gpt2-xl unknown" in note for note in made.notes)
+    whole = StudyCost(study).architecture("gpt2-xl").whole()
     assert whole.non_embedding == pytest.approx(1_475_561_600, rel=0.1)
 
 
@@ -386,7 +388,7 @@ def test_real_studies_plan_offline(name, monkeypatch):
 
 def test_finished_jobs_are_left_out_and_the_choice_is_used_once_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    study = load_study(REPOSITORY / "tests/tiny/config.yaml")
+    study = open_study(REPOSITORY / "tests/tiny/config.yaml")
     made = plan.make_plan(study, not_done=[])
     assert len(made.left) == len(made.jobs)  # nothing is there
     for job in made.jobs:
@@ -447,14 +449,14 @@ def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
         assert needs.runtime(job.rule)(wildcards, 2) == 2 * minutes
         seen.add(job.rule)
     assert {"fetch_teacher", "score_importance", "prune_student", "random_init_student"} <= seen
-    assert Requests(load_study(REPOSITORY / "config.yaml")).devices == 0
+    assert Requests(open_study(REPOSITORY / "config.yaml")).devices == 0
 
 
 def test_tasks_of_the_harness_are_jobs_with_the_outputs_of_their_rules():
     data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
-    without = {job.output for job in StudyCost(load_study(data)).jobs}
+    without = {job.output for job in StudyCost(open_study(data)).jobs}
     data["harness"] = {"preset": "plain", "tasks": {"gsm8k": 8}, "limit": 100, "teachers": ["t6k"]}
-    study = load_study(data)
+    study = open_study(data)
     cost = StudyCost(study)
     added = {job.output: job for job in cost.jobs if job.output not in without}
     assert {output: job.needs for output, job in added.items()} == {
@@ -473,11 +475,11 @@ def test_tasks_of_the_harness_are_jobs_with_the_outputs_of_their_rules():
 def test_students_of_one_shape_are_counted_with_it():
     data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
     data["prune"]["one_shape"] = False
-    own = StudyCost(load_study(data))
+    own = StudyCost(open_study(data))
     assert own.student("150M", "pruned-gpt2-large").layers == 36
-    data["teachers"].pop("gpt2-xl"), data["plan"]["shapes"].pop("gpt2-xl")
+    data["teachers"].pop("gpt2-xl")
     data["prune"].update(one_shape=True, depth="keep_middle", layers=12)
-    shared = StudyCost(load_study(data))
+    shared = StudyCost(open_study(data))
     assert shared.student("64M", "pruned-gpt2-large") == shared.student("64M", "pruned-gpt2")
     job = shared.job("prune_student", student="64M", init="pruned-gpt2-large")
     assert "results/gpt2/teachers/gpt2/model/manifest.json" in job.needs

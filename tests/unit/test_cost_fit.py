@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capgap.config.study_file import load_study
 from capgap.cost import device_fit
 from capgap.cost.job_costs import StudyCost
+from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,8 +19,7 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
     data["plan"]["device"] = "l4-24gb"
     data["grid"]["arms"] = []
     data["teachers"] = {k: data["teachers"][k] for k in ("p70m", "p160m", "p410m")}
-    data["plan"]["shapes"] = {k: data["plan"]["shapes"][k] for k in data["teachers"]}
-    study = load_study(data)
+    study = open_study(data)
     jobs = StudyCost(study).jobs
     with pytest.raises(CapgapError, match=r"do not fit plan.device l4-24gb") as refused:
         device_fit.refuse_misfits(study, jobs, "l4-24gb")
@@ -35,26 +34,26 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
     assert suggested
     assert "set distill.activation_checkpointing" not in text  # the whole batch is too large
     data["distill"]["micro_batch_tokens"] = 2 * min(suggested)
-    checkpointed = load_study(data)
+    checkpointed = open_study(data)
     found = device_fit.misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
     assert all("set distill.activation_checkpointing" in misfit.mends for misfit in found)
     data["distill"]["activation_checkpointing"] = True
-    checkpointed = load_study(data)
+    checkpointed = open_study(data)
     more = {job.output: job.flops for job in StudyCost(checkpointed).jobs}
     assert all((more[job.output] > job.flops) == (job.rule == "distill_student") for job in jobs)
     device_fit.refuse_misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
     del data["distill"]["activation_checkpointing"]
     data["distill"]["micro_batch_tokens"] = min(suggested)
-    smaller = load_study(data)
+    smaller = open_study(data)
     device_fit.refuse_misfits(smaller, StudyCost(smaller).jobs, "l4-24gb")
     data["distill"]["micro_batch_tokens"] = 2 * max(suggested)
-    larger = load_study(data)
+    larger = open_study(data)
     with pytest.raises(CapgapError):
         device_fit.refuse_misfits(larger, StudyCost(larger).jobs, "l4-24gb")
 
 
 def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
-    study = load_study(REPOSITORY / "configs/llama2-minima.yaml")
+    study = open_study(REPOSITORY / "configs/llama2-minima.yaml")
     assert study.distill.precision_of_teacher == "bfloat16"  # with which training fits
     found = device_fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
     assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}
@@ -82,7 +81,7 @@ def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
     data["harness"]["batch_size"] = 4096
 
     def suggested():
-        study = load_study(data)
+        study = open_study(data)
         found = device_fit.misfits(study, StudyCost(study).jobs, "a100-80gb")
         return [mend.removeprefix("set ").split(" to ") for m in found for mend in m.mends[:1]]
 
@@ -99,9 +98,9 @@ def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
 
 def test_a_refit_reads_the_text_and_holds_about_what_scoring_does():
     data = yaml.safe_load((REPOSITORY / "configs/pythia.yaml").read_text())
-    plain = StudyCost(load_study(data))
+    plain = StudyCost(open_study(data))
     data["prune"]["refit"] = "least_squares"
-    fitted = StudyCost(load_study(data))
+    fitted = StudyCost(open_study(data))
     pairs = [
         (before, after)
         for before, after in zip(plain.jobs, fitted.jobs, strict=True)

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from capgap.config.devices import CPU
-from capgap.config.study_file import load_study
 from capgap.cost.device_memory import Memory
 from capgap.cost.job_costs import Job, StudyCost, Work
 from capgap.cost.makespan import schedule
@@ -18,6 +17,7 @@ from capgap.cost.speed import (
     computed_as,
     speed_of,
 )
+from capgap.cost.teacher_configs import open_study
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import Calibration
 
@@ -65,7 +65,7 @@ def test_precision_decides_the_peak_of_a_device():
         trained = Job("distill_student", "x", (), work, Memory(), precision=precision)
         seconds = Assumed("a100-80gb", 0.5).seconds(trained)
         assert seconds == pytest.approx(DEVICE_STARTUP_S + 312 / (0.5 * tflops))
-    jobs = StudyCost(load_study(REPOSITORY / "configs/gpt2.yaml")).jobs
+    jobs = StudyCost(open_study(REPOSITORY / "configs/gpt2.yaml")).jobs
     assert {job.rule for job in jobs if job.precision == "bfloat16"} == {"distill_student"}
 
 
@@ -75,9 +75,9 @@ def test_the_teacher_counts_at_its_own_precision():
     seconds = Assumed("a100-80gb", 0.5).seconds(trained)
     assert seconds == pytest.approx(DEVICE_STARTUP_S + 19.5 / (0.5 * 19.5) + 312 / (0.5 * 312))
     data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
-    same = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    same = {job.output: job for job in StudyCost(open_study(data)).jobs}
     data["distill"]["teacher_precision"] = "bfloat16"
-    for job in StudyCost(load_study(data)).jobs:
+    for job in StudyCost(open_study(data)).jobs:
         assert job.flops == same[job.output].flops
         if job.rule == "distill_student":
             taught = "from-none" not in job.output
@@ -111,7 +111,7 @@ def test_rates_are_straight_lines_between_the_measured_cases():
 def test_a_calibration_of_another_precision_is_not_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
-    study = load_study(data)
+    study = open_study(data)
     measured = Calibration(
         study="x",
         computed_as=computed_as(study),
@@ -124,9 +124,9 @@ def test_a_calibration_of_another_precision_is_not_used(tmp_path, monkeypatch):
     write_text(CALIBRATION, measured.to_json())
     assert isinstance(speed_of(study, CPU), Measured)
     data["distill"]["learning_rate"] = 1e-4
-    assert isinstance(speed_of(load_study(data), CPU), Measured)
+    assert isinstance(speed_of(open_study(data), CPU), Measured)
     data["distill"]["teacher_precision"] = "bfloat16"
-    speed = speed_of(load_study(data), CPU)
+    speed = speed_of(open_study(data), CPU)
     assert isinstance(speed, Assumed)
     assert "--calibrate measures (teacher_precision of distill changed" in speed.name
 
@@ -135,7 +135,7 @@ def test_budgets_that_share_a_trunk_cost_what_is_behind_it():
     data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
     data["grid"].update(tokens=["10240", "20480"], arms=[], seeds=[0])
     data["distill"].update(schedule="wsd", warmup_tokens=512, decay_share=0.2)
-    jobs = {job.output: job for job in StudyCost(load_study(data)).jobs}
+    jobs = {job.output: job for job in StudyCost(open_study(data)).jobs}
     run = "results/tiny/students/3k/pruned-t6k/from-t6k/tokens-{}/seed-0/model/manifest.json"
     short, long = (jobs[run.format(tokens)] for tokens in ("10.24k", "20.48k"))
     assert short.work[0].tokens == 10_240

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import pyarrow
 import pyarrow.parquet
@@ -15,8 +16,8 @@ from huggingface_hub import HfApi, constants
 from capgap.commands import pin
 from capgap.config import HubCorpus, HubText
 from capgap.config.study_file import load_study
-from capgap.data.documents import hub_texts, load_documents
-from capgap.data.hub import download_model
+from capgap.data.hub import download_model, upload_model
+from capgap.data.sources import documents, hub_texts
 from capgap.errors import CapgapError
 
 NAME = "owner/model"
@@ -206,6 +207,67 @@ def test_what_is_not_there_is_named(hub, repo):
         pin.check("model", NAME, main, HfApi(endpoint="http://127.0.0.1:9", token=False))
 
 
+# --- a model put there ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(hub, tmp_path, monkeypatch):
+    """Function that pushes a folder with some files, as somebody who may."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose server is another
+
+    def push(files, name="owner/small", token=hub.writer, private=False):
+        folder = tmp_path / "out"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for file, data in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(data)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        return upload_model(folder, name, private=private, message="A study")
+
+    return push
+
+
+def test_a_folder_is_pushed_whole_and_again(hub, writer):
+    first = files(1) | {"README.md": b"---\nlicense: mit\n---\n", "small-f32.gguf": b"GGUF" * 9}
+    commit = writer(first)
+    repo = hub.repos["model", "owner/small"]
+    assert repo.main == commit
+    assert {k: v for k, v in repo.commits[commit].items() if k != ".gitattributes"} == first
+    assert hub.messages == ["A study"]
+    assert hub.private == set()
+    second = files(2) | {"README.md": b"---\nlicense: mit\n---\n"}
+    repo.commit(repo.commits[commit] | {"notes.txt": b"of the owner", "old.safetensors": b"x"})
+    held = repo.commits[writer(second)]
+    assert held[WEIGHTS] == weights(2)
+    assert held["notes.txt"] == b"of the owner"
+    assert not {"small-f32.gguf", "old.safetensors"} & set(held)
+    assert (download_model("owner/small", repo.main) / WEIGHTS).read_bytes() == weights(2)
+
+
+def test_a_private_repository(hub, writer):
+    writer(files(1), private=True)
+    assert hub.private == {"owner/small"}
+
+
+def test_who_may_not_write_is_told_what_to_do(hub, writer, offline):
+    with pytest.raises(
+        CapgapError, match="--push: no token, so nothing can be put into owner/small"
+    ):
+        writer(files(1), token=None)
+    with pytest.raises(
+        CapgapError, match=r"was not updated: the token may not write there .*hf upload"
+    ):
+        writer(files(1), token="hf_of_someone_else")
+    assert ("model", "owner/small") not in hub.repos
+    with pytest.raises(CapgapError, match="a/b/c is no id of the hub; an id is USER/REPO"):
+        writer(files(1), name="a/b/c")
+    offline()
+    with pytest.raises(CapgapError, match="owner/small was not updated: .*offline"):
+        writer(files(1))
+
+
 # --- data sets ------------------------------------------------------------------------------------
 
 CARD = b"""---
@@ -251,43 +313,50 @@ def test_a_data_set_is_read_at_its_commit(hub, texts):
     old = texts.commit(text_files("old"))
     texts.commit(text_files("new"))
     asked = {"dataset": "owner/text", "revision": old, "name": "plain"}
-    assert hub_texts(HubText(**asked, split="train[:30%]")) == ["old 0", "old 1", "old 2"]
-    assert hub_texts(HubText(**asked, split="test", joined=True)) == ["line 1\nline 2\n"]
+    assert list(hub_texts(HubText(**asked, split="train[:30%]"))) == ["old 0", "old 1", "old 2"]
+    assert list(hub_texts(HubText(**asked, split="test", joined=True))) == ["line 1\nline 2\n"]
     assert hub.downloads("other/train-0.parquet") == []
-    corpus = load_documents(HubCorpus(source="hub", **asked))
-    assert corpus["name"][:2] == ["000000000000", "000000000001"]
+    names = [name for name, _ in documents(HubCorpus(source="hub", **asked))]
+    assert names[:2] == ["000000000000", "000000000001"]
 
 
 def test_a_data_set_of_json_lines(texts):
     lines = "".join(json.dumps({"body": f"text {i}"}) + "\n" for i in range(3)).encode()
     commit = texts.commit({"train.jsonl": lines})
     text = HubText(dataset="owner/text", revision=commit, text_column="body")
-    assert hub_texts(text) == ["text 0", "text 1", "text 2"]
+    assert list(hub_texts(text)) == ["text 0", "text 1", "text 2"]
 
 
 def test_a_damaged_data_set_is_refused(hub, texts):
     text = HubText(dataset="owner/text", revision=texts.commit(text_files("a")), name="plain")
     hub.flipped.add("plain/train-0.parquet")
     with pytest.raises(CapgapError, match=r"plain/train-0\.parquet arrived damaged"):
-        hub_texts(text)
+        list(hub_texts(text))
     hub.flipped.clear()
     hub.cut.add("plain/train-0.parquet")
     with pytest.raises(CapgapError, match="cannot be had: Consistency check"):
-        hub_texts(text)
+        list(hub_texts(text))
     hub.cut.clear()
-    assert hub_texts(text)[0] == "a 0"
+    assert next(hub_texts(text)) == "a 0"
 
 
 def test_a_data_set_once_read_is_there_without_a_network(hub, texts, offline, monkeypatch):
     import datasets
 
     text = HubText(dataset="owner/text", revision=texts.commit(text_files("a")), name="plain")
-    before = hub_texts(text)
+    before = list(hub_texts(text))
     offline()
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     hub.asked.clear()
-    assert hub_texts(text) == before
+    assert list(hub_texts(text)) == before
     assert hub.asked == []
+
+
+def test_a_data_set_that_needs_a_script_is_refused_with_what_to_do(texts):
+    commit = texts.commit({"README.md": b"", "text.py": b"raise SystemExit('this ran')"})
+    text = HubText(dataset="owner/text", revision=commit)
+    with pytest.raises(CapgapError, match="a Python script that loads data, which is not run; pin"):
+        list(hub_texts(text))
 
 
 def test_a_gated_data_set_names_its_licence(hub, texts):
@@ -295,7 +364,7 @@ def test_a_gated_data_set_names_its_licence(hub, texts):
     text = HubText(dataset="owner/text", revision=texts.commit(text_files("a")), name="plain")
     page = re.escape(f"{hub.address}/datasets/owner/text")
     with pytest.raises(CapgapError, match=rf"{page}, accept its licence \(cc-by-4\.0\)"):
-        hub_texts(text)
+        list(hub_texts(text))
 
 
 def test_models_and_data_sets_of_a_study_are_listed_once():

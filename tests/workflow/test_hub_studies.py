@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from hub_configs import MODELS
 from hub_server import hub_server
 from repository import SOURCE, WORDS, write_study
 from tokenizers import ByteLevelBPETokenizer
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from capgap.cost.architectures import shape_of_config
 from capgap.engine.counting import count_params
 
 pytestmark = pytest.mark.slow
@@ -33,7 +35,7 @@ SIZES = {"small": (2, 24, 3, 1), "large": (3, 48, 6, 2)}  # layers, hidden, head
 
 
 def config_of(shape: dict, size: str):
-    """The configuration of a published shape at another size, and the shape itself."""
+    """The configuration of a published shape at another size."""
     layers, hidden, heads, grouped = SIZES[size]
     kv_heads = grouped if "kv_heads" in shape else heads
     neurons = 2 * round(hidden * shape["intermediate"] / shape["hidden"] / 2)
@@ -56,11 +58,7 @@ def config_of(shape: dict, size: str):
                 num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=neurons,
                 max_position_embeddings=POSITIONS, **common,
             )  # fmt: skip
-    small = shape | {
-        "layers": layers, "hidden": hidden, "heads": heads, "intermediate": neurons,
-        "vocab": PADDED, "positions": POSITIONS,
-    }  # fmt: skip
-    return config, small | ({"kv_heads": kv_heads} if "kv_heads" in shape else {})
+    return config
 
 
 def folder_files(path) -> dict[str, bytes]:
@@ -100,10 +98,12 @@ def shrink(study: dict, hub, tmp_path) -> dict[str, torch.nn.Module]:
     """
     names = list(study["teachers"])
     kept = {names[0]: "small", names[-1]: "large"}
-    models, shapes = {}, {}
+    models = {}
     for seed, (name, size) in enumerate(kept.items()):
-        teacher, shape = study["teachers"][name], study["plan"]["shapes"][name]
-        config, shapes[name] = config_of(shape, size)
+        teacher = study["teachers"][name]
+        known = shape_of_config(MODELS[teacher["model"]][0], name)
+        shape = known.model_dump(exclude_none=True)
+        config = config_of(shape, size)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
         model = model.to(getattr(torch, shape.get("stored", "float32")))
@@ -111,11 +111,10 @@ def shrink(study: dict, hub, tmp_path) -> dict[str, torch.nn.Module]:
         tokenizer_files(tmp_path / name)
         repo = hub.repo(teacher["model"])
         teacher["revision"] = repo.commit(folder_files(tmp_path / name))
-        teacher["params_non_embedding"] = count_params(model).non_embedding
         repo.commit({"config.json": b"{}"})  # main moves on
         models[name] = model
     study["teachers"] = {name: study["teachers"][name] for name in kept}
-    study["plan"] |= {"shapes": shapes, "processes": 1, "shard": False}
+    study["plan"] |= {"processes": 1, "shard": False}
     study.pop("harness", None)  # its tasks are not on this hub
     train, test = study["corpus"], study["corpus"]["test"]
     for text, split, rows in (

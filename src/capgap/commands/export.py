@@ -2,7 +2,8 @@
 Hand over the final student as a plain Hugging Face folder with a model card: `capgap export`.
 
 IN   results/<study>/final/, law/law.json, the metrics of its teacher
-OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md
+OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md and the law's figure; with
+     --gguf also the model as one file for llama.cpp; with --push a repository of the hub
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import argparse
 import os
 import shlex
 import shutil
-from importlib.metadata import PackageNotFoundError, metadata
+import subprocess
+from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
 import yaml
@@ -27,7 +29,9 @@ from capgap.config import (
     Study,
     run_grid,
 )
-from capgap.config.study_file import load_study
+from capgap.cost.teacher_configs import open_study
+from capgap.data.hub import upload_model
+from capgap.engine.gguf_file import TYPES, check_gguf, write_gguf
 from capgap.errors import CapgapError
 from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.records import paths
@@ -55,6 +59,7 @@ law of capacity gap.
 | distillation tokens | {tokens:,} |
 | seed | {seed} |
 | law | {law} |
+| study's revision | {revision} |
 | choice | {choice} |
 | test loss | {loss:.4f} nats per token |
 | test bits per byte | {bits:.4f} |
@@ -62,6 +67,8 @@ law of capacity gap.
 | teacher's test loss | {teacher_loss:.4f} nats per token |
 
 {sentence}
+
+![Loss by teacher size, and the fitted law](law.png)
 {tasks}
 ## Data
 
@@ -86,6 +93,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{out_name}")
 tokenizer = AutoTokenizer.from_pretrained("{out_name}")
 ```
+{gguf}"""
+
+GGUF = """
+`{file}` is the same model for llama.cpp: `llama-cli -m {file} -p "..."`. Its converter does not know
+a tokenizer that was trained or trimmed here, which this file carries.
 """
 
 
@@ -95,16 +107,21 @@ def run(
     licence: str | None = None,
     data_licence: str | None = None,
     teacher_licence: str | None = None,
+    gguf: str | None = None,
 ) -> None:
-    """Write the folder. Raises CapgapError when a licence is unknown, or `out` exists."""
+    """Write the folder. Raises CapgapError when a licence is unknown, or `out` exists.
+
+    gguf: type of the matrices of a GGUF file, if one is wanted.
+    """
     options = {
         "--study": study_file,
         "--out": out.name,
         "--licence": licence,
         "--data-licence": data_licence,
         "--teacher-licence": teacher_licence,
+        "--gguf": gguf,
     }
-    study = load_study(study_file)
+    study = open_study(study_file)
     if os.path.lexists(out):
         raise CapgapError(f"{out} exists already; name another folder or delete it")
     if study.final is None:
@@ -124,6 +141,10 @@ def run(
     )
     teacher = Metrics.read(teacher_metrics)
     test = Metrics.read(paths.RUN_METRICS.format(study=study.study, **made._asdict())).test
+    figure = open_folder(paths.REPORT.format(study=study.study)) / "law.png"
+    file = f"{out.name}-{gguf}.gguf"
+    if gguf:
+        check_gguf(model)
     data, known = _data(study)
     data_licence = _required(data_licence or known, "data", data)
     source, known = _teacher(study, lineage.teacher)
@@ -144,6 +165,8 @@ def run(
         tokens=lineage.tokens,
         seed=lineage.seed,
         law=law.verdict,
+        revision=_revision(),
+        gguf=GGUF.format(file=file) if gguf else "",
         choice=final.choice.basis_note,
         loss=test.loss_nats_per_token,
         bits=test.bits_per_byte,
@@ -168,6 +191,21 @@ def run(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model / name, folder / name)
         (folder / "README.md").write_text(text, encoding="utf-8")
+        shutil.copyfile(figure, folder / figure.name)
+        if gguf:
+            write_gguf(model, folder / file, gguf, name=out.name, licence=licence or "other")
+
+
+def _revision() -> str:
+    """The commit of the repository that the study is in, and whether files differ from it."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        if commit.returncode == 0:
+            changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True)
+            return commit.stdout.strip() + (" with changes" if changed.returncode else "")
+    except FileNotFoundError:
+        pass  # no git here
+    return "not in a Git repository"
 
 
 def _required(licence: str | None, what: str, source: str) -> str:
@@ -238,9 +276,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--licence", help="licence of the model, as the hub abbreviates it")
     parser.add_argument("--data-licence", help="licence of the data, if its package does not say")
     parser.add_argument("--teacher-licence", help="licence of the teacher, likewise")
+    parser.add_argument(
+        "--gguf",
+        nargs="?",
+        const="f32",
+        choices=list(TYPES),
+        help="write a GGUF file for llama.cpp as well, its matrices in this type (f32 if none is given)",
+    )
+    parser.add_argument(
+        "--push", metavar="USER/REPO", help="put the folder into a model of the hub"
+    )
+    parser.add_argument("--private", action="store_true", help="with --push: make a private one")
     args = parser.parse_args(argv)
-    run(args.study, args.out, args.licence, args.data_licence, args.teacher_licence)
+    if args.private and not args.push:
+        parser.error("--private belongs to --push USER/REPO")
+    run(args.study, args.out, args.licence, args.data_licence, args.teacher_licence, args.gguf)
     print(f"{args.out}: model, tokenizer and model card")
+    if args.push:
+        message = f"{args.out.name} by capgap {version('capgap')}"
+        commit = upload_model(args.out, args.push, private=args.private, message=message)
+        print(f"{args.push}: pushed as commit {commit}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from capgap.commands.plan import duration, make_plan
 from capgap.config import Study
-from capgap.config.study_file import load_study
 from capgap.cost.job_costs import StudyCost
+from capgap.cost.teacher_configs import complete, open_study
 from capgap.errors import CapgapError
 from capgap.reporting.answer import Experiment
 
@@ -19,8 +19,8 @@ def price(study: Study, experiment: Experiment) -> str:
         changed = {**data.get(section, {}), **values}
         data[section] = {key: value for key, value in changed.items() if value is not None}
     try:
-        larger = load_study(data)
-        there = {job.output for job in StudyCost(study).jobs}
+        larger = open_study(data)
+        there = {job.output for job in StudyCost(complete(study)).jobs}
         new = [job.output for job in StudyCost(larger).jobs if job.output not in there]
         plan = make_plan(larger, not_done=new)
     except CapgapError:  # the study needs more than this change, for example a larger teacher

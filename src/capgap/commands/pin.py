@@ -1,7 +1,8 @@
 """
 Ask the hub about every commit a study pins: whether it is there, and whether main has moved on.
 
-Writes nothing: what a study pins stays what it is until you change it.
+What a study pins stays what it is until you change it. The config.json of its teachers is fetched
+into the cache of the hub, so that the study can be planned without a network from then on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from capgap.config import HubCorpus, HubTeacher, Study
 from capgap.config.study_file import load_study
-from capgap.data.hub import open_gate
+from capgap.data.hub import download_config, open_gate
 from capgap.errors import CapgapError
 from capgap.stages.base import run_stage
 
@@ -71,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         there, sentence = check(kind, name, revision, api)
         missing += not there
         print(sentence, flush=True)
+        if there and kind == "model":
+            download_config(name, revision)
     if missing:
         raise CapgapError(f"{missing} pinned commit(s) cannot be had; see above")
 

@@ -1,7 +1,7 @@
 """
 What a study will cost: jobs, tokens, FLOPs, time, memory, disk and downloads, before any is paid.
 
-Needs no network and no models: fetched teachers count by the shapes under `plan.shapes`. FLOPs are
+Needs no models: fetched teachers count by their config.json, which is read once. FLOPs are
 2 per weight and token forward with head and attention, three times that for training; hours are
 FLOPs over what the device is assumed to reach, or, without a device, CPU time of this machine.
 """
@@ -20,13 +20,13 @@ from rich.table import Table
 
 from capgap.config import Study
 from capgap.config.devices import CPU, DEVICE_NAMES
-from capgap.config.study_file import load_study
 from capgap.cost import device_fit
 from capgap.cost.host_memory import LAW_RULES, TEXT_RULES
 from capgap.cost.job_costs import Job, StudyCost
 from capgap.cost.makespan import Schedule, schedule
 from capgap.cost.speed import Speed, speed_of
 from capgap.cost.study_sizes import check_shapes
+from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.stages.base import run_stage
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--short", action="store_true", help="totals only")
     args = parser.parse_args(argv)
-    study = load_study(args.study)
+    study = open_study(args.study)
     if args.calibrate:
         from capgap.cost.probe import calibrate  # imports torch
 

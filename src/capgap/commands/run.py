@@ -25,6 +25,7 @@ from capgap.commands import clean, plan
 from capgap.commands.summary import run as print_summary
 from capgap.commands.verify import check, refuse
 from capgap.config.study_file import load_study
+from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 from capgap.records import checksums, paths
 from capgap.records.artifacts import disk_is_full
@@ -98,7 +99,7 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     Prints the summary after a full run, and after a dry run what the jobs would cost. A dry run,
     like every option of Snakemake that only lists, takes no lock and changes no file.
     """
-    study = load_study(study_file)
+    study = open_study(study_file)
     root = Path(paths.ROOT.format(study=study.study))
     look = private.only_looks(snakemake_options)
     options = snakemake_options

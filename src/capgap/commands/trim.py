@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from capgap.data.documents import read_text, split_texts
+from capgap.data.sources import read_text
+from capgap.data.text_store import split_texts
 from capgap.engine.counting import count_params
 from capgap.engine.models import TOKENIZER_FILES, load_model, read_lineage, save_model
 from capgap.errors import CapgapError
@@ -21,7 +23,7 @@ from capgap.records.run_records import ParamGroups
 from capgap.stages.base import StageParser, count_argument, out_folder, run_stage
 
 
-def run(model_folder: Path, texts: list[str], entries: int | None, out: Path) -> ParamGroups:
+def run(model_folder: Path, texts: Iterable[str], entries: int | None, out: Path) -> ParamGroups:
     """Publish the model with at most `entries` entries of its vocabulary; None keeps all used."""
     folder = open_folder(model_folder)
     if not (folder / "tokenizer.json").is_file():

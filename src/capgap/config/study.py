@@ -23,7 +23,7 @@ from capgap.config.teacher_settings import (
     Teacher,
 )
 from capgap.config.text_settings import Corpus, TeacherTokenizer, Tokenizer
-from capgap.config.training_settings import Distill, Pretrain, PretrainStage
+from capgap.config.training_settings import LOSS_ON, Distill, LossOn, Pretrain, PretrainStage
 
 
 class CollectStage(Section):
@@ -44,6 +44,7 @@ class Evaluate(Section):
 
     sequence_length: int = Field(128, ge=2, description="tokens of context at most")
     batch_tokens: Count = Field(16384, gt=0, description="tokens per forward pass")
+    loss_on: LossOn = Field("all", description=LOSS_ON)
 
 
 def _from_text(value: Any) -> Any:
@@ -166,7 +167,9 @@ class Study(Section):
 
     study: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]*$",
-        description="name, of lower-case letters, digits, - and _; results go to results/<study>/",
+        max_length=64,
+        description="name, of at most 64 lower-case letters, digits, - and _; results go to "
+        "results/<study>/",
     )
     corpus: Corpus = Field(description="the text")
     tokenizer: Tokenizer = Field(description="text to tokens")
@@ -204,8 +207,11 @@ class Study(Section):
         scoring = self.prune.scoring()
         return scoring.model_copy(update={"seed": scoring.seed + (replica or 0)})
 
-    def teacher_size(self, teacher: str) -> int:
-        """Parameters of a teacher without embeddings and output head."""
+    def teacher_size(self, teacher: str) -> int | None:
+        """Parameters of a teacher without embeddings and output head.
+
+        None for one that is fetched, before `cost.teacher_configs.complete` has read its size.
+        """
         entry = self.teachers[teacher]
         if isinstance(entry, PretrainedTeacher):
             return entry.shape(vocab=1).params()["non_embedding"]
@@ -232,6 +238,22 @@ def _inconsistencies(study: Study):
                 f"tokenizer.teacher: '{study.tokenizer.teacher}' is not a teacher that brings a "
                 "tokenizer; name one with source hub, package or path"
             )
+    for key in ("pretrain", "distill", "evaluate"):
+        section = getattr(study, key)
+        if (
+            section
+            and section.loss_on != "all"
+            and not getattr(study.corpus, "messages_column", None)
+        ):
+            yield (
+                f"{key}.loss_on: {section.loss_on} needs conversations; name their column "
+                "(corpus.messages_column), or set it to all"
+            )
+    if study.distill.loss_on != study.evaluate.loss_on:
+        yield (
+            f"evaluate.loss_on: {study.evaluate.loss_on} is not what is learned, distill.loss_on is "
+            f"{study.distill.loss_on}; the law is fitted on the held-out loss, so set both alike"
+        )
     for name in study.plan.shapes:
         if not isinstance(study.teachers.get(name), HubTeacher | PackageTeacher | PathTeacher):
             yield f"plan.shapes.{name}: no teacher of this name is fetched"
@@ -247,20 +269,22 @@ def _inconsistencies(study: Study):
                 f"equally among {processes} processes; change one of them"
             )
     sizes = {name: study.teacher_size(name) for name in study.teachers}
-    largest = max(sizes, key=sizes.get)
     finals = [study.final] if study.final else []
+    known = all(sizes.values())  # else looked at once cost.teacher_configs.complete has read them
+    largest = max(sizes, key=sizes.get) if known else None
     for key, students in (
         ("grid.students", study.grid.students),
         ("final.student", [final.student for final in finals]),
     ):
         for student in students:
-            if student >= sizes[largest]:
+            if known and student >= sizes[largest]:
                 yield (
                     f"{key}: {format_count(student)} is not smaller than any teacher; the largest, "
                     f"{largest}, has {sizes[largest]:,} parameters without embeddings; lower the "
                     "student or add a larger teacher"
                 )
-    yield from grid_problems(study.grid, sizes)
+    if known:
+        yield from grid_problems(study.grid, sizes)
     for key in ("seeds", "replicas"):
         values = (study.final and getattr(study.final, key)) or []
         if len(set(values)) < len(values):

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from capgap.config import Section, Study
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, shown
 
 
 def load_study(source: str | Path | dict) -> Study:
@@ -68,10 +68,12 @@ def _read_yaml(path: Path) -> dict:
         raise CapgapError(
             f"{path}, line {line}, column {column}: not valid YAML: {error.problem}"
         ) from None
-    except RecursionError:
-        raise CapgapError(f"{path}: nested too deeply for a study") from None
     except yaml.YAMLError as error:
         raise CapgapError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise CapgapError(
+            f"{path}: sections are nested too deeply to be read; a study has at most four levels"
+        ) from None
     if not isinstance(data, dict):
         raise CapgapError(
             f"{path}: a study is a mapping of keys, got {type(data).__name__}; config.yaml is one"
@@ -110,7 +112,7 @@ def _explain(problem: dict, root: Any) -> list[str]:
     message = WANTED.get(kind) or problem["msg"].removeprefix("Value error, ")
     if not key:
         return message.split("\n")
-    got = "nothing" if value is None else repr(value)
+    got = "nothing" if value is None else shown(repr(value))
     got = "" if isinstance(value, dict | list | BaseModel) else f", got {got}"
     return [f"{key}: {message[0].lower()}{message[1:]}{got}{meaning}"]
 

@@ -66,10 +66,13 @@ class PretrainedTeacher(TeacherShape):
 
 
 class FetchedTeacher(Section):
-    """What every teacher that is not trained here must say."""
+    """What all teachers that are not trained here have in common."""
 
-    params_non_embedding: Count = Field(
-        gt=0, description="parameters without embeddings and output head; checked on arrival"
+    params_non_embedding: Count | None = Field(
+        None,
+        gt=0,
+        description="parameters without embeddings and output head, checked on arrival; read from the "
+        "model's config.json if not set",
     )
     trim_vocabulary: bool | Count = Field(
         False,

@@ -8,9 +8,15 @@ from pydantic import Field
 
 from capgap.config.section import Section
 
+MESSAGES_COLUMN = Field(
+    None,
+    description="column that holds conversations (lists of role and content) instead of text; the "
+    "tokenizer's chat template makes text of them",
+)
+
 
 class CorpusSplit(Section):
-    """How documents are shared out; a document is never cut."""
+    """How documents are shared out: whole, unless one is much longer than the share of a split."""
 
     validation_share: float = Field(
         0.03, gt=0, lt=0.5, description="share of the corpus bytes held out for validation"
@@ -32,8 +38,12 @@ class FilesCorpus(CorpusSplit):
     """Local files: .txt (one document a file), .jsonl or .parquet (one document a row)."""
 
     source: Literal["files"]
-    pattern: str = Field(description="glob of local files ending in .txt, .jsonl or .parquet")
+    pattern: str = Field(
+        description="glob of local files, or a folder: .txt, .md, .jsonl, also as .gz or .zst, or "
+        ".parquet"
+    )
     text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
+    messages_column: str | None = MESSAGES_COLUMN
 
 
 class HubText(Section):
@@ -49,6 +59,7 @@ class HubText(Section):
     )
     split: str = Field("train", description="split of the data set to read, like train[:10%]")
     text_column: str = Field("text", description="column that holds the text")
+    messages_column: str | None = MESSAGES_COLUMN
     joined: bool = Field(
         False, description="whether the rows are lines of one document (WikiText), not documents"
     )

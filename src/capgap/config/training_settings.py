@@ -10,6 +10,8 @@ from capgap.config.section import Count, Section, Share
 from capgap.config.teacher_settings import TeacherShape
 
 Precision = Literal["float32", "bfloat16"]
+LossOn = Literal["all", "completions"]
+LOSS_ON = "tokens that count in the loss: all, or of conversations the completions"
 
 
 class Training(Section):
@@ -49,6 +51,7 @@ class Training(Section):
         description="tokens of the training split to learn from, in sequences at fixed places that "
         "are the same for every seed; the whole split, cut anew each epoch, if not set",
     )
+    loss_on: LossOn = Field("all", description=LOSS_ON)
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
     schedule: Literal["cosine", "constant", "wsd"] = Field(
         "cosine",

@@ -262,6 +262,8 @@ def shape_of_config(config: dict, where: str) -> ModelShape:
         "positions": ("max_position_embeddings", "n_positions"),
         "stored": ("dtype", "torch_dtype"),
     }
+    if family == "gpt2":  # which ignores intermediate_size
+        keys["intermediate"] = ("n_inner",)
     values = {
         key: next((config[name] for name in names if config.get(name) is not None), None)
         for key, names in keys.items()

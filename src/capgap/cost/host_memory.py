@@ -17,6 +17,7 @@ BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it ho
 CUDA_MB = 2500  # more for a process on a device: libraries and context; assumed
 TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
 TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
+TEXT_MOST_MB = {"prepare_corpus": 500, "make_tokenizer": 1500, "pack_tokens": 700}  # they stream
 LAW_RULES = (
     *("collect_runs", "fit_law", "choose_teacher"),
     *("compare_final", "write_metrics", "write_report"),
@@ -38,7 +39,8 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
     if on_device and rule not in TEXT_RULES + LAW_RULES:
         base += CUDA_MB
     if rule in TEXT_RULES:
-        return base + round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
+        held_mb = round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
+        return base + min(held_mb, TEXT_MOST_MB[rule])
     match rule:
         case "pretrain_teacher":
             settings = sizes.study.pretrain_stage(teacher)

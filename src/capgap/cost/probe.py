@@ -7,7 +7,6 @@ start-up and memory from running each stage once on next to no work. CPU seconds
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import subprocess
@@ -28,14 +27,16 @@ from capgap.cost.host_memory import BASE_MB, MEGA, host_mb
 from capgap.cost.job_costs import Job, StudyCost
 from capgap.cost.rates import LARGEST_PARAMS, Rates, random_model
 from capgap.cost.speed import CALIBRATION, computed_as
-from capgap.data.packages import package_folder
-from capgap.data.token_streams import META, SPLITS, Streams
+from capgap.data.packages import files_in_package
+from capgap.data.sources import corpus_files
+from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import save_model, tokenizer_digest
 from capgap.engine.onednn_matmul import fast_products
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.records.artifacts import publish_folder, write_text
+from capgap.records.paths import SPLITS, TOKENS_RECORD
 from capgap.records.run_records import Calibration, Lineage, TokenStreams
 from capgap.workflow import job_host
 
@@ -160,7 +161,7 @@ class _Probe:
                 tokens=counts,
                 bytes={split: 4 * n for split, n in counts.items()},
             )
-            (folder / META).write_text(meta.to_json(), encoding="utf-8")
+            (folder / TOKENS_RECORD).write_text(meta.to_json(), encoding="utf-8")
         return out
 
     # --- text -----------------------------------------------------------------------------------
@@ -203,9 +204,9 @@ class _Probe:
         out.mkdir()
         files: list[Path] = []
         if isinstance(corpus, PackageCorpus):
-            files = sorted(package_folder(corpus.package).glob(corpus.pattern))
+            files = files_in_package(corpus.package, corpus.pattern)
         elif isinstance(corpus, FilesCorpus) and corpus.pattern.endswith(".txt"):
-            files = [Path(p) for p in sorted(glob.glob(corpus.pattern, recursive=True))]
+            files = sorted(corpus_files(corpus.pattern)[0])
         size = 0
         for i, file in enumerate(file for file in files if file.suffix == ".txt"):
             if size < limit:

@@ -4,7 +4,6 @@ How large the text and the models of a study are, from its settings and from wha
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,7 @@ from capgap.cost.architectures import (
 )
 from capgap.cost.device_memory import Memory
 from capgap.data.packages import files_in_package
+from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.records.reading import read_json
@@ -65,8 +65,7 @@ class StudySizes:
         if isinstance(corpus, PackageCorpus):
             return sum(p.stat().st_size for p in files_in_package(corpus.package, corpus.pattern))
         if isinstance(corpus, FilesCorpus):
-            files = glob.glob(corpus.pattern, recursive=True)
-            size = sum(Path(file).stat().st_size for file in files)
+            size = sum(path.stat().st_size for path in corpus_files(corpus.pattern)[0])
         else:
             size = 0
         if size == 0 and self.study.plan.corpus_bytes is None:
@@ -132,7 +131,7 @@ class StudySizes:
             if config.is_file():
                 return shape_of_config(read_json(config), str(config))
         self.notes.append(
-            f"shape of {name} unknown (plan.shapes.{name}); counted as a Llama with 50,000 entries"
+            f"cost of the architecture of {name} unknown; counted as a Llama with 50,000 entries"
         )
         return guessed_shape(teacher.params_non_embedding)
 

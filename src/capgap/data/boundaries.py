@@ -32,17 +32,21 @@ def boundaries(tokenizer: PreTrainedTokenizerFast, folder: object = "") -> Bound
     folder: of the tokenizer, for the message. Raises CapgapError for a tokenizer without an
     end-of-text token.
     """
-    end = tokenizer.eos_token_id
+    end, around = tokenizer.eos_token_id, post_processed(tokenizer)
     if end is None:
         raise CapgapError(
             f"{folder}: this tokenizer has no end-of-text token to close documents; name one in its "
             "tokenizer_config.json (eos_token)"
         )
+    return around if around.after[-1:] == [end] else Boundaries(around.before, [*around.after, end])
+
+
+def post_processed(tokenizer: PreTrainedTokenizerFast) -> Boundaries:
+    """Ids that a tokenizer's post-processor puts around a text, and no others."""
     inner = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a", add_special_tokens=True)["input_ids"]
     first = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
-    before, after = whole[:first], whole[first + len(inner) :]
-    return Boundaries(before, after if after[-1:] == [end] else [*after, end])
+    return Boundaries(whole[:first], whole[first + len(inner) :])
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -1,4 +1,4 @@
-"""Models and data sets of the Hugging Face hub, fetched into its local cache and checked there."""
+"""The Hugging Face hub: models and data sets fetched into its local cache, and a model put there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 from httpx2 import HTTPError
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     XetDownloadError,
@@ -21,7 +23,9 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import sha256
 
 HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+MODEL_FILES = [
+    "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model",
+]  # fmt: skip
 
 
 def download_model(model: str, revision: str) -> Path:
@@ -36,6 +40,21 @@ def download_model(model: str, revision: str) -> Path:
             "choose a commit that has them"
         )
     return folder
+
+
+class Absent(CapgapError):
+    """Something of the hub that is neither in the cache nor to be had now."""
+
+
+def download_config(model: str, revision: str) -> Path:
+    """Folder in the local cache with the config.json of a model of the hub, fetched unless there.
+
+    Raises Absent without a network, and CapgapError if the hub does not give it.
+    """
+    held = try_to_load_from_cache(model, "config.json", revision=revision)
+    if isinstance(held, str):
+        return Path(held).parent
+    return _download("model", model, revision, allow_patterns=["config.json"])
 
 
 def download_files(dataset: str, revision: str, files: list[str]) -> None:
@@ -64,7 +83,7 @@ def _download(kind: str, name: str, revision: str, **patterns) -> Path:
             f"{name} is not on the hub, or private; check its name, or log in with 'hf auth login'"
         ) from None
     except LocalEntryNotFoundError:
-        raise CapgapError(
+        raise Absent(
             f"{where} is neither in the cache nor reachable, or the cache holds a part of it; connect "
             "once, or fetch it on a machine with a network and name its folder"
         ) from None
@@ -123,3 +142,42 @@ def _check(where: str, folder: Path) -> None:
 def _git_sha1(path: Path) -> str:
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.gguf"]
+
+
+def upload_model(folder: Path, repo: str, *, private: bool, message: str) -> str:
+    """Put a folder into a model repository of the hub, made unless it is there; the commit.
+
+    Weights that the repository has and the folder has not are removed by the same commit: a model
+    that loads must be the one of the folder. Raises CapgapError if the hub refuses or is not there.
+    """
+    api = HfApi(endpoint=constants.ENDPOINT)
+    try:
+        if get_token() is None:
+            raise LocalTokenNotFoundError
+        api.create_repo(repo, repo_type="model", private=private or None, exist_ok=True)
+        info = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=WEIGHT_FILES,
+        )
+        return info.oid
+    except HFValidationError:
+        raise CapgapError(f"--push: {repo} is no id of the hub; an id is USER/REPO") from None
+    except LocalTokenNotFoundError:
+        raise CapgapError(
+            f"--push: no token, so nothing can be put into {repo}; make one that may write on "
+            f"{constants.ENDPOINT}/settings/tokens and give it with 'hf auth login' or in HF_TOKEN"
+        ) from None
+    except (HTTPError, OSError, RuntimeError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        cause = str(error).strip().splitlines()[0]
+        if status in (401, 403):
+            cause = f"the token may not write there ({cause})"
+        raise CapgapError(
+            f"--push: {repo} was not updated: {cause}; {folder} is complete, so mend this and push it "
+            f"again: hf upload {repo} {folder}"
+        ) from None

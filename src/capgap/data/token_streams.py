@@ -20,14 +20,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from capgap.engine.losses import IGNORED
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, sha256
 from capgap.records.checksums import read_manifest
-from capgap.records.paths import MANIFEST
+from capgap.records.paths import MANIFEST, TOKENS_RECORD
 from capgap.records.run_records import TokenStreams
 
-SPLITS = ("train", "validation", "test")
-META = "meta.json"
+
+def mask_file(split: str) -> str:
+    """Name of the file beside a stream that holds which of its tokens belong to completions."""
+    return f"{split}.mask.npy"
 
 
 class Streams:
@@ -35,10 +38,26 @@ class Streams:
 
     def __init__(self, path: str | Path):
         self.folder = open_folder(path)
-        self.meta = TokenStreams.read(self.folder / META)
+        self.meta = TokenStreams.read(self.folder / TOKENS_RECORD)
 
     def __getitem__(self, split: str) -> np.ndarray:
-        path = self.folder / f"{split}.npy"
+        return self._load(self.folder / f"{split}.npy")
+
+    def mask(self, split: str, loss_on: str) -> np.ndarray | None:
+        """Which tokens of a split count in a loss on `completions`; None for a loss on `all`.
+
+        Raises CapgapError for streams of text, which have no completions.
+        """
+        if loss_on == "all":
+            return None
+        if self.meta.completion_tokens is None:
+            raise CapgapError(
+                f"loss_on is completions, but {self.folder} holds text without completions; pack "
+                "conversations (corpus.messages_column), or set loss_on to all"
+            )
+        return self._load(self.folder / mask_file(split))
+
+    def _load(self, path: Path) -> np.ndarray:
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
@@ -80,8 +99,11 @@ def training_batch(
     step: int,
     unique_tokens: int | None = None,
     bos_id: int | None = None,
+    mask: np.ndarray | None = None,
 ) -> Batch:
     """Sequences of one training step. bos_id: see `begin`.
+
+    mask: tokens of the stream that count; labels of others are IGNORED.
 
     Each epoch visits the windows in a new order. They are those of `lattice`, or, where
     `unique_tokens` is not set, the whole stream, cut at a new offset each epoch.
@@ -102,7 +124,11 @@ def training_batch(
             starts[here] = lattice(len(stream), sequence_length, unique_tokens)[places]
     rows = np.stack([stream[start : start + sequence_length + 1] for start in starts])
     tokens = begin(torch.from_numpy(rows.astype(np.int64)), bos_id)
-    return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(starts))
+    labels = tokens[:, 1:]
+    if mask is not None:
+        counts = np.stack([mask[start + 1 : start + sequence_length + 1] for start in starts])
+        labels = labels.where(torch.from_numpy(counts), IGNORED)
+    return Batch(tokens[:, :-1], labels, torch.from_numpy(starts))
 
 
 def begin(tokens_BT: torch.Tensor, bos_id: int | None) -> torch.Tensor:
@@ -165,24 +191,30 @@ def calibration_batch(
 
 
 def evaluation_windows(
-    stream: np.ndarray, sequence_length: int, batch_size: int, bos_id: int | None = None
+    stream: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int | None = None,
+    mask: np.ndarray | None = None,
 ):
     """Yield (inputs, labels) that predict every token of the stream but the first exactly once.
 
-    bos_id: see `begin`. The last batches may be smaller, and the last window shorter.
+    bos_id: see `begin`. The last batches may be smaller, and the last window shorter. mask: tokens
+    that count; labels of others are IGNORED.
     """
+
+    def window(start: int, stop: int, count: int):
+        tokens = torch.from_numpy(np.asarray(stream[start:stop], dtype=np.int64))
+        labels = tokens[1:]
+        if mask is not None:
+            labels = labels.where(torch.from_numpy(np.array(mask[start + 1 : stop])), IGNORED)
+        inputs = tokens[:-1].clone().reshape(count, -1)  # labels of one window begin the next
+        return begin(inputs, bos_id), labels.reshape(count, -1)
+
     whole = (len(stream) - 1) // sequence_length
     for first in range(0, whole, batch_size):
         count = min(batch_size, whole - first)
         start = first * sequence_length
-        flat = torch.from_numpy(
-            np.asarray(stream[start : start + count * sequence_length + 1], dtype=np.int64)
-        )
-        yield (
-            begin(flat[:-1].clone().reshape(count, sequence_length), bos_id),
-            flat[1:].reshape(count, sequence_length),
-        )
-    rest = np.asarray(stream[whole * sequence_length :], dtype=np.int64)
-    if len(rest) > 1:
-        flat = torch.from_numpy(rest)
-        yield begin(flat[:-1].clone().unsqueeze(0), bos_id), flat[1:].unsqueeze(0)
+        yield window(start, start + count * sequence_length + 1, count)
+    if len(stream) - whole * sequence_length > 1:
+        yield window(whole * sequence_length, len(stream), 1)

@@ -10,7 +10,8 @@ import torch
 
 from capgap.data.token_streams import check_long_enough, evaluation_windows
 from capgap.engine.forward import model_output
-from capgap.engine.losses import data_ce_sum
+from capgap.engine.losses import IGNORED, data_ce_sum
+from capgap.errors import CapgapError
 
 
 @torch.no_grad()
@@ -25,29 +26,45 @@ def mean_loss(
     vocab: int | None = None,
     bos_id: int | None = None,
     compute: Callable | None = None,
+    mask: np.ndarray | None = None,
 ) -> float:
     """Mean cross-entropy of the next token, nats per token.
 
     Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
     none and `sequence_length` - 1 tokens before it. bos_id: first of every window, see
     `token_streams.begin`. precision, vocab: see `model_output`.
-    compute: what calls a function on the model, where that is shared among processes.
+    compute: what calls a function on the model, where that is shared among processes. mask: tokens
+    of the stream that count, all if None. Raises CapgapError if none does.
     """
 
     def summed(model, inputs_BT, labels_N) -> float:
         output = model_output(model, inputs_BT, precision=precision, vocab=vocab)
-        return data_ce_sum(output.hidden, output.head, labels_N, cap=output.cap)
+        hidden_ND = output.hidden
+        if mask is not None:
+            counted_N = labels_N != IGNORED
+            hidden_ND, labels_N = hidden_ND[counted_N], labels_N[counted_N]
+            if not len(labels_N):
+                return 0.0
+        return data_ce_sum(hidden_ND, output.head, labels_N, cap=output.cap)
 
     check_long_enough(stream, sequence_length, split)
+    counted = len(stream) - 1 if mask is None else int(mask[1:].sum())
+    if counted == 0:
+        raise CapgapError(
+            f"the {split} split has no completion among its first {len(stream):,} tokens, so there is "
+            "no loss on completions; raise validation_tokens, or set loss_on to all"
+        )
     was_training = model.training
     model.eval()
     total = 0.0
     batch_size = max(1, batch_tokens // sequence_length)
-    for inputs_BT, labels_BT in evaluation_windows(stream, sequence_length, batch_size, bos_id):
+    for inputs_BT, labels_BT in evaluation_windows(
+        stream, sequence_length, batch_size, bos_id, mask
+    ):
         moved = inputs_BT.to(model.device), labels_BT.reshape(-1).to(model.device)
         total += compute(summed, *moved) if compute else summed(model, *moved)
     model.train(was_training)
-    return total / (len(stream) - 1)
+    return total / counted
 
 
 def bits_per_byte(loss_nats_per_token: float, tokens: int, text_bytes: int) -> float:

@@ -115,6 +115,10 @@ def train(
     """
     settings, steps, fork = plan.settings, plan.steps, plan.trunk_steps
     stream, held_out = streams["train"], streams["validation"][: settings.validation_tokens + 1]
+    mask = streams.mask("train", settings.loss_on)
+    held_out_mask = streams.mask("validation", settings.loss_on)
+    if held_out_mask is not None:
+        held_out_mask = held_out_mask[: len(held_out)]
     check_long_enough(stream, settings.sequence_length, "train")
     world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
     told = Advice(settings, scratch, steps, streams.meta.vocab_size)
@@ -138,6 +142,7 @@ def train(
             vocab=streams.meta.vocab_size,
             bos_id=streams.meta.bos_id,
             compute=learner,
+            mask=held_out_mask,
         )
         world.settle(learner)
         return loss
@@ -162,7 +167,8 @@ def train(
             say(f"resumed after step {done}/{steps}")
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
-        batches = _batches(stream, plan, done, model.device, streams.meta.bos_id)
+        bos_id = streams.meta.bos_id
+        batches = _batches(stream, plan, done, model.device, bos_id=bos_id, mask=mask)
         for step, batch in zip(range(done, steps), batches, strict=True):
             told.step = step
             if step == fork:
@@ -218,7 +224,9 @@ def _batches(
     plan: RunPlan,
     done: int,
     device: torch.device,
+    *,
     bos_id: int | None = None,
+    mask: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The global batch of every step from `done` on; for a GPU in pinned memory, one step ahead."""
     settings, steps = plan.settings, range(done, plan.steps)
@@ -232,6 +240,7 @@ def _batches(
             seed=plan.seed,
             step=step,
             unique_tokens=settings.unique_tokens,
+            mask=mask,
         )
         return batch if device.type == "cpu" else Batch(*(part.pin_memory() for part in batch))
 

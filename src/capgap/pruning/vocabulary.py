@@ -21,6 +21,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from capgap.data.boundaries import vocabulary_size
+from capgap.data.encoding import Encoder
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.surgery import cut, keep_all
@@ -47,8 +48,9 @@ def trim(
             f"{model.config.vocab_size}; name the tokenizer of this model"
         )
     counts_V = np.zeros(size, dtype=np.int64)
+    encoder = Encoder(tokenizer)
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        [ids] = encoder.encode([text])
         counts_V += np.bincount(ids, minlength=size)
     configs = [model.config, model.generation_config]
     named = {i for config in configs for i in _named_ids(config) if i < size}

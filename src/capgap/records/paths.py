@@ -2,7 +2,7 @@
 Where every artifact of a study lies. The tree is also the path of the data:
 
 results/<study>/
-  corpus/{train,validation,test}.parquet          documents
+  corpus/{train,validation,test}.parquet          documents, and corpus.json
   tokenizer/                                      Hugging Face tokenizer
   tokens/{train,validation,test}.npy              flat token streams
   teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,targets/,harness.json}
@@ -30,6 +30,9 @@ ROOT = "results/{study}"
 CORPUS = f"{ROOT}/corpus/{MANIFEST}"
 TOKENIZER = f"{ROOT}/tokenizer/{MANIFEST}"
 TOKENS = f"{ROOT}/tokens/{MANIFEST}"
+SPLITS = ("train", "validation", "test")
+CORPUS_RECORD = "corpus.json"  # beside the splits
+TOKENS_RECORD = "meta.json"  # beside the token streams
 
 # {replica} is replica-<n>/ with its slash, and nothing in a study without replicas
 TEACHER_DIR = f"{ROOT}/{{replica}}teachers/{{teacher}}"

@@ -77,6 +77,24 @@ class Lineage(Record):
     params: ParamGroups
 
 
+class Duplicates(Record):
+    """Documents of a held-out split that stand in another split as well."""
+
+    exact: int  # word for word
+    near: int  # with most of their words in the same order, see data.duplicates
+    examples: list[tuple[str, str]]  # names of such a document and of its twin
+
+
+class CorpusRecord(Record):
+    """`corpus.json` beside the splits of a corpus."""
+
+    documents: dict[str, int]  # by split
+    bytes: dict[str, int]  # UTF-8 bytes of the text
+    shares_asked: dict[str, float]  # of all bytes, by held-out split of the corpus
+    documents_cut: int  # into pieces in several splits
+    duplicates: dict[str, Duplicates]
+
+
 class TokenStreams(Record):
     """`meta.json` beside the token streams."""
 
@@ -87,6 +105,8 @@ class TokenStreams(Record):
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
     bytes: dict[str, int]  # UTF-8 bytes of the text
+    completion_tokens: dict[str, int] | None = None  # of conversations, those that completions have
+    completion_bytes: dict[str, int] | None = None
 
 
 class TrainRecord(Record):

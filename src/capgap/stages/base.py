@@ -27,7 +27,7 @@ from typing import Any
 
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section, sections_in, tags_of
-from capgap.errors import CapgapError, Terminated, hide_secrets, out_of_memory
+from capgap.errors import CapgapError, Terminated, hide_secrets, out_of_memory, shown
 from capgap.records.artifacts import check_file, check_filled, check_folder, is_first_process
 from capgap.records.paths import CURVE, TRAIN
 from capgap.terminal import end_by_signal, end_unread, open_streams
@@ -61,6 +61,30 @@ class StageParser(argparse.ArgumentParser):
         """End with the message alone: the usage of a stage fills a screen."""
         self.exit(2, f"error: {message}; {self.prog} --help explains the options\n")
 
+    def _spec(self, text: str | None) -> dict:
+        """The settings of `--spec`; empty without it."""
+        if not text:
+            return {}
+        try:
+            spec = json.loads(text)
+        except (ValueError, RecursionError):
+            spec = None
+        if not isinstance(spec, dict) or "source" not in spec:
+            raise CapgapError(
+                f"--spec is what the workflow passes, a JSON object with the key source, got "
+                f"{shown(text)}; by hand, give the settings as options ({self.prog} --help)"
+            )
+        return spec
+
+    def add_processes(self) -> None:
+        """An option for how many processes share the work; the result does not depend on it."""
+        self.add_argument(
+            "--processes",
+            type=int,
+            metavar="N",
+            help="processes that share the work (default: one for each core)",
+        )
+
     def parse(
         self, argv: list[str] | None, spec_only: Any = None
     ) -> tuple[argparse.Namespace, Any]:
@@ -69,7 +93,7 @@ class StageParser(argparse.ArgumentParser):
         spec_only: settings that only the workflow passes, None without `--spec`.
         """
         args = self.parse_args(argv)
-        spec = json.loads(args.spec) if args.spec else {}
+        spec = self._spec(args.spec)
         if spec and spec["source"] != source_digest(self.module):
             raise CapgapError(
                 f"the source of {self.module} changed after the run was planned; run again"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from capgap.config import CollectStage
 from capgap.config.run_grid import NONE, arm_of, collect_stage, grid_runs, replica_level
-from capgap.config.study_file import load_study
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import Metrics, RunRow, TrainRecord
@@ -90,7 +89,9 @@ def to_csv(rows: list[RunRow]) -> str:
 @by_hand
 def settings_of(study_file: Path) -> CollectStage:
     """What the workflow passes of a study."""
-    return collect_stage(load_study(study_file))
+    from capgap.cost.teacher_configs import open_study  # what reads the hub is slow to import
+
+    return collect_stage(open_study(study_file))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from capgap.config import Distill, FilesCorpus
 from capgap.config.run_grid import NONE
 from capgap.config.study_file import check_section
+from capgap.data.processes import available
 from capgap.data.token_streams import Streams
 from capgap.engine.models import (
     check_reads,
@@ -184,8 +185,11 @@ def pack_text(pattern: str, student: Path, out: Path) -> Path:
     )
 
     with temporary_folder(out.with_name("corpus").resolve()) as folder:
-        corpus.run(FilesCorpus(source="files", pattern=pattern), folder / "corpus")
-        packed = pack.run(folder / "corpus", student, out)
+        texts, cores = folder / "corpus", available()
+        record = corpus.run(FilesCorpus(source="files", pattern=pattern), texts, cores)
+        for note in corpus.notes(record):
+            print(note)
+        packed = pack.run(texts, student, out, cores)
     print(f"packed {packed.tokens['train']:,} tokens of training text to {out}")
     return out
 
@@ -214,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     text.add_argument(
         "--data",
         metavar="PATTERN",
-        help="text files instead (.txt, .jsonl, .parquet), like 'texts/*.txt': split by document and "
+        help="text files instead, like 'texts/*.txt' (see capgap corpus): split by document and "
         "packed with the student's tokenizer to tokens/ in --out",
     )
     parser.add_argument(

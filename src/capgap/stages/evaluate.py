@@ -36,7 +36,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
     )
 
     def measure(split: str) -> SplitLoss:
-        stream = streams[split]
+        stream, mask = streams[split], streams.mask(split, settings.loss_on)
         loss = mean_loss(
             model,
             stream,
@@ -45,6 +45,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
             split=split,
             vocab=streams.meta.vocab_size,
             bos_id=streams.meta.bos_id,
+            mask=mask,
         )
         if not loss < MAX_LOSS:
             raise CapgapError(
@@ -52,6 +53,8 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
                 "train it again with a lower learning_rate"
             )
         tokens, text_bytes = len(stream) - 1, streams.meta.bytes[split]
+        if mask is not None:
+            tokens, text_bytes = int(mask[1:].sum()), streams.meta.completion_bytes[split]
         return SplitLoss(
             loss_nats_per_token=loss,
             perplexity=math.exp(loss),

