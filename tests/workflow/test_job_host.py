@@ -15,13 +15,30 @@ pytestmark = pytest.mark.skipif(not job_host.possible(), reason="jobs cannot be 
 
 
 @pytest.fixture(scope="module")
-def host():
-    """A host, and the environment that leads jobs to it."""
-    name = f"capgap-test-{os.getpid()}"
-    process = subprocess.Popen([sys.executable, "-m", "capgap.workflow.job_host", name])
-    yield {job_host.VARIABLE: name}
+def host(tmp_path_factory):
+    """A host, and the environment that leads jobs to it. It finds a stage of this test's own."""
+    folder = tmp_path_factory.mktemp("stage")
+    (folder / "print_threads.py").write_text(PRINT_THREADS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(job_host.VARIABLE, "")
+        patch.setenv("PYTHONPATH", str(folder))
+        for name in job_host.ONE_THREAD:
+            patch.delenv(name, raising=False)
+        process = job_host.start()
+        environment = {job_host.VARIABLE: os.environ[job_host.VARIABLE]}
+    yield environment
     process.kill()
     process.wait()
+
+
+PRINT_THREADS = """
+import os
+import torch
+
+def main(options):
+    torch.rand(2000, 2000).exp()
+    print(torch.get_num_threads(), len(os.listdir("/proc/self/task")), "threads")
+"""
 
 
 def distillation(study, out, tokens="5k"):
@@ -65,6 +82,11 @@ def test_a_forked_job_gives_the_same_bytes_and_its_cost(study, host):
         assert cpu > 0
         assert seconds > 0
         assert 100 < memory < 4000  # MiB: PyTorch is loaded
+
+
+def test_a_forked_job_has_one_thread(study, host):
+    words = (sys.executable, "-m", "capgap.workflow.launch", 0, 1, 0, study / "timing.tsv")
+    assert "1 1 threads" in study.command(*words, "print_threads", **host).stdout
 
 
 def test_a_jobs_error_and_status_are_its_launchers(study, host):

@@ -37,6 +37,10 @@ LARGEST_REQUEST = 2**20  # bytes
 STARTED, TERMINATE = b"s", b"t"
 STATUS = struct.Struct("idd")  # wait status, CPU seconds, peak memory in bytes
 CREDENTIALS = struct.Struct("3i")  # process, user, group
+# One thread a job. Libraries read these once, when they are loaded, so the host needs them, too.
+ONE_THREAD = {
+    f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ def possible() -> bool:
     return sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
 
 
-def start() -> None:
+def start() -> subprocess.Popen:
     """Start a host that ends with this process, and leave its name to jobs in the environment."""
     name = f"capgap-{uuid.uuid4().hex}"
     os.environ[VARIABLE] = name
-    subprocess.Popen([sys.executable, "-m", __name__, name], stdin=subprocess.DEVNULL)
+    words = [sys.executable, "-m", "capgap.workflow.job_host", name]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, env=os.environ | ONE_THREAD)
 
 
 def submit(module: str, options: list[str]) -> Ended | None:

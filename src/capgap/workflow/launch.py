@@ -33,7 +33,6 @@ VARIABLE = "CAPGAP_GPUS"  # ids of the devices to share out, with commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHUTDOWN_SECONDS = 300  # that processes have to finish a step and save it when told to end
 WAIT_SECONDS = 0.2
-THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # Snakemake sets these to a job's threads
 
 
 def share_out(number: int) -> None:
@@ -140,7 +139,7 @@ def main() -> None:
             sys.exit(f"error: {error}")
         os.environ[VISIBLE] = ",".join(names)
         print(f"on GPU {os.environ[VISIBLE] or 'none'}", flush=True)
-    os.environ.update({f"{name}_NUM_THREADS": "1" for name in THREADS})
+    os.environ.update(job_host.ONE_THREAD)  # Snakemake sets them to the number of processes
     begun, ended = time.monotonic(), None
     if processes == "1" and gpus == "0":
         try:
