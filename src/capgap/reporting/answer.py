@@ -89,7 +89,8 @@ def _advice(
         )
     if choice is None or choice.recommendation is None:
         text = (
-            f"{_named(near, near.best_teacher)} is the best of {len(near.cells)} that were tried."
+            f"For {who} take {_named(near, near.best_teacher)}, the best of the {len(near.cells)} "
+            "teachers that were tried."
         )
         return text + _agreeing(law, near)
     answer = choice.recommendation
