@@ -225,11 +225,11 @@ def test_a_choice_that_had_to_guess_says_so(write):
 
 
 def test_what_cannot_be_asked_is_refused(pilot, write):
-    with pytest.raises(CapgapError, match="--teachers: 'huge' is neither a teacher of the table"):
+    with pytest.raises(CapgapError, match="teachers: 'huge' is neither a teacher of the table"):
         run(*pilot, student=125_000, teachers=["huge"])
-    with pytest.raises(CapgapError, match="--teachers: no teacher is larger than the student"):
+    with pytest.raises(CapgapError, match="teachers: no teacher is larger than the student"):
         run(*pilot, student=125_000, teachers=["100k"])
-    with pytest.raises(CapgapError, match="--student is 0"):
+    with pytest.raises(CapgapError, match="student is 0"):
         run(*pilot, student=0)
     other = write(simulate(students=STUDENTS[:3]))
     with pytest.raises(CapgapError, match="do not belong together"):

@@ -147,12 +147,17 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
     return ((first - second).abs().max() / second.abs().max().clamp_min(1e-30)).item()
 
 
-def _logits_of(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor | None:
+def _logits_of(call: torch.nn.Module, ids_BT: torch.Tensor, **others) -> torch.Tensor | None:
     with fast_products():
-        return getattr(model(input_ids=ids_BT, use_cache=False), "logits", None)
+        return getattr(call(input_ids=ids_BT, use_cache=False, **others), "logits", None)
 
 
-def _head_input(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
+def _head_input(
+    model: PreTrainedModel,
+    ids_BT: torch.Tensor,
+    wrapper: torch.nn.Module | None = None,
+    **others: torch.Tensor,
+) -> torch.Tensor:
     """What enters the output head, B x T x D; the head itself sees one token of each sequence."""
     kept = []
 
@@ -161,7 +166,7 @@ def _head_input(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
         return (args[0][:, :1],)
 
     with model.get_output_embeddings().register_forward_pre_hook(keep):
-        _logits_of(model, ids_BT)
+        _logits_of(wrapper or model, ids_BT, **others)
     return kept[0]
 
 
@@ -170,8 +175,7 @@ def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.T
 
     A backward pass belongs into the same `fast_products`.
     """
-    hidden_BTD = _head_input(model, input_ids_BT)
-    return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    return _head_input(model, input_ids_BT).flatten(0, 1)
 
 
 def output_head(model: PreTrainedModel) -> torch.Tensor:
@@ -185,27 +189,46 @@ def model_output(
     *,
     precision: str = "float32",
     vocab: int | None = None,
+    wrapper: torch.nn.Module | None = None,
+    **others: torch.Tensor,
 ) -> ModelOutput:
     """What a loss is computed from, of (B T) tokens: exactly the logits of the model's forward pass.
 
-    precision: float32, or bfloat16 for mixed precision: matrix products of the forward pass, hidden
-    states and head. vocab: size of the tokenizer; further rows of the head, which makers add to get
-    a round number, are no tokens and left out. A scale goes into the hidden states, and a bias of
-    the head becomes one more channel, which is the scale in all hidden states.
+    precision: float32, or bfloat16 or float16 for mixed precision: matrix products of the forward
+    pass, hidden states and head. vocab: size of the tokenizer; further rows of the head, which makers
+    add to get a round number, are no tokens and left out. wrapper: a module whose forward pass is
+    the model's, like DDP's. others: further inputs of the model, like attention_mask.
     """
     form, dtype = output_form(model), getattr(torch, precision)
-    with torch.autocast(input_ids_BT.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    mixed = dtype != torch.float32
+    with torch.autocast(input_ids_BT.device.type, dtype if mixed else None, enabled=mixed):
         if form.dense:
-            logits_NV = _logits_of(model, input_ids_BT).flatten(0, 1)[:, :vocab]
-            return ModelOutput(logits_NV.to(dtype).contiguous(), None)
-        hidden_ND = hidden_states(model, input_ids_BT)
-    hidden_ND, head = hidden_ND.to(dtype), model.get_output_embeddings()
+            logits_NV = _logits_of(wrapper or model, input_ids_BT, **others).flatten(0, 1)
+            return ModelOutput(logits_NV[:, :vocab].to(dtype).contiguous(), None)
+        hidden_ND = _head_input(model, input_ids_BT, wrapper, **others).flatten(0, 1)
+    head = model.get_output_embeddings()
+    return through_head(hidden_ND.to(dtype), head.weight, head.bias, form=form, vocab=vocab)
+
+
+def through_head(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None = None,
+    *,
+    form: OutputForm,
+    vocab: int | None = None,
+) -> ModelOutput:
+    """Hidden states with a head, which is rounded to their type.
+
+    A scale goes into the hidden states, and a bias of the head becomes one more channel, which is
+    the scale in all hidden states. vocab: rows of the head that are tokens, all if None.
+    """
     if form.scale != 1:
         hidden_ND = hidden_ND * form.scale
-    head_VD = head.weight if vocab is None else head.weight[:vocab]
-    head_VD = head_VD.to(dtype)
-    if head.bias is not None:
-        bias_V1 = head.bias[: len(head_VD), None].to(dtype)
+    head_VD = weight_VD if vocab is None else weight_VD[:vocab]
+    head_VD = head_VD.to(hidden_ND.dtype)
+    if bias_V is not None:
+        bias_V1 = bias_V[: len(head_VD), None].to(hidden_ND.dtype)
         head_VD = torch.cat([head_VD, bias_V1], 1)
         ones_N1 = hidden_ND.new_full((len(hidden_ND), 1), form.scale)
         hidden_ND = torch.cat([hidden_ND, ones_N1], 1)

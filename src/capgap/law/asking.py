@@ -39,22 +39,34 @@ def ask(
     """
     law, runs = read_both(law_path, runs_path)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
+    return answer(fit, law, runs, student, tokens, teachers)
+
+
+def answer(
+    fit: Fit,
+    law: LawRecord,
+    runs: pd.DataFrame,
+    student: int,
+    tokens: int | None = None,
+    teachers: list[str] | None = None,
+) -> Recommendation:
+    """Rank teachers for a student by a fit, its record and its table; the rest as in `ask`."""
     if tokens is None:
         tokens = max(optimum.tokens for optimum in law.optima)
     for name, value in (("student", student), ("tokens", tokens)):
         if value <= 0:
-            raise CapgapError(f"--{name} is {value}, but must be greater than 0")
+            raise CapgapError(f"{name} is {value}, but must be greater than 0")
     offered = _offered(teachers, teacher_sizes(runs))
     larger = {name: size for name, size in offered.items() if size > student}
     if not larger:
         raise CapgapError(
-            f"{runs_path if teachers is None else '--teachers'}: no teacher is larger than the "
+            f"{'the table' if teachers is None else 'teachers'}: no teacher is larger than the "
             f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
             "a smaller student"
         )
     cells = cell_table(runs, law.size)
-    answer = recommend(fit, law, larger, student, tokens, spent_flops(cells), _published(law))
-    return by_leading(answer, law, cells)
+    found = recommend(fit, law, larger, student, tokens, spent_flops(cells), _published(law))
+    return by_leading(found, law, cells)
 
 
 def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
@@ -113,7 +125,7 @@ def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int
             sizes[name] = known.get(name) or int(parse_count(name))
         except ValueError:
             raise CapgapError(
-                f"--teachers: '{name}' is neither a teacher of the table ({', '.join(known)}) nor "
+                f"teachers: '{name}' is neither a teacher of the table ({', '.join(known)}) nor "
                 "a size like 7B"
             ) from None
     return sizes

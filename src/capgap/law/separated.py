@@ -14,6 +14,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from capgap.errors import CapgapError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -24,12 +27,12 @@ SHOWN = 20  # problems in one message
 class Problems:
     """All that is wrong with a table, by line (0 for the table as a whole)."""
 
-    path: Path
+    path: Path | None  # None for a DataFrame
     separator: str = ","
     found: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, text: str, line: int = 0) -> None:
-        """Note a problem of a line; the header is line 1."""
+        """Note a problem of a line; the header is line 1, and the first row of a DataFrame line 2."""
         self.found.append((line, text))
 
     def forget(self, lines: set[int]) -> None:
@@ -44,7 +47,10 @@ class Problems:
         texts = [f"line {line}: {text}" if line else text for line, text in ordered[:SHOWN]]
         if len(ordered) > SHOWN:
             texts.append(f"and {len(ordered) - SHOWN} more")
-        head = f"{self.path}, read as separated by {SEPARATORS[self.separator]}"
+        if self.path is not None:
+            head = f"{self.path}, read as separated by {SEPARATORS[self.separator]}"
+        else:
+            head = "the DataFrame of runs (its first row counts as line 2)"
         if len(texts) == 1:
             raise CapgapError(f"{head}, {texts[0]}")
         raise CapgapError("\n  ".join([f"{head}, has {len(ordered)} problems:", *texts]))
@@ -85,6 +91,30 @@ def read_fields(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], Pro
     empty = [i for i, name in enumerate(header) if not name and not any(row[i] for _, row in rows)]
     keep = [i for i in range(len(header)) if i not in empty]
     return [header[i] for i in keep], [(n, [row[i] for i in keep]) for n, row in rows], problems
+
+
+def frame_fields(
+    frame: pd.DataFrame,
+) -> tuple[list[str], list[tuple[int, list[str]]], Problems]:
+    """What `read_fields` returns, of a table in memory; its index is not read.
+
+    Raises CapgapError for a frame without rows.
+    """
+    if frame.empty:
+        raise CapgapError("the DataFrame of runs has no rows; a table has a row for every run")
+    columns = [[_cell(value) for value in frame.iloc[:, i]] for i in range(frame.shape[1])]
+    rows = list(enumerate(map(list, zip(*columns, strict=True)), 2))
+    return [str(name).strip() for name in frame.columns], rows, Problems(None)
+
+
+def _cell(value: object) -> str:
+    """A value as the text that is read back as the same value; missing ones are empty."""
+    if value is None or value is pd.NA or value != value:
+        return ""
+    if isinstance(value, float | np.floating):
+        value = float(value)
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e18 else repr(value)
+    return str(value).strip()
 
 
 def _shifted(row: list[str], header: list[str], separator: str) -> str:

@@ -34,7 +34,7 @@ from capgap.config.run_grid import NONE, arm_of
 from capgap.errors import CapgapError
 from capgap.law.headers import CANONICAL, LOSS, TEACHER_LOSS, Columns, assign, canonical
 from capgap.law.metric import Metric
-from capgap.law.separated import Problems, parse_number, read_fields
+from capgap.law.separated import Problems, frame_fields, parse_number, read_fields
 
 ARMS = ("main", "no_teacher", "random_init", "cross_teacher")
 UNSTATED = "unstated"  # the init of a table that has no such column
@@ -80,15 +80,16 @@ def read_runs(
 
 
 def read_table(
-    path: str | Path, metric: str | None = None, exclude: Sequence[dict] = ()
+    path: str | Path | pd.DataFrame, metric: str | None = None, exclude: Sequence[dict] = ()
 ) -> RunTable:
-    """Read a table of runs.
+    """Read a table of runs, from a file or a frame.
 
     metric: a name of METRICS, or None to go by the header of the outcome's column. exclude: runs to
     leave out, each as columns with their values; all rows that match are left out. Raises CapgapError
     with everything that is missing, unknown, repeated, contradictory or no number, line by line.
     """
-    header, lines, problems = read_fields(Path(path))
+    in_memory = isinstance(path, pd.DataFrame)
+    header, lines, problems = frame_fields(path) if in_memory else read_fields(Path(path))
     columns = assign(header, metric, problems)
     text = pd.DataFrame([row for _, row in lines], index=[number for number, _ in lines])
     runs = _identities(text, columns, header, problems)
@@ -99,7 +100,8 @@ def read_table(
     excluded = runs.loc[out_N, KEY].to_dict("records")
     runs, values = runs[~out_N], values[~out_N]
     if runs.empty:
-        raise CapgapError(f"{path}: law.exclude leaves no run; exclude fewer")
+        name = "the DataFrame of runs" if in_memory else path
+        raise CapgapError(f"{name}: law.exclude leaves no run; exclude fewer")
     if metric is None:
         _check_plausible(values[LOSS], columns, header, problems)
     _check_rows(runs, values, problems)

@@ -197,7 +197,7 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
     """
     gc.freeze()
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             _run(main, argv)
     finally:
         gc.unfreeze()
@@ -208,7 +208,7 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No redrawn bars in a log, and no warnings of transformers about what is refused here."""
     library = sys.modules.get("transformers.utils.logging")
     if library is None:

@@ -155,6 +155,12 @@ def find_model(name: str, revision: str | None) -> Path:
     return download_model(name, revision or "main")
 
 
+def init_of_hub(name: str, folder: Path) -> str | None:
+    """Name of the start pruned from a model of the hub, whose folder is named by its commit; None for
+    a model in a folder of its own."""
+    return None if folder == folder_of(name) else pruned_from(name.rpartition("/")[2])
+
+
 DEFAULT_TEXT = "data/speeches/20*.txt"
 
 
@@ -239,6 +245,62 @@ def score_model(settings: Prune, folder: Path, tokens: Path, out: Path) -> None:
     score_run(settings, folder, tokens, out)
 
 
+def score_and_prune(
+    settings: Prune,
+    folder: Path,
+    target: Target,
+    out: Path,
+    *,
+    importance: Path | None = None,
+    tokens: Path | None = None,
+    text: Path | None = None,
+    shape_like: Path | None = None,
+    name: str | None = None,
+    init: str | None = None,
+    scored_with: int | None = None,
+) -> tuple[Sizes, Solution]:
+    """Prune a model and publish it, with scores that are given or measured here.
+
+    importance: scores, made with the seed `scored_with`. tokens: token streams to score the model
+    and refit the rest on; or text: a file instead of them; or neither, for addresses of US
+    presidents. Other arguments, and what is returned, as in `run`.
+    """
+    reads = [("scored", importance is None), ("refitted", settings.refit != "none")]
+    reads = " and ".join(word for word, true in reads if true)
+    if not reads and (tokens or text):
+        raise CapgapError(
+            f"{tokens or text}: nothing reads this text, for the scores are given and nothing is "
+            "refitted; leave it out, or set --refit least_squares"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        if reads:  # refuse what is impossible before what takes long
+            shape = load_shape(folder)
+            plan(sizes_of(shape), target, settings, shape_like)
+            if settings.refit != "none":
+                check_known(shape)
+        if reads and tokens is None:
+            tokens = Path(temporary) / "tokens"
+            text_streams(text, folder, tokens)
+            if text is None:
+                print(f"{reads} on addresses of US presidents; name other text with --text")
+        seed = scored_with
+        if importance is None:
+            importance, seed = Path(temporary) / "importance", settings.seed
+            score_model(settings, folder, tokens, importance)
+        return run(
+            settings,
+            folder,
+            importance,
+            target,
+            out,
+            tokens_folder=tokens,
+            shape_like=shape_like,
+            name=name,
+            init=init,
+            seed=seed,
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.prune", __doc__, Prune)
@@ -277,45 +339,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=out_folder, help="model folder to write")
     args, settings = parser.parse(argv)
     folder = folder_of(args.model) if args.spec else find_model(args.model, args.revision)
-    on_hub = folder != folder_of(args.model)
-    target, init = target_of(args), args.init
-    if on_hub:
+    if folder != folder_of(args.model):
         print(f"{args.model} at commit {folder.name}")
-        init = init or pruned_from(args.model.rpartition("/")[2])
-    reads = [("scored", args.importance is None), ("refitted", settings.refit != "none")]
-    reads = " and ".join(word for word, true in reads if true)
-    if not reads and (args.tokens or args.text):
-        raise CapgapError(
-            f"{args.tokens or args.text}: nothing reads this text, for the scores are given and nothing "
-            "is refitted; leave it out, or set --refit least_squares"
-        )
-    with tempfile.TemporaryDirectory() as temporary:
-        importance, tokens = args.importance, args.tokens
-        if reads:  # refuse what is impossible before what takes long
-            shape = load_shape(folder)
-            plan(sizes_of(shape), target, settings, args.shape_like)
-            if settings.refit != "none":
-                check_known(shape)
-        if reads and tokens is None:
-            tokens = Path(temporary) / "tokens"
-            text_streams(args.text, folder, tokens)
-            if args.text is None:
-                print(f"{reads} on addresses of US presidents; name other text with --text")
-        if importance is None:
-            importance = Path(temporary) / "importance"
-            score_model(settings, folder, tokens, importance)
-        sizes, solution = run(
-            settings,
-            folder,
-            importance,
-            target,
-            args.out,
-            tokens_folder=tokens,
-            shape_like=args.shape_like,
-            name=args.name,
-            init=init,
-            seed=settings.seed if args.importance is None else args.scored_with,
-        )
+    sizes, solution = score_and_prune(
+        settings,
+        folder,
+        target_of(args),
+        args.out,
+        importance=args.importance,
+        tokens=args.tokens,
+        text=args.text,
+        shape_like=args.shape_like,
+        name=args.name,
+        init=args.init or init_of_hub(args.model, folder),
+        scored_with=args.scored_with,
+    )
     print(solution.describe(sizes))
 
 

@@ -174,7 +174,12 @@ def _part(name: str) -> Markup:
 
 def read_rows(path: str | Path, law: LawRecord) -> list[RunRow]:
     """The runs that a law was fitted on, as records; errors as in `read_runs`."""
-    rows = read_runs(path, law.metric, law.excluded).to_dict("records")
+    return rows_of(read_runs(path, law.metric, law.excluded))
+
+
+def rows_of(runs: pd.DataFrame) -> list[RunRow]:
+    """The runs of a table that was read, as records."""
+    rows = runs.to_dict("records")
     return [RunRow(**{k: None if pd.isna(v) else v for k, v in row.items()}) for row in rows]
 
 

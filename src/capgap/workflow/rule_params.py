@@ -29,6 +29,7 @@ def prepare_environment() -> None:
     """Set what every job inherits: rules call `python`, which must be the one that runs this."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors, as by hand
 
 
 def hand_down(study: Study) -> None:
