@@ -148,7 +148,7 @@ def spec(stage, settings=None):
 
 def study_settings(wildcards):
     """All settings of the study as JSON, for the report to show."""
-    return STUDY.model_dump_json(exclude_none=True)
+    return STUDY.model_dump_json(exclude_none=True, exclude=STUDY.watching())
 
 
 def pretrain_settings(wildcards):

@@ -18,6 +18,8 @@ class Section(BaseModel):
 
     memory_only: ClassVar[frozenset[str]] = frozenset()  # settings that change rounding at most
 
+    watch_only: ClassVar[frozenset[str]] = frozenset()  # settings that change no bit and no rerun
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")

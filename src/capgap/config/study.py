@@ -191,6 +191,11 @@ class Study(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    def watching(self) -> dict[str, set[str]]:
+        """The settings that no result depends on, as pydantic's `exclude` wants them."""
+        sections = {name: getattr(self, name) for name in ("pretrain", "distill")}
+        return {name: set(section.watch_only) for name, section in sections.items() if section}
+
     def pretrain_stage(self, teacher: str, replica: int | None = None) -> PretrainStage:
         """Settings of one teacher's training: its own, over those of `pretrain`.
 

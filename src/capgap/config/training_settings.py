@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from capgap.config.section import Count, Section, Share
 from capgap.config.teacher_settings import TeacherShape
 
 Precision = Literal["float32", "bfloat16"]
 LossOn = Literal["all", "completions"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 LOSS_ON = "tokens that count in the loss: all, or of conversations the completions"
+
+
+def _names(value: Any) -> Any:
+    """A list given on the command line, like [tensorboard, wandb] or one name."""
+    return re.findall(r"[^\s,\[\]]+", value) if isinstance(value, str) else value
 
 
 class Training(Section):
     """How a model is optimised; shared by pretraining and distillation."""
 
     memory_only: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_tokens", "loss_chunk_tokens", "activation_checkpointing"}
+        {"micro_batch_tokens", "loss_chunk_tokens", "activation_checkpointing", "track"}
     )
+    watch_only: ClassVar[frozenset[str]] = frozenset({"track"})
 
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     batch_tokens: Count = Field(
@@ -77,6 +85,12 @@ class Training(Section):
     )
     validation_tokens: Count = Field(
         65536, gt=0, description="tokens of the validation split used for the learning curve"
+    )
+
+    track: Annotated[list[Tracker], BeforeValidator(_names)] = Field(
+        default_factory=list,
+        description="trackers that get the learning curve while it grows, any of "
+        "[tensorboard, wandb, mlflow, trackio]; no result depends on it",
     )
 
     @model_validator(mode="after")

@@ -31,11 +31,13 @@ from capgap.engine.resuming import Stop
 from capgap.engine.run_plan import RunPlan
 from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
+from capgap.workflow.tracking import Watch, unwatched
 
 CURVE_COLUMNS = (
     "step,tokens,learning_rate,train_data_ce_nats_per_token,train_teacher_term_nats_per_token,"
     "val_loss_nats_per_token"
 )
+WATCHED = CURVE_COLUMNS.split(",")[2:]  # what trackers get; their step is the tokens
 
 COMPILER = "inductor"
 TRUNK = "trunk"  # folder of the state at the end of a trunk, in scratch
@@ -102,13 +104,15 @@ def train(
     trunk: Path | None = None,
     checkpoint_seconds: float = 60.0,
     say: Callable[[str], None] = print,
+    watch: Watch = unwatched,
     world: World = ALONE,
 ) -> Outcome:
     """Train a model in place and return its learning curve.
 
     scratch: folder for checkpoints, resumed
     from when it holds any, and for the state at the end of the trunk where the schedule has one.
-    trunk: such a state of a shorter run, to go on from instead of step 0. world: the processes that
+    trunk: such a state of a shorter run, to go on from instead of step 0. watch: gets the points of
+    the curve, and what is said in between. world: the processes that
     share the work. Raises Terminated when the process is told to end (SIGTERM), and CapgapError
     when a loss or gradient is not finite, memory or disk space is short, and for a trunk longer
     than this run's.
@@ -165,6 +169,8 @@ def train(
         else:
             curve = restored[1]["curve"]
             say(f"resumed after step {done}/{steps}")
+        for row in curve:
+            watch(int(row[1]), dict(zip(WATCHED, row[2:], strict=True)))
         model.train()
         clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
         bos_id = streams.meta.bos_id
@@ -185,9 +191,13 @@ def train(
             if step + 1 in plan.measured_steps:
                 row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
                 curve.append([*row, validation_loss()])
+                watch(row[1], dict(zip(WATCHED, curve[-1][2:], strict=True)))
                 if not math.isfinite(curve[-1][-1]):
                     raise told.diverged("validation loss", rate, batch)
-            clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
+            said = clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
+            if said and step + 1 not in plan.measured_steps:
+                tokens = (step + 1) * settings.batch_tokens
+                watch(tokens, dict(zip(WATCHED, (rate, data_ce, teacher_term), strict=False)))
             due = time.monotonic() - last_saved > checkpoint_seconds
             due, ended = world.agree(due, stop.asked)
             if (due or ended) and step + 1 < steps:
@@ -307,10 +317,11 @@ class _Clock:
         self.start = self.last = time.monotonic()
         self.every_s = every_s
 
-    def tick(self, step, data_ce, teacher_term, val_loss, rate, say) -> None:
+    def tick(self, step, data_ce, teacher_term, val_loss, rate, say) -> bool:
+        """Whether the line was due."""
         now = time.monotonic()
         if now - self.last < self.every_s and step < self.steps:
-            return
+            return False
         self.last = now
         per_step = (now - self.start) / (step - self.first)
         left = per_step * (self.steps - step)
@@ -320,3 +331,4 @@ class _Clock:
             f"  lr {rate:.1e}  {self.batch_tokens / per_step:,.0f} tok/s"
             f"  left {duration(left)}"
         )
+        return True

@@ -27,6 +27,7 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import is_first_process, open_folder, publish_folder, write_text
 from capgap.records.paths import CURVE, MANIFEST, TRAIN, TRUNK
 from capgap.records.run_records import Lineage, TrainRecord
+from capgap.workflow.tracking import tracked
 
 IDENTITY = "identity"  # file in a trunk's folder: its digest
 AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings that do not touch a trunk
@@ -71,16 +72,19 @@ def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRec
     key = trunk_key(settings, facts, inputs)
     place.out.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
     held = hold_state(scratch, place.out) if is_first_process() else None
-    outcome = training.train(
-        model,
-        job.streams,
-        plan,
-        job.objective,
-        scratch=scratch,
-        trunk=None if job.trunk is None else _open_trunk(job.trunk, key),
-        checkpoint_seconds=place.checkpoint_seconds,
-        world=world,
-    )
+    trackers = settings.track if is_first_process() else []
+    with tracked(trackers, place.out) as watch:
+        outcome = training.train(
+            model,
+            job.streams,
+            plan,
+            job.objective,
+            scratch=scratch,
+            trunk=None if job.trunk is None else _open_trunk(job.trunk, key),
+            checkpoint_seconds=place.checkpoint_seconds,
+            watch=watch,
+            world=world,
+        )
     context = settings.sequence_length
     flops = training_flops(
         outcome.tokens,

@@ -33,6 +33,7 @@ from capgap.records.paths import CURVE, TRAIN
 from capgap.terminal import end_by_signal, end_unread, open_streams
 from capgap.workflow.digest import source_digest
 from capgap.workflow.locks import claim_output, die_with_parent
+from capgap.workflow.tracking import trackers_of
 
 
 class StageParser(argparse.ArgumentParser):
@@ -106,6 +107,8 @@ class StageParser(argparse.ArgumentParser):
             given = spec.get("settings") if spec_only else None
             return args, given and check_section(spec_only, given, f"settings of {self.prog}")
         data = dict(spec.get("settings", {}))
+        if spec and "track" in _fields(self.settings):  # which no parameter holds
+            data["track"] = trackers_of(self.module.rsplit(".", 1)[-1])
         for name in _fields(self.settings):
             value = getattr(args, f"setting_{name}")
             if value is not None:

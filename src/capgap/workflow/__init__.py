@@ -52,6 +52,8 @@ How, and what would break without it
   stores.py    objects in DVC's cache and in a remote: fetched, hashed, placed, sent. DVC's own
                transfer deletes damaged objects from a shared remote and trusts an index that kills tear.
   shared_settings.py  what a branch's DVC settings may decide; whose DVC's caches are.
+  tracking.py  values for experiment trackers. Their names travel beside the parameters of a job: as one
+               of them, a study that is watched would run again.
   leftovers.py temporary files of kills.
   accept.py    `capgap accept`: keeps results under a refactor, on record.
   pull.py      what a light clone needs: records and small results; one file or folder by name.

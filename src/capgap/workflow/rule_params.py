@@ -19,8 +19,8 @@ from capgap.records.checksums import read_manifest
 from capgap.records.reading import Unreadable
 from capgap.workflow import ledger
 from capgap.workflow.digest import command_digest, source_digest
+from capgap.workflow.tracking import SETTINGS
 
-SETTINGS = "CAPGAP_STUDY"  # what a run planned with, for jobs that parse the workflow again
 SOURCES = "CAPGAP_SOURCES"
 SHOWN = 8
 
@@ -74,7 +74,9 @@ def spec(stage: str, settings: Section | None, rule: str) -> str:
     """Sorted JSON, so that Snakemake compares one text in which every value has its name."""
     data = {"stage": stage, **_planned(stage, rule)}
     if settings is not None:
-        data["settings"] = settings.model_dump(mode="json", exclude_none=True)
+        data["settings"] = settings.model_dump(
+            mode="json", exclude_none=True, exclude=settings.watch_only
+        )
     return json.dumps(data, sort_keys=True)
 
 

@@ -1,0 +1,150 @@
+"""Trackers get the learning curve of a run, offline, and neither results nor reruns depend on them."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import capgap as cg
+from capgap.config import Distill
+from capgap.config.study_file import load_study
+from capgap.workflow import rule_params, tracking
+
+CURVE = (
+    "learning_rate train_data_ce_nats_per_token train_teacher_term_nats_per_token "
+    "val_loss_nats_per_token"
+).split()
+
+
+@pytest.fixture
+def students(tiny_model, tokenizer_file, token_streams, tmp_path, monkeypatch):
+    """Function that trains a student with these trackers, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    tokens = token_streams(tokens=2000)
+    tiny_model().save_pretrained(tmp_path / "start")
+    tokenizer_file(tmp_path / "start")
+
+    def train(out, *trackers):
+        return cg.distill(
+            "start",
+            None,
+            tokens,
+            out=out,
+            tokens=512,
+            track=list(trackers),
+            sequence_length=16,
+            batch_tokens=64,
+            validations=2,
+            validation_tokens=256,
+        )
+
+    return train
+
+
+def files(folder):
+    """Contents of a run's results by name."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_tensorboard_gets_the_curve_and_the_result_is_the_same_without_it(students, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = students("watched", "tensorboard")
+    students("unwatched")
+    assert files(tmp_path / "watched") == files(tmp_path / "unwatched")
+    events = EventAccumulator(str(tmp_path / "tracking/tensorboard/watched"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == CURVE
+    shown = [(e.step, e.value) for e in events.Scalars("val_loss_nats_per_token")]
+    expected = run.curve[["tokens", "val_loss_nats_per_token"]].to_numpy().tolist()
+    assert [step for step, _ in shown] == [0, 256, 512]
+    assert [value for _, value in shown] == pytest.approx([v for _, v in expected], rel=1e-6)
+
+
+def test_mlflow_writes_into_the_folder_without_a_server(students, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    students("watched", "mlflow")
+    runs = mlflow.search_runs(experiment_names=["capgap"], output_format="list")
+    assert [run.info.run_name for run in runs] == ["watched"]
+    assert sorted(runs[0].data.metrics) == CURVE
+    assert mlflow.active_run() is None
+    assert (tmp_path / "tracking/mlflow/mlflow.db").is_file()
+
+
+def test_wandb_offline(students, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    students("watched", "wandb")
+    assert list((tmp_path / "tracking/wandb").rglob("*.wandb"))
+
+
+def test_trackio_on_this_machine(students, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at its import
+    pytest.importorskip("trackio")
+    students("watched", "trackio")
+    assert list((tmp_path / "trackio").rglob("capgap*"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_work(students, monkeypatch):
+    from accelerate import tracking as trackers
+
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [])
+    with pytest.raises(cg.CapgapError, match=r"wandb is not installed.*pip install wandb"):
+        students("watched", "wandb")
+
+
+def test_a_tracker_that_fails_is_left_out_and_training_goes_on(students, capsys, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+
+    def fail(*_, **__):
+        raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", fail)
+    students("watched", "tensorboard")
+    said = capsys.readouterr().out
+    assert said.count("tracking by tensorboard stopped, training goes on: the server is away") == 1
+
+
+def test_track_decides_no_rerun_and_reaches_the_jobs(monkeypatch):
+    plain, watched = Distill(), Distill(track="[tensorboard, wandb]")
+    assert watched.track == ["tensorboard", "wandb"]
+    specs = [rule_params.spec("distill", s, "distill_student") for s in (plain, watched)]
+    assert specs[0] == specs[1]
+    assert "track" not in json.loads(specs[0])["settings"]
+    study = load_study(STUDY | {"distill": {"track": ["wandb"]}})
+    monkeypatch.setenv(tracking.SETTINGS, "{}")
+    monkeypatch.setenv(rule_params.SOURCES, "{}")
+    rule_params.hand_down(study)
+    assert tracking.trackers_of("distill") == ["wandb"]
+    assert tracking.trackers_of("pretrain") == []
+    assert rule_params.handed_down() == study
+    shown = study.model_dump_json(exclude=study.watching())
+    assert shown == load_study(STUDY).model_dump_json(exclude=study.watching())
+
+
+STUDY = {
+    "study": "small",
+    "corpus": {"source": "files", "pattern": "*.txt"},
+    "tokenizer": {"source": "train", "vocab_size": 300},
+    "teachers": {
+        "t": {"source": "pretrain", "layers": 2, "hidden": 32, "heads": 2, "intermediate": 64}
+    },
+    "pretrain": {"tokens": 8192},
+    "grid": {"students": [1000], "tokens": [8192], "seeds": [0]},
+}
+
+
+def test_no_tracker_is_imported_unless_asked_for(students):
+    before = set(sys.modules)
+    students("unwatched")
+    assert not {"wandb", "mlflow", "trackio"} & (set(sys.modules) - before)
