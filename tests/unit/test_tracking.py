@@ -1,7 +1,13 @@
 """Trackers get the learning curve of a run, offline, and neither results nor reruns depend on them."""
 
 import json
+import math
+import os
+import sqlite3
+import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,30 +74,56 @@ def test_tensorboard_gets_the_curve_and_the_result_is_the_same_without_it(studen
     assert [value for _, value in shown] == pytest.approx([v for _, v in expected], rel=1e-6)
 
 
-def test_mlflow_writes_into_the_folder_without_a_server(students, tmp_path, monkeypatch):
+def watch(*trackers):
+    """Send a curve of two points."""
+    with tracking.tracked(list(trackers), Path("runs/watched")) as send:
+        send(0, {"val_loss_nats_per_token": 4.0, "train_data_ce_nats_per_token": math.nan})
+        send(256, {"val_loss_nats_per_token": 3.5, "train_data_ce_nats_per_token": 3.25})
+
+
+def test_mlflow_writes_into_the_folder_without_a_server(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    students("watched", "mlflow")
-    runs = mlflow.search_runs(experiment_names=["capgap"], output_format="list")
-    assert [run.info.run_name for run in runs] == ["watched"]
-    assert sorted(runs[0].data.metrics) == CURVE
+    watch("mlflow")
+    [run] = mlflow.search_runs(experiment_names=["capgap"], output_format="list")
+    assert run.info.run_name == "runs/watched"
+    assert run.data.metrics["val_loss_nats_per_token"] == 3.5
+    assert run.data.metrics["train_data_ce_nats_per_token"] == 3.25
     assert mlflow.active_run() is None
     assert (tmp_path / "tracking/mlflow/mlflow.db").is_file()
 
 
-def test_wandb_offline(students, tmp_path, monkeypatch):
+def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    students("watched", "wandb")
-    assert list((tmp_path / "tracking/wandb").rglob("*.wandb"))
+    watch("wandb")
+    [run] = (tmp_path / "tracking/wandb").rglob("*.wandb")
+    data = run.read_bytes()
+    assert b"runs/watched" in data
+    assert b"val_loss_nats_per_token" in data
 
 
-def test_trackio_on_this_machine(students, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at its import
+def test_trackio_on_this_machine(tmp_path):
+    """In a process of its own: trackio looks for its folder when it is imported."""
     pytest.importorskip("trackio")
-    students("watched", "trackio")
-    assert list((tmp_path / "trackio").rglob("capgap*"))
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); from test_tracking import watch; watch('trackio')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "store")},
+        capture_output=True,
+    )
+    with closing(sqlite3.connect(tmp_path / "store/capgap.db")) as store:
+        rows = store.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert [(name, step) for name, step, _ in rows] == [("runs/watched", 0), ("runs/watched", 256)]
+    assert json.loads(rows[1][2])["val_loss_nats_per_token"] == 3.5
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_work(students, monkeypatch):

@@ -73,7 +73,7 @@ def tracked(names: list[str], out: Path) -> Iterator[Watch]:
 
 def _started(name: str, run: str) -> GeneralTracker | None:
     """A tracker that takes values; None if it cannot be started."""
-    from accelerate import tracking
+    from accelerate import PartialState, tracking
 
     if name not in map(str, tracking.get_available_trackers()):
         raise CapgapError(
@@ -83,6 +83,7 @@ def _started(name: str, run: str) -> GeneralTracker | None:
     folder = TRACKING / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        PartialState()  # without which accelerate's trackers refuse to log
         match name:
             case "tensorboard":
                 tracker = tracking.TensorBoardTracker(run, logging_dir=folder)
