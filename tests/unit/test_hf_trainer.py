@@ -31,14 +31,23 @@ class Rows(torch.utils.data.Dataset):
             "labels": self.ids[i].where(self.seen[i], IGNORED),
         }
 
-    def batch(self, rows=slice(None)):
-        return {key: torch.stack([self[i][key] for i in range(len(self))[rows]]) for key in self[0]}
+    def batch(self):
+        return {key: torch.stack([self[i][key] for i in range(len(self))]) for key in self[0]}
 
 
 @pytest.fixture
 def make_trainer(tiny_model, tmp_path):
-    def make(base=cg.DistillationTrainer, rows=16, model=None, teacher=None, logits=None, **changes):
-        own = ("objective", "beta", "temperature", "teacher_weight", "chunk_tokens", "compute_metrics")
+    def make(
+        base=cg.DistillationTrainer, rows=16, model=None, teacher=None, logits=None, **changes
+    ):
+        own = (
+            "objective",
+            "beta",
+            "temperature",
+            "teacher_weight",
+            "chunk_tokens",
+            "compute_metrics",
+        )
         chosen = {key: changes.pop(key) for key in own if key in changes}
         arguments = {
             "output_dir": str(tmp_path / "out"),
@@ -137,7 +146,11 @@ def test_accumulated_steps_equal_one_step_on_all_their_tokens(
 
 def test_training_lowers_the_loss_of_the_student_and_leaves_the_teacher(make_trainer):
     trainer = make_trainer(
-        max_steps=30, per_device_train_batch_size=8, rows=64, optim="adamw_torch", eval_strategy="no"
+        max_steps=30,
+        per_device_train_batch_size=8,
+        rows=64,
+        optim="adamw_torch",
+        eval_strategy="no",
     )
     teacher = [p.clone() for p in trainer.teacher.parameters()]
     before = trainer.evaluate()

@@ -110,9 +110,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
 def test_trackio_on_this_machine(tmp_path):
     """In a process of its own: trackio looks for its folder when it is imported."""
     pytest.importorskip("trackio")
-    code = (
-        "import sys; sys.path.append(sys.argv[1]); from test_tracking import watch; watch('trackio')"
-    )
+    code = "import sys; sys.path.append(sys.argv[1]); from test_tracking import watch; watch('trackio')"
     subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent)],
         check=True,

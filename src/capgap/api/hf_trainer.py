@@ -117,9 +117,7 @@ class DistillationMixin:
         precision = PRECISIONS.get(self.accelerator.mixed_precision, "float32")
         with torch.no_grad():
             known = {name: value for name, value in inputs.items() if self._takes(name)}
-            targets = model_output(
-                self.teacher, ids_BT, precision=precision, vocab=vocab, **known
-            )
+            targets = model_output(self.teacher, ids_BT, precision=precision, vocab=vocab, **known)
         outputs = None
         if return_outputs or _head_is_shared_out(student):
             outputs = model(input_ids=ids_BT, use_cache=False, **inputs)
@@ -132,7 +130,9 @@ class DistillationMixin:
         scale = 1 / max(1, counted)
         if num_items_in_batch is not None:
             # gradients become means over the processes, but the tokens are counted over all of them
-            shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            shares = (
+                self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            )
             scale = shares / max(1, float(num_items_in_batch))
         settings = self.distillation
         with torch.autocast(ids_BT.device.type, enabled=False):
@@ -173,10 +173,10 @@ class DistillationMixin:
 class DistillationTrainer(DistillationMixin, Trainer):
     """transformers' `Trainer` with the distillation loss; arguments as in `DistillationMixin`.
 
-        trainer = cg.DistillationTrainer(
-            model=student, args=TrainingArguments(...), train_dataset=data, teacher=teacher
-        )
-        trainer.train()
+    trainer = cg.DistillationTrainer(
+        model=student, args=TrainingArguments(...), train_dataset=data, teacher=teacher
+    )
+    trainer.train()
     """
 
 

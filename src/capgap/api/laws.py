@@ -24,6 +24,7 @@ from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError, shown
 from capgap.law.asking import answer, refit
+from capgap.law.claims import sentence
 from capgap.law.law_record import LawRecord, Recommendation
 from capgap.law.regression import Fit
 from capgap.law.table import RunTable, read_table
@@ -69,9 +70,14 @@ class FittedLaw:
         return self.table.runs
 
     @property
-    def verdict(self) -> str:
-        """One sentence: what these runs say of the law."""
+    def statement(self) -> str:
+        """The fitted law in a sentence: its exponent with an interval, and its line."""
         return self.record.verdict
+
+    @property
+    def verdict(self) -> str:
+        """Whether these runs support the published law, contradict it or cannot tell, and why."""
+        return sentence(self.record.overall, self.record.optima)
 
     @property
     def optima(self) -> pd.DataFrame:

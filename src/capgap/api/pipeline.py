@@ -287,7 +287,9 @@ def _count(name: str, value: Count) -> int:
     except ValueError as error:
         raise CapgapError(f"{name}: {error}, got {shown(value)}") from None
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise CapgapError(f"{name}: a whole number above 0, or text like '2.5M', got {shown(value)}")
+        raise CapgapError(
+            f"{name}: a whole number above 0, or text like '2.5M', got {shown(value)}"
+        )
     return count
 
 
