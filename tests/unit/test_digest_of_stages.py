@@ -129,6 +129,7 @@ def test_files_beside_modules_count_where_they_are_named(source, before):
         clear()
         assert {stage for stage in STAGES if before[stage] != after[stage]} == {"report"}
     files = [p for p in source.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    files = [p for p in files if p.name not in ("__init__.pyi", "py.typed")]  # for type checkers
     modules = "".join(p.read_text() for p in source.rglob("*.py"))
     assert files
     assert [p.name for p in files if f'"{p.name}"' not in modules] == []
