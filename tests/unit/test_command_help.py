@@ -29,7 +29,9 @@ def test_the_overview_imports_nothing_heavy(words):
         "import sys; from capgap.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main();"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code, "-", *words], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, "-", *words], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert "models by hand:" in result.stdout
     assert result.stdout.splitlines()[-1] == "[]"
