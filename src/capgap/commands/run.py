@@ -25,6 +25,7 @@ from capgap.commands import clean, plan
 from capgap.commands.summary import run as print_summary
 from capgap.commands.verify import check, refuse
 from capgap.config.study_file import load_study
+from capgap.cost.saved_work import saved_work
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 from capgap.records import checksums, paths
@@ -134,6 +135,10 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
         )
     if status == 0 and private.is_whole(snakemake_options):
         print_summary(study, Console())
+    if status == 0 and planned:
+        note = saved_work(study, dict.fromkeys(planned))
+        if note:
+            print(f"note: {note}")
     if status == 0 and planned is not None:
         print(plan.short(plan.make_plan(study, not_done=planned)))
     return status
