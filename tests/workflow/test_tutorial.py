@@ -10,9 +10,7 @@ from pathlib import Path
 import yaml
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
-WORDS = (
-    "law gap student teacher size loss tree sun river stone the of a is and larger token".split()
-)
+SYLLABLES = [first + second for first in "bcdfghklmnprstvw" for second in "aeiou"]
 
 
 def blocks():
@@ -40,9 +38,10 @@ def make_quick(study):
 
 def test_the_tutorial(tmp_path):
     draw = random.Random(1)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 3))) for _ in range(400)]
     (tmp_path / "my-study/texts").mkdir(parents=True)
     for n in range(20):
-        lines = [" ".join(draw.choices(WORDS, k=12)) for _ in range(60)]
+        lines = [" ".join(draw.choices(words, k=12)) for _ in range(60)]
         (tmp_path / f"my-study/texts/{n:02}.txt").write_text("\n".join(lines))
     environment = {
         **os.environ,

@@ -41,12 +41,11 @@ def saved_work(study: Study, wanted: dict[str, dict | None]) -> str | None:
     if found is None:  # a clone that pulled nothing: its listings are in the remote
         if Path(paths.ROOT.format(study=study.study)).is_dir() or not _same_settings():
             return None
-        work = _planned_s(study, None)
-        where = f"are in the remote {_remote_name(settings)}; `capgap pull` fetches them"
         count = sum(out.files or 0 for out in saved.values())
         return (
-            f"{count:,} files of finished results of this study, {work:,.0f} CPU seconds of work by the "
-            f"plan, {where} (--models: all of them). Ctrl-C and pull, or let this run compute them anew"
+            f"{count:,} files of finished results of this study, {_planned_s(study, None):,.0f} CPU "
+            f"seconds of work by the plan, are in the remote {_remote_name(settings)}; `capgap pull` "
+            "fetches them (--models: all of them). Ctrl-C and pull, or let this run compute them anew"
         )
     seconds, outputs, complete = found
     if not outputs:
