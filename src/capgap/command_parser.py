@@ -71,7 +71,8 @@ def help_text(parser: CommandParser) -> str:
     choices = [action for group in exclusive for action in group._group_actions]
     positional = [action for action in own if not action.option_strings]
     needed = [action for action in own if action.required and action.option_strings]
-    rest = [a for a in own if a not in (*positional, *needed, *choices)]
+    optional = [action for action in positional if action.nargs in ("?", "*")]
+    rest = [a for a in own if a in optional or a not in (*positional, *needed, *choices)]
     rest = [a for a in rest if a.dest != "help"] + [a for a in rest if a.dest == "help"]
 
     formatter = parser._get_formatter()
@@ -91,7 +92,7 @@ def help_text(parser: CommandParser) -> str:
     text = parser.description.replace("%", "%%")  # without line breaks it has none that matter
     formatter.add_text(text if "\n" in text else textwrap.fill(text, formatter._width))
     for title, actions in [
-        ("needed", [*positional, *needed]),
+        ("needed", [a for a in (*positional, *needed) if a not in optional]),
         *[("one of these is needed", group._group_actions) for group in exclusive],
         ("options", rest),
         *groups.items(),

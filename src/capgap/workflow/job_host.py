@@ -38,9 +38,7 @@ STARTED, TERMINATE = b"s", b"t"
 STATUS = struct.Struct("idd")  # wait status, CPU seconds, peak memory in bytes
 CREDENTIALS = struct.Struct("3i")  # process, user, group
 # One thread a job. Libraries read these once, when they are loaded, so the host needs them, too.
-ONE_THREAD = {
-    f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
-}
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,17 @@ def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
             "no Snakefile here and none with the installed capgap; run from the top folder of the "
             "repository, or install capgap (pip install capgap)"
         )
+    options = [_found(word, graph.parent) for word in options]
     command = [sys.executable, "-m", "capgap.workflow.private", "--snakefile", str(graph), *options]
     # --configfile takes all words behind it, so a target must stand before it
     return [*command, "--configfile", str(study_file)]
+
+
+def _found(word: str, root: Path) -> str:
+    """An option's word; a profile that came with capgap (profiles/slurm) as the path to it."""
+    option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    shipped = value.startswith("profiles/") and not Path(value).exists() and (root / value).is_dir()
+    return f"{option}{equals}{root / value}" if shipped else word
 
 
 def pending(study_file: Path) -> list[Pending]:
