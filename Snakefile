@@ -6,6 +6,11 @@ The study as a graph of files: text -> teachers -> students -> law -> final stud
 
 
 include: "rules/common.smk"
+
+
+container: STUDY.plan.container
+
+
 include: "rules/text.smk"
 include: "rules/teachers.smk"
 include: "rules/students.smk"

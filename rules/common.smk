@@ -10,6 +10,7 @@ from capgap.config import run_grid
 from capgap.records import paths
 from capgap.config import PretrainedTeacher, TeacherTokenizer
 from capgap.cost.requests import Requests
+from capgap.cost.saved_work import saved_work, wanted_of
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
@@ -40,6 +41,7 @@ TEXT_THREADS = 4  # of the jobs that read and pack the text, fewer on a machine 
 SCORED = run_grid.scored_teachers(RUNS)
 CACHED = run_grid.teaching(STUDY, RUNS) if STUDY.distill.teacher_targets != "online" else []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
+SOFTWARE = workflow.deployment_settings.deployment_method  # conda, apptainer: not this environment
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
 
@@ -298,8 +300,12 @@ onstart:  # not for a dry run, which says it and goes on
             check_lm_eval()
         if STUDY.final is None:
             rule_params.forget_final(STUDY.study)
+        if workflow.is_main_process:
+            note = saved_work(STUDY, wanted_of(workflow.dag.needrun_jobs()))
+            if note:
+                logger.warning(f"note: {note}")
         here = workflow.is_main_process and workflow.local_exec  # and no job of a cluster
-        if here and not NEEDS.devices and job_host.possible():
+        if here and not NEEDS.devices and not SOFTWARE and job_host.possible():
             job_host.start()
     except CapgapError as error:
         raise WorkflowError(str(error))

@@ -41,13 +41,6 @@ def test_help_says_what_settings_mean_and_their_defaults(capsys):
     assert "(default 0.5)" in text
 
 
-def test_unknown_command_lists_the_known(capsys):
-    out = capgap("distil")
-    assert out.returncode == 1
-    assert "unknown command 'distil'" in out.stderr
-    assert "distill" in out.stdout
-
-
 @pytest.fixture
 def parse(tmp_path):
     """Function that parses settings as the distill stage does."""

@@ -55,3 +55,24 @@ def test_every_shipped_study_and_profile_is_in_the_wheel(installed):
         shipped = {p for p in files if "__pycache__" not in p.parts}
         assert shipped
         assert all((installed / "capgap/graph" / p).is_file() for p in shipped)
+
+
+def test_a_shipped_profile_is_found_from_any_folder(installed, tmp_path):
+    code = (
+        "from pathlib import Path; from capgap.workflow.pending import snakemake_command as command;"
+        "print(*command(Path('x.yaml'), ['--profile', 'profiles/slurm', '--profile=profiles/slurm']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    profile = str(installed / "capgap/graph/profiles/slurm")
+    assert f"--profile {profile} --profile={profile}" in result.stdout, result.stderr
+
+
+def test_a_study_is_started_and_planned_anywhere_with_the_installed_package(installed, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for n in range(20):
+        (tmp_path / f"texts/{n}.txt").write_text(f"text number {n} says more. " * 500)
+    run(installed, tmp_path, "init", "mine", "--text", "texts", "--student", "8k")
+    assert "pretrain_teacher" in run(installed, tmp_path / "mine", "plan")

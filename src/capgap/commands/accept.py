@@ -8,13 +8,13 @@ runs again. Who accepted what, and why, is kept in results/<study>/accepted.json
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
+from capgap.command_parser import CommandParser
 from capgap.commands.verify import check, results_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
@@ -95,9 +95,9 @@ def _git_user() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap accept`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap accept",
-        description="Accept existing results under changed source, after checking their contents. "
+    parser = CommandParser(
+        "accept",
+        "Accept existing results under changed source, after checking their contents. "
         "Without --reason only shows what would be accepted.",
     )
     parser.add_argument(

@@ -7,9 +7,9 @@ jobs that have been finished since or whose source has changed. `capgap run` doe
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from capgap.command_parser import CommandParser
 from capgap.engine import resuming
 from capgap.records.artifacts import collect_temporaries
 from capgap.stages.base import run_stage
@@ -30,9 +30,9 @@ def _sources() -> set[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap clean`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap clean",
-        description="Remove temporary folders below results/ and scratch/ that no process writes, "
+    parser = CommandParser(
+        "clean",
+        "Remove temporary folders below results/ and scratch/ that no process writes, "
         "and states of jobs in scratch/ that nothing can resume.",
     )
     parser.parse_args(argv)

@@ -8,7 +8,6 @@ OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md and the l
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from capgap.command_parser import CommandParser
 from capgap.commands.verify import result_of
 from capgap.config import (
     FilesCorpus,
@@ -265,9 +265,9 @@ def _package_licence(package: str) -> str | None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap export`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap export",
-        description="Write the final student as a Hugging Face folder with a model card.",
+    parser = CommandParser(
+        "export",
+        "Write the final student as a Hugging Face folder with a model card.",
     )
     parser.add_argument(
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"

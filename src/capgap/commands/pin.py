@@ -7,13 +7,13 @@ into the cache of the hub, so that the study can be planned without a network fr
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+from capgap.command_parser import CommandParser
 from capgap.config import HubCorpus, HubTeacher, Study
 from capgap.config.study_file import load_study
 from capgap.data.hub import download_config, open_gate
@@ -60,11 +60,7 @@ def check(kind: str, name: str, revision: str, api: HfApi) -> tuple[bool, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap pin`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap pin",
-        description=__doc__.strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("pin", __doc__)
     parser.add_argument("--study", type=Path, default=Path("config.yaml"), help="study file")
     study = load_study(parser.parse_args(argv).study)
     api, missing = HfApi(), 0

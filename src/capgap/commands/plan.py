@@ -8,7 +8,6 @@ FLOPs over what the device is assumed to reach, or, without a device, CPU time o
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from capgap.command_parser import CommandParser
 from capgap.config import Study
 from capgap.config.devices import CPU, DEVICE_NAMES
 from capgap.cost import device_fit
@@ -278,11 +278,7 @@ def _print_whole(console: Console, rows: Table) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap plan`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap plan",
-        description=__doc__.strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("plan", __doc__)
     parser.add_argument(
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
     )

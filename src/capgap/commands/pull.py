@@ -7,11 +7,11 @@ law. A job that needs a model that was left out names the folder to `capgap pull
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from capgap.command_parser import CommandParser
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
@@ -35,9 +35,9 @@ def small(names: Iterable[str], report: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap pull`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap pull",
-        description="Fetch the records and small results of the study in config.yaml, enough to "
+    parser = CommandParser(
+        "pull",
+        "Fetch the records and small results of the study in config.yaml, enough to "
         "plan, to read the report and to ask the law.",
     )
     parser.add_argument(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 from pathlib import Path
 
+from capgap.command_parser import CommandParser
 from capgap.config.study_file import load_study
 from capgap.stages.base import run_stage
 from capgap.workflow import remote
@@ -15,9 +15,9 @@ from capgap.workflow.locks import only_run
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap push`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap push",
-        description="Store what dvc.lock names, all results of the last capgap save, in the "
+    parser = CommandParser(
+        "push",
+        "Store what dvc.lock names, all results of the last capgap save, in the "
         "remote of .dvc/config; what is there already is not sent again.",
     )
     parser.parse_args(argv)

@@ -8,7 +8,6 @@ files of killed jobs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -21,10 +20,12 @@ from typing import TextIO
 
 from rich.console import Console
 
+from capgap.command_parser import CommandParser
 from capgap.commands import clean, plan
 from capgap.commands.summary import run as print_summary
 from capgap.commands.verify import check, refuse
 from capgap.config.study_file import load_study
+from capgap.cost.saved_work import saved_work
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 from capgap.records import checksums, paths
@@ -134,6 +135,10 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
         )
     if status == 0 and private.is_whole(snakemake_options):
         print_summary(study, Console())
+    if status == 0 and planned:
+        note = saved_work(study, dict.fromkeys(planned))
+        if note:
+            print(f"note: {note}")
     if status == 0 and planned is not None:
         print(plan.short(plan.make_plan(study, not_done=planned)))
     return status
@@ -163,10 +168,12 @@ def _snakemake(command: list[str], lock: TextIO | None) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap run`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap run",
-        description="Run a study. Further options and targets go to Snakemake, for example "
-        "'capgap run -n' to see what would be done.",
+    parser = CommandParser(
+        "run",
+        "Run a study: everything that is not up to date, and nothing else.\n\n"
+        "Other options and targets go to Snakemake: -n (a dry run, with its cost), -j N (jobs at a\n"
+        "time), --profile profiles/slurm, teachers, students or law (a part of the study), or the\n"
+        "path of a result. A run that was interrupted or killed goes on where it was.",
     )
     parser.add_argument(
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"

@@ -7,7 +7,6 @@ refused; `dvc commit` alone would take anything. A save that does not end leaves
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from capgap.command_parser import CommandParser
 from capgap.commands.verify import check, results_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
@@ -79,8 +79,9 @@ def _commit() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap save`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap save", description="Hand the finished study of config.yaml to DVC."
+    parser = CommandParser(
+        "save",
+        "Hand the finished study of config.yaml to DVC.",
     )
     parser.parse_args(argv)
     run(Path("config.yaml"))

@@ -7,9 +7,9 @@ that reads it, and in `dvc status`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from capgap.command_parser import CommandParser
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import checksums, paths
@@ -71,9 +71,9 @@ def refuse(found: list[str], purpose: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap verify`."""
-    parser = argparse.ArgumentParser(
-        prog="capgap verify",
-        description="Read every result of a study and compare it with its manifest and record.",
+    parser = CommandParser(
+        "verify",
+        "Read every result of a study and compare it with its manifest and record.",
     )
     parser.add_argument(
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"

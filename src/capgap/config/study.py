@@ -142,6 +142,11 @@ class Plan(Section):
     mfu: float = Field(
         0.4, gt=0, le=1, description="achieved share of the device's peak, for large models"
     )
+    container: str | None = Field(
+        None,
+        min_length=1,
+        description="image that jobs run in with --sdm apptainer, like capgap.sif or docker://owner/capgap",
+    )
     corpus_bytes: Count | None = Field(
         None, gt=0, description="UTF-8 bytes of text of a corpus that is not here"
     )

@@ -60,7 +60,9 @@ def _read_yaml(path: Path) -> dict:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise CapgapError(f"{path}: no such file; name a study, for example config.yaml") from None
+        raise CapgapError(
+            f"{path}: no such file; name a study (--study FILE), or start one (capgap init)"
+        ) from None
     except UnicodeDecodeError as error:
         raise CapgapError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import errno
-import functools
 import gc
 import json
 import os
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from capgap.command_parser import CommandParser
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section, sections_in, tags_of
 from capgap.errors import CapgapError, Terminated, hide_secrets, out_of_memory, shown
@@ -36,18 +36,13 @@ from capgap.workflow.locks import claim_output, die_with_parent
 from capgap.workflow.tracking import trackers_of
 
 
-class StageParser(argparse.ArgumentParser):
-    """Argument parser of one stage: paths are added by the stage, settings by their class."""
+class StageParser(CommandParser):
+    """Parser of one stage: paths are added by the stage, settings by their class."""
 
     def __init__(self, module: str, summary: str, settings: Any = None):
-        stage = module.rsplit(".", 1)[-1].replace("_", "-")
-        super().__init__(
-            prog=f"capgap {stage}",
-            description=summary.strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        super().__init__(module.rsplit(".", 1)[-1].replace("_", "-"), summary)
         self.module, self.settings = module, settings
-        self.add_argument("--spec", metavar="JSON", help="settings as the workflow passes them")
+        self.add_argument("--spec", help=argparse.SUPPRESS)  # settings as the workflow passes them
         group = self.add_argument_group("settings")
         for name, fields in _fields(settings).items():
             choices = [c for field in fields.values() for c in _choices(field.annotation)]
@@ -57,10 +52,6 @@ class StageParser(argparse.ArgumentParser):
                 metavar=" | ".join(dict.fromkeys(choices)) or "X",
                 help=_help(fields, len(sections_in(settings))).replace("%", "%%"),
             )
-
-    def error(self, message: str) -> typing.NoReturn:
-        """End with the message alone: the usage of a stage fills a screen."""
-        self.exit(2, f"error: {message}; {self.prog} --help explains the options\n")
 
     def _spec(self, text: str | None) -> dict:
         """The settings of `--spec`; empty without it."""
@@ -279,20 +270,6 @@ def out_filled(text: str) -> Path:
     """An argparse type for the folder of a training job, which keeps what else is in it."""
     check_filled(text, ("model", "trunk"), (CURVE, TRAIN))
     return Path(text)
-
-
-def by_hand(function: Callable) -> Callable:
-    """Mark a function that only serves people: it refuses to run in a job of the workflow.
-
-    So it cannot touch a result of a study, and an edit of it makes no result stale.
-    """
-
-    @functools.wraps(function)
-    def guarded(*arguments, **named):
-        assert "CAPGAP_UNDER_WORKFLOW" not in os.environ, f"{function.__name__} is not for jobs"
-        return function(*arguments, **named)
-
-    return guarded
 
 
 def count_argument(text: str) -> int:

@@ -11,12 +11,13 @@ import csv
 import io
 from pathlib import Path
 
+from capgap.command_parser import by_hand
 from capgap.config import CollectStage
 from capgap.config.run_grid import NONE, arm_of, collect_stage, grid_runs, replica_level
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import Metrics, RunRow, TrainRecord
-from capgap.stages.base import StageParser, by_hand, out_file, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 
 def run(settings: CollectStage) -> list[RunRow]:

@@ -13,6 +13,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from capgap.command_parser import by_hand
 from capgap.config import Distill, FilesCorpus
 from capgap.config.run_grid import NONE
 from capgap.config.study_file import check_section
@@ -36,7 +37,6 @@ from capgap.records.run_records import Lineage, TrainRecord
 from capgap.stages.base import (
     StageParser,
     add_training_arguments,
-    by_hand,
     count_argument,
     run_stage,
     seed_argument,

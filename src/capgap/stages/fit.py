@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from capgap.command_parser import by_hand
 from capgap.config import Law
 from capgap.law.claims import sentence
 from capgap.law.law_record import Interval, LawRecord, Optimum
@@ -18,7 +19,7 @@ from capgap.law.table import RunTable, read_table
 from capgap.law.words import about, listed
 from capgap.records.artifacts import write_text
 from capgap.reporting import wording
-from capgap.stages.base import StageParser, by_hand, out_file, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 CLAIMS = {
     "interior": "the best teacher stands inside its ladder",

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from capgap.command_parser import by_hand
 from capgap.config import HarnessStage
 from capgap.data.packages import check_lm_eval
 from capgap.data.places import named_place
@@ -27,7 +28,7 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import HarnessRecord, HarnessScore
 from capgap.reporting.wording import harness_rows
-from capgap.stages.base import StageParser, by_hand, out_file, run_stage
+from capgap.stages.base import StageParser, out_file, run_stage
 
 RESAMPLES = 1000  # for standard errors that have no formula
 

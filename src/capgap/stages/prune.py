@@ -7,9 +7,6 @@ All layers lose the same number of units; the head dimension stays. Scores come 
 With --refit least_squares the weights that stay are fitted, on the same text, to what the whole
 model says, and of the hidden channels the principal components stay.
 
-    capgap prune HuggingFaceTB/SmolLM2-135M --params 54M --out smol-54M
-    capgap prune my-model --params 54M --refit least_squares --text like-my-task.txt --out my-54M
-
 IN   model folder or model id of the hub, and what to score it and refit the rest on
 OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
 """
@@ -23,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from capgap.command_parser import by_hand
 from capgap.config import Cut, Depth, Prune
 from capgap.config.counts import format_count
 from capgap.config.run_grid import pruned_from
@@ -54,7 +52,6 @@ from capgap.records.paths import TOKENS_RECORD
 from capgap.records.run_records import Lineage, TokenStreams
 from capgap.stages.base import (
     StageParser,
-    by_hand,
     count_argument,
     out_folder,
     run_stage,

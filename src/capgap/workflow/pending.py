@@ -21,21 +21,34 @@ class Pending(NamedTuple):
 
 
 def snakefile() -> Path:
-    """The graph of jobs: that of the working folder, or the one that is installed with capgap."""
-    here, installed = Path("Snakefile"), Path(capgap.__file__).parent / "graph" / "Snakefile"
-    if here.is_file() or not installed.is_file():
-        return here
-    return installed
+    """The graph of jobs: of the working folder, else the one that came with the installed capgap.
+
+    A wheel holds it in the package; an editable installation has it in the repository.
+    """
+    here, package = Path("Snakefile"), Path(capgap.__file__).parent
+    installed = [package / "graph" / "Snakefile", package.parents[1] / "Snakefile"]
+    return next((path for path in (here, *installed) if path.is_file()), here)
 
 
 def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
     """Command line of Snakemake for a study; CapgapError if there is no graph to run."""
     graph = snakefile()
     if not graph.is_file():
-        raise CapgapError("no Snakefile here; run from the top folder of the repository")
+        raise CapgapError(
+            "no Snakefile here and none with the installed capgap; run from the top folder of the "
+            "repository, or install capgap (pip install capgap)"
+        )
+    options = [_found(word, graph.parent) for word in options]
     command = [sys.executable, "-m", "capgap.workflow.private", "--snakefile", str(graph), *options]
     # --configfile takes all words behind it, so a target must stand before it
     return [*command, "--configfile", str(study_file)]
+
+
+def _found(word: str, root: Path) -> str:
+    """An option's word; a profile that came with capgap (profiles/slurm) as the path to it."""
+    option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    shipped = value.startswith("profiles/") and not Path(value).exists() and (root / value).is_dir()
+    return f"{option}{equals}{root / value}" if shipped else word
 
 
 def pending(study_file: Path) -> list[Pending]:

@@ -1,0 +1,211 @@
+"""`capgap init`: the ladder it proposes, what it writes, and what it refuses."""
+
+import os
+import pty
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from outputs import said
+from transformers import LlamaConfig
+
+from capgap.commands import init, plan
+from capgap.commands.new_folder import DVC_FILES
+from capgap.cost.proposal import LEAST_STUDENT, RATIO, Wish, propose
+from capgap.cost.teacher_configs import open_study
+from capgap.errors import CapgapError
+
+CAPGAP = [sys.executable, "-m", "capgap.cli"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a text of 400 kB in 20 files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for n in range(20):
+        (tmp_path / f"texts/{n}.txt").write_text(f"text number {n} says something else. " * 540)
+    return tmp_path
+
+
+def wish(**given):
+    corpus = {"source": "files", "pattern": "texts"}
+    return Wish(**{"name": "mine", "corpus": corpus, "corpus_bytes": 12_000_000} | given)
+
+
+def proposed(**given):
+    return propose(wish(**given), init.price)
+
+
+@pytest.mark.parametrize("seconds", [120, 600, 7200])
+def test_a_study_takes_the_time_that_was_asked_for(folder, seconds):
+    study = proposed(seconds=seconds).study
+    assert 0.8 * seconds < init.price(study) <= seconds
+
+
+def test_a_ladder_reaches_from_just_above_the_student_to_far_beyond(folder):
+    study = open_study(proposed(student=20_000).study)
+    ratios = sorted(study.teacher_size(name) / 20_000 for name in study.teachers)
+    assert 1.1 < ratios[0] < 1.6
+    assert ratios[-1] > 7
+    assert all(high / low < 2 for low, high in pairwise(ratios))
+    assert study.grid.students == [15_000, 20_000, 26_000]
+    for student in study.grid.students:  # teachers on both sides of 2.5 times
+        sizes = {name: study.teacher_size(name) for name in study.teachers}
+        own = [sizes[name] / student for name in study.grid.ladder(student, 560_000, sizes)]
+        assert len(own) >= 4
+        assert min(own) < 2.5 < max(own)
+        assert max(own) <= RATIO[1]
+
+
+def test_without_a_student_the_time_decides_how_large_it_is(folder):
+    small, large = (proposed(seconds=s).study["final"]["student"] for s in (300, 3600))
+    assert LEAST_STUDENT < small < large
+
+
+def test_a_small_text_limits_the_student_and_the_vocabulary(folder):
+    little = proposed(seconds=36_000, corpus_bytes=400_000).study
+    much = proposed(seconds=36_000).study
+    assert little["final"]["student"] < much["final"]["student"] / 4
+    assert little["tokenizer"]["vocab_size"] == 512
+    assert much["tokenizer"]["vocab_size"] == 1024
+
+
+def test_too_little_time_is_said_and_the_least_study_proposed(folder):
+    proposal = proposed(student=50_000, seconds=30)
+    assert any("takes longer than asked for" in note for note in proposal.notes)
+    assert proposal.study["grid"]["seeds"] == [1]
+
+
+def test_a_device_brings_its_precision_and_its_plan(folder):
+    study = proposed(device="a100-80gb", devices=4, tokens=50_000_000, student=2_000_000).study
+    assert study["plan"] == {"device": "a100-80gb", "gpus": 4}
+    assert study["distill"]["precision"] == "bfloat16"
+    assert "precision" not in proposed(device="v100-32gb", student=2_000_000).study["distill"]
+
+
+def test_sizes_of_teachers_are_met(folder):
+    study = open_study(proposed(teacher_sizes=(23_000, 41_000, 126_000)).study)
+    sizes = [study.teacher_size(name) for name in study.teachers]
+    assert sizes == pytest.approx([23_000, 41_000, 126_000], rel=0.03)
+
+
+def test_a_student_that_is_no_smaller_than_any_teacher_is_refused(folder):
+    with pytest.raises(CapgapError, match="not smaller than the largest teacher, which has 41,000"):
+        proposed(teacher_sizes=(23_000, 41_000), student=50_000)
+
+
+def capgap_init(*words):
+    return subprocess.run(
+        [*CAPGAP, "init", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def test_the_folder_is_ready_and_the_study_is_planned_as_it_was_shown(folder):
+    result = capgap_init("My Study", "--text", "texts", "--student", "8k", "--time", "5m")
+    assert result.returncode == 0, result.stderr
+    study_folder = folder / "My Study"
+    files = {p.relative_to(study_folder) for p in study_folder.rglob("*") if p.is_file()}
+    assert files == {Path("config.yaml"), Path("README.md"), Path(".gitignore"), *DVC_FILES}
+    os.chdir(study_folder)
+    study = open_study(Path("config.yaml"))
+    assert study.study == "my-study"
+    assert study.final.student == 8000
+    assert plan.short(plan.make_plan(study)).splitlines()[0] in result.stdout
+    text = Path("config.yaml").read_text()
+    commented = [line for line in text.splitlines() if line.startswith("  ") and "#" in line]
+    assert len(commented) > 20
+    assert "k # tokens of one training" in text
+    assert f"{folder / 'texts'} lies outside of the study's folder" in result.stdout
+    assert result.stdout.splitlines()[-3:] == ["  cd My Study", "  capgap plan", "  capgap run"]
+
+
+def test_a_text_inside_the_folder_is_named_from_there(folder):
+    assert capgap_init("--text", "texts", "--name", "inside").returncode == 0
+    study = yaml.safe_load(Path("config.yaml").read_text())
+    assert study["corpus"]["pattern"] == "texts"
+    assert study["study"] == "inside"
+
+
+def test_nothing_is_overwritten(folder):
+    Path("README.md").write_text("mine")
+    first = capgap_init("--text", "texts")
+    assert "kept README.md, which was there" in first.stdout
+    assert Path("README.md").read_text() == "mine"
+    before = Path("config.yaml").read_bytes()
+    again = capgap_init("--text", "texts", "--student", "9k")
+    assert again.returncode == 1
+    assert "config.yaml exists already and is not overwritten" in again.stderr
+    assert Path("config.yaml").read_bytes() == before
+    beside = capgap_init("--text", "texts", "--file", "configs/second.yaml")
+    assert beside.returncode == 0, beside.stderr
+    assert beside.stdout.splitlines()[-2] == "  capgap run --study configs/second.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--text is needed: a file, a folder, package:NAME/GLOB or hub:OWNER/NAME"),
+        (["--text", "nowhere"], "--text nowhere: no text found there"),
+        (["--text", "package:not_here"], "package not_here is not installed"),
+        (["--text", "texts", "--student", "0.3"], "--teachers names none"),
+        (["--text", "texts", "--teachers", "a b"], "is no size (like 41k), no folder that is here"),
+        (["--text", "texts", "--time", "soon"], "a time is a number with s, m, h or d"),
+        (["--text", "hub:owner/name"], "its newest commit cannot be asked for"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(folder, words, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = capgap_init("new", *words)
+    assert result.returncode
+    lines = said(result.stderr)
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not Path("new").exists()
+
+
+def test_models_that_exist_give_the_ladder(folder):
+    for name, hidden in (("small", 32), ("large", 64)):
+        model = folder / "models" / name
+        model.mkdir(parents=True)
+        LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=300,
+            architectures=["LlamaForCausalLM"],
+        ).save_pretrained(model)
+    result = capgap_init("--text", "texts", "--teachers", "models/small", "models/large")
+    assert result.returncode == 0, result.stderr
+    study = yaml.safe_load(Path("config.yaml").read_text())
+    assert study["teachers"]["small"] == {"source": "path", "path": "models/small"}
+    assert study["tokenizer"] == {"source": "teacher", "teacher": "small"}
+    assert "pretrain" not in study
+    assert "the law needs three teachers or more, here are 2" in result.stdout
+
+
+def test_on_a_terminal_it_asks(folder):
+    """Answers: a wrong text, the right one, then a size for the student and else the defaults."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [*CAPGAP, "init", "asked"], stdin=child, stdout=child, stderr=child, close_fds=True
+    )
+    os.close(child)
+    os.write(parent, b"nowhere\ntexts\n\n7k\n\n3m\ny\n")
+    printed = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        printed += chunk
+    assert process.wait() == 0, printed.decode()
+    assert b"no text found there" in printed
+    study = open_study(Path("asked/config.yaml"))
+    assert study.final.student == 7000
