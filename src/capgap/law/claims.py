@@ -51,6 +51,7 @@ from scipy import stats
 from capgap.config import Law
 from capgap.law.joint_law import JointLaw, Limits
 from capgap.law.law_record import ArmEffects, Claim, Interval, Line, Optimum, Overall
+from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, listed
 
 CLAIMS_JUDGED = 4  # of which any alone can contradict
@@ -89,7 +90,7 @@ def overall_of(
         status = "inconclusive"
         open_claims = [claim.reason for claim in claims[:4] if claim.answer == "unknown"]
         reason = "; ".join(dict.fromkeys(open_claims))
-    cause, why = _cause(optima, effects)
+    cause, why = _cause(optima, effects, METRICS[settings.metric or "loss"].short)
     return Overall(status=status, reason=reason, claims=claims, cause=cause, cause_reason=why)
 
 
@@ -314,7 +315,7 @@ def _span(limits: Limits) -> str:
     return f"{limits.value:.2f} [{low}, {high}]"
 
 
-def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
+def _cause(optima: list[Optimum], effects: list[ArmEffects], unit: str) -> tuple[str, str]:
     inside = {(o.student, o.tokens) for o in optima if o.place == "inside"}
     if not inside:
         return "unknown", "no optimum is shown to lie inside its ladder"
@@ -329,7 +330,7 @@ def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
     noise = [e.noise_nats for e in both if e.noise_nats is not None]
     parts = []
     if both:
-        parts.append(f"the start moves the loss by {start:.3f} nats, the teacher by {teacher:.3f}")
+        parts.append(f"the start moves the loss by {start:.3f} {unit}, the teacher by {teacher:.3f}")
     if judged:
         n = judged.count("interior")
         parts.append(f"{n} of {len(judged)} curves over teachers at a fixed start are interior")

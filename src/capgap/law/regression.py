@@ -27,6 +27,7 @@ from capgap.law.law_record import (
 )
 from capgap.law.line import FittedLine, Level, describe_line, fit_line, levels_of
 from capgap.law.means import cell_table
+from capgap.law.metric import METRICS
 from capgap.law.scores import scores_of
 from capgap.law.single_optima import Located, locate, shape_of
 from capgap.law.start_test import start_test
@@ -261,7 +262,8 @@ def _optimum(
     runs = place.runs
     sizes = np.unique(runs.teacher_size_N)
     star = None if law is None else law.star(place.size, place.tokens, settings.confidence)
-    shape, shape_reason = shape_of(place, level, settings.tie_nats)
+    unit = METRICS[settings.metric or "loss"].short
+    shape, shape_reason = shape_of(place, level, settings.tie_nats, unit)
     cells = _cells(place, law, settings)
     best = min(cells, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
     within = [c.teacher for c in cells if c.regret_nats <= settings.tie_nats]
