@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from capgap.law import joint_fit, noise
 from capgap.law.curve import bowl
@@ -304,13 +304,13 @@ class JointLaw:
 
 def mixture_quantile(mean_R: np.ndarray, sd_R: np.ndarray, weight_R: np.ndarray, p: float) -> float:
     """Quantile of a mixture of normals."""
-    z = stats.norm.ppf(p)
+    z = special.ndtri(p)
     edges = mean_R + sd_R * z
     low, high = edges.min(), edges.max()
     if high - low < 1e-12 * max(1.0, abs(low)):
         return float(low)
     return float(
-        optimize.brentq(lambda x: weight_R @ stats.norm.cdf((x - mean_R) / sd_R) - p, low, high)
+        optimize.brentq(lambda x: weight_R @ special.ndtr((x - mean_R) / sd_R) - p, low, high)
     )
 
 
