@@ -164,7 +164,7 @@ class JointLaw:
     def run_noise_NN(self) -> np.ndarray:
         """The same without the parts that say how far the fitted curves are off."""
         variance_J = self.components.variances(self.mode_J[None])[0].copy()
-        form = [j for j, n in enumerate(self.components.names) if n in ("misfit", "scatter")]
+        form = [j for j, n in enumerate(self.components.names) if n in noise.FORM]
         variance_J[form] = 0.0
         return np.tensordot(variance_J, self.near.part_JNN, axes=1)
 
@@ -362,7 +362,7 @@ def linearise(
     precision_PP = curves.prior_PP.T @ curves.prior_PP
     by_log_star_N = slope_NP[:, 0] / curves.design_NQ[:, 0]
     part_JNN = noise.parts_at(
-        components, f_N - least_G[group_N], by_log_star_N, runs.index("student_N")
+        components, f_N - least_G[group_N], by_log_star_N, slope_NP[:, -2], runs.index("student_N")
     )
     return noise.Linearised(
         contrast_CN=contrast_CN,

@@ -11,7 +11,8 @@ from scipy import stats
 from capgap.config import Law
 from capgap.law.arms import effects_of
 from capgap.law.checks import misfit_of, outlier_in, size_counts, teacher_effects
-from capgap.law.claims import interval, is_flat, overall_of
+from capgap.law.claims import interval, overall_of
+from capgap.law.flatness import is_flat
 from capgap.law.grouped_runs import GroupedRuns, group_runs
 from capgap.law.joint_fit import axes_of
 from capgap.law.joint_law import JointLaw, fit_joint
