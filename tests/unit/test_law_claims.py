@@ -7,8 +7,10 @@ from law_worlds import FIVE, LADDER, QUICK, noise_free, simulate
 
 from capgap.config import Law
 from capgap.law import claims
-from capgap.law.claims import is_flat, overall_of, pooled_differences
-from capgap.law.joint_law import Limits
+from capgap.law.claims import overall_of
+from capgap.law.flatness import is_flat, pooled_differences
+from capgap.law.grouped_runs import group_runs
+from capgap.law.joint_law import Limits, fit_joint
 from capgap.law.law_record import ArmEffects
 from capgap.law.regression import fit_law, law_record, optima_of
 from capgap.law.simulate import Design, World, power, simulate_study
@@ -102,6 +104,19 @@ def test_flat_curves_are_flat():
     assert not is_flat(fit_law(simulate(), QUICK).joint, QUICK)
 
 
+def test_teachers_that_differ_by_chance_alone_are_flat():
+    """Teachers of sd 0.005 nats, shared by all students, whose size makes no difference."""
+    design = Design(
+        dict.fromkeys((6e3, 12e3, 24e3), (16e3, 29e3, 53e3, 97e3, 176e3)),
+        dict.fromkeys((6e3, 12e3, 24e3), (500000.0,)),
+        seeds=(0, 1),
+    )
+    world = World(power(1, 0), curvature=0.0, order_sd=0.003, init_sd=0.004, teacher_sd=0.005)
+    rng = np.random.default_rng(2)
+    laws = [fit_joint(group_runs(simulate_world(rng, world, design))) for _ in range(20)]
+    assert sum(is_flat(law, QUICK) for law in laws) >= 17
+
+
 def test_the_pooled_parabola_is_that_of_least_squares():
     """Without noise and with one curve in log T/S its differences are exact."""
     runs = noise_free(slope=2.5, curvature=0.2, students=(100e3,))
@@ -110,7 +125,7 @@ def test_the_pooled_parabola_is_that_of_least_squares():
     fitted = np.polyfit(u, law.runs.loss_N, 2)
     low, high = np.quantile(u, [0.1, 0.9])
     expected = np.diff(np.polyval(fitted, [low, (low + high) / 2, high]))
-    assert pooled_differences(law)[1][:2] == pytest.approx(expected, rel=1e-6)
+    assert pooled_differences(law, 0.95).difference_3[:2] == pytest.approx(expected, rel=1e-6)
 
 
 def test_monotone_curves_whose_ladder_holds_the_published_ratio_speak_against_it():
@@ -154,7 +169,26 @@ def test_shapes(losses, shape):
 def test_a_test_blind_to_differences_that_matter_does_not_call_a_curve_flat():
     shape, reason = judge(means([4.10, 4.05, 4.02, 4.06], sd=0.05), 0.95, 0.005)
     assert shape == "not_identifiable"
-    assert "drown in the noise" in reason
+    assert "differences up to" in reason
+    assert "nats would drown in the noise" in reason
+
+
+def test_reasons_name_the_unit_of_the_metric():
+    for curve, sd in (([4.10, 4.05, 4.02, 4.06], 0.001), ([4.10, 4.05, 4.02, 4.06], 0.05)):
+        assert " logits " in judge(means(curve, sd), 0.95, 0.005, "logits")[1]
+    effect = ArmEffects(
+        student="100000",
+        tokens=1_000_000,
+        start_nats=0.1,
+        teacher_nats=0.01,
+        noise_nats=0.004,
+        fixed_start_shapes={"pruned-x": "monotone"},
+        gain_nats=None,
+    )
+    overall, _ = judged(simulate(), Law(metric="accuracy"), effects=[effect])
+    assert "moves the loss by 0.100 logits" in overall.cause_reason
+    record = law_record(simulate(), Law(metric="error"))
+    assert "nats" not in " ".join(o.shape_reason for o in record.optima)
 
 
 def test_the_cause_is_the_init_or_the_teacher():

@@ -33,16 +33,25 @@ def names(runs):
 
 def test_a_component_without_draws_of_its_own_belongs_to_another():
     plain = names(simulate(seeds=1))
-    assert plain.names == ("order", "teacher", "scatter", "misfit")
+    assert plain.names == ("order", "teacher", "scatter", "curvature", "misfit")
     assert set(plain.includes["order"]) == {"trunk", "init"}
     seeds = names(simulate(seeds=2))
-    assert seeds.names == ("order", "block", "init", "teacher", "scatter", "misfit")
+    assert seeds.names == ("order", "block", "init", "teacher", "scatter", "curvature", "misfit")
     assert seeds.includes == {"order": ("trunk",)}
     budgets = names(study())
-    assert budgets.names == ("order", "init", "teacher", "scatter", "misfit")
+    assert budgets.names == ("order", "init", "teacher", "scatter", "curvature", "misfit")
     assert budgets.includes == {"init": ("trunk",)}
     both = names(study(seeds=(0, 1)))
-    assert both.names == ("order", "block", "trunk", "init", "teacher", "scatter", "misfit")
+    assert both.names == (
+        "order",
+        "block",
+        "trunk",
+        "init",
+        "teacher",
+        "scatter",
+        "curvature",
+        "misfit",
+    )
     alone = names(simulate(students=(100e3,)))
     assert "scatter" not in alone.names
 
@@ -117,6 +126,21 @@ def test_the_marginal_likelihood_is_that_of_the_contrasts():
             -(np.linalg.slogdet(v)[1] + rest @ np.linalg.solve(v, rest) + row @ row) / 2
         )
     assert np.diff(values) == pytest.approx(np.diff(expected), rel=1e-5)
+
+
+def test_curvature_that_differs_by_student_widens_the_exponents():
+    """Means over six studies of five students whose log curvatures have a standard deviation of 0.4."""
+    found = {}
+    for scatter in (0.0, 0.4):
+        laws = [
+            fit_joint(group_runs(study(seed, curvature_scatter=scatter, init_sd=0.002)))
+            for seed in range(6)
+        ]
+        widths = [law.exponent(1, 1, 0.95).width for law in laws]
+        found[scatter] = np.mean([law.sd["curvature"][0] for law in laws]), np.median(widths)
+    assert found[0.0][0] < 0.1
+    assert found[0.4][0] == pytest.approx(0.4, rel=0.4)
+    assert found[0.4][1] > 1.5 * found[0.0][1]
 
 
 def test_mixture_quantiles_are_those_of_a_normal_and_a_t():

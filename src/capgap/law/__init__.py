@@ -10,7 +10,7 @@ joint_law        fit and noise in turn; intervals of exponents, T* and excess lo
 single_optima    T* of every student and budget by itself, and the shape of its curve
 line, censored   the line T* = a + b S through these
 checks           outliers, misfit, teachers off their family, counts of size
-claims           verdicts with a margin on both sides
+claims           verdicts with a margin on both sides; flatness: whether teacher size matters at all
 regression       all of it: `fit_law` for predictions, `law_record` for law.json
 predict          T*, regrets and recommendations from a fit
 law_record       what law.json, choice.json and final.json contain

@@ -26,8 +26,7 @@ The published law, a line close to a proportion and the same for all budgets, is
 claim but the last is no or the last is yes, *supported* if interior, proportional and ratio are yes
 (for the budgets tried if the last is unknown), and the runs are *inconclusive* otherwise.
 
-The law is flat if a pooled parabola in log T/S is not significant beyond noise (F test at half of
-alpha) and differs between the ends and the middle of the ladder by 4 ties at most.
+When the law is flat: capgap.law.flatness.
 
 The cause, from the control arms, if T* lies inside the ladder:
 
@@ -46,15 +45,15 @@ import math
 from statistics import median
 
 import numpy as np
-from scipy import stats
 
 from capgap.config import Law
+from capgap.law.flatness import FLAT_TIES, is_flat
 from capgap.law.joint_law import JointLaw, Limits
 from capgap.law.law_record import ArmEffects, Claim, Interval, Line, Optimum, Overall
+from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, listed
 
 CLAIMS_JUDGED = 4  # of which any alone can contradict
-FLAT_TIES = 4  # a difference between teachers that still counts as flat, in ties
 DOMINANT = 2.0  # times; an effect this much larger than the other one is called the cause
 
 
@@ -89,7 +88,7 @@ def overall_of(
         status = "inconclusive"
         open_claims = [claim.reason for claim in claims[:4] if claim.answer == "unknown"]
         reason = "; ".join(dict.fromkeys(open_claims))
-    cause, why = _cause(optima, effects)
+    cause, why = _cause(optima, effects, METRICS[settings.metric or "loss"].short)
     return Overall(status=status, reason=reason, claims=claims, cause=cause, cause_reason=why)
 
 
@@ -119,38 +118,6 @@ def grows(line: Line) -> bool:
     return line.slope is not None and line.slope.low is not None and line.slope.low > 0
 
 
-def pooled_differences(law: JointLaw) -> tuple[float, np.ndarray, np.ndarray]:
-    """(p that teacher size makes no difference, differences, their standard errors).
-
-    By a parabola in log T/S that is the same in all groups, with the noise of the runs alone. The
-    differences are those between the lower end of the ladders, their middle and the upper end.
-    """
-    near, u_N = law.near, law.runs.log_ratio_N
-    u_N = u_N - u_N.mean()
-    column_C2 = near.contrast_CN @ np.column_stack([u_N, u_N**2])
-    noise_CC = near.contrast_CN @ law.run_noise_NN @ near.contrast_CN.T
-    lower = np.linalg.cholesky(noise_CC)
-    a_C2 = np.linalg.solve(lower, column_C2)
-    y_C = np.linalg.solve(lower, near.contrast_CN @ law.runs.loss_N)
-    covariance = np.linalg.inv(a_C2.T @ a_C2)
-    beta = covariance @ a_C2.T @ y_C
-    f = float(beta @ a_C2.T @ a_C2 @ beta) / 2
-    low, high = np.quantile(u_N, [0.1, 0.9])
-    middle = (low + high) / 2
-    steps = [(low, middle), (middle, high), (low, high)]
-    contrast = np.array([[b - a, b**2 - a**2] for a, b in steps])
-    errors = np.sqrt(np.einsum("ci,ij,cj->c", contrast, covariance, contrast))
-    return float(stats.f.sf(f, 2, law.noise_df)), contrast @ beta, errors
-
-
-def is_flat(law: JointLaw, settings: Law) -> bool:
-    """Whether teacher size makes no difference that matters."""
-    p, difference, error = pooled_differences(law)
-    t = stats.t.ppf((1 + settings.confidence) / 2, law.noise_df)
-    small = np.abs(difference) + t * error <= FLAT_TIES * settings.tie_nats
-    return bool(p >= (1 - settings.confidence) / 2 and small.all())
-
-
 def _strict(settings: Law, tests: int = 1) -> float:
     """The level of an interval that decides that something differs."""
     return 1 - (1 - settings.confidence) / CLAIMS_JUDGED / tests
@@ -162,7 +129,7 @@ def _unknown(name: str, reason: str) -> Claim:
 
 def _interior(law: JointLaw, optima: list[Optimum], settings: Law) -> Claim:
     if is_flat(law, settings):
-        reason = "teacher size makes no difference beyond noise, within 4 ties"
+        reason = f"teacher size makes no difference beyond noise, within {FLAT_TIES} ties"
         return Claim(name="interior", answer="no", verdict="not_shown", reason=reason)
     places = [o.place for o in optima if o.place != "not_identifiable"]
     words = {"inside": "inside", "below": "below", "above": "above", "open": "not told"}
@@ -314,7 +281,7 @@ def _span(limits: Limits) -> str:
     return f"{limits.value:.2f} [{low}, {high}]"
 
 
-def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
+def _cause(optima: list[Optimum], effects: list[ArmEffects], unit: str) -> tuple[str, str]:
     inside = {(o.student, o.tokens) for o in optima if o.place == "inside"}
     if not inside:
         return "unknown", "no optimum is shown to lie inside its ladder"
@@ -329,7 +296,9 @@ def _cause(optima: list[Optimum], effects: list[ArmEffects]) -> tuple[str, str]:
     noise = [e.noise_nats for e in both if e.noise_nats is not None]
     parts = []
     if both:
-        parts.append(f"the start moves the loss by {start:.3f} nats, the teacher by {teacher:.3f}")
+        parts.append(
+            f"the start moves the loss by {start:.3f} {unit}, the teacher by {teacher:.3f}"
+        )
     if judged:
         n = judged.count("interior")
         parts.append(f"{n} of {len(judged)} curves over teachers at a fixed start are interior")

@@ -28,6 +28,8 @@ from capgap.law.grouped_runs import GroupedRuns
 K_PRIOR = (-1.0, 1.0)  # mean and standard deviation
 COEFFICIENT_SD = (6.0, 6.0, 6.0)  # of alpha about the middle of the ladder, of a about 1, of b
 LOG_C_PRIOR = (np.log(0.1), 5.0)
+HEAT = 6  # steps after which only the best starts go on
+FINALISTS = 8  # of them
 SPREAD = 0.02  # least standard deviation of a combination of log S and log D that counts as varied
 
 
@@ -138,6 +140,7 @@ def solve(
 ) -> Solution:
     """Lowest objective from some starts, by Levenberg-Marquardt steps in all of them at once.
 
+    After HEAT steps the FINALISTS with the lowest objectives go on.
     fixed: directions (P, F) in which parameters keep their starting values.
     """
     free = np.eye(curves.p) if fixed is None else np.linalg.svd(fixed.T)[2][fixed.shape[1] :].T
@@ -153,8 +156,12 @@ def solve(
     rest_BM, prior_BP, slope_BNP, now_B = parts(x_BP)
     damp_B = np.full(len(x_BP), 1e-2)
     prior_F = curves.prior_PP @ free
-    alive_B = np.ones(len(x_BP), dtype=bool)
-    for _ in range(steps):
+    for step in range(steps):
+        if step == HEAT and len(x_BP) > FINALISTS:
+            best_B = np.argsort(now_B, kind="stable")[:FINALISTS]
+            x_BP, rest_BM, prior_BP, slope_BNP, now_B, damp_B = (
+                values[best_B] for values in (x_BP, rest_BM, prior_BP, slope_BNP, now_B, damp_B)
+            )
         j_BMF = remove_MN @ (slope_BNP @ free)
         normal_BFF = np.swapaxes(j_BMF, 1, 2) @ j_BMF + prior_F.T @ prior_F
         down_BF = np.einsum("bmf,bm->bf", j_BMF, rest_BM) - prior_BP @ prior_F

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from capgap.law import joint_fit, noise
 from capgap.law.curve import bowl
@@ -164,7 +164,7 @@ class JointLaw:
     def run_noise_NN(self) -> np.ndarray:
         """The same without the parts that say how far the fitted curves are off."""
         variance_J = self.components.variances(self.mode_J[None])[0].copy()
-        form = [j for j, n in enumerate(self.components.names) if n in ("misfit", "scatter")]
+        form = [j for j, n in enumerate(self.components.names) if n in noise.FORM]
         variance_J[form] = 0.0
         return np.tensordot(variance_J, self.near.part_JNN, axes=1)
 
@@ -304,13 +304,13 @@ class JointLaw:
 
 def mixture_quantile(mean_R: np.ndarray, sd_R: np.ndarray, weight_R: np.ndarray, p: float) -> float:
     """Quantile of a mixture of normals."""
-    z = stats.norm.ppf(p)
+    z = special.ndtri(p)
     edges = mean_R + sd_R * z
     low, high = edges.min(), edges.max()
     if high - low < 1e-12 * max(1.0, abs(low)):
         return float(low)
     return float(
-        optimize.brentq(lambda x: weight_R @ stats.norm.cdf((x - mean_R) / sd_R) - p, low, high)
+        optimize.brentq(lambda x: weight_R @ special.ndtr((x - mean_R) / sd_R) - p, low, high)
     )
 
 
@@ -362,7 +362,7 @@ def linearise(
     precision_PP = curves.prior_PP.T @ curves.prior_PP
     by_log_star_N = slope_NP[:, 0] / curves.design_NQ[:, 0]
     part_JNN = noise.parts_at(
-        components, f_N - least_G[group_N], by_log_star_N, runs.index("student_N")
+        components, f_N - least_G[group_N], by_log_star_N, slope_NP[:, -2], runs.index("student_N")
     )
     return noise.Linearised(
         contrast_CN=contrast_CN,

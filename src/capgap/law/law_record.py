@@ -33,8 +33,8 @@ class Exponents(Record):
 class NoiseComponent(Record):
     """One part of the noise; what each is: capgap.law.noise."""
 
-    name: Literal["order", "block", "trunk", "init", "teacher", "scatter", "misfit"]
-    sd: Interval  # nats per token; of scatter: of log T*; of misfit: share of the excess
+    name: Literal["order", "block", "trunk", "init", "teacher", "scatter", "curvature", "misfit"]
+    sd: Interval  # nats per token; of log T* (scatter), log curvature, or a share of the excess (misfit)
     source: Literal["replicas", "residuals", "prior", "stated"]  # what it mostly rests on
     includes: list[str]  # parts that this study cannot tell from it
 

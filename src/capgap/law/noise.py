@@ -9,6 +9,7 @@ The error of a run is the sum of independent normal parts, each drawn anew for
   init     every student and pruned init
   teacher  every teacher that was trained: shared by all students and budgets
   scatter  every student: its log T* about the power law (nats through the slope of its curve)
+  curvature  every student: the logarithm of the curvature of its losses about the common one
   misfit   every run, in proportion to its fitted excess over its group's best teacher: curves are
            not exactly of the fitted form, and least so far from the optimum
 
@@ -42,8 +43,10 @@ PRIORS = {
     "init": (1.6, 0.8),
     "teacher": (1.0, 1.0),
     "scatter": (0.01, 1.0),
+    "curvature": (0.05, 1.2),
     "misfit": (0.02, 1.2),
 }
+FORM = ("scatter", "curvature", "misfit")  # how far the fitted form is off; not of single runs
 LEAST_SD = 1e-5  # nats, of the order: below what a loss is evaluated to, and keeps V regular
 ORDER_SD = 2.0  # of the log of the order's standard deviation about the residuals'; hardly a prior
 STATED_SD = 0.1  # the same about a stated value
@@ -74,7 +77,7 @@ class Components:
         sd = {"order": np.hypot(LEAST_SD, np.exp(self.order[0] + self.order[1] * phi_RJ[:, 0]))}
         for j, name in enumerate(self.names[1:], 1):
             median, spread = self.prior[name]
-            scale = 1.0 if name in ("scatter", "misfit") else sd["order"]
+            scale = 1.0 if name in FORM else sd["order"]
             if name == "teacher":
                 own = [sd[n] for n in ("order", "trunk", "init") if n in sd]
                 scale = np.sqrt(np.square(own).sum(axis=0))
@@ -115,7 +118,7 @@ def components_of(
             prior[name] = (float(np.hypot(*medians)), prior[name][1])
     names = [name for name in ("order", *COARSEST_LAST) if name in kept]
     if several_students:
-        names.append("scatter")
+        names += ["scatter", "curvature"]
     del kept["order"]
     return Components((*names, "misfit"), kept, weight_N, order, prior, includes, stated)
 
@@ -143,12 +146,16 @@ class Linearised:
 
 
 def parts_at(
-    parts: Components, excess_N: np.ndarray, by_log_star_N: np.ndarray, student_N: np.ndarray
+    parts: Components,
+    excess_N: np.ndarray,
+    by_log_star_N: np.ndarray,
+    by_log_curvature_N: np.ndarray,
+    student_N: np.ndarray,
 ) -> np.ndarray:
     """Covariance of the runs for a unit variance of every component, (J, N, N).
 
     excess_N: fitted excess of every run over its group's best teacher. by_log_star_N: derivative of
-    its loss by log T*.
+    its loss by log T*. by_log_curvature_N: the same by the log of its curvature.
     """
     found = []
     for name in parts.names:
@@ -156,9 +163,9 @@ def parts_at(
             found.append(np.diag(parts.weight_N))
         elif name == "misfit":
             found.append(np.diag(excess_N**2))
-        elif name == "scatter":
-            same = student_N[:, None] == student_N
-            found.append(same * np.outer(by_log_star_N, by_log_star_N))
+        elif name in ("scatter", "curvature"):
+            slope_N = by_log_star_N if name == "scatter" else by_log_curvature_N
+            found.append((student_N[:, None] == student_N) * np.outer(slope_N, slope_N))
         else:
             index = parts.index[name]
             found.append((index[:, None] == index).astype(float))

@@ -11,7 +11,8 @@ from scipy import stats
 from capgap.config import Law
 from capgap.law.arms import effects_of
 from capgap.law.checks import misfit_of, outlier_in, size_counts, teacher_effects
-from capgap.law.claims import interval, is_flat, overall_of
+from capgap.law.claims import interval, overall_of
+from capgap.law.flatness import is_flat
 from capgap.law.grouped_runs import GroupedRuns, group_runs
 from capgap.law.joint_fit import axes_of
 from capgap.law.joint_law import JointLaw, fit_joint
@@ -27,6 +28,7 @@ from capgap.law.law_record import (
 )
 from capgap.law.line import FittedLine, Level, describe_line, fit_line, levels_of
 from capgap.law.means import cell_table
+from capgap.law.metric import METRICS
 from capgap.law.scores import scores_of
 from capgap.law.single_optima import Located, locate, shape_of
 from capgap.law.start_test import start_test
@@ -261,7 +263,8 @@ def _optimum(
     runs = place.runs
     sizes = np.unique(runs.teacher_size_N)
     star = None if law is None else law.star(place.size, place.tokens, settings.confidence)
-    shape, shape_reason = shape_of(place, level, settings.tie_nats)
+    unit = METRICS[settings.metric or "loss"].short
+    shape, shape_reason = shape_of(place, level, settings.tie_nats, unit)
     cells = _cells(place, law, settings)
     best = min(cells, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
     within = [c.teacher for c in cells if c.regret_nats <= settings.tie_nats]

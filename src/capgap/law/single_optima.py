@@ -158,25 +158,30 @@ def _own_curve(own: GroupedRuns, own_N: np.ndarray, law: JointLaw, confidence: f
     return OwnCurve(solved, float(np.log(own.size_N[0])), law.multipliers(weight_3, confidence))
 
 
-def shape_of(located: Located, level: float, tie_nats: float) -> tuple[Shape, str]:
-    """The shape of a group's curve and why; level: of the tests, with the number of curves allowed for."""
+def shape_of(
+    located: Located, level: float, tie_nats: float, unit: str = "nats"
+) -> tuple[Shape, str]:
+    """The shape of a group's curve and why.
+
+    level: of the tests, with the number of curves allowed for. unit: of differences, for the reason.
+    """
     if located.means is None:
         return (
             "not_identifiable",
             "the noise of the runs is not known; add seeds, or state noise_sd",
         )
-    return judge(located.means, level, tie_nats)
+    return judge(located.means, level, tie_nats, unit)
 
 
-def judge(means: Means, level: float, tie_nats: float) -> tuple[Shape, str]:
-    """The shape of some means and why."""
+def judge(means: Means, level: float, tie_nats: float, unit: str = "nats") -> tuple[Shape, str]:
+    """The shape of some means and why; arguments as in `shape_of`."""
     if len(means.size_U) < 3:
         return "not_identifiable", f"{len(means.size_U)} teacher size(s), and a shape needs three"
     n, mean_U, covariance_UU, df = len(means.size_U), means.mean_U, means.covariance_UU, means.df
     span = float(np.ptp(mean_U))
     alpha = (1 - level) / 2
     if span <= tie_nats:
-        return "flat", f"all teachers lie within {span:.4f} nats"
+        return "flat", f"all teachers lie within {span:.4f} {unit}"
     p_equal = _p_equal(mean_U, covariance_UU, df)
     if p_equal >= alpha:
         contrast = covariance_UU.diagonal()[:, None] + covariance_UU.diagonal() - 2 * covariance_UU
@@ -184,7 +189,7 @@ def judge(means: Means, level: float, tie_nats: float) -> tuple[Shape, str]:
         if blind > RESOLUTION * tie_nats:
             return (
                 "not_identifiable",
-                f"differences up to {blind:.3f} nats would drown in the noise; add replicas",
+                f"differences up to {blind:.3f} {unit} would drown in the noise; add replicas",
             )
         return "flat", f"no teacher differs from another beyond noise (p = {p_equal:.2f})"
     inner = np.arange(1, n - 1)
@@ -195,7 +200,8 @@ def judge(means: Means, level: float, tie_nats: float) -> tuple[Shape, str]:
         return (
             "interior",
             f"the smallest teacher is {mean_U[0] - mean_U[best]:.3f} and the largest "
-            f"{mean_U[-1] - mean_U[best]:.3f} nats worse than the one of {about(means.size_U[best])}",
+            f"{mean_U[-1] - mean_U[best]:.3f} {unit} worse than the one of "
+            f"{about(means.size_U[best])}",
         )
     if left == right:
         return "not_identifiable", "the teachers differ, but without an order in their size"

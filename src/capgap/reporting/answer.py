@@ -14,6 +14,7 @@ from typing import NamedTuple
 from capgap.law.answer_limits import nearest
 from capgap.law.law_record import Choice, FinalRecord, Interval, LawRecord, Optimum
 from capgap.law.metric import METRICS
+from capgap.law.noise import FORM
 from capgap.law.words import about, budget, listed
 from capgap.reporting.causes import effects, leads
 
@@ -165,7 +166,7 @@ def costs(law: LawRecord, near: Optimum) -> str:
 
 def noise_sd(law: LawRecord) -> float | None:
     """Standard deviation of one run over redraws of everything that is drawn, nats; None if unknown."""
-    parts = [part.sd.value for part in law.noise if part.name not in ("scatter", "misfit", "block")]
+    parts = [part.sd.value for part in law.noise if part.name not in (*FORM, "block")]
     return math.sqrt(sum(sd**2 for sd in parts)) if parts else None
 
 

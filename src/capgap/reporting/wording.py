@@ -68,6 +68,7 @@ NOISE = {
     "init": "pruned init",
     "teacher": "teacher",
     "scatter": "scatter of T* between students",
+    "curvature": "curvature between students",
     "misfit": "misfit of the curve",
 }
 NOISE_SOURCES = {

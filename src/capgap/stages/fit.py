@@ -129,11 +129,14 @@ def law_text(record: LawRecord) -> str:
 def noise_text(record: LawRecord) -> str:
     """Components of the noise, a line each, and the teachers off their family."""
     unit = METRICS[record.metric].unit
-    lines = [f"Noise, standard deviations in {unit} (scatter: of log T*; misfit: a share)"]
+    lines = [
+        f"Noise, standard deviations in {unit} (scatter: of log T*; curvature: of its log; misfit: a "
+        "share)"
+    ]
     for part in record.noise:
         with_it = f", with {listed(part.includes)}" if part.includes else ""
         spread = f"{part.sd.value:.4f} [{part.sd.low:.4f}, {part.sd.high:.4f}]"
-        lines.append(f"  {part.name:<9}{spread:<26}from {SOURCES[part.source]}{with_it}")
+        lines.append(f"  {part.name:<11}{spread:<26}from {SOURCES[part.source]}{with_it}")
     off = [effect for effect in record.teacher_effects if effect.off_family]
     for effect in off:
         side = "worse" if effect.effect_nats > 0 else "better"
