@@ -69,4 +69,5 @@ lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile rules
+	@$(VENV)/bin/basedpyright
 	@$(VENV)/bin/snakemake --lint

@@ -14,6 +14,7 @@ import atexit
 import errno
 import functools
 import gc
+import io
 import json
 import os
 import signal
@@ -38,11 +39,11 @@ from capgap.workflow.locks import claim_output, die_with_parent
 class StageParser(argparse.ArgumentParser):
     """Argument parser of one stage: paths are added by the stage, settings by their class."""
 
-    def __init__(self, module: str, summary: str, settings: Any = None):
+    def __init__(self, module: str, summary: str | None, settings: Any = None):
         stage = module.rsplit(".", 1)[-1].replace("_", "-")
         super().__init__(
             prog=f"capgap {stage}",
-            description=summary.strip(),
+            description=(summary or "").strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.module, self.settings = module, settings
@@ -154,7 +155,7 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
     open_streams()
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
     if not is_first_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  one log, not one a process
