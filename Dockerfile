@@ -1,7 +1,8 @@
 # capgap with everything that a study needs, for a CPU or for NVIDIA GPUs:
-#   docker build --tag capgap:cpu .
-#   docker build --tag capgap:cuda --build-arg VARIANT=cuda .
-#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/study" capgap:cpu run
+#   docker build --tag capgap .
+# PyPI's torch holds the CUDA libraries, several GB that a CPU has no use for. PyTorch's own index has
+# builds without them: docker build --build-arg TORCH_INDEX=<address of that index> --tag capgap:cpu .
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/study" capgap run
 # A GPU needs `docker run --gpus all`. apptainer.def makes an Apptainer image of it.
 ARG PYTHON_VERSION=3.12
 FROM python:${PYTHON_VERSION}-slim-bookworm
@@ -14,15 +15,10 @@ RUN apt-get update \
 
 WORKDIR /opt/capgap
 COPY requirements.lock ./
-# PyPI's torch holds the CUDA libraries, several GB that a CPU has no use for.
-ARG VARIANT=cpu
+ARG TORCH_INDEX=
 # hadolint ignore=DL3013
-RUN case "$VARIANT" in \
-        cpu) pip install --no-cache-dir --constraint requirements.lock torch \
-                --index-url https://download.pytorch.org/whl/cpu ;; \
-        cuda) pip install --no-cache-dir --constraint requirements.lock torch ;; \
-        *) echo "VARIANT is cpu or cuda, got $VARIANT" >&2; exit 1 ;; \
-    esac
+RUN pip install --no-cache-dir --constraint requirements.lock torch \
+        ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 
 COPY pyproject.toml README.md LICENSE Snakefile config.yaml ./
 COPY rules rules

@@ -79,4 +79,5 @@ lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile workflow rules
+	@$(VENV)/bin/basedpyright
 	@$(VENV)/bin/snakemake --lint

@@ -65,7 +65,7 @@ def outcome(action) -> str:
 
 
 class Table:
-    """Counts of outcomes by row, for docs/results.md, and what must not happen, in full."""
+    """Counts of outcomes by row, for docs/benchmarks.md, and what must not happen, in full."""
 
     def __init__(self, name: str):
         self.name, self.rows, self.bad = name, {}, []

@@ -33,6 +33,8 @@ PLACES = {
     "recommend": "laws",
     "plot": "laws",
 }
+# pyright: reportUnsupportedDunderAll=false
+# (__getattr__ gives the names)
 __all__ = ["CapgapError", "__version__", *PLACES]
 
 

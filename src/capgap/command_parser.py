@@ -38,10 +38,10 @@ def by_hand(function: Callable) -> Callable:
 class CommandParser(argparse.ArgumentParser):
     """Parser of `capgap <name>`; summary: what it does, with line breaks as they shall be shown."""
 
-    def __init__(self, name: str, summary: str):
+    def __init__(self, name: str, summary: str | None):
         super().__init__(
             prog=f"capgap {name}",
-            description=summary.strip(),
+            description=(summary or "").strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.command = name

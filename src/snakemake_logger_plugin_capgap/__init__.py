@@ -21,8 +21,9 @@ import threading
 import time
 import traceback
 from collections import Counter
-from logging import ERROR, WARNING, LogRecord
+from logging import ERROR, WARNING
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -89,7 +90,7 @@ class LogHandler(LogHandlerBase):
         )
         self.progress = Progress()
         self.planned: list[str] = []  # outputs, of a dry run
-        self.finished: list[LogRecord] = []  # shown when PROGRESS tells the new total
+        self.finished: list[Any] = []  # shown when PROGRESS tells the new total
         self.command_errors: list[re.Match] = []  # shown with the failure of their job
         self.warnings: set[str] = set()
         self.had_error = False
@@ -106,7 +107,7 @@ class LogHandler(LogHandlerBase):
             None: self.on_message,
         }
 
-    def emit(self, record: LogRecord) -> None:
+    def emit(self, record: Any) -> None:
         """Show one event of the workflow."""
         try:
             self.on_event.get(getattr(record, "event", None), self.on_detail)(record)
@@ -119,7 +120,7 @@ class LogHandler(LogHandlerBase):
         """Print above the live area; long lines are wrapped by the terminal, not in a file."""
         self.console.print(Text(text, style), soft_wrap=True)
 
-    def on_run_info(self, record: LogRecord) -> None:
+    def on_run_info(self, record: Any) -> None:
         """Announce the jobs to do; a dry run counts them at its end."""
         self.progress.started = record.created
         self.progress.left = Counter(record.stats)
@@ -140,7 +141,7 @@ class LogHandler(LogHandlerBase):
         else:
             threading.Thread(target=self.beat, daemon=True).start()
 
-    def on_job_info(self, record: LogRecord) -> None:
+    def on_job_info(self, record: Any) -> None:
         """Note a started job; a dry run lists it with the reason."""
         identity = job_identity(record.wildcards, record.output)
         job = Job(record.rule_name, identity, record.log, record.created)
@@ -155,7 +156,7 @@ class LogHandler(LogHandlerBase):
             reason = record.reason if full else short_reason(record.reason)
             self.say(f"{job}" + ("" if Quietness.REASON in self.quiet else f"  ({reason})"))
 
-    def on_progress(self, record: LogRecord) -> None:
+    def on_progress(self, record: Any) -> None:
         """Show the jobs that finished since the last count; checkpoints change the total."""
         self.progress.total = record.total
         while self.finished:
@@ -165,7 +166,7 @@ class LogHandler(LogHandlerBase):
             took = (f"  {duration(end.created - job.started)}", "dim")
             self.console.print(Text.assemble((place, "green"), f" {job}", took), soft_wrap=True)
 
-    def on_job_error(self, record: LogRecord) -> None:
+    def on_job_error(self, record: Any) -> None:
         """Show which job failed, how its command ended, and the end of its log."""
         unknown = Job(record.rule_name, "", record.log, record.created)
         job = self.progress.running.pop(record.jobid, unknown)
@@ -188,7 +189,7 @@ class LogHandler(LogHandlerBase):
         if command and not record.log:
             self.say(f"  it has no log; its command:\n{textwrap.indent(command, '  | ')}")
 
-    def on_group_error(self, record: LogRecord) -> None:
+    def on_group_error(self, record: Any) -> None:
         """Show the logs of a failed group of jobs; its jobs follow as their own errors."""
         self.say(f"failed: group {record.groupid}, its jobs below", "bold red")
         self.say_logs(record.aux_logs)
@@ -201,7 +202,7 @@ class LogHandler(LogHandlerBase):
             for line in lines:
                 self.say(f"  | {line}", "" if line.lower().startswith("error") else "dim")
 
-    def on_message(self, record: LogRecord) -> None:
+    def on_message(self, record: Any) -> None:
         """Show a message: errors in full, warnings once, of the rest what is not routine."""
         text = plain(self.format(record) or "").strip()
         routine = ROUTINE.match(text) and not self.options.verbose
@@ -220,7 +221,7 @@ class LogHandler(LogHandlerBase):
         elif not self.quiet & {Quietness.ALL, getattr(record, "quietness", None)}:
             self.say(text)
 
-    def on_detail(self, record: LogRecord) -> None:
+    def on_detail(self, record: Any) -> None:
         """Show an event of another kind if an option asks for it, or if it is a problem."""
         commands = self.options.printshellcmds and Quietness.RULES not in self.quiet
         asked = {LogEvent.SHELLCMD: commands, LogEvent.DEBUG_DAG: self.options.debug_dag}

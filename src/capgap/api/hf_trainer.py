@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -29,7 +29,13 @@ from capgap.errors import CapgapError
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # of accelerate's mixed precision
 
 
-class DistillationMixin:
+if TYPE_CHECKING:
+    _TrainerLike = Trainer  # what the mixin stands before
+else:
+    _TrainerLike = object
+
+
+class DistillationMixin(_TrainerLike):
     """Makes a Trainer minimise (1 - w) CE(student, labels) + w tau^2 D(teacher, student).
 
     Put it before the class of the Trainer. Batches are those of causal language modelling: input_ids

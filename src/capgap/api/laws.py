@@ -262,7 +262,7 @@ def _curves(what: Any) -> dict[str, pd.DataFrame]:
     return {name: run.curve for name, run in named.items()}
 
 
-def _themed(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
+def _themed(chart: Any) -> alt.TopLevelMixin:
     """The chart with the report's look, with all its rows whatever Altair's limit."""
     chart = chart.copy()
     chart.config = alt.Config(**THEME)

@@ -39,7 +39,8 @@ def whole_parser() -> argparse.ArgumentParser:
         parser = parser_of(name)
         for action in parser._actions:
             if action.type in FOLDERS or action.type in FILES:
-                action.complete = shtab.DIRECTORY if action.type in FOLDERS else shtab.FILE
+                kind = shtab.DIRECTORY if action.type in FOLDERS else shtab.FILE
+                setattr(action, "complete", kind)  # noqa: B010, argparse does not declare it
         subparsers.add_parser(name, help=entry.summary, parents=[parser], add_help=False)
     return whole
 

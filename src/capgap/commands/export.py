@@ -259,7 +259,7 @@ def _package_licence(package: str) -> str | None:
         stated = metadata(package)
     except PackageNotFoundError:
         return None
-    text = stated.get("License-Expression") or stated.get("License") or ""
+    text = next((stated[k] for k in ("License-Expression", "License") if k in stated), "")
     return text.strip().split("\n")[0] or None
 
 

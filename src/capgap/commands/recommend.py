@@ -1,8 +1,9 @@
 """
 Recommend a teacher for a student size by a fitted law, or say that the data cannot.
 
-IN   law.json   the fitted law       (both of a study where they are not named)
+IN   law.json   the fitted law
      runs.csv   the table it was fitted on
+     If neither is named, those of the study are used; if it has none, those of the published study.
 OUT  the answer as text, or as JSON with --json
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import capgap
 from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
@@ -21,6 +23,8 @@ from capgap.law.words import about, budget, span
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
+
+DEFAULT = "config.yaml"
 
 
 def text(answer: Recommendation, law: LawRecord) -> str:
@@ -121,18 +125,37 @@ def _measured(row: RankedTeacher) -> str:
     return f"{_nats(row.measured_loss):<22}{above:<16}"
 
 
-def _paths(args: argparse.Namespace) -> tuple[str, str]:
-    """Law and table as given, or those of the study in this folder."""
+def published() -> Path:
+    """Folder of the published study, in the repository or as installed with capgap."""
+    package = Path(capgap.__file__).parent
+    folders = [base / "studies/sotu-law" for base in (package / "graph", package.parents[1])]
+    return next((folder for folder in folders if folder.is_dir()), folders[-1])
+
+
+def _paths(args: argparse.Namespace) -> tuple[str, str, str]:
+    """Law, table, and a note on where they are from if they are not the user's own."""
     if (args.law is None) != (args.runs is None):
         raise CapgapError("--law and --runs belong together: give both, or neither for a study's")
     if args.law is not None:
-        return args.law, args.runs
-    if not Path(args.study).is_file():
+        return args.law, args.runs, ""
+    own = Path(args.study or DEFAULT)
+    if own.is_file():
+        study = load_study(own).study
+        if args.study or Path(paths.LAW.format(study=study)).is_file():
+            return result_of(study, paths.LAW), result_of(study, paths.RUNS_TABLE), ""
+        missing = f"study {study} has no law yet"
+    elif args.study:
         raise CapgapError(
-            f"{args.study}: no such study file; name a law and its table with --law and --runs"
+            f"{own}: no such study file; name a law and its table with --law and --runs"
         )
-    study = load_study(args.study).study
-    return result_of(study, paths.LAW), result_of(study, paths.RUNS_TABLE)
+    else:
+        missing = "there is no study here"
+    folder = published()
+    note = (
+        f"{missing}, so the published study answers, whose models are small; `make` or "
+        "`capgap run` measures yours"
+    )
+    return str(folder / "law.json"), str(folder / "runs.csv"), note
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.commands.recommend", __doc__)
     parser.add_argument("--law", help="law record, JSON (default: the study's)")
     parser.add_argument("--runs", help="table the law was fitted on, CSV (default: the study's)")
-    parser.add_argument("--study", default="config.yaml", help="study file whose law is asked")
+    parser.add_argument("--study", help=f"study file whose law is asked (default {DEFAULT})")
     parser.add_argument("--student", type=count_argument, help="student size without embeddings")
     parser.add_argument(
         "--teachers", help="names of the table or sizes, separated by commas (default: the table's)"
@@ -156,13 +179,15 @@ def main(argv: list[str] | None = None) -> None:
     args, _ = parser.parse(argv)
     if args.student is None and args.fits is None:
         parser.error("--student or --fits is needed")
-    law_path, runs_path = _paths(args)
+    law_path, runs_path, note = _paths(args)
     if args.fits is not None:
         print(inverse(law_path, runs_path, args.fits, args.tokens))
     if args.student is None:
         return
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
     answer = ask(law_path, runs_path, args.student, args.tokens, teachers)
+    if note:
+        answer = answer.model_copy(update={"notes": [note, *answer.notes]})
     if args.out:
         write_text(args.out, answer.to_json())
     print(answer.to_json().rstrip() if args.json else text(answer, LawRecord.read(law_path)))

@@ -208,7 +208,7 @@ class Study(Section):
         """
         own = self.teachers[teacher].model_dump(exclude_none=True, exclude={"source"})
         shared = self.pretrain.recipe()
-        own["seed"] = self.teachers[teacher].seed + (replica or 0)
+        own["seed"] = self.teachers[teacher].seed + (replica or 0)  # pyright: ignore[reportAttributeAccessIssue]
         own.setdefault("tokens", self.pretrain.tokens_of(self.teacher_size(teacher)))
         return PretrainStage.model_validate({**shared, **own})
 

@@ -108,7 +108,7 @@ def training(
         weights=_held(student, "float32", shards),
         gradients=_held(student, "float32", shards),
         optimizer=2 * parameters,
-        teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,
+        teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,  # pyright: ignore[reportAttributeAccessIssue]
         activations=FLOAT * tokens * (saved + gradient_of_scores) + passing,
         loss=logits + gradients_of_loss,
     )

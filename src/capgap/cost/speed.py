@@ -32,9 +32,11 @@ class Speed(Protocol):
 
     def seconds(self, job: Job) -> float:
         """Seconds of a job on as many workers as it has processes."""
+        ...
 
     def memory_mb(self, job: Job) -> float:
         """Peak of main memory, MB of 10^6 bytes."""
+        ...
 
 
 class Assumed:

@@ -221,7 +221,7 @@ def check_shapes(study: Study) -> None:
     """Raise CapgapError where a declared shape has another size than the study says."""
     for name, shape in study.plan.shapes.items():
         counted = architecture(shape).whole().non_embedding
-        said = study.teachers[name].params_non_embedding
+        said = study.teachers[name].params_non_embedding  # pyright: ignore[reportAttributeAccessIssue]
         if counted != said:
             raise CapgapError(
                 f"plan.shapes.{name}: this shape has {counted:,} parameters without embeddings, "

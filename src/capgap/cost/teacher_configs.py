@@ -59,7 +59,7 @@ def complete(study: Study) -> Study:
             size = size_of(teacher)
         except Absent:
             if not stated:
-                absent.append(f"{name} ({teacher.model} at {teacher.revision})")
+                absent.append(f"{name} ({teacher.model} at {teacher.revision})")  # pyright: ignore[reportAttributeAccessIssue]
             continue
         except CapgapError as error:
             if not stated:

@@ -101,7 +101,7 @@ def open_gate(kind: str, name: str) -> str:
     """What to do to be let at a gated model or data set."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
-        tags = HfApi().repo_info(name, repo_type=kind).tags or []
+        tags = HfApi().repo_info(name, repo_type=kind).tags or []  # pyright: ignore[reportAttributeAccessIssue]
     except (HTTPError, OSError):  # the page names it too
         tags = []
     licence = next(

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from capgap.workflow.locks import die_with_parent
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def available() -> int:

@@ -51,7 +51,7 @@ class _Attention(torch.autograd.Function):
         grad = grad_BHTD.reshape(query.shape)
         grad_value = torch.bmm(weights.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, value.transpose(1, 2))
-        torch._softmax_backward_data(grad_scores, weights, 2, weights.dtype, grad_input=grad_scores)
+        torch._softmax_backward_data(grad_scores, weights, 2, weights.dtype, grad_input=grad_scores)  # pyright: ignore[reportPrivateImportUsage]
         grad_query = torch.baddbmm(query, grad_scores, key, beta=0, alpha=ctx.scale)
         grad_key = torch.baddbmm(key, grad_scores.transpose(1, 2), query, beta=0, alpha=ctx.scale)
         return grad_query.view(grad_BHTD.shape), grad_key.view(kept), grad_value.view(kept), None

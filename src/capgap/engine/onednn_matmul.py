@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 
-SETTING = torch.backends.mkldnn.matmul
+SETTING = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 MKL, ONEDNN = "ieee", "bf16"  # what the setting may be for either to multiply
 ROUNDING_UNITS = ("amx_tile", "amx_bf16", "amx_fp16", "avx10_2")
 

@@ -146,7 +146,7 @@ def join(shard: bool = False) -> Iterator[World]:
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that may lie in parts on all processes, all of which must call this."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def like(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -156,4 +156,4 @@ def like(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     whole = whole.to(tensor.device)
-    return distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)  # pyright: ignore[reportAttributeAccessIssue]

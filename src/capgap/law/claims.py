@@ -99,7 +99,9 @@ def interval(limits: Limits) -> Interval:
 
 def equal(limits: Limits, low: float, high: float) -> bool:
     """Whether an interval lies wholly between two values."""
-    return None not in (limits.low, limits.high) and low <= limits.low and limits.high <= high
+    if limits.low is None or limits.high is None:
+        return False
+    return low <= limits.low and limits.high <= high
 
 
 def beyond(limits: Limits, low: float, high: float) -> bool:

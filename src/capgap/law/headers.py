@@ -152,7 +152,7 @@ def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
 
 def _outcome(
     header: list[str], first: dict[str, int], asked: str | None, problems: Problems
-) -> tuple[Metric, int]:
+) -> tuple[Metric, int | None]:
     """Metric and column of the outcome; a column headed loss holds whatever metric is asked for."""
     found = {name: first[f"measured:{name}"] for name in METRICS if f"measured:{name}" in first}
     unnamed = first.get("measured:any")

@@ -44,7 +44,9 @@ class Limits:
     @property
     def width(self) -> float:
         """Distance of the ends, infinite if one is open."""
-        return np.inf if None in (self.low, self.high) else self.high - self.low
+        if self.low is None or self.high is None:
+            return np.inf
+        return self.high - self.low
 
     def apply(self, function) -> Limits:
         """The same for an increasing function of the number."""

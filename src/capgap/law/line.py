@@ -161,8 +161,11 @@ def _with_constant(student: np.ndarray) -> np.ndarray:
 
 
 def _interval(value: float, low: float, high: float) -> Interval:
-    low, high = (float(end) if np.isfinite(end) else None for end in (low, high))
-    return Interval(value=float(value), low=low, high=high)
+    return Interval(value=float(value), low=_finite(low), high=_finite(high))
+
+
+def _finite(end: float) -> float | None:
+    return float(end) if np.isfinite(end) else None
 
 
 def _sizes(value: float, low: float, high: float) -> Interval:

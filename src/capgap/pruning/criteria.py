@@ -126,7 +126,7 @@ def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
         return torch.cat([rows.double().square().reshape(len(rows), -1).sum(1) for rows in blocks])
     others = [d - 1 for d in range(1, weight.ndim) if d != dim]  # of a row
     squares = sum(rows.double().square().sum(0) for rows in blocks)
-    return squares.sum(others) if others else squares
+    return squares.sum(others) if others else squares  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def random_scores(sizes: Sizes, seed: int) -> Scores:

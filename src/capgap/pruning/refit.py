@@ -373,10 +373,10 @@ class _Refit:
             z, before = self._write(pruned, small, place, batch, linear, reach=False)
             _, want = self._write(whole, layer, at, batch, linear, reach=True)
             if _writes(linear):
-                whole.behind[batch] = want.reshape(whole.streams.shapes[batch])
+                whole.behind[batch] = want.reshape(whole.streams.shapes[batch])  # pyright: ignore[reportAttributeAccessIssue]
                 want = self._narrow(want) - before
             else:
-                want = self._kept_rows(linear.out, want.double().T, at).T
+                want = self._kept_rows(linear.out, want.double().T, at).T  # pyright: ignore[reportAttributeAccessIssue]
             fit.add(z, want, half_N)
         weight, bias = fit.solve(prior)
         _set_matrix(fitted, weight)

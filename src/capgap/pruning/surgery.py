@@ -219,7 +219,7 @@ def unit_of_channel(of: int, repeats: int | str, size: int, heads_per_group: int
 
 def _block_widths(of: int, repeats: int | str, size: int, heads_per_group: int) -> list[int]:
     """Channels of one unit, for each time that the units are listed."""
-    blocks = [heads_per_group, 1, 1] if repeats == "qkv" else [1] * repeats
+    blocks = [heads_per_group, 1, 1] if repeats == "qkv" else [1] * int(repeats)
     width, rest = divmod(size, of * sum(blocks))
     assert rest == 0, (size, of, blocks)
     return [block * width for block in blocks]

@@ -100,7 +100,7 @@ def _ids(data: dict) -> dict[str, int]:
     return data["model"]["vocab"] | added
 
 
-def _merges(data: dict) -> list[tuple[str, str]]:
+def _merges(data: dict) -> list[tuple[str, ...]]:
     """Merges as pairs; older files write a pair as one text with a space."""
     return [
         tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in data["model"]["merges"]

@@ -13,6 +13,7 @@ import argparse
 import atexit
 import errno
 import gc
+import io
 import json
 import os
 import signal
@@ -39,7 +40,7 @@ from capgap.workflow.tracking import trackers_of
 class StageParser(CommandParser):
     """Parser of one stage: paths are added by the stage, settings by their class."""
 
-    def __init__(self, module: str, summary: str, settings: Any = None):
+    def __init__(self, module: str, summary: str | None, settings: Any = None):
         super().__init__(module.rsplit(".", 1)[-1].replace("_", "-"), summary)
         self.module, self.settings = module, settings
         self.add_argument("--spec", help=argparse.SUPPRESS)  # settings as the workflow passes them
@@ -148,7 +149,7 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
     open_streams()
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # the live display reads logs as they grow
     if not is_first_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  one log, not one a process

@@ -21,21 +21,6 @@ from capgap.records.artifacts import write_text
 from capgap.reporting import wording
 from capgap.stages.base import StageParser, out_file, run_stage
 
-CLAIMS = {
-    "interior": "the best teacher stands inside its ladder",
-    "grows": "T* grows with the student",
-    "proportional": "T* grows as S^1",
-    "ratio": "T*/S is the published ratio",
-    "tokens": "T* moves with tokens",
-}
-ANSWERS = {"yes": "yes", "no": "no", "unknown": "not told apart"}
-SOURCES = {
-    "replicas": "replicas in these runs",
-    "residuals": "the residuals of these runs",
-    "prior": "the prior of the default study's replicas",
-    "stated": "the settings",
-}
-
 
 @by_hand
 def run(runs_path: str | Path, settings: Law) -> LawRecord:
@@ -81,13 +66,13 @@ def text(record: LawRecord) -> str:
 
 def claims_text(record: LawRecord) -> str:
     """The answer to every claim, a line each."""
-    width = max(len(CLAIMS[claim.name]) for claim in record.overall.claims)
+    width = max(len(wording.CLAIMS[claim.name]) for claim in record.overall.claims)
     lines = [
         f"Claims; equal: within {record.exponent_margin:g} of an exponent and "
         f"{record.ratio_margin:.0%} of the ratio, with the whole {record.confidence:.0%} interval"
     ]
     for claim in record.overall.claims:
-        name, answer = CLAIMS[claim.name], ANSWERS[claim.answer]
+        name, answer = wording.CLAIMS[claim.name], wording.ANSWERS[claim.answer]
         lines.append(f"  {name:<{width}}  {answer:<16}{claim.reason}")
     return "\n".join(lines)
 
@@ -136,7 +121,7 @@ def noise_text(record: LawRecord) -> str:
     for part in record.noise:
         with_it = f", with {listed(part.includes)}" if part.includes else ""
         spread = f"{part.sd.value:.4f} [{part.sd.low:.4f}, {part.sd.high:.4f}]"
-        lines.append(f"  {part.name:<11}{spread:<26}from {SOURCES[part.source]}{with_it}")
+        lines.append(f"  {part.name:<11}{spread:<26}{wording.NOISE_SOURCES[part.source]}{with_it}")
     off = [effect for effect in record.teacher_effects if effect.off_family]
     for effect in off:
         side = "worse" if effect.effect_nats > 0 else "better"

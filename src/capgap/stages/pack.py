@@ -73,9 +73,10 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> 
             chat = is_chat(corpus, split)
             with ExitStack() as files:
                 stream = files.enter_context(StreamWriter(folder / f"{split}.npy", encoder.dtype))
-                mask = chat and files.enter_context(
-                    StreamWriter(folder / mask_file(split), np.bool_)
-                )
+                mask = None
+                if chat:
+                    writer = StreamWriter(folder / mask_file(split), np.bool_)
+                    mask = files.enter_context(writer)
                 batches = text_batches(corpus, split)
                 for packed in cores.ordered_map(_Packer(encoder, chat), batches, processes):
                     stream.append(packed.ids)
@@ -83,7 +84,7 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> 
                     counted["documents"] += packed.documents
                     counted["tokens"] += len(packed.ids)
                     counted["bytes"] += packed.text_bytes
-                    if chat:
+                    if mask is not None:
                         mask.append(packed.mask)
                         counted["completion_tokens"] += int(packed.mask.sum())
                         counted["completion_bytes"] += packed.completion_bytes

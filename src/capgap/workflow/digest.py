@@ -149,7 +149,7 @@ def _bound(statement: ast.stmt) -> list[str]:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             return [statement.name]
         case ast.Assign() if all(isinstance(t, ast.Name) for t in statement.targets):
-            return [t.id for t in statement.targets]
+            return [t.id for t in statement.targets if isinstance(t, ast.Name)]
         case ast.AnnAssign(target=ast.Name(id=name)):
             return [name]
         case ast.Import() | ast.ImportFrom():
