@@ -25,6 +25,7 @@ COPY rules rules
 COPY profiles profiles
 COPY envs envs
 COPY configs configs
+COPY studies studies
 COPY src src
 ARG EXTRAS=examples,remotes,harness,track
 RUN pip install --no-cache-dir --constraint requirements.lock ".[${EXTRAS}]"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from law_worlds import case
 
-from capgap.commands.recommend import main, text
+from capgap.commands.recommend import main, published, text
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.asking import ask as run
@@ -18,6 +18,7 @@ from capgap.law.simulate import simulate_runs, simulate_study
 from capgap.law.table import train_flops
 from capgap.records import paths
 from capgap.stages.choose import run as choose
+from capgap.stages.fit import run as fit_table
 
 STUDENTS = (60e3, 80e3, 100e3, 130e3, 160e3)
 LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)
@@ -256,8 +257,8 @@ def test_command_line(pilot, tmp_path, capsys):
 
 def test_without_a_law_the_study_in_the_folder_is_asked(pilot, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CapgapError, match=r"config\.yaml: no such study file; name a law"):
-        main(["--student", "125k"])
+    with pytest.raises(CapgapError, match=r"mine\.yaml: no such study file; name a law"):
+        main(["--student", "125k", "--study", "mine.yaml"])
     (tmp_path / "config.yaml").write_text(
         (Path(__file__).parents[1] / "tiny/config.yaml").read_text()
     )
@@ -267,6 +268,41 @@ def test_without_a_law_the_study_in_the_folder_is_asked(pilot, tmp_path, monkeyp
         (folder / path.name).write_bytes(path.read_bytes())
     main(["--student", "125k"])
     assert capsys.readouterr().out.startswith("For a student of 125k at 1M tokens: t280000.")
+
+
+def test_without_a_study_the_published_one_answers_and_says_how_far_it_reaches(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    main(["--student", "16k", "--tokens", "400k"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("For a student of 16k at 400k tokens: t64k.")
+    assert "there is no study here, so the published study answers" in shown
+    main(["--student", "3B", "--teachers", "7B,13B,70B", "--tokens", "126B"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "No recommendation for a student of 3B at 126B tokens: the student lies"
+    )
+    assert "7.27e+04 times beyond the runs" in shown
+    assert shown.count("unknown") == 3 * 2 + 4
+    (tmp_path / "config.yaml").write_text(
+        (Path(__file__).parents[1] / "tiny/config.yaml").read_text()
+    )
+    main(["--student", "16k"])
+    assert "study tiny has no law yet, so the published study" in capsys.readouterr().out
+
+
+def test_the_published_law_is_that_of_its_table():
+    folder = published()
+    recorded = LawRecord.read(folder / "law.json")
+    fitted = fit_table(folder / "runs.csv", Law())
+    assert recorded.n_runs == fitted.n_runs
+    for name in ("by_size", "by_tokens", "by_size_at_fixed_tokens_per_param"):
+        ours, theirs = (getattr(law.exponents, name) for law in (fitted, recorded))
+        for end in ("value", "low", "high"):
+            assert getattr(ours, end) == pytest.approx(getattr(theirs, end), abs=0.02)
+    ratio = recorded.ratio_at_25_tokens_per_param
+    assert 2.5 < ratio.low < ratio.value < ratio.high < 5
 
 
 def test_the_inverse_on_the_command_line(pilot, capsys):

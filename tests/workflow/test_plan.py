@@ -82,7 +82,7 @@ def test_a_size_that_no_pruning_gives_is_refused_by_name(fresh):
     ("study", "unit"),
     [
         *((name, "GPU hours") for name in ("gpt2", "pythia", "llama2-minima", "smollm2-family")),
-        *((name, "CPU seconds") for name in ("budgets", "cpu-study", "smollm2")),
+        *((name, "CPU seconds") for name in ("cpu-study", "smollm2", "refit")),
     ],
 )
 def test_shipped_studies_dry_run_offline(fresh, study, unit):

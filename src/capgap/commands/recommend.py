@@ -84,7 +84,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
     lines += [
         "",
         f"Rules of thumb instead: {metric.noun} expected above the best teacher (regret), {metric.unit}",
-        *(_rule(rule) for rule in answer.rules),
+        *(_rule(rule, answer.status != "abstains") for rule in answer.rules),
         "",
         f"Compute: {answer.ranked[0].train_flops:.2g} FLOPs for the first, "
         f"{answer.exhaustive_flops:.2g} for all on offer: "
@@ -95,10 +95,10 @@ def text(answer: Recommendation, law: LawRecord) -> str:
     return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
 
 
-def _rule(rule: RuleRegret) -> str:
+def _rule(rule: RuleRegret, answered: bool) -> str:
     regret = rule.expected_regret_nats
     cost = "unknown" if regret is None else f"{regret:.4f}"
-    if rule.teacher is None and regret is None:
+    if rule.teacher is None and regret is None and answered:
         cost += " (the table has no runs without a teacher)"
     return f"  {rule.rule:<14}{rule.teacher or '-':<14}{cost}"
 

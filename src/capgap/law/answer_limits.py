@@ -25,7 +25,10 @@ def limited(answer: Recommendation, law: LawRecord) -> Recommendation:
     here = near if _same(near, answer) else None
     reason = answer.reason
     if law.status == "fitted":
-        reason = _below_student(answer) or _too_far(answer, law) or reason
+        too_far = _too_far(answer, law)
+        if too_far:
+            answer = _without_predictions(answer)
+        reason = too_far or _below_student(answer) or reason
     note = None if reason == law.reason else _edge(near, here is not None, answer)
     return answer.model_copy(
         update={
@@ -94,6 +97,20 @@ def _too_far(answer: Recommendation, law: LawRecord) -> str | None:
                 f"factor of {reach:.2g}: the law was not tested over such a range"
             )
     return None
+
+
+def _without_predictions(answer: Recommendation) -> Recommendation:
+    """The answer less its losses, which so far away follow from the law's form and not from runs."""
+    unknown = {"predicted_loss": None, "predicted_regret": None, "within_tie": None}
+    return answer.model_copy(
+        update={
+            "ranked": [one.model_copy(update=unknown) for one in answer.ranked],
+            "rules": [
+                one.model_copy(update={"expected_regret_nats": None}) for one in answer.rules
+            ],
+            "within_tie": [],
+        }
+    )
 
 
 def _edge(near: Optimum, here: bool, answer: Recommendation) -> str | None:
