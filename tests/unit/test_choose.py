@@ -117,7 +117,7 @@ def test_a_law_of_another_table_is_refused(study):
 def test_a_student_that_no_teacher_exceeds_is_refused(study):
     with pytest.raises(CapgapError, match="no teacher is larger than the student, 990,000"):
         run(*study(simulate()), student=990_000, tokens=10**6)
-    with pytest.raises(CapgapError, match="--tokens is 0"):
+    with pytest.raises(CapgapError, match="tokens is 0"):
         run(*study(simulate()), student=100, tokens=0)
 
 
