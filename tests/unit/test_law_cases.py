@@ -113,7 +113,7 @@ def test_the_first_trial_runs_through_its_ladders(record):
     short, long = by_name["s6000", 60_000], by_name["s24000", 1_920_000]
     assert short.teacher_params.high < 23_256  # the second smallest
     assert short.teacher_params.low is None
-    assert long.teacher_params.high is None
+    assert long.teacher_params.high is None or long.teacher_params.high > 10 * 125_944
     assert long.teacher_params.low > 125_944 / 2
     assert law.exponents.by_tokens.low > 0
     # concave curves are no misfit of single runs, but of the form, which grows with the excess

@@ -1,5 +1,7 @@
 """Verdicts with a margin on both sides, and the tests behind them."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,8 +106,12 @@ def test_flat_curves_are_flat():
     assert not is_flat(fit_law(simulate(), QUICK).joint, QUICK)
 
 
-def test_teachers_that_differ_by_chance_alone_are_flat():
-    """Teachers of sd 0.005 nats, shared by all students, whose size makes no difference."""
+def test_teachers_that_differ_by_chance_alone_make_no_difference_significant():
+    """Teachers of sd 0.005 nats, shared by all students, whose size makes no difference.
+
+    Five of them cannot show that ends and middle differ by less than 0.02 nats in every study, so
+    some are left open, but hardly any is called curved.
+    """
     design = Design(
         dict.fromkeys((6e3, 12e3, 24e3), (16e3, 29e3, 53e3, 97e3, 176e3)),
         dict.fromkeys((6e3, 12e3, 24e3), (500000.0,)),
@@ -114,6 +120,10 @@ def test_teachers_that_differ_by_chance_alone_are_flat():
     world = World(power(1, 0), curvature=0.0, order_sd=0.003, init_sd=0.004, teacher_sd=0.005)
     rng = np.random.default_rng(2)
     laws = [fit_joint(group_runs(simulate_world(rng, world, design))) for _ in range(20)]
+    assert sum(pooled_differences(law, 0.95).p < 0.025 for law in laws) <= 1
+    assert sum(is_flat(law, QUICK) for law in laws) >= 9
+    exact = dataclasses.replace(world, teacher_sd=0.0)
+    laws = [fit_joint(group_runs(simulate_world(rng, exact, design))) for _ in range(20)]
     assert sum(is_flat(law, QUICK) for law in laws) >= 17
 
 
