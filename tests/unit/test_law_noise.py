@@ -102,7 +102,7 @@ def test_means_weigh_as_the_runs_behind_them():
     )
     whole, short = (fit_joint(group_runs(table)) for table in (runs, means))
     assert short.components.stated
-    assert short.sd["order"][0] == pytest.approx(whole.sd["order"][0], rel=0.1)
+    assert short.sd["order"][0] == pytest.approx(whole.sd["order"][0], rel=0.15)
     a, b = (law.star(100e3, 1e6, 0.95) for law in (whole, short))
     assert a.value == pytest.approx(b.value, rel=0.01)
     assert np.log(b.high / b.low) == pytest.approx(np.log(a.high / a.low), rel=0.35)
@@ -128,19 +128,20 @@ def test_the_marginal_likelihood_is_that_of_the_contrasts():
     assert np.diff(values) == pytest.approx(np.diff(expected), rel=1e-5)
 
 
-def test_curvature_that_differs_by_student_widens_the_exponents():
-    """Means over six studies of five students whose log curvatures have a standard deviation of 0.4."""
+def test_curvature_that_differs_by_student_is_found_and_does_not_mislead():
+    """Six studies of five students whose log curvatures have a standard deviation of 0.4."""
     found = {}
     for scatter in (0.0, 0.4):
         laws = [
             fit_joint(group_runs(study(seed, curvature_scatter=scatter, init_sd=0.002)))
             for seed in range(6)
         ]
-        widths = [law.exponent(1, 1, 0.95).width for law in laws]
-        found[scatter] = np.mean([law.sd["curvature"][0] for law in laws]), np.median(widths)
-    assert found[0.0][0] < 0.1
-    assert found[0.4][0] == pytest.approx(0.4, rel=0.4)
-    assert found[0.4][1] > 1.5 * found[0.0][1]
+        found[scatter] = np.mean([law.sd["curvature"][0] for law in laws])
+        exponents = [law.exponent(1, 1, 0.95) for law in laws]
+        assert sum(e.low <= 0.8 <= e.high for e in exponents) >= 5
+        assert np.std([e.value for e in exponents]) < 0.06
+    assert found[0.0] < 0.1
+    assert found[0.4] == pytest.approx(0.4, rel=0.4)
 
 
 def test_mixture_quantiles_are_those_of_a_normal_and_a_t():
