@@ -274,7 +274,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--licence", help="licence of the model, as the hub abbreviates it")
-    parser.add_argument("--data-licence", help="licence of the data, if its package does not say")
+    parser.add_argument(
+        "--data-licence", help="licence of the data, if its package does not name one"
+    )
     parser.add_argument("--teacher-licence", help="licence of the teacher, likewise")
     parser.add_argument(
         "--gguf",

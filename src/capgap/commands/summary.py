@@ -1,5 +1,5 @@
 """
-Print what a study found: first the answer, then the open questions and the runs that would settle them.
+Print what a study found: the answer, then the open questions and the runs that would settle them.
 
 IN   law.json of a study, and final.json if it has a final student
 """

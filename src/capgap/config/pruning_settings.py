@@ -79,13 +79,13 @@ class Cut(Depth, Calibration):
     refit: Literal["none", "least_squares"] = Field(
         "none",
         description="what becomes of the weights that stay: none (they stay as they are, the paper's "
-        "rule) or least_squares (they are fitted, layer by layer, to what the whole model says on the "
+        "rule) or least_squares (they are fitted, layer by layer, to the outputs of the whole model on the "
         "calibration sequences; the hidden channels are then principal components)",
     )
 
 
 class Prune(Cut, Score):
-    """How a teacher is cut down to a student's start."""
+    """How a teacher is pruned to a student's init."""
 
     def scoring(self) -> Score:
         """The part that decides the scores."""
