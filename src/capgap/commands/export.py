@@ -1,5 +1,5 @@
 """
-Hand over the final student as a plain Hugging Face folder with a model card: `capgap export`.
+Write the final student as a plain Hugging Face folder with a model card: `capgap export`.
 
 IN   results/<study>/final/, law/law.json, the metrics of its teacher
 OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md and the law's figure; with

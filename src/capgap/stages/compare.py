@@ -1,5 +1,5 @@
 """
-Hold the law's choice against its alternatives, and publish the final student.
+Compare the law's choice with its alternatives, and publish the final student.
 
 IN   choice.json; run folders of the final student from the chosen, the neighbouring and the
      largest teacher; metrics.json of those teachers

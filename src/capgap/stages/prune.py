@@ -1,9 +1,9 @@
 """
-Cut a model down to a size: the least important groups, neurons, hidden channels and layers go.
+Prune a model to a size: the least important KV-head groups, neurons, hidden channels and layers go.
 
 All layers lose the same number of units; the head dimension stays. Scores come from capgap score
 (--importance); without them they are measured on the fly, on token streams (--tokens), on a text
-(--text), or, if none is named, on addresses of US presidents. Name text like what the model is for.
+(--text), or, if none is named, on addresses of US presidents. Choose text that resembles what the model is for.
 With --refit least_squares the weights that stay are fitted, on the same text, to the outputs
 of the whole model, and the hidden channels are reduced to their principal components.
 
