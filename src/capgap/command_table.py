@@ -53,11 +53,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "accept": _command(
             "accept",
-            "keep results under changed source that gives the same ones",
+            "keep results after a source change that does not affect them",
             'capgap accept --reason "renamed a function"',
         ),
         "clean": _command(
-            "clean", "remove what killed jobs left and nothing can resume", "capgap clean"
+            "clean", "remove leftovers of killed jobs that nothing can resume", "capgap clean"
         ),
         "pin": _command(
             "pin", "check the hub commits that a study pins", "capgap pin --study config.yaml"
@@ -145,7 +145,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "recommend": _command(
             "recommend",
-            "recommend a teacher by a fitted law, or say that the data cannot",
+            "recommend a teacher by a fitted law",
             "capgap recommend --student 25k --tokens 1M",
         ),
         "choose": _stage(

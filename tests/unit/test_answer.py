@@ -27,14 +27,14 @@ def claimed(law, **answers):
 def test_without_a_final_student_the_best_measured_teacher_of_the_largest_one_is_named(law):
     answer = answer_of(law)
     best = nearest(law, 158_720, 1_500_000).best_teacher
-    assert answer.headline == f"For a student of 159k at 1.5M tokens take the teacher {best}"
+    assert answer.headline == f"For a student of 159k at 1.5M tokens, take the teacher {best}"
     assert answer.final == ""
 
 
 def test_the_final_student_is_what_the_answer_is_for(law):
     final = make_final()
     answer = answer_of(law, final)
-    assert answer.headline == "For a student of 131k at 3M tokens take the teacher t340k"
+    assert answer.headline == "For a student of 131k at 3M tokens, take the teacher t340k"
     assert answer.final == final.sentence
 
 
@@ -49,8 +49,8 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
     near = near.model_copy(update={"cells": cells, "best_teacher": "b"})
     law = law.model_copy(update={"noise": []})
     assert costs(law, near) == (
-        "Measured at 60k and 1.5M tokens: b is the best, and the student loses 0.012 from c and "
-        "0.030 from a nats per token."
+        "Measured for the student 60k at 1.5M tokens, b is the best teacher. With another one the "
+        "student is worse by 0.012 (c) and 0.030 (a) nats per token."
     )
 
 
@@ -71,7 +71,9 @@ def test_growth_is_told_by_doublings(law):
         by_size_at_fixed_tokens_per_param=None,
     )
     law = law.model_copy(update={"exponents": exponents, "ratio_at_25_tokens_per_param": None})
-    assert growth(law) == "Twice the tokens multiply the best teacher’s size by 2 [1, …]."
+    assert (
+        growth(law) == "Doubling the tokens multiplies the best teacher’s size by 2 [1, no limit]."
+    )
 
 
 def test_what_is_open_comes_with_the_settings_that_would_tell(law):

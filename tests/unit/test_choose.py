@@ -104,7 +104,7 @@ def test_one_student_lends_its_ratio(study):
     assert choice.basis == "nearest_student"
     assert choice.teacher_params_star is None
     assert choice.chosen == "t280000"  # 2.5 x 130k = 325k
-    assert "T* stands at 2.5" in choice.basis_note
+    assert "whose T* is 2.5" in choice.basis_note
 
 
 def test_a_law_of_another_table_is_refused(study):

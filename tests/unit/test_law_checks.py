@@ -69,7 +69,7 @@ def test_a_student_with_another_curve_is_named():
     found = misfit_of(fit_joint(group_runs(runs)))
     assert found.p < 1e-4
     assert found.students[0] == "100000"
-    assert "leave the common law" in found.reason
+    assert "differ from the common law" in found.reason
 
 
 def test_intervals_grow_with_the_misfit():

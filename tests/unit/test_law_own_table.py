@@ -85,7 +85,7 @@ def test_how_it_moves_is_found_and_printed(plain):
     at = law.published_ratio_at_tokens_per_param
     assert at.low < BUDGETS[0] / law.curve.central_student_params < at.high
     assert printed.startswith("The law is contradicted")
-    assert "T* goes as D to the power 0.3" in printed
+    assert "T* scales as D to the power 0.3" in printed
 
 
 def test_an_optimum_beyond_the_ladder_is_a_bound_and_not_dropped(tmp_path):
@@ -133,7 +133,7 @@ def test_the_verdict_says_that_it_is_the_start(armed):
     assert "interior" not in shapes
     assert law.overall.cause == "init"
     verdict = printed.split("\n\n")[0]
-    assert "The optimum comes from the pruned start rather than the teacher" in verdict
+    assert "The optimum comes from the pruned init rather than the teacher" in verdict
     *_, scores, rivals = printed.rstrip().split("\n\n")
     assert {row.split()[0] for row in scores.splitlines()[5:]} == {s.law for s in law.scores}
     assert [row.split()[0] for row in rivals.splitlines()[1:]] == ["busbridge", "p2"]

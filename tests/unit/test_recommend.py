@@ -185,7 +185,7 @@ def test_the_joint_law_answers_between_budgets(armed):
     ("runs", "student", "reason"),
     [
         (simulate(curvature=0), 70_000, "the teacher hardly matters, and the smallest one is"),
-        (case("same_size"), 12_000, "T* of the nearest student is only bounded"),
+        (case("same_size"), 12_000, "for the nearest student, only a bound on T* is known"),
     ],
 )
 def test_it_abstains_where_the_data_cannot_say(write, runs, student, reason):

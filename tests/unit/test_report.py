@@ -178,7 +178,7 @@ def test_recommendation_tells_a_win_from_a_tie():
     }
     assert say[True, True] == say[True, None] == "Yes"
     assert say[False, True] == say[False, None] == "No"
-    assert say[True, False] == say[False, False] == "A tie"
+    assert say[True, False] == say[False, False] == "No clear difference"
     gap = final.rows[1].test_loss_nats_per_token - final.rows[0].test_loss_nats_per_token
     assert wording.recommendation(final)[1].startswith(f"{gap:.3f} nats ahead of t600k")
     alone = final.model_copy(update={"rows": final.rows[:1]})
@@ -216,7 +216,7 @@ def test_spans_of_the_arms_by_hand():
             "student": "60k",
             "tokens": "1.5M",
             "main": "0.400",
-            "starts": "0.300",
+            "inits": "0.300",
             "choice": "0.070",
             "random": "0.010",
             "gain": "−0.050 to 0.050",
@@ -225,7 +225,7 @@ def test_spans_of_the_arms_by_hand():
     assert wording.spans(rows[:3])[0] | {"main": ""} == {
         "student": "60k",
         "tokens": "1.5M",
-        **dict.fromkeys(("main", "starts", "choice", "random", "gain"), ""),
+        **dict.fromkeys(("main", "inits", "choice", "random", "gain"), ""),
     }
 
 

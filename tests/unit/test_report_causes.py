@@ -23,8 +23,10 @@ def test_the_law_that_leads_is_the_one_with_the_least_regret(law):
     assert [row.law for row in rows if row.leads] == [law.leading] == ["two_causes"]
     assert set(rows[0].by_kind) == {"students", "budgets", "teachers"}
     text = leads(law)
-    assert text.startswith("The law of two causes leads: asked about runs it had not seen")
-    assert "by the joint law of T*" in text
+    assert text.startswith(
+        "The law of two causes predicts best. For runs left out of its fit, it chose"
+    )
+    assert "for the joint law of T*" in text
     assert leads(law.model_copy(update={"leading": None})) == ""
 
 

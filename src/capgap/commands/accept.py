@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap accept`."""
     parser = CommandParser(
         "accept",
-        "Accept existing results under changed source, after checking their contents. "
-        "Without --reason only shows what would be accepted.",
+        "Keep existing results after a source change that does not affect them, after checking their contents. "
+        "Without --reason, it only shows what would be accepted.",
     )
     parser.add_argument(
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"

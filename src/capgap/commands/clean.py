@@ -1,5 +1,5 @@
 """
-Remove what killed jobs left and nothing can resume: `capgap clean`.
+Remove leftovers of killed jobs that nothing can resume: `capgap clean`.
 
 These are temporary files and folders that no process writes any more, and in scratch/ the states of
 jobs that have been finished since or whose source has changed. `capgap run` does the same first.

@@ -1,5 +1,5 @@
 """
-Hand over the final student as a plain Hugging Face folder with a model card: `capgap export`.
+Write the final student as a plain Hugging Face folder with a model card: `capgap export`.
 
 IN   results/<study>/final/, law/law.json, the metrics of its teacher
 OUT  a folder for AutoModelForCausalLM.from_pretrained, with README.md and the law's figure; with
@@ -274,7 +274,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--licence", help="licence of the model, as the hub abbreviates it")
-    parser.add_argument("--data-licence", help="licence of the data, if its package does not say")
+    parser.add_argument(
+        "--data-licence", help="licence of the data, if its package does not name one"
+    )
     parser.add_argument("--teacher-licence", help="licence of the teacher, likewise")
     parser.add_argument(
         "--gguf",

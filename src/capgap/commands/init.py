@@ -1,7 +1,7 @@
 """
 Start a study of your own: a folder with a commented config.yaml, ready for git and DVC.
 
-Asks on a terminal for what no option gives: a text, teachers, a student, a time and a device. Then it
+On a terminal, it asks for what no option gives: a text, teachers, a student, a time and a device. Then it
 proposes a ladder of teachers and students with its cost, and checks it as `capgap plan` does. Nothing
 that exists is overwritten.
 

@@ -1,7 +1,7 @@
 """
-Ask the hub about every commit a study pins: whether it is there, and whether main has moved on.
+Check every hub commit that a study pins: whether it exists, and whether main has moved on.
 
-What a study pins stays what it is until you change it. The config.json of its teachers is fetched
+Pins never change by themselves. The config.json of its teachers is fetched
 into the cache of the hub, so that the study can be planned without a network from then on.
 """
 

@@ -1,7 +1,7 @@
 """
-What a study will cost: jobs, tokens, FLOPs, time, memory, disk and downloads, before any is paid.
+Print what a study will cost before it runs: jobs, tokens, FLOPs, time, memory, disk and downloads.
 
-Needs no models: fetched teachers count by their config.json, which is read once. FLOPs are
+No model is needed: for teachers to fetch, config.json is read once. FLOPs are
 2 per weight and token forward with head and attention, three times that for training; hours are
 FLOPs over what the device is assumed to reach, or, without a device, CPU time of this machine.
 """

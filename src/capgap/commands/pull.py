@@ -1,8 +1,8 @@
 """
 Fetch a study's results: `capgap pull` the small ones, `capgap pull --models` all.
 
-Records, manifests, tables and the report are enough to plan, to read the report and to ask the
-law. A job that needs a model that was left out names the folder to `capgap pull`.
+Records, manifests, tables and the report are enough to plan, to read the report and to recommend
+teachers. A job that needs a model that was not pulled names the folder to `capgap pull`.
 """
 
 from __future__ import annotations

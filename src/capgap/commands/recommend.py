@@ -1,5 +1,5 @@
 """
-Recommend a teacher for a student size by a fitted law, or say that the data cannot.
+Recommend a teacher for a student size by a fitted law, or report that the data do not settle it.
 
 IN   law.json   the fitted law
      runs.csv   the table it was fitted on
@@ -34,7 +34,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
     if answer.status == "abstains":
         lines = [
             f"No recommendation for a student of {size} at {tokens}: {answer.reason}.",
-            f"What there is: {answer.basis_note}.",
+            f"What is known: {answer.basis_note}.",
         ]
     else:
         first = answer.ranked[0]
@@ -54,12 +54,14 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         ("ratio T*/S", answer.teacher_extrapolation),
     ):
         if factor > 1.005:
-            lines.append(f"Extrapolation: the {name} lies {factor:.3g} times beyond the pilot.")
+            lines.append(
+                f"Extrapolation: the {name} lies {factor:.3g} times beyond the pilot runs."
+            )
     if (
         max(answer.student_extrapolation, answer.tokens_extrapolation, answer.teacher_extrapolation)
         <= 1.005
     ):
-        lines.append("No extrapolation: student, tokens and ratio lie inside the pilot.")
+        lines.append("No extrapolation: student, tokens and ratio lie within the pilot runs.")
     metric = METRICS[law.metric]
     known = any(row.measured_loss is not None for row in answer.ranked)
     lines += [
@@ -83,14 +85,13 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         )
     lines += [
         "",
-        f"Rules of thumb instead: {metric.noun} expected above the best teacher (regret), {metric.unit}",
+        f"Rules of thumb, with the {metric.noun} expected above the best teacher (regret), {metric.unit}",
         *(_rule(rule, answer.status != "abstains") for rule in answer.rules),
         "",
-        f"Compute: {answer.ranked[0].train_flops:.2g} FLOPs for the first, "
-        f"{answer.exhaustive_flops:.2g} for all on offer: "
-        f"{answer.saved_flops / answer.exhaustive_flops:.0%} saved. The runs of the pilot took "
-        f"{answer.pilot_flops:.2g} already. (6 S D + 2 T D a run; the teacher's own training is "
-        "free.)",
+        f"Compute: training with the first teacher takes {answer.ranked[0].train_flops:.2g} FLOPs instead of "
+        f"{answer.exhaustive_flops:.2g} with each of them, which saves "
+        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The pilot runs took {answer.pilot_flops:.2g}. "
+        "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
     ]
     return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
 
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.commands.recommend", __doc__)
     parser.add_argument("--law", help="law record, JSON (default: the study's)")
     parser.add_argument("--runs", help="table the law was fitted on, CSV (default: the study's)")
-    parser.add_argument("--study", help=f"study file whose law is asked (default {DEFAULT})")
+    parser.add_argument("--study", help=f"study file whose law is used (default {DEFAULT})")
     parser.add_argument("--student", type=count_argument, help="student size without embeddings")
     parser.add_argument(
         "--teachers", help="names of the table or sizes, separated by commas (default: the table's)"
@@ -172,7 +173,10 @@ def main(argv: list[str] | None = None) -> None:
         "--tokens", type=count_argument, help="distillation tokens (default: largest of the table)"
     )
     parser.add_argument(
-        "--fits", type=count_argument, metavar="TEACHER", help="print the student a teacher fits"
+        "--fits",
+        type=count_argument,
+        metavar="TEACHER",
+        help="print the student size that this teacher suits best",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=out_file, help="also write the answer to this file, JSON")

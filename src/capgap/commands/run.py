@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         "Run a study: everything that is not up to date, and nothing else.\n\n"
         "Other options and targets go to Snakemake: -n (a dry run, with its cost), -j N (jobs at a\n"
         "time), --profile profiles/slurm, teachers, students or law (a part of the study), or the\n"
-        "path of a result. A run that was interrupted or killed goes on where it was.",
+        "path of a result. An interrupted or killed run continues where it was.",
     )
     parser.add_argument(
         "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"

@@ -1,8 +1,8 @@
 """
-Hand a finished study to DVC: `capgap save`, then `git commit` and `capgap push`.
+Store a finished study with DVC: `capgap save`, then `git commit` and `capgap push`.
 
-What a colleague pulls must be whole, so a study that is running, incomplete, stale or corrupt is
-refused; `dvc commit` alone would take anything. A save that does not end leaves dvc.lock as it was.
+What a colleague pulls must be complete, so a study that is running, incomplete, stale or corrupt is
+refused; `dvc commit` alone would accept it. An interrupted save leaves dvc.lock unchanged.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Print what a study found: the answer first, then what is not known and what would tell.
+Print what a study found: the answer, then the open questions and the runs that would settle them.
 
 IN   law.json of a study, and final.json if it has a final student
 """
@@ -46,7 +46,8 @@ def run(study: Study, console: Console) -> None:
     facts.add_row("published law", wording.verdict(law))
     for i, experiment in enumerate(answer.experiments):
         facts.add_row(
-            "" if i else "not known", f"{experiment.question}. To know: {price(study, experiment)}."
+            "" if i else "not known",
+            f"{experiment.question}. To settle it, {price(study, experiment)}.",
         )
     facts.add_row("report", str(Path(paths.REPORT.format(study=name)).with_name("report.html")))
     console.print(Panel(facts, title=f"study {name}", title_align="left", padding=(1, 2)))

@@ -2,10 +2,10 @@
 Show the learning curves of a study, or of runs by hand, in TensorBoard.
 
 IN   curve.csv of every run found below a folder
-OUT  a folder of event files, to look at with `tensorboard --logdir OUT`; no artifact: made anew each
-     time
+OUT  a folder of event files, to look at with `tensorboard --logdir OUT`; they are written anew
+     each time
 
-TensorBoard is no part of the pinned environment: pip install tensorboard
+TensorBoard is not part of the pinned environment: pip install tensorboard
 """
 
 from __future__ import annotations

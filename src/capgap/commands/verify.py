@@ -1,5 +1,5 @@
 """
-Check every result of a study against what is on record: `capgap verify`.
+Check every result of a study against its manifest and record: `capgap verify`.
 
 Planning looks at small files only, so a byte that rotted in a checkpoint shows here, in the job
 that reads it, and in `dvc status`.

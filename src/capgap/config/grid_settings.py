@@ -40,7 +40,7 @@ class Grid(Section):
     teachers: dict[Size, list[str] | dict[Size, list[str]]] | None = Field(
         None,
         description="names of the teachers of each student, by its size: a list, or one for each "
-        "budget in tokens; every teacher that is larger than the student if not set",
+        "budget in tokens; if not set, every teacher that is larger than the student",
     )
     teacher_ratio: list[float] | None = Field(
         None,
@@ -53,11 +53,11 @@ class Grid(Section):
     replicas: list[Seed] | None = Field(
         None,
         min_length=1,
-        description="seeds that draw everything anew, instead of seeds: teachers trained here, the "
+        description="repetitions with everything drawn anew, instead of seeds: teachers trained here, the "
         "text that pruning is calibrated on, random inits and the data order",
     )
     arms: list[Literal["no_teacher", "random_init", "cross_teacher"]] = Field(
-        default_factory=list, description="control arms beside the main one"
+        default_factory=list, description="ablation arms (control runs) beside the main one"
     )
     arm_seeds: list[Seed] | None = Field(
         None, min_length=1, description="seeds, or replicas, of the control arms, if not all"

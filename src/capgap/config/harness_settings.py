@@ -56,7 +56,7 @@ class HarnessStage(Section):
     run_generated_code: bool = Field(
         False,
         description="consent to run code that models write, and the scorer that the evaluate library "
-        "downloads for it; humaneval and mbpp need it, on a machine where nothing can be harmed",
+        "downloads for it; humaneval and mbpp need it, on a machine that they cannot harm",
     )
 
     @model_validator(mode="after")

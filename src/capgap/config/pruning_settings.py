@@ -30,7 +30,7 @@ class Score(Calibration):
     criterion: Literal["mask_gradient", "activation", "magnitude", "random"] = Field(
         "mask_gradient",
         description="importance of heads, neurons and channels: mask_gradient (first-order change "
-        "of the loss, the paper's), activation (mean magnitude of what they put out, Minitron's), "
+        "of the loss, the paper's), activation (mean magnitude of their outputs, Minitron's), "
         "magnitude (norm of their weights), random",
     )
 
@@ -78,14 +78,14 @@ class Cut(Depth, Calibration):
 
     refit: Literal["none", "least_squares"] = Field(
         "none",
-        description="what becomes of the weights that stay: none (they stay as they are, the paper's "
-        "rule) or least_squares (they are fitted, layer by layer, to what the whole model says on the "
+        description="what happens to the remaining weights: none (unchanged, the paper's "
+        "rule) or least_squares (they are fitted, layer by layer, to the outputs of the whole model on the "
         "calibration sequences; the hidden channels are then principal components)",
     )
 
 
 class Prune(Cut, Score):
-    """How a teacher is cut down to a student's start."""
+    """How a teacher is pruned to a student's init."""
 
     def scoring(self) -> Score:
         """The part that decides the scores."""
@@ -105,6 +105,6 @@ class StudyPrune(Prune):
 
     one_shape: bool = Field(
         False,
-        description="whether a student size has one shape whatever teacher it is cut from, the one "
+        description="whether a student size has one shape for all teachers that it is pruned from, the one "
         "that the smallest teacher large enough gives; false keeps each teacher's proportions",
     )

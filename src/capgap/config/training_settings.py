@@ -44,7 +44,7 @@ class Training(Section):
     )
     precision: Precision = Field(
         "float32",
-        description="of matrix products and logits; weights, optimizer and sums stay float32",
+        description="of matmuls and logits; weights, optimizer and sums stay float32",
     )
     activation_checkpointing: bool = Field(
         False,
@@ -181,7 +181,7 @@ class TargetsStage(Section):
     sequence_length: int = Field(128, ge=2, description="tokens per training sequence")
     temperature: float = Field(1.0, gt=0, description="temperature of the teacher's distribution")
     batch_tokens: Count = Field(TARGETS_BATCH_TOKENS, gt=0, description="tokens per forward pass")
-    precision: Precision = Field("float32", description="of the teacher's products and logits")
+    precision: Precision = Field("float32", description="of the teacher's matmuls and logits")
     seed: int = Field(0, ge=0, description="seed of the draws")
 
     def bytes_per_token(self, vocab: int) -> int:
@@ -218,7 +218,7 @@ class Distill(Training):
     )
     teacher_precision: Precision | None = Field(
         None,
-        description="of the teacher's products and logits, in which its matrices are held; as precision "
+        description="of the teacher's matmuls and logits, in which its matrices are held; as precision "
         "if not set",
     )
     teacher_targets: Literal["online", "top_k", "sampled"] = Field(

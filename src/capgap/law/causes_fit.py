@@ -157,7 +157,7 @@ def _usable(cells: pd.DataFrame) -> pd.DataFrame | str:
     ):
         return "the table has no losses of the teachers"
     if (cells["init"] == UNSTATED).any():
-        return "the table has no column init, so that it is not known which students were pruned"
+        return "the table has no column init, so it is not known which students were pruned"
     sizes = cells[cells["teacher"] != NONE].groupby("teacher")["teacher_params"].first()
     source = {pruned_from(name): size for name, size in sizes.items()}
     pruned = cells["init"].str.startswith(pruned_from(""))
@@ -233,8 +233,8 @@ def _judge(fitted: TwoCauses, cells: CauseCells) -> tuple[str, str]:
     _, half_P = fitted.interval(lambda theta_P: theta_P)
     if 2 * half_P[0] > MOST_WIDE:
         return "not_identifiable", (
-            f"the runs do not tell a teacher's help from the damage of the cut: g is known to "
-            f"{half_P[0]:.2f}; add teachers of one size with different losses, or the arm "
+            f"the runs do not separate a teacher's help from the damage of pruning (g is known only to "
+            f"within {half_P[0]:.2f}); add teachers of one size with different losses, or the arm "
             "cross_teacher"
         )
     return "identified", f"{len(cells.loss_N)} cells of {k} teachers"

@@ -85,8 +85,8 @@ def outlier_in(law: JointLaw, settings: Law) -> None:
             raise CapgapError(
                 f"the run ({law.runs.name(run)}) has a loss of {law.runs.loss_N[run]:.4f}, "
                 f"{abs(distance):.0f} standard deviations from what the other runs predict (the "
-                f"limit is {OUTLIER:.0f}); look whether it diverged, and repeat it, or leave it out "
-                f"on record with law.exclude: [{{{columns}, {tokens}}}]"
+                f"limit is {OUTLIER:.0f}); check whether it diverged, and repeat it, or leave it out "
+                f"with law.exclude: [{{{columns}, {tokens}}}]"
             )
 
 
@@ -146,7 +146,7 @@ def misfit_of(law: JointLaw) -> Misfit:
         worst = [student for _, student in sorted(gains, reverse=True)[:2]]
     text = "optima and curvatures of the students agree with one law"
     if worst:
-        text = f"optima or curvatures of {listed(worst)} leave the common law"
+        text = f"optima or curvatures of {listed(worst)} differ from the common law"
     return Misfit(p=p, students=worst, reason=f"{text} (p = {p:.2g})")
 
 

@@ -131,12 +131,14 @@ def _unknown(name: str, reason: str) -> Claim:
 
 def _interior(law: JointLaw, optima: list[Optimum], settings: Law) -> Claim:
     if is_flat(law, settings):
-        reason = f"teacher size makes no difference beyond noise, within {FLAT_TIES} ties"
+        reason = f"teacher size makes no difference beyond noise or {FLAT_TIES} equivalence margins"
         return Claim(name="interior", answer="no", verdict="not_shown", reason=reason)
     places = [o.place for o in optima if o.place != "not_identifiable"]
-    words = {"inside": "inside", "below": "below", "above": "above", "open": "not told"}
+    words = {"inside": "inside", "below": "below", "above": "above", "open": "undetermined"}
     counts = listed(f"{places.count(p)} {words[p]}" for p in words if p in places)
-    reason = f"T* of {len(places)} students and budgets against their ladders: {counts}"
+    reason = (
+        f"position of T* among the teachers tried, for {len(places)} students and budgets: {counts}"
+    )
     missed = sum(_misses(o, settings.published_slope) for o in optima)
     if places.count("inside") > len(places) / 2:
         return Claim(name="interior", answer="yes", verdict="shown", reason=reason)
@@ -161,8 +163,7 @@ def _by_size(law: JointLaw, confidence: float) -> tuple[Limits | None, str]:
 
 def _growth_reason(limits: Limits, how: str) -> str:
     return (
-        f"T* goes as S to the power {_span(limits)} {how}, where a proportion would be 1 and no "
-        "growth 0"
+        f"T* scales as S to the power {_span(limits)} {how} (1 would be in proportion, 0 no growth)"
     )
 
 
@@ -206,10 +207,10 @@ def _tokens(law: JointLaw, settings: Law) -> Claim:
         budgets = len(set(law.runs.tokens_N.tolist()))
         reason = "one token budget was tried"
         if budgets > 1:
-            reason = "tokens and student sizes vary together, so neither is seen by itself"
+            reason = "tokens and student sizes vary together, so their effects cannot be separated"
         return _unknown("tokens", reason)
     strict = law.exponent(0, 1, _strict(settings))
-    reason = f"T* goes as D to the power {_span(limits)} for one student (0 would be no effect of tokens)"
+    reason = f"T* scales as D to the power {_span(limits)} for one student (0 would be no effect of tokens)"
     found = _compared("tokens", limits, strict, 0.0, settings.exponent_margin, reason)
     turned = {"yes": "no", "no": "yes", "unknown": "unknown"}[found.answer]
     return found.model_copy(update={"answer": turned})
@@ -263,7 +264,11 @@ def _ratio(law: JointLaw, settings: Law) -> Claim:
         for limits, c in (use if len(use) < 3 else [use[0], use[-1]])
     ]
     middle = use[len(use) // 2][0].apply(np.exp)
-    relation = {"equal": "is", "different": "is not", "not_told_apart": "is not told apart from"}
+    relation = {
+        "equal": "equals",
+        "different": "differs from",
+        "not_told_apart": "is shown neither to equal nor to differ from",
+    }
     published = f"the published {settings.published_slope:g}"
     reason = f"T*/S {relation[verdict]} {published} within {settings.ratio_margin:.0%}: "
     return Claim(
@@ -278,38 +283,41 @@ def _ratio(law: JointLaw, settings: Law) -> Claim:
 
 
 def _span(limits: Limits) -> str:
-    """'0.29 [0.02, 0.56]', with 'open' on a side without a limit."""
-    low, high = ("open" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
+    """'0.29 [0.02, 0.56]', with 'no limit' on an open side."""
+    low, high = ("no limit" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
     return f"{limits.value:.2f} [{low}, {high}]"
 
 
 def _cause(optima: list[Optimum], effects: list[ArmEffects], unit: str) -> tuple[str, str]:
     inside = {(o.student, o.tokens) for o in optima if o.place == "inside"}
     if not inside:
-        return "unknown", "no optimum is shown to lie inside its ladder"
+        return "unknown", "no optimum is shown to lie inside the teachers tried"
     relevant = [e for e in effects if (e.student, e.tokens) in inside]
     shapes = [shape for e in relevant for shape in e.fixed_start_shapes.values()]
     judged = [shape for shape in shapes if shape != "not_identifiable"]
     both = [e for e in relevant if e.start_nats is not None and e.teacher_nats is not None]
     if not both and not judged:
-        return "unknown", "no control arm separates the start from the teacher"
+        return "unknown", "no control arm separates the init from the teacher"
     start = median(e.start_nats for e in both) if both else None
     teacher = median(e.teacher_nats for e in both) if both else None
     noise = [e.noise_nats for e in both if e.noise_nats is not None]
     parts = []
     if both:
-        parts.append(
-            f"the start moves the loss by {start:.3f} {unit}, the teacher by {teacher:.3f}"
-        )
+        parts.append(f"the init moves the loss by {start:.3f} {unit}, the teacher by {teacher:.3f}")
     if judged:
         n = judged.count("interior")
-        parts.append(f"{n} of {len(judged)} curves over teachers at a fixed start are interior")
+        parts.append(
+            f"{n} of {len(judged)} curves over teachers at a fixed init have an interior optimum"
+        )
     reason = "; ".join(parts)
     above_noise = both and (not noise or start > median(noise))
     if judged and "interior" not in judged:
-        return "init", f"an interior optimum shows only with pruned starts of their own: {reason}"
+        return (
+            "init",
+            f"an interior optimum appears only if each teacher distils its own pruned init: {reason}",
+        )
     if above_noise and start > DOMINANT * teacher:
-        return "init", f"mostly the start: {reason}"
+        return "init", f"mostly the init: {reason}"
     if "interior" in judged and both and teacher > DOMINANT * start:
         return "teacher", reason
     return ("both", reason) if both else ("unknown", reason)
@@ -325,7 +333,7 @@ def sentence(overall: Overall, optima: list[Optimum]) -> str:
     text = f"{text}: {overall.reason}"
     if overall.cause == "init":
         text += (
-            f". The optimum comes from the pruned start rather than the teacher "
+            f". The optimum comes from the pruned init rather than the teacher "
             f"({overall.cause_reason})"
         )
     students = sorted({o.student_params_non_embedding for o in optima})

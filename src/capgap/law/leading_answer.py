@@ -116,14 +116,16 @@ def _two_causes(answer: Recommendation, by: LeadingLaw, losses) -> Recommendatio
         for k, name in enumerate(names)
     }
     regrets = dict(zip(names, regret_K, strict=True))
-    star, note = None, "without a cut the best teacher is the one with the lowest loss"
+    star, note = None, "without pruning, the best teacher is the one with the lowest loss"
     if size_K is not None:
         star, place = causes.best_teacher(student, tokens, family.loss_of, family.ends)
-        where = "" if place == "interior" else f", the {place} of the family, which only bounds it"
+        where = (
+            "" if place == "interior" else f", the {place} of the family, which gives only a bound"
+        )
         note = (
-            f"a teacher's loss counts {causes.theta_P[0]:.2f} of a student's, against the damage "
-            f"of the cut; within the table's family the optimum for {about(student)} at "
-            f"{budget(tokens)} stands at {about(star.value)} ({span(star)}){where}"
+            f"a teacher better by 1 makes its student better by {causes.theta_P[0]:.2f}, against which "
+            f"stands the damage of pruning; in the table's family of teachers the optimum for "
+            f"{about(student)} at {budget(tokens)} is {about(star.value)} ({span(star)}){where}"
         )
     return _ranked(answer, law, regrets, predicted, star, note)
 
@@ -188,8 +190,8 @@ def _ranked(
     why_not = None
     if len(ranked) > 1 and not sure:
         why_not = (
-            f"no teacher on offer is predicted to be worse than the best by more than "
-            f"{law.tie_nats:g} {METRICS[law.metric].short} for sure"
+            f"no teacher on offer is worse than the best by more than {law.tie_nats:g} "
+            f"{METRICS[law.metric].short} with its whole interval"
         )
     rules = [
         rule.model_copy(update={"expected_regret_nats": regrets[rule.teacher].value})

@@ -212,8 +212,8 @@ def describe_line(level: Level, fitted: FittedLine | None, settings: Law) -> Lin
         return Line(
             status="not_identifiable",
             reason=(
-                f"students with an optimum inside the teacher ladder: {len(inside)} of "
-                f"{len(places)}, and a line needs {LEAST} of different sizes{_others(places)}"
+                f"{len(inside)} of {len(places)} students have their optimum inside the teachers tried, "
+                f"and a line needs {LEAST} of different sizes{_others(places)}"
             ),
             slope=None,
             intercept=None,
@@ -237,9 +237,9 @@ def describe_line(level: Level, fitted: FittedLine | None, settings: Law) -> Lin
 def _others(places: list[Located]) -> str:
     """Which students have no optimum inside the ladder, and what becomes of them."""
     words = {
-        "upper_bound": "best with the smallest teacher and only a bound",
-        "lower_bound": "best with the largest teacher and only a bound",
-        "not_identifiable": "left out with fewer than three teacher sizes",
+        "upper_bound": "best with the smallest teacher, which gives only a bound",
+        "lower_bound": "best with the largest teacher, which gives only a bound",
+        "not_identifiable": "left out because of fewer than three teacher sizes",
     }
     parts = []
     for status, word in words.items():

@@ -69,7 +69,7 @@ def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Predi
     if len(found) == 2:
         other = next(f for f in found if f[0] != basis)
         word = "line" if other[0] == "line" else "joint law"
-        note += f"; narrower than by the {word}, {about(other[1].value)} ({span(other[1])})"
+        note += f"; this interval is narrower than that of the {word}, {about(other[1].value)} ({span(other[1])})"
     if at != tokens:
         note += (
             f"; the student gets {budget(round(tokens))}, and these runs do not show how T* moves "
@@ -136,13 +136,13 @@ def _nearest(
     if star is None:
         runs = near.runs
         best = runs.teacher_size_N[int(runs.loss_N.argmin())]
-        ratio, what, bounded = best / near.size, "its best teacher", True
+        ratio, what, bounded = best / near.size, "best teacher", True
     else:
         ratio, bounded = star.value / near.size, None in (star.low, star.high)
-        what = "T*, which is only bounded," if bounded else "T*"
+        what = "T* (only a bound)" if bounded else "T*"
     note = (
         f"no law gives T* ({why}); the nearest student is {near.student} at "
-        f"{budget(round(near.tokens))}: {what} stands at {ratio:.3g} times its size, which gives "
+        f"{budget(round(near.tokens))}, whose {what} is {ratio:.3g} times its size, which would be "
         f"{about(ratio * student)} here"
     )
     like = (near.size, near.tokens)
@@ -364,7 +364,7 @@ def _abstain(
             "smallest one is the cheapest"
         )
     if found.bounded:
-        return "T* of the nearest student is only bounded"
+        return "for the nearest student, only a bound on T* is known"
     if len(size_K) < 2 or found.star is None:
         return None
     low, high = found.star.low, found.star.high
@@ -372,8 +372,8 @@ def _abstain(
     sure = any(regret.low > law.tie_nats for regret in regret_K or [])
     if spans and not sure:
         return (
-            "the interval of T* spans all teachers on offer and none of them is predicted to be "
-            f"worse than the best by more than {law.tie_nats:g} {METRICS[law.metric].short} for sure"
+            "the interval of T* spans all teachers on offer, and none of them is worse than the best "
+            f"by more than {law.tie_nats:g} {METRICS[law.metric].short} with its whole interval"
         )
     return None
 
@@ -449,5 +449,7 @@ def _notes(
         side = "smaller" if min(teachers.values()) > found.value else "larger"
         notes.append(f"T* is {side} than every teacher on offer")
     if law.overall.cause == "init":
-        notes.append(f"in the pilot the init made the difference: {law.overall.cause_reason}")
+        notes.append(
+            f"in the pilot the init, not the teacher, made the difference: {law.overall.cause_reason}"
+        )
     return notes

@@ -269,7 +269,7 @@ def _optimum(
     best = min(cells, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
     within = [c.teacher for c in cells if c.regret_nats <= settings.tie_nats]
     reasons = {
-        "interior": f"the best teacher, {best.teacher}, stands inside the ladder",
+        "interior": f"the best teacher, {best.teacher}, lies between the others",
         "lower_bound": f"the largest teacher, {best.teacher}, is the best of those tried",
         "upper_bound": f"the smallest teacher, {best.teacher}, is the best of those tried",
         "not_identifiable": f"only {len(sizes)} teacher size(s); a minimum needs three",
@@ -366,7 +366,9 @@ def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
     if by_size is None and together is not None:
         parts.append(f"S to the power {_power(together)} at equal tokens per parameter")
     text = (
-        f"T* goes as {listed(parts)}" if parts else "One student at one budget: no law, an optimum"
+        f"T* scales as {listed(parts)}"
+        if parts
+        else "One student at one budget gives an optimum, but no law"
     )
     if by_size is not None and together is not None:
         text += f", and as S to the power {_power(together)} at equal tokens per parameter"
@@ -386,5 +388,5 @@ def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
 
 
 def _power(limits) -> str:
-    low, high = ("open" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
+    low, high = ("no limit" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
     return f"{limits.value:.2f} [{low}, {high}]"

@@ -1,6 +1,6 @@
 """
-What a reader should do with a study: the teacher to take, what another one costs, what the runs do
-not settle, and the cheapest experiment that would settle it.
+What a reader should do with a study: the teacher to take, what another one costs, which questions
+the runs leave open, and the cheapest experiment that would settle each.
 
 Pure functions of the records. Sizes are parameters without embeddings, losses nats per token, or on the scale of another metric
 (`capgap.law.metric`).
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     causes: str  # what a better teacher gains and a heavier cut costs; '' without that law
     leads: str  # which law predicts best and why; '' if none was scored
     final: str  # how the chosen teacher did in the final run; '' without one
-    experiments: list[Experiment]  # what is not known, and the runs that would tell
+    experiments: list[Experiment]  # open questions, with the runs that would settle them
 
 
 def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
@@ -70,27 +70,27 @@ def _headline(
 ) -> str:
     who = f"a student of {about(student)} at {budget(tokens)}"
     if law.status == "flat":
-        return f"For {who} the size of the teacher hardly matters"
+        return f"For {who}, the size of the teacher hardly matters"
     if choice is None:
-        return f"For {who} take the teacher {near.best_teacher}"
+        return f"For {who}, take the teacher {near.best_teacher}"
     if choice.recommendation is not None and choice.recommendation.status == "abstains":
         return f"These runs do not settle the teacher for {who}"
-    return f"For {who} take the teacher {choice.chosen}"
+    return f"For {who}, take the teacher {choice.chosen}"
 
 
 def _advice(
     law: LawRecord, choice: Choice | None, student: float, tokens: int, near: Optimum
 ) -> str:
-    who = f"a student of {about(student)} at {budget(tokens)}"
+    who = f"a student of {about(student)} parameters distilled on {budget(tokens)}"
     if law.status == "flat":
         cheapest = min(near.cells, key=lambda cell: cell.teacher_params_non_embedding)
         return (
-            f"Teacher size makes no difference beyond noise here: for {who} take {cheapest.teacher}, "
+            f"Teacher size makes no difference beyond noise here: for {who}, take {cheapest.teacher}, "
             "the smallest and cheapest."
         )
     if choice is None or choice.recommendation is None:
         text = (
-            f"For {who} take {_named(near, near.best_teacher)}, the best of the {len(near.cells)} "
+            f"For {who}, take {_named(near, near.best_teacher)}, the best of the {len(near.cells)} "
             "teachers that were tried."
         )
         return text + _agreeing(law, near)
@@ -109,13 +109,13 @@ def _advice(
         for row in answer.ranked[1:]
         if row.teacher in answer.within_tie or (row.within_tie is None)
     ]
-    text = f"For {who} take {best.teacher} ({size})"
+    text = f"For {who}, take {best.teacher} ({size})"
     if answer.teacher_params_star is not None:
         text += f"; the law puts the best size at {size_interval(answer.teacher_params_star)}"
     text += "." + _agreeing(law, near)
     if seconds:
         text += (
-            f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be as good "
+            f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be equally good, "
             f"within {law.tie_nats:g} {METRICS[law.metric].short}."
         )
     return text
@@ -131,8 +131,8 @@ def _agreeing(law: LawRecord, near: Optimum) -> str:
     if near.student not in same or len(same) < 2:
         return ""
     return (
-        f" At {budget(near.tokens)} {near.best_teacher} is the best of those tried for the students "
-        f"{listed(same)} alike."
+        f" At {budget(near.tokens)}, {near.best_teacher} was the best teacher tried for the students "
+        f"{listed(same)}."
     )
 
 
@@ -150,16 +150,16 @@ def costs(law: LawRecord, near: Optimum) -> str:
     others = sorted(near.cells, key=lambda cell: (cell.regret_nats, cell.teacher))[1:]
     if not others:
         return ""
-    each = listed(f"{_nats(cell.regret_nats)} from {cell.teacher}" for cell in others)
+    each = listed(f"{_nats(cell.regret_nats)} ({cell.teacher})" for cell in others)
     text = (
-        f"Measured at {near.student} and {budget(near.tokens)}: {near.best_teacher} is the best, and "
-        f"the student loses {each} {METRICS[law.metric].unit}."
+        f"Measured for the student {near.student} at {budget(near.tokens)}, {near.best_teacher} is the "
+        f"best teacher. With another one the student is worse by {each} {METRICS[law.metric].unit}."
     )
     noise = noise_sd(law)
     if noise is not None:
         text += (
-            f" Redrawing a teacher, its pruned init and the order of the data moves a run by "
-            f"{_nats(noise)} (standard deviation)."
+            f" Chance alone moves a run by {_nats(noise)} (standard deviation over retrained teachers, "
+            "their pruned inits and the order of the data)."
         )
     return text
 
@@ -175,28 +175,26 @@ def growth(law: LawRecord) -> str:
     exponents = law.exponents
     parts = []
     for found, what in (
-        (exponents.by_tokens, "Twice the tokens"),
-        (exponents.by_size, "A student of twice the size at equal tokens"),
-        (exponents.by_size_at_fixed_tokens_per_param, "Twice the size and twice the tokens"),
+        (exponents.by_tokens, "Doubling the tokens"),
+        (exponents.by_size, "Doubling the student at equal tokens"),
+        (exponents.by_size_at_fixed_tokens_per_param, "Doubling both"),
     ):
         if found is not None:
             doubled = Interval(
                 **{end: None if v is None else 2.0**v for end, v in found.model_dump().items()}
             )
-            parts.append(
-                f"{what} {'multiplies' if 'size at' in what else 'multiply'} the best teacher’s size by {interval_text(doubled)}"
-            )
+            parts.append(f"{what} multiplies the best teacher’s size by {interval_text(doubled)}")
     if not parts:
         return ""
     text = "; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."
     ratio = law.ratio_at_25_tokens_per_param
     if ratio is not None:
-        text += f" At 25 tokens per parameter it is {interval_text(ratio)} times the student."
+        text += f" At 25 tokens per student parameter, the best teacher is {interval_text(ratio)} times the student."
     return text
 
 
 def experiments(law: LawRecord) -> list[Experiment]:
-    """What the runs leave open, with the runs that would tell."""
+    """The questions that the runs leave open, with the runs that would settle them."""
     claims = {claim.name: claim for claim in law.overall.claims}
     students = sorted({o.student_params_non_embedding for o in law.optima})
     budgets = sorted({o.tokens for o in law.optima})
@@ -208,7 +206,7 @@ def experiments(law: LawRecord) -> list[Experiment]:
         side = above or beyond
         size = _two_digits(teachers[-1] * 2 if above else teachers[0] / 2)
         where = listed(f"{o.student} at {budget(o.tokens)}" for o in side[:3])
-        question = f"where the best teacher of {where} lies: beyond the ladder"
+        question = f"how large the best teacher of {where} is, which lies beyond the teachers tried"
         found.append(Experiment(question, f"add a teacher of about {about(size)}", {}))
     if claims["grows"].answer == "unknown":
         low, high = _two_digits(students[0] / 2), _two_digits(students[-1] * 2)
@@ -216,7 +214,7 @@ def experiments(law: LawRecord) -> list[Experiment]:
             high = _two_digits(teachers[-1] / 1.5)
         new = [size for size in (low, high) if not students[0] <= size <= students[-1]]
         if new:
-            question = "whether the best teacher grows with the student"
+            question = "whether the best teacher’s size T* grows with the student’s size S"
             if claims["grows"].estimate is not None:
                 question += f" (T* ~ S^{interval_text(claims['grows'].estimate)})"
             step = f"add {'students' if len(new) > 1 else 'a student'} of {listed(map(about, new))}"
@@ -224,7 +222,7 @@ def experiments(law: LawRecord) -> list[Experiment]:
             found.append(Experiment(question, step, {"grid": {"students": sizes}}))
     if claims["tokens"].answer == "unknown":
         new = budgets[-1] * 2
-        question = "whether the best teacher moves with the length of distillation"
+        question = "whether T* changes with the number of distillation tokens D"
         if claims["tokens"].estimate is not None:
             question += f" (T* ~ D^{interval_text(claims['tokens'].estimate)})"
         found.append(
@@ -234,11 +232,13 @@ def experiments(law: LawRecord) -> list[Experiment]:
         )
     guessed = [part.name for part in law.noise if part.source == "prior" and part.name == "teacher"]
     if guessed:
-        question = "how much one draw of a teacher moves its students: a prior was used"
+        question = (
+            "how much retraining a teacher moves its students’ losses, which is assumed so far"
+        )
         found.append(
             Experiment(
                 question,
-                "redraw every teacher once",
+                "train every teacher a second time",
                 {"grid": {"replicas": [1, 2], "seeds": None, "arm_seeds": None}},
             )
         )
@@ -246,14 +246,14 @@ def experiments(law: LawRecord) -> list[Experiment]:
 
 
 def interval_text(found: Interval) -> str:
-    """'1.6 [1.4, 1.9]'; an open side is written as an ellipsis."""
-    low, high = ("…" if end is None else f"{end:.2g}" for end in (found.low, found.high))
+    """'1.6 [1.4, 1.9]', with 'no limit' on an open side."""
+    low, high = ("no limit" if end is None else f"{end:.2g}" for end in (found.low, found.high))
     return f"{found.value:.2g} [{low}, {high}]"
 
 
 def size_interval(found: Interval) -> str:
     """'40.8k [37.3k, 44.6k]'."""
-    low, high = ("…" if end is None else about(end) for end in (found.low, found.high))
+    low, high = ("no limit" if end is None else about(end) for end in (found.low, found.high))
     return f"{about(found.value)} [{low}, {high}]"
 
 

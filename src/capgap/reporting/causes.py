@@ -47,15 +47,15 @@ def leads(law: LawRecord) -> str:
     if law.leading not in rows:
         return ""
     best, unit = rows[law.leading], METRICS[law.metric].short
-    kinds = listed(f"{_loss(part.regret.value)} over {kind}" for kind, part in best.by_kind.items())
+    kinds = listed(f"{_loss(part.regret.value)} with {kind}" for kind, part in best.by_kind.items())
     others = listed(
-        f"{_loss(rows[name].regret.regret.value)} by {words}"
+        f"{_loss(rows[name].regret.regret.value)} for {words}"
         for name, words in LEADERS.items()
         if name in rows and name != law.leading
     )
     text = (
-        f"{_capital(LEADERS[law.leading])} leads: asked about runs it had not seen, it chose a "
-        f"teacher that is on average {spread(best.regret.regret)} {unit} worse than the best "
+        f"{_capital(LEADERS[law.leading])} predicts best. For runs left out of its fit, it chose "
+        f"teachers that are on average {spread(best.regret.regret)} {unit} worse than the best one "
         f"({kinds} left out)"
     )
     return text + (f", against {others}." if others else ".")
@@ -77,12 +77,12 @@ def lead_rows(law: LawRecord) -> list[LeadRow]:
 
 
 def effects(law: LawRecord) -> str:
-    """What helps and what harms by the law of two causes, or what would tell; '' without the law."""
+    """How much a better teacher helps and pruning harms, or why it is open; '' without the law."""
     found = law.two_causes
     if found is None or found.status == "not_available":
         return ""
     if found.status == "not_identifiable":
-        return f"How much a teacher helps and a cut harms is not settled: {found.reason}."
+        return f"These runs do not settle how much a better teacher helps and pruning harms: {found.reason}."
     unit = METRICS[law.metric].short
     tenth = Interval(
         **{end: None if v is None else 0.1 * v for end, v in found.help.model_dump().items()}
@@ -95,14 +95,14 @@ def effects(law: LawRecord) -> str:
         same = [r for r in rows if r.student == row.student]
         first, last = same[0], same[-1]
         text += (
-            f" The cut from {first.largest.teacher} to {first.student} costs "
+            f" Pruning {first.largest.teacher} down to {first.student} costs "
             f"{spread(first.largest.damage)} {unit} at {budget(first.tokens)}"
         )
         if last.tokens > first.tokens:
             text += f" and {spread(last.largest.damage)} at {budget(last.tokens)}"
         text += "."
     if "by_tokens" in held:
-        text += " How fast tokens repair a cut is not determined by these runs."
+        text += " These runs do not determine how fast further training repairs the damage."
     if found.off_family:
         text += f" {off_family(law)}"
     return text
@@ -117,8 +117,8 @@ def off_family(law: LawRecord) -> str:
     each = listed(f"{off.teacher} (by {_loss(off.above_curve)} {unit})" for off in found.off_family)
     many = len(found.off_family) > 1
     return (
-        f"{each} {'are' if many else 'is'} worse than {'their sizes predict' if many else 'its size predicts'} "
-        "from the other teachers."
+        f"{each} {'have' if many else 'has'} a higher loss than the other teachers predict "
+        f"for {'their sizes' if many else 'its size'}."
     )
 
 
@@ -156,7 +156,7 @@ def parameters(law: LawRecord) -> list[tuple[str, str]]:
         ("help", f"g: {unit} of the student for each of its teacher", found.help),
         (
             "log_rate",
-            f"c: {unit} of damage for each factor e of the cut, for {student} at {tokens} tokens",
+            f"c: {unit} of damage for each factor e in size, for {student} at {tokens} tokens",
             found.damage_rate_nats,
         ),
         (
@@ -164,8 +164,12 @@ def parameters(law: LawRecord) -> list[tuple[str, str]]:
             "q: the damage falls with tokens as D to the power −q",
             found.damage_by_tokens,
         ),
-        ("by_size", "r: and with the student’s size as S to the power −r", found.damage_by_size),
-        ("log_ceiling", f"A: the most {unit} that a cut can cost", found.damage_ceiling_nats),
+        (
+            "by_size",
+            "r: the damage falls with the student’s size as S to the power −r",
+            found.damage_by_size,
+        ),
+        ("log_ceiling", f"A: the most {unit} that pruning can cost", found.damage_ceiling_nats),
     ]
     held = set(found.held)
     return [

@@ -1,8 +1,8 @@
 """
 Numbers as text, and the report's sentences that depend on what was found.
 
-Pure functions of the records; units are said in the text: sizes in parameters without embeddings,
-losses in nats per token.
+Pure functions of the records; the text names the units: sizes are parameters without
+embeddings, losses nats per token.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ ARMS = {
 LAWS = {
     "power_law": "the joint law T* ~ S^a D^b",
     "two_causes": "the law of two causes: teacher’s loss and damage of the cut",
-    "ratio": "one ratio T*/S",
+    "ratio": "one constant ratio T*/S",
     "busbridge": "distillation scaling law (Busbridge et al.)",
-    "p2": "P2 law of pruning damage, blind to the teacher",
-    "least_damage": "the start that pruning damaged least",
+    "p2": "P2 law of pruning damage, which ignores the teacher",
+    "least_damage": "the pruned init with the lowest loss",
     "fixed_ratio": "the published ratio",
     "next_size_up": "the next size up",
     "largest": "the largest teacher",
@@ -63,8 +63,8 @@ CLAIMS = {
 ANSWERS = {"yes": "yes", "no": "no", "unknown": "not settled"}
 NOISE = {
     "order": "order of the data",
-    "block": "order of the data, as students and teachers share it",
-    "trunk": "stable phase that budgets share",
+    "block": "order of the data, shared by runs with the same seed",
+    "trunk": "stable training phase that budgets share",
     "init": "pruned init",
     "teacher": "teacher",
     "scatter": "scatter of T* between students",
@@ -196,7 +196,7 @@ def ordered(optima: list[Optimum]) -> list[Optimum]:
 
 
 def several_budgets(law: LawRecord) -> bool:
-    """Whether optima of more than one token budget have to be told apart."""
+    """Whether there are optima of more than one token budget."""
     return len({found.tokens for found in law.optima}) > 1
 
 
@@ -213,8 +213,8 @@ def curves(law: LawRecord) -> str:
     )
     if not inside:
         return (
-            f"None of the {len(law.optima)} {cases} has its best teacher inside the range tried: "
-            f"where the curve ends at its lowest point, the optimum is only bounded. {flatness}"
+            f"None of the {len(law.optima)} {cases} has its best teacher inside the range tried. A "
+            f"curve with its lowest point at one end gives only a bound on the optimum. {flatness}"
         )
     return (
         f"{len(inside)} of {len(law.optima)} {cases} have their best teacher inside the range "
@@ -252,16 +252,16 @@ def held(score: Score) -> str:
 
 
 def start_explains(law: LawRecord) -> str:
-    """What the start test found, in a sentence; '' where it was not possible."""
+    """What the test of the inits found, in a sentence; '' if it was not possible."""
     found = law.start_explains
     if found is None:
         return ""
     more = "explains more" if found.p_teacher < 0.05 else "is not shown to explain more"
     return (
-        f"Of the differences within a student size and budget, over all arms with a teacher, the "
-        f"loss of the start explains {found.r_squared_start:.0%} and the size of the teacher "
-        f"{found.r_squared_teacher:.0%}, both together {found.r_squared_both:.0%}. Beyond the "
-        f"start, the teacher’s size {more} ({_p(found.p_teacher)})."
+        f"Within a student size and budget, over all arms with a teacher, the loss of the init "
+        f"explains {found.r_squared_start:.0%} of the variance of the students’ losses, the size of "
+        f"the teacher {found.r_squared_teacher:.0%}, and both together {found.r_squared_both:.0%}. "
+        f"Given the init, the teacher’s size {more} ({_p(found.p_teacher)})."
     )
 
 
@@ -284,30 +284,30 @@ def family(law: LawRecord, teachers: list[Metrics]) -> str:
         where = f": it rises from {listed(rises)}" if rises else ""
         return (
             f"Teacher loss does not fall over the whole family{where}. A student that does worse "
-            "with a larger teacher may there only have met a worse model."
+            "with one of these teachers may only have learned from a worse model."
         )
     if len(losses) < 2 and law.family_monotone is None:
         return "Too few teachers were measured to tell whether loss falls with size."
     return (
         "Teacher loss falls with size over the whole family: every larger teacher is also the "
-        "better model, so a student that does worse with it does not do so for want of a good one."
+        "better model, so a student that does worse with it was not held back by a worse teacher."
     )
 
 
 def spans(runs: list[RunRow]) -> list[dict[str, str]]:
     """What moves the loss of each student at each budget: spans of mean losses, nats per token.
 
-    main: over teachers. starts: over pruned starts without a teacher. choice: over teachers at one
-    pruned start, the largest of all starts. random: over teachers at the random start. gain: what
-    the own teacher takes off the loss of the same start without one, least to most.
-    '' where the arm was not run. Seeds are averaged.
+    main: over teachers. inits: over pruned inits without a teacher. choice: over teachers at one
+    pruned init, the largest of all inits. random: over teachers at the random init. gain: how much
+    the own teacher lowers the loss against the same init without one, least to most.
+    '' if the arm was not run. Seeds are averaged.
     """
     found: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         found[run.student, run.tokens][run.arm, run.init, run.teacher].append(
             run.val_loss_nats_per_token
         )
-    # Starts of one student may differ a little in size, so the name alone groups them.
+    # Inits of one student may differ a little in size, so the name alone groups them.
     params = {run.student: run.student_params_non_embedding for run in runs}
     rows = []
     for student, tokens in sorted(found, key=lambda key: (params[key[0]], *key)):
@@ -332,7 +332,7 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
                 "student": student,
                 "tokens": size(tokens),
                 "main": _span(arms["main"]),
-                "starts": _span(arms["no_teacher"]),
+                "inits": _span(arms["no_teacher"]),
                 "choice": max(choice, default=""),
                 "random": _span(arms["random_init"]),
                 "gain": f"{nats(gains[0])} to {nats(gains[-1])}" if gains else "",
@@ -360,7 +360,7 @@ def recommendation(final: FinalRecord) -> tuple[str, str]:
     }[final.resolved]
     answer = {True: "Yes", False: "No"}[final.chosen_is_best]
     return (
-        "A tie" if final.resolved is False else answer,
+        "No clear difference" if final.resolved is False else answer,
         f"{nats(abs(chosen - loss[rival]))} nats {side} {rival}, the best alternative; {noise}.",
     )
 
@@ -387,7 +387,7 @@ def token_budgets(runs: list[RunRow]) -> str:
 
 
 def pruned_sizes(runs: list[RunRow]) -> dict[str, int]:
-    """Size of the teacher that each pruned start comes from, by the start's name."""
+    """Size of the teacher that each pruned init comes from, by the init's name."""
     return {
         pruned_from(run.teacher): run.teacher_params_non_embedding
         for run in runs

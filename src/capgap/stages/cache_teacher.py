@@ -1,8 +1,8 @@
 """
-Compute what a teacher says about the training text once, for every student, seed and arm.
+Cache a teacher's probabilities on the training text once, for every student, seed and ablation arm.
 
 Only the first `unique_tokens` tokens' worth of windows at fixed places are covered, and students
-learn from these. What it takes on disk is said before it starts, and refused where it does not fit.
+learn from these. The disk space is printed first, and it is an error if it does not fit.
 A job that was killed is resumed.
 
 IN   teacher's model folder, token streams (the training split)

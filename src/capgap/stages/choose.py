@@ -29,7 +29,7 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
     chosen = answer.ranked[0].teacher
     note = answer.basis_note + _range_note(sizes, answer.target_params, chosen)
     if answer.status == "abstains":
-        note += f". The recommendation abstains, this is a guess: {answer.reason}"
+        note += f". This is a guess, because the runs do not settle it: {answer.reason}"
     return Choice(
         student_params_non_embedding=student,
         tokens=tokens,
@@ -80,7 +80,7 @@ def _range_note(sizes: dict[str, int], target: float, chosen: str) -> str:
     if min(sizes.values()) <= target <= max(sizes.values()):
         return ""
     side = "smaller" if target < min(sizes.values()) else "larger"
-    return f"; that is {side} than every available teacher, {chosen} is the nearest"
+    return f"; that is {side} than every available teacher, and {chosen} is the nearest"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 Gather the finished runs of a study's grid into one table.
 
 IN   train.json and metrics.json of every run, metrics.json of every teacher
-OUT  runs.csv, one row a run (columns: records.RunRow)
+OUT  runs.csv, one row for each run (columns: records.RunRow)
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Hold the law's choice against its alternatives, and publish the final student.
+Compare the law's choice with its alternatives, and publish the final student.
 
 IN   choice.json; run folders of the final student from the chosen, the neighbouring and the
      largest teacher; metrics.json of those teachers
@@ -122,8 +122,8 @@ def _sentence(choice: Choice, chosen: FinalRow, rows: list[FinalRow], rival) -> 
     side = "better" if gap < 0 else "worse"
     noise = {
         None: "; with one seed, the noise of this difference is unknown",
-        False: "; noise may be as large, so the two are not told apart",
-        True: ", more than its noise",
+        False: "; this is within the noise of the difference, so neither is shown to be better",
+        True: ", which is more than the noise of this difference",
     }[resolved(choice, chosen, rival)]
     return (
         f"The student from the chosen {choice.chosen} reaches {loss}, {abs(gap):.4f} nats {side} "

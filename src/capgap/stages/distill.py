@@ -198,7 +198,12 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.distill", __doc__, Distill)
     parser.add_argument(
-        "--init", "--student", dest="init", required=True, type=Path, help="folder of the start"
+        "--init",
+        "--student",
+        dest="init",
+        required=True,
+        type=Path,
+        help="folder of the initial weights",
     )
     parser.add_argument(
         "--teacher",

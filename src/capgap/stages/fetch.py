@@ -1,9 +1,9 @@
 """
-Bring in a teacher that exists already: from the hub, an installed package or a local folder.
+Fetch an existing teacher from the hub, an installed package or a local folder.
 
-IN   a model id with a pinned commit, a file in a package, or a folder; the corpus folder, where the
+IN   a model id with a pinned commit, a file in a package, or a folder; the corpus folder, if the
      vocabulary is trimmed to the text
-OUT  a model folder like every other: safetensors, tokenizer, lineage, manifest
+OUT  a model folder: safetensors, tokenizer, lineage, manifest
 """
 
 from __future__ import annotations

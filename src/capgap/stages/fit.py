@@ -1,7 +1,7 @@
 """
 Fit the law of capacity gap.
 
-IN   runs.csv   one row a finished run; docs/tables.md says which columns a table needs
+IN   runs.csv   one row for each finished run; docs/tables.md lists the columns
 OUT  law.json   T* ~ S^a D^b with its noise, optima and lines as checks, rivals, verdicts
 """
 

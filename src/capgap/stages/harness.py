@@ -1,5 +1,5 @@
 """
-Measure a model on tasks of lm-evaluation-harness, as others do.
+Measure a model on tasks of lm-evaluation-harness.
 
 Needs lm-eval (`make lm-eval`), and a network or a cache for the data of the tasks.
 

@@ -1,9 +1,9 @@
 """
-Put the few numbers that two revisions are compared by into one flat file, for `dvc metrics diff`.
+Write the few numbers by which two revisions are compared into one flat file, for `dvc metrics diff`.
 
 IN   law.json, and final.json if the study has a final student
 OUT  metrics.json: {"law": {exponents, ratio, verdicts}, "lines": {budget: slope}, "final": {loss, regret}};
-     a number that could not be found is left out
+     numbers that could not be estimated are left out
 """
 
 from __future__ import annotations

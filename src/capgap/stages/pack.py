@@ -1,9 +1,9 @@
 """
-Turn the splits of a corpus into flat token streams, one memory-mapped array a split.
+Turn the splits of a corpus into flat token streams, one memory-mapped array for each split.
 
 IN   corpus folder, tokenizer folder
-OUT  a folder with train.npy, validation.npy, test.npy and meta.json; of conversations also
-     train.mask.npy and so on: which tokens belong to completions
+OUT  a folder with train.npy, validation.npy, test.npy and meta.json; for conversations also
+     train.mask.npy and so on, which mark the tokens of completions
 """
 
 from __future__ import annotations

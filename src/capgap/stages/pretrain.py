@@ -1,5 +1,5 @@
 """
-Train one Llama-shaped teacher from a random start.
+Train one Llama-shaped teacher from random weights.
 
 IN   token streams, tokenizer folder
 OUT  model/, curve.csv, train.json

@@ -1,11 +1,11 @@
 """
-Cut a model down to a size: the least important groups, neurons, hidden channels and layers go.
+Prune a model to a size: the least important KV-head groups, neurons, hidden channels and layers go.
 
 All layers lose the same number of units; the head dimension stays. Scores come from capgap score
 (--importance); without them they are measured on the fly, on token streams (--tokens), on a text
-(--text), or, if none is named, on addresses of US presidents. Name text like what the model is for.
-With --refit least_squares the weights that stay are fitted, on the same text, to what the whole
-model says, and of the hidden channels the principal components stay.
+(--text), or, if none is named, on addresses of US presidents. Choose text that resembles what the model is for.
+With --refit least_squares the weights that stay are fitted, on the same text, to the outputs
+of the whole model, and the hidden channels are reduced to their principal components.
 
 IN   model folder or model id of the hub, and what to score it and refit the rest on
 OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
@@ -326,7 +326,7 @@ def main(argv: list[str] | None = None) -> None:
         "share it",
     )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
-    parser.add_argument("--init", help="name of the start (default: pruned-<model>)")
+    parser.add_argument("--init", help="name of the init (default: pruned-<model>)")
     parser.add_argument(
         "--scored-with",
         type=seed_argument,

@@ -1,7 +1,7 @@
 """
-Make a random start of a student size: the shape pruning gives, with new weights.
+Make a random init of a student size: the shape that pruning gives, with random weights.
 
-The control arm without inherited weights. It differs from a pruned start in nothing but the
+The control arm without inherited weights. It differs from a pruned init in nothing but the
 weights.
 
 IN   a teacher's model folder (for the shape), tokenizer folder (the teacher's, if not given)

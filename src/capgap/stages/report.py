@@ -1,8 +1,8 @@
 """
-Report what a study found, for a reader who has not read the paper.
+Write the report of a study, for a reader who has not read the paper.
 
-IN   runs.csv, law.json, final.json (where there is one), metrics.json of the teachers, harness.json
-     of models (where there are any)
+IN   runs.csv, law.json, final.json (if there is one), metrics.json of the teachers, harness.json
+     of models (if there are any)
 OUT  folder with report.html, one page that needs no network, and every figure as <name>.svg,
      <name>.png and, as the table behind it, <name>.csv
 """

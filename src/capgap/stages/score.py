@@ -1,7 +1,7 @@
 """
 Score how much each attention group, MLP neuron, hidden channel and layer of a teacher matters.
 
-Done once a teacher; every student size is then cut by the same scores.
+This is done once for each teacher; every student size is then pruned by the same scores.
 
 IN   model folder, token streams (the training split)
 OUT  folder with importance.safetensors: groups (layers x key-value heads), neurons (layers x

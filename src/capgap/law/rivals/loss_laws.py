@@ -52,7 +52,10 @@ def rival_record(
     if held:
         reason += f"; the runs cannot determine {', '.join(held)}, which are held"
     if fitted.weakest_P is not None:
-        status, reason = "not_identifiable", f"{reason}; the fit leaves the rest partly open"
+        status, reason = (
+            "not_identifiable",
+            f"{reason}; the fit does not determine all of the others either",
+        )
     if fitted.status != "converged":
         status, reason = "failed", f"{reason}; the solver did not converge: {fitted.message}"
     return RivalFit(
