@@ -222,7 +222,7 @@ def test_the_choice_of_the_workflow_is_the_same_answer(pilot):
 
 def test_a_choice_that_had_to_guess_says_so(write):
     choice = choose(*write(simulate(curvature=0)), student=70_000, tokens=10**6)
-    assert "The recommendation abstains, this is a guess" in choice.basis_note
+    assert "This is a guess, because the runs do not settle it" in choice.basis_note
 
 
 def test_what_cannot_be_asked_is_refused(pilot, write):

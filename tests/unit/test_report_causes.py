@@ -48,12 +48,12 @@ def test_the_sentence_names_help_damage_and_the_teacher_off_its_family(law):
     text = effects(law)
     help_ = law.two_causes.help
     assert f"makes its student {help_.value / 10:.3f} [" in text
-    assert "The cut from t116 to h28 costs" in text
+    assert "Pruning t116 down to h28 costs" in text
     assert "at 250k tokens" in text
     assert "at 1M tokens" in text
     assert (
         off_family(law)
-        == "t116 (by 0.135 nats) is worse than its size predicts from the other teachers."
+        == "t116 (by 0.135 nats) has a higher loss than the other teachers predict for its size."
     )
 
 
@@ -61,7 +61,11 @@ def test_what_is_not_settled_says_what_would_settle_it(law):
     reason = "the runs do not tell them apart; add the arm cross_teacher"
     found = law.two_causes.model_copy(update={"status": "not_identifiable", "reason": reason})
     text = effects(law.model_copy(update={"two_causes": found}))
-    assert text == f"How much a teacher helps and a cut harms is not settled: {reason}."
+    assert text == (
+        "These runs do not settle how much a better teacher helps and pruning harms: "
+        + reason
+        + "."
+    )
     assert effects(law.model_copy(update={"two_causes": None})) == ""
 
 

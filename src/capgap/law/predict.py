@@ -449,7 +449,5 @@ def _notes(
         side = "smaller" if min(teachers.values()) > found.value else "larger"
         notes.append(f"T* is {side} than every teacher on offer")
     if law.overall.cause == "init":
-        notes.append(
-            f"in the pilot the init, not the teacher, made the difference: {law.overall.cause_reason}"
-        )
+        notes.append(f"in the pilot the init made the difference: {law.overall.cause_reason}")
     return notes
