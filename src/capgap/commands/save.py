@@ -7,7 +7,6 @@ refused; `dvc commit` alone would accept it. An interrupted save leaves dvc.lock
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from capgap.records import checksums
 from capgap.stages.base import run_stage
 from capgap.workflow import remote
 from capgap.workflow.leftovers import remove_temporary
-from capgap.workflow.locks import only_run
+from capgap.workflow.locks import die_with_parent, only_run
 from capgap.workflow.pending import pending
 from capgap.workflow.shared_settings import check_shared, own_caches
 
@@ -65,7 +64,9 @@ def _whole_lock() -> Iterator[None]:
 def _commit() -> None:
     """Have DVC store the stage's outputs; CapgapError with its reason if it cannot."""
     command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", "study"]
-    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    result = subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
+    )  # or it would go on after a kill, without the lock
     if result.returncode:
         reason = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
         lines = reason or result.stderr.strip().splitlines()[-1:] or [f"status {result.returncode}"]
