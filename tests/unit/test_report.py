@@ -316,7 +316,7 @@ def test_page_shows_the_whole_recommendation(tmp_path):
     final = final.model_copy(update={"choice": choice})
     run(runs, law, final, make_teachers(), "pocket", {}, tmp_path / "out")
     text = Page((tmp_path / "out/report.html").read_text()).text
-    shown = text[text.index("What was to be expected of each teacher") :]
+    shown = text[text.index("What the law predicted for each teacher") :]
     assert "the token budget lies 3 times beyond the runs" in shown
     for row in answer.ranked:
         found = f"{row.teacher} {row.ratio:.2f} {wording.nats_interval(row.predicted_loss)} "
