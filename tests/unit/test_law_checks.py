@@ -150,7 +150,7 @@ def test_students_beyond_the_ladder_enter_the_line_as_bounds():
     record = law_record(runs, QUICK)
     (line,) = record.lines
     assert line.n_bounds == 1
-    assert "300000 best with the largest teacher and only a bound" in line.reason
+    assert "300000 best with the largest teacher, which gives only a bound" in line.reason
     assert line.slope.low < 2.5 < line.slope.high
     by_student = {o.student: o for o in record.optima}
     assert by_student["300000"].status == "lower_bound"

@@ -21,7 +21,7 @@ def test_the_narrower_of_joint_law_and_line_is_used_and_named(fit):
     found = predict(fit, 120e3, 1e6, 0.95)
     assert found.star.low < 300e3 < found.star.high
     assert found.basis in ("power_law", "line")
-    assert "narrower than by the" in found.note
+    assert "narrower than that of the" in found.note
     joint = fit.joint.star(120e3, 1e6, 0.95)
     (line,) = [line for _, line in fit.lines]
     widths = {
