@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,13 +47,15 @@ def load(commands) -> None:
         importlib.import_module(module)
 
 
-def forked(repository, words, *, moment=NEVER, victims="group", after=None) -> Ended:
+def forked(repository, words, *, moment=NEVER, victims="group", after=None, home=None) -> Ended:
     """Run `capgap words` in a repository.
 
     moment: kill before that call that changes the disk, counted from 1 over all processes.
     after: kill after so many seconds instead. victims: the whole group, or the command alone.
+    home: folder for what the trial itself writes, beside the repository if none is given.
     """
-    counter, out = repository.path.parent / "counter", repository.path.parent / "printed"
+    home = home or repository.path.parent
+    counter, out = home / "counter", home / "printed"
     counter.write_bytes(bytes(8))
     begun = time.monotonic()
     pid = os.fork()
@@ -76,10 +79,8 @@ def forked(repository, words, *, moment=NEVER, victims="group", after=None) -> E
 
 
 def _kill(pid, victims) -> None:
-    try:
+    with suppress(ProcessLookupError):  # all of it has ended
         (os.kill if victims == "root" else os.killpg)(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all of it has ended
 
 
 def _child(repository, words, moment, victims, counter, out) -> None:
@@ -90,8 +91,7 @@ def _child(repository, words, moment, victims, counter, out) -> None:
         for name, fd in (("/dev/null", 0), (out, 1), (out, 2)):
             flags = os.O_RDONLY if fd == 0 else os.O_WRONLY | os.O_CREAT | (os.O_TRUNC * (fd == 1))
             os.dup2(os.open(name, flags | os.O_APPEND, 0o644), fd)
-        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-        sys.stderr = open(2, "w", closefd=False, buffering=1)
+        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww", (-1, -1, 1))
         signal.alarm(0)
         warnings.simplefilter("ignore")
         os.chdir(repository.path)
@@ -115,8 +115,6 @@ def _child(repository, words, moment, victims, counter, out) -> None:
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with suppress(OSError):
                 stream.flush()
-            except OSError:
-                pass
         os._exit(status)

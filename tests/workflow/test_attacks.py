@@ -1,16 +1,14 @@
 """What a colleague, a remote or a kill left behind cannot reach out of the study or lie about it."""
 
-import base64
 import hashlib
 import json
 import os
 import pickle
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
-import yaml
+from hostile import Runs, change_listing, name_of_record, put, saved, snapshot
 from repository import RESULTS
 
 from capgap.workflow import private
@@ -26,44 +24,6 @@ def remote(study, finished, tmp_path):
     return folder
 
 
-def put(storage: Path, data: bytes, suffix: str = "") -> str:
-    """Store an object as DVC does; its name."""
-    oid = hashlib.md5(data).hexdigest() + suffix
-    path = storage / private.object_name(oid)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
-    return oid
-
-
-def saved(study, storage, root) -> list[dict]:
-    """The listing of a saved folder."""
-    outs = private.saved_outs(yaml.safe_load((study / "dvc.lock").read_text()))
-    return json.loads((storage / private.object_name(outs[root]["md5"])).read_text())
-
-
-def change_listing(study, storage, root, change) -> None:
-    """What a pull request does that changes dvc.lock and a remote."""
-    entries = saved(study, storage, root)
-    change(entries)
-    lock = yaml.safe_load((study / "dvc.lock").read_text())
-    for out in lock["stages"]["study"]["outs"]:
-        if out["path"] == root:
-            out["md5"] = put(storage, json.dumps(entries).encode(), ".dir")
-            out["nfiles"] = len(entries)
-    (study / "dvc.lock").write_text(yaml.safe_dump(lock))
-
-
-def snapshot(folder: Path) -> dict[str, tuple]:
-    """Kind, mode, size, time and contents of everything below a folder."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        data = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
-        found[str(path.relative_to(folder))] = (status.st_mode, status.st_size, data)
-    return found
-
-
 def refused(result, *words):
     """A command ended in one message of ours that holds some words."""
     text = result.stdout + result.stderr
@@ -71,20 +31,6 @@ def refused(result, *words):
     assert "Traceback" not in text
     for word in words:
         assert word in text, text
-
-
-class Runs:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
-
-
-def name_of_record(output: str) -> str:
-    return base64.urlsafe_b64encode(output.encode()).decode()
 
 
 @pytest.mark.parametrize(
@@ -341,6 +287,19 @@ def test_a_look_changes_nothing(study):
         study.capgap(*words, check=False)
     after = {k: v for k, v in snapshot(study.path).items() if not k.startswith(".snakemake/log")}
     assert after == before
+
+
+def test_a_plan_leaves_the_times_of_files_as_they_were(study):
+    """Though Snakemake plans by times: a changed input is made newer for as long as it plans."""
+    (study / "corpus/00.txt").write_text("another text")
+    os.utime(study / "corpus/00.txt", (1e9, 1e9))
+    os.utime(study / RESULTS / "law/law.json", (4e9, 4e9))  # by the clock of another machine
+    times = {p: p.stat().st_mtime_ns for p in study.path.rglob("*") if p.is_file()}
+    assert "prepare_corpus" in study.capgap("run", "-n").stdout
+    study.capgap("plan", check=False)
+    for path, before in times.items():
+        if ".snakemake/log" not in str(path):
+            assert path.stat().st_mtime_ns == before, path
 
 
 def test_a_look_needs_no_lock(study):

@@ -11,7 +11,7 @@ import pytest
 from chaos_tool import Table, draw_of, outcome, sizes
 from repository import RESULTS
 
-from capgap.commands import verify
+from capgap.commands import run, verify
 from capgap.records.artifacts import describe
 
 SMALL = 40
@@ -114,7 +114,7 @@ FAULTS = {
 
 
 @sizes(SMALL, 500)
-def test_no_fault_of_a_result_passes_in_silence(finished, study, monkeypatch, trials):
+def test_no_fault_of_a_result_passes_in_silence(finished, study, monkeypatch, capsys, trials):
     draw, table = draw_of(trials, SMALL), Table("fault")
     monkeypatch.chdir(study.path)
     files = sorted(p.relative_to(study.path) for p in (study / RESULTS).rglob("*") if p.is_file())
@@ -125,10 +125,13 @@ def test_no_fault_of_a_result_passes_in_silence(finished, study, monkeypatch, tr
         FAULTS[kind](path, draw)
         said = []
         result = outcome(lambda said=said: said.extend(verify.problems("tiny")))
-        if result == "done":
-            result = "found by verify" if said else "silent"
-        elif result == "refused":
-            result = "found by verify"
+        before_a_run = outcome(lambda: run.check_results(Path(RESULTS), look=True))
+        noted = before_a_run == "refused" or capsys.readouterr().err != ""
+        if result in ("done", "refused"):
+            found = ["verify"] * bool(said or result == "refused") + ["run"] * noted
+            result = f"found by {' and '.join(found)}" if "verify" in found else "silent"
+        if before_a_run not in ("done", "refused"):
+            result = before_a_run
         table.add(kind, result, str(path))
         shutil.rmtree(RESULTS)
         shutil.copytree(finished / RESULTS, RESULTS)

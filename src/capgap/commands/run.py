@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TextIO
@@ -121,7 +121,8 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
         if lock:
             os.environ[RUN_VARIABLE] = name_run(lock)
             signal.signal(signal.SIGTERM, _terminated)
-        status = _snakemake(command, lock)
+        with ledger.kept_times(root) if look else nullcontext():
+            status = _snakemake(command, lock)
         planned = None
         if planned_file.is_file():
             planned = planned_file.read_text(encoding="utf-8").splitlines()

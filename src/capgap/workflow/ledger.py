@@ -11,6 +11,7 @@ import ast
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from capgap.records import paths
@@ -80,6 +81,26 @@ def changed_inputs(records: dict[str, dict]) -> dict[str, list[str]]:
                 if digests[name] != recorded:
                     changed.setdefault(name, []).append(output)
     return changed
+
+
+@contextmanager
+def kept_times(root: str | Path) -> Iterator[None]:
+    """Give results and their inputs the times back that they had before.
+
+    Planning a study changes times so that Snakemake sees what contents show, and a plan alone shall
+    change nothing. A file that was replaced meanwhile, by a run, keeps its new time.
+    """
+    records = read_all(root)
+    inputs = {name for record in records.values() for name in record.get("input_checksums") or {}}
+    names = {*records, *filter(paths.is_inside, inputs)}
+    before = {name: os.stat(name) for name in names if os.path.exists(name)}
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            now = os.stat(name) if os.path.exists(name) else None
+            if now and now.st_ino == old.st_ino and now.st_mtime_ns != old.st_mtime_ns:
+                os.utime(name, ns=(old.st_atime_ns, old.st_mtime_ns))
 
 
 def read_spec(record: dict) -> dict | None:

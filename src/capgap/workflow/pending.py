@@ -10,6 +10,7 @@ from typing import NamedTuple
 import capgap
 from capgap.errors import CapgapError
 from capgap.records import paths
+from capgap.workflow import ledger
 from capgap.workflow.private import out_of_date
 
 
@@ -65,4 +66,5 @@ def not_done(study_file: Path, study: str) -> list[str] | None:
     """Outputs that a run would make, None where there are no results at all."""
     if not Path(paths.ROOT.format(study=study)).is_dir() or not snakefile().is_file():
         return None
-    return [item.output for item in pending(study_file)]
+    with ledger.kept_times(paths.ROOT.format(study=study)):
+        return [item.output for item in pending(study_file)]
