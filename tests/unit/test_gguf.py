@@ -252,7 +252,7 @@ def test_names_of_pre_tokenizers(tmp_path):
         ),
     ):
         with pytest.raises(
-            CapgapError, match="splits text in a way that llama.cpp has no name for"
+            CapgapError, match="does not support how its tokenizer splits text"
         ):
             named(other)
 

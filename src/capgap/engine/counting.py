@@ -15,8 +15,8 @@ from capgap.records.run_records import ParamGroups
 def count_params(model: PreTrainedModel) -> ParamGroups:
     """Parameters by group.
 
-    Embeddings are look-up tables and the output head; attention is whatever mixes tokens, recurrence
-    and convolution too; what is none of these and no norm counts as MLP.
+    Embeddings are look-up tables and the output head. Attention includes every layer that mixes
+    tokens, also recurrences and convolutions. All other parameters except norms count as MLP.
     """
     groups = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0}
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
@@ -33,7 +33,7 @@ def count_params(model: PreTrainedModel) -> ParamGroups:
 
 
 def _idle_params(model: PreTrainedModel) -> int:
-    """Parameters of the experts that a token is not routed to, of all layers together."""
+    """Parameters of the experts that a token is not routed to, summed over layers."""
     config = model.config
     routed = getattr(config, "num_experts_per_tok", None)
     keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
