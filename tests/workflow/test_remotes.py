@@ -176,7 +176,7 @@ def test_s3_tampered_object_is_refused_and_named(on_s3, s3, clone, tmp_path):
     # DVC's own command does not name it, but refuses it too
     assert colleague.dvc("pull", check=False).returncode
     assert not (colleague / LAW).exists()
-    # and once the object is gone, the author's push mends the remote
+    # and once the object is gone, the author's push repairs the remote
     store.rm_file(stored)
     author = on_s3.author.copy(tmp_path / "study")
     configure(author, url="s3://capgap/tampered")

@@ -59,7 +59,7 @@ class _Attention(torch.autograd.Function):
 
 @lru_cache(4)
 def _mask(length: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a token is seen and -inf where it comes later, for G queries a key: 1 x (G T) x T."""
+    """0 for visible tokens and -inf for later ones, for G queries a key: 1 x (G T) x T."""
     mask = torch.full((length, length), -torch.inf, dtype=dtype).triu(1)
     return mask.repeat(groups, 1).unsqueeze(0)
 

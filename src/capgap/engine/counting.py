@@ -67,7 +67,7 @@ def _group(name: str) -> str:
 def forward_flops(model: PreTrainedModel, context: int) -> int:
     """FLOPs of one token's forward pass in sequences of `context` tokens."""
     config, params = model.config, count_params(model)
-    heads = getattr(config, "num_attention_heads", None) or 0  # none where nothing attends
+    heads = getattr(config, "num_attention_heads", None) or 0  # a model without attention has none
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     idle = 0 if params.active is None else params.non_embedding - params.active
     return forward_flops_per_token(

@@ -92,7 +92,6 @@ def read_weights(folder: Path) -> Weights:
 
     Raises CapgapError naming the file if one is damaged or missing, is a pointer of Git LFS, or
     lacks a tensor that the index places in it.
-
     """
     files, tensors, places = weight_files(folder), {}, {}
     for path in files:

@@ -132,7 +132,6 @@ def pull(
     Raises CapgapError, and changes no file, if nothing was saved at this revision, if a file is not
     in the remote or differs from what was saved, if the remote cannot be read, or if a file here was
     not saved.
-
     """
     check_shared(secrets=False)
     saved = read_lock(study)
