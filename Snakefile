@@ -31,6 +31,7 @@ localrules:
 # Every result is named, because Snakemake counts a job whose input failed as done and would treat a
 # stale result behind it as up to date.
 
+
 rule all:
     """The whole study."""
     default_target: True
