@@ -19,7 +19,7 @@ include: "rules/final.smk"
 include: "rules/harness.smk"
 
 
-# On a cluster these run beside Snakemake: they take seconds, where a job costs half a minute more.
+# On a cluster these run beside Snakemake, because they take seconds and a job costs half a minute.
 localrules:
     collect_runs,
     choose_teacher,
@@ -28,8 +28,10 @@ localrules:
     write_report,
 
 
-# Every result is asked for by name: Snakemake counts a job whose input failed as done, and would
-# find a stale result behind it up to date.
+# Every result is named, because Snakemake counts a job whose input failed as done and would treat a
+# stale result behind it as up to date.
+
+
 rule all:
     """The whole study."""
     default_target: True

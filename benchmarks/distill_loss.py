@@ -73,8 +73,8 @@ def minima() -> Callable:
     import torch.nn.functional as F
 
     def loss(hs, ws, ht, wt, labels):
-        logits, told = hs @ ws.T, ht @ wt.T
-        soft = -(F.softmax(told, -1) * F.log_softmax(logits, -1)).sum(-1).mean()
+        logits, teacher_logits = hs @ ws.T, ht @ wt.T
+        soft = -(F.softmax(teacher_logits, -1) * F.log_softmax(logits, -1)).sum(-1).mean()
         return 0.5 * F.cross_entropy(logits, labels) + 0.5 * soft
 
     return loss
@@ -86,8 +86,10 @@ def trl_dense(beta: float) -> Callable:
     from trl.experimental.gkd import GKDTrainer
 
     def loss(hs, ws, ht, wt, labels):
-        logits, told = hs @ ws.T, ht @ wt.T
-        soft = GKDTrainer.generalized_jsd_loss(logits[None], told[None], labels[None], beta=beta)
+        logits, teacher_logits = hs @ ws.T, ht @ wt.T
+        soft = GKDTrainer.generalized_jsd_loss(
+            logits[None], teacher_logits[None], labels[None], beta=beta
+        )
         return 0.5 * F.cross_entropy(logits, labels) + 0.5 * soft
 
     return loss

@@ -120,7 +120,7 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
     from capgap.data.token_streams import Streams
     from capgap.engine import training
     from capgap.engine.objectives import Distillation
-    from capgap.engine.parallel import ALONE
+    from capgap.engine.parallel import ONE_PROCESS
     from capgap.engine.run_plan import plan_run
 
     student, teacher = models(pair)
@@ -134,7 +134,7 @@ def ours(pair: dict, folder: Path, **settings) -> list[float]:
     write_streams(pair, folder / "tokens")
     if chosen.teacher_targets != "online":
         teacher = cached_targets(teacher, chosen, folder)
-    distillation, clock = Distillation(teacher, chosen, pair["vocab"]).on(ALONE), []
+    distillation, clock = Distillation(teacher, chosen, pair["vocab"]).on(ONE_PROCESS), []
 
     def objective(*arguments):
         clock.append(time.process_time())
@@ -173,7 +173,7 @@ def clocked(clock: list[float]):
 
 
 def trainer_options(pair: dict, folder: Path) -> dict:
-    """What both Trainers are told."""
+    """The settings that both Trainers share."""
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": pair["batch"] // pair["length"],
@@ -210,10 +210,10 @@ def hf_trainer(pair: dict, folder: Path, rounded: bool = False, **options) -> li
             ids = inputs["input_ids"]
             logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-                told = teacher(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+                teacher_logits = teacher(input_ids=ids[:, :-1]).logits.flatten(0, 1)
             kl = F.kl_div(
                 F.log_softmax(logits, -1),
-                F.log_softmax(told.float(), -1),
+                F.log_softmax(teacher_logits.float(), -1),
                 log_target=True,
                 reduction="batchmean",
             )

@@ -41,7 +41,7 @@ TEXT_THREADS = 4  # of the jobs that read and pack the text, fewer on a machine 
 SCORED = run_grid.scored_teachers(RUNS)
 CACHED = run_grid.teaching(STUDY, RUNS) if STUDY.distill.teacher_targets != "online" else []
 PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
-SOFTWARE = workflow.deployment_settings.deployment_method  # conda, apptainer: not this environment
+SOFTWARE = workflow.deployment_settings.deployment_method  # conda or apptainer; empty for this one
 FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
 
 
@@ -56,7 +56,7 @@ wildcard_constraints:
 
 
 def one_of(names):
-    """A wildcard constraint that admits the given names and nothing else."""
+    """A wildcard constraint that matches the given names only."""
     return "|".join(n.replace(".", r"\.") for n in names) or "(?!)"
 
 
@@ -88,7 +88,7 @@ def runs_of_grid(path):
 
 
 def harness_results():
-    """What lm-evaluation-harness says of the models that the study names; nothing without it."""
+    """Task scores of the models that the study's harness section names; empty without one."""
     return [paths.harness(STUDY.study, *draw) for draw in run_grid.measured_on_tasks(STUDY)]
 
 
@@ -98,12 +98,12 @@ def harness_files():
         Path(STUDY.harness.task_folder) if STUDY.harness and STUDY.harness.task_folder else None
     )
     if folder and not folder.is_dir():
-        raise WorkflowError(f"harness.task_folder: {folder} is no folder; check the path")
+        raise WorkflowError(f"harness.task_folder: {folder} is not a folder; check the path")
     return sorted(str(p) for p in folder.rglob("*.*") if p.is_file()) if folder else []
 
 
 def results_of_study():
-    """Every result that is known before the law has chosen."""
+    """Every result whose path is known before the law has chosen a teacher."""
     final = [paths.CHOICE, paths.FINAL] if STUDY.final else []
     pretrained = [d for d in run_grid.teacher_draws(STUDY) if d[0] in PRETRAINED]
     return [
@@ -133,7 +133,7 @@ def results_of_study():
 
 
 def spec(stage, settings=None):
-    """A rule's one parameter: its settings and the digests of its source and command.
+    """A rule's only parameter, with its settings and the digests of its source and command.
 
     settings: a section, or a function of the wildcards that returns one.
     """
@@ -171,7 +171,7 @@ def teacher_settings(wildcards):
 
 
 def trim_text(wildcards):
-    """The corpus, for a fetched teacher whose vocabulary is trimmed to it; nothing for others."""
+    """The corpus if the fetched teacher's vocabulary is trimmed to it, otherwise nothing."""
     if STUDY.teachers[wildcards.teacher].trim_vocabulary:
         return paths.CORPUS.format(study=wildcards.study)
     return []
@@ -187,19 +187,22 @@ def tokenizer_source(wildcards):
 
 
 def run_teacher(wildcards):
-    """The teacher of a run; nothing for the arm without one."""
+    """The teacher of a run; nothing for the control without a teacher."""
     if wildcards.teacher == run_grid.NONE:
         return []
     return own_teacher(wildcards)
 
 
 def own_teacher(wildcards):
-    """The teacher that a job's own path names."""
+    """The teacher that is named in a job's path."""
     return teacher_path(paths.TEACHER_MODEL, wildcards.teacher, wildcards)
 
 
 def shorter_trunk(wildcards):
-    """The trunk that a run goes on from; nothing for the smallest budget and other schedules."""
+    """The end of the stable phase (trunk) of the next smaller budget, from which a run continues.
+
+    Nothing for the smallest budget and for schedules other than wsd.
+    """
     values = {key: wildcards[key] for key in run_grid.Run._fields}
     run = run_grid.Run(**values | {"seed": int(wildcards.seed)})
     shorter = run_grid.next_smaller(run, BUDGETS) if TRUNK else None
@@ -209,54 +212,54 @@ def shorter_trunk(wildcards):
 
 
 def run_targets(wildcards):
-    """The cached targets of a run's teacher; nothing where there is none or it is online."""
+    """The cached targets of a run's teacher; nothing without a teacher or if it runs online."""
     if wildcards.teacher == run_grid.NONE or STUDY.distill.teacher_targets == "online":
         return []
     return teacher_path(paths.TEACHER_TARGETS, wildcards.teacher, wildcards)
 
 
 def targets_stage():
-    """What is kept of the teachers' targets; nothing where it is online."""
+    """The settings of caching teachers' targets; None if teachers run online."""
     return None if STUDY.distill.teacher_targets == "online" else STUDY.distill.targets_stage()
 
 
 def shape_model(wildcards):
-    """The teacher whose layout a random start shares: the smallest that is large enough."""
+    """The teacher whose layout a random init shares, which is the smallest that is large enough."""
     teacher = run_grid.teachers_for(parse_count(wildcards.student), SIZES)[0]
     return teacher_path(paths.TEACHER_MODEL, teacher, wildcards)
 
 
 def shared_shape(wildcards):
-    """The teacher that lends a start its shape; nothing where the start's own teacher does."""
+    """The teacher that gives a pruned init its shape; nothing if it is the init's own teacher."""
     lender = shape_model(wildcards)
     return lender if STUDY.prune.one_shape and lender != own_teacher(wildcards) else []
 
 
 def refit_tokens(wildcards):
-    """The text that a pruned start is refitted on; nothing where it is not."""
+    """The tokens on which a pruned init is refitted; nothing without a refit."""
     return [] if STUDY.prune.refit == "none" else paths.TOKENS.format(study=wildcards.study)
 
 
 def prune_options(wildcards):
-    """A student's size in parameters without embeddings, and the seed of its init."""
+    """A student's size in parameters without embeddings, and the seed of its teacher's scores."""
     seed = STUDY.score_stage(run_grid.replica_number(wildcards.replica)).seed
     return f"--params {parse_count(wildcards.student)} --scored-with {seed}"
 
 
 def random_init_options(wildcards):
-    """A student's size in parameters without embeddings, and the seed of its weights."""
+    """A student's size in parameters without embeddings, and the seed of its random weights."""
     seed = run_grid.replica_number(wildcards.replica) or 0
     return f"--params {parse_count(wildcards.student)} --seed {seed}"
 
 
 def chosen_runs():
-    """The final runs that the law's choice asks for."""
+    """The final runs, of the law's choice and its alternatives."""
     choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
     return run_grid.final_runs(STUDY, choice.teachers())
 
 
 def final_paths(path):
-    """An input function: one path for every final run; nothing in a study without them."""
+    """An input function with one path for every final run; nothing in a study without them."""
 
     def chosen(wildcards):
         return [path.format(study=STUDY.study, **run._asdict()) for run in chosen_runs()]
@@ -275,12 +278,12 @@ def final_targets(wildcards):
 
 
 def final_result():
-    """What became of the final student; nothing in a study without one."""
+    """The result of the final student; nothing in a study without one."""
     return of_study(paths.FINAL) if STUDY.final else []
 
 
 def choice_options(wildcards):
-    """What the law is asked, as options; numbers alone would have no name in the records."""
+    """The student and budget to choose for, as options so that the records name the values."""
     return STUDY.final and f"--student {STUDY.final.student} --tokens {STUDY.final.tokens}"
 
 
@@ -292,7 +295,7 @@ except CapgapError as error:
     raise WorkflowError(str(error))
 
 
-onstart:  # not for a dry run, which says it and goes on
+onstart:  # a dry run does not stop here; it only prints these problems
     try:
         NEEDS.check_fit()
         rule_params.check_inputs(workflow.dag.needrun_jobs())

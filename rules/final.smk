@@ -9,7 +9,7 @@ OUT  results/{study}/final/{final.json,model/}  results/{study}/metrics.json
 
 
 rule compare_final:
-    """Hold the law's choice against its alternatives and publish the final student."""
+    """Compare the law's choice with its alternatives and publish the final student."""
     input:
         choice=paths.CHOICE,
         trained=final_paths(paths.RUN_TRAIN),
@@ -38,7 +38,7 @@ rule compare_final:
 
 
 rule write_metrics:
-    """Put the few numbers that revisions are compared by into one flat file."""
+    """Write the few numbers by which revisions are compared into one flat file."""
     input:
         law=paths.LAW,
         final=final_result(),

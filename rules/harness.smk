@@ -1,6 +1,6 @@
 """
-Measure teachers and the final student on tasks of lm-evaluation-harness, where the study says
-`harness`. No other result depends on it but the report.
+Measure teachers and the final student on tasks of lm-evaluation-harness, if the study has a section
+`harness`. Only the report depends on it.
 
 IN   results/{study}/teachers/{teacher}/model/  results/{study}/final/model/
 OUT  results/{study}/teachers/{teacher}/harness.json  results/{study}/final/harness.json

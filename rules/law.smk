@@ -1,5 +1,5 @@
 """
-Gather the runs, fit the law, and let it choose a teacher for a size it has not seen.
+Gather the runs, fit the law, and choose a teacher for a student size outside the grid.
 
 IN   results/{study}/students/**/{train,metrics}.json  results/{study}/teachers/*/metrics.json
 OUT  results/{study}/law/{runs.csv,law.json,choice.json}
@@ -54,7 +54,7 @@ rule fit_law:
 
 
 checkpoint choose_teacher:
-    """Choose the final student's teacher by the law."""
+    """Choose the final student's teacher with the law."""
     input:
         law=paths.LAW,
         runs=paths.RUNS_TABLE,

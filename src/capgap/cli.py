@@ -35,7 +35,7 @@ def main() -> None:
 
 def dispatch() -> None:
     """Hand over to the module that `python -m` would run."""
-    if sys.argv[1:2] == ["law"]:  # `capgap law fit` reads better where there is no study
+    if sys.argv[1:2] == ["law"]:  # `capgap law fit` reads better if there is no study
         sys.argv.pop(1)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):

@@ -23,14 +23,14 @@ def hide_secrets(text: str) -> str:
 
 
 class CapgapError(Exception):
-    """Something a user can mend: the message names the thing, its value, the limit and the mend.
+    """Something a user can fix: the message names the thing, its value, the limit and the fix.
 
     The command line prints the message without a traceback and exits with status 1.
     """
 
 
 class Terminated(CapgapError):
-    """A job was told to end (SIGTERM) and has saved its state; the next run goes on from it."""
+    """A job got SIGTERM and has saved its state; the next run resumes it."""
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -170,17 +170,17 @@ class LogHandler(LogHandlerBase):
         """Show which job failed, how its command ended, and the end of its log."""
         unknown = Job(record.rule_name, "", record.log, record.created)
         job = self.progress.running.pop(record.jobid, unknown)
-        told = f"{job}  after {duration(record.created - job.started)}"
+        text = f"{job}  after {duration(record.created - job.started)}"
         command = (record.shellcmd or "").strip()
         end = next((e for e in self.command_errors if command and command in e["command"]), None)
         if end:
             self.command_errors.remove(end)
-            told += f", {end['status'] or end['signal']}"
+            text += f", {end['status'] or end['signal']}"
             if end["signal"] == "SIGINT":
-                self.say(f"interrupted: {told}", "yellow")
+                self.say(f"interrupted: {text}", "yellow")
                 return
         self.progress.failed[record.jobid] = job
-        self.say(f"failed: {told}", "bold red")
+        self.say(f"failed: {text}", "bold red")
         details = [record.rule_msg, *(f"{name}: {value}" for name, value in record.aux.items())]
         for detail in filter(None, details):
             self.say(f"  {detail}")
@@ -274,8 +274,8 @@ class LogHandler(LogHandlerBase):
             self.say("fix the causes shown above and run again: finished jobs are kept", "bold red")
         elif run.total and Quietness.PROGRESS not in self.quiet:
             if self.had_error and run.done < run.total:
-                told = f"stopped with {run.done} of {planned} done; run again to go on: "
-                self.say(f"{told}finished jobs are kept", "bold yellow")
+                prefix = f"stopped with {run.done} of {planned} done; run again to go on: "
+                self.say(f"{prefix}finished jobs are kept", "bold yellow")
             else:
                 took = duration(time.time() - run.started)
                 self.say(f"{job_count(run.done)} done in {took}", "bold green")

@@ -361,7 +361,7 @@ def test_real_studies_plan_offline(name, monkeypatch):
     made = plan.make_plan(study)
     assert made.notes == [
         "tokens of the harness's tasks are rough",
-        "the final runs are counted in full: the law is yet to choose their teachers",
+        "the final runs are counted in full, because their teachers are not chosen yet",
     ]
     assert made.left == made.jobs
     outputs = [job.output for job in made.jobs]

@@ -28,7 +28,7 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
     suggested = [
         int(m.split()[-1])
         for f in device_fit.misfits(study, jobs, "l4-24gb")
-        for m in f.mends
+        for m in f.fixes
         if "micro" in m
     ]
     assert suggested
@@ -36,7 +36,7 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
     data["distill"]["micro_batch_tokens"] = 2 * min(suggested)
     checkpointed = open_study(data)
     found = device_fit.misfits(checkpointed, StudyCost(checkpointed).jobs, "l4-24gb")
-    assert all("set distill.activation_checkpointing" in misfit.mends for misfit in found)
+    assert all("set distill.activation_checkpointing" in misfit.fixes for misfit in found)
     data["distill"]["activation_checkpointing"] = True
     checkpointed = open_study(data)
     more = {job.output: job.flops for job in StudyCost(checkpointed).jobs}
@@ -63,15 +63,15 @@ def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
     largest = next(m for m in found if m.job.rule == "distill_student")
     assert "from-l70b" in largest.job.output
     assert largest.job.host_mb < 350_000  # 276 GB of them the teacher's file
-    assert any("plan.processes 16, plan.shard true" in mend for mend in largest.mends)
-    assert "set distill.teacher_precision to bfloat16" in largest.mends  # as above, where it fits
+    assert any("plan.processes 16, plan.shard true" in fix for fix in largest.fixes)
+    assert "set distill.teacher_precision to bfloat16" in largest.fixes  # as above, where it fits
     shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
     found = device_fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
     assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process
     for misfit in found:
-        (mend,) = misfit.mends
-        assert mend.startswith("leave its model out")
-        assert "only training is shared" in mend
+        (fix,) = misfit.fixes
+        assert fix.startswith("leave its model out")
+        assert "only training is shared" in fix
     assert device_fit.misfits(study, StudyCost(study).jobs, "cpu") == []
 
 
@@ -83,13 +83,13 @@ def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():
     def suggested():
         study = open_study(data)
         found = device_fit.misfits(study, StudyCost(study).jobs, "a100-80gb")
-        return [mend.removeprefix("set ").split(" to ") for m in found for mend in m.mends[:1]]
+        return [fix.removeprefix("set ").split(" to ") for m in found for fix in m.fixes[:1]]
 
-    mends = suggested()
-    assert {key for key, _ in mends} == {"evaluate.batch_tokens", "harness.batch_size"}
+    fixes = suggested()
+    assert {key for key, _ in fixes} == {"evaluate.batch_tokens", "harness.batch_size"}
     for key in ("evaluate.batch_tokens", "harness.batch_size"):
         section, name = key.split(".")
-        data[section][name] = min(int(value) for found, value in mends if found == key)
+        data[section][name] = min(int(value) for found, value in fixes if found == key)
     assert suggested() == []
     data["evaluate"]["batch_tokens"] += data["evaluate"]["sequence_length"]
     data["harness"]["batch_size"] += 1

@@ -30,7 +30,7 @@ def test_folder_is_this_users_alone(temporary):
     assert launch.lock_folder() == temporary
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
     temporary.chmod(0o777)
-    with pytest.raises(CapgapError, match="another user has made it or may write it"):
+    with pytest.raises(CapgapError, match="belongs to another user or may be written by one"):
         launch.lock_folder()
 
 

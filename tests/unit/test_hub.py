@@ -78,7 +78,7 @@ def test_a_pinned_commit_stays_when_its_branch_moves(hub, repo):
     assert (download_model(NAME, "main") / WEIGHTS).read_bytes() == weights(2)
     there, sentence = pin.check("model", NAME, old, api(hub))
     assert there
-    assert sentence == f"{NAME}: {old} is there; main has moved on to {new}"
+    assert sentence == f"{NAME}: {old} exists; main has moved on to {new}"
     arrived = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert arrived == {"config.json", "tokenizer.json", WEIGHTS}
     for name in ("pytorch_model.bin", "modeling.py", "onnx/config.json"):
@@ -123,7 +123,9 @@ def test_a_file_that_cannot_be_checked_is_refused(hub, repo):
     path = download_model(NAME, commit) / WEIGHTS
     path.unlink()
     path.write_bytes(weights(0))  # as where links are not possible
-    with pytest.raises(CapgapError, match=f"{WEIGHTS} is no link to a file named after its hash"):
+    with pytest.raises(
+        CapgapError, match=f"{WEIGHTS} is not a link to a file named after its hash"
+    ):
         download_model(NAME, commit)
 
 
@@ -203,7 +205,7 @@ def test_what_is_not_there_is_named(hub, repo):
         False, f"{NAME}: no commit {ABSENT}; main is {main}",
     )  # fmt: skip
     assert pin.check("model", "no/model", main, api(hub))[1].endswith("not on the hub, or private")
-    with pytest.raises(CapgapError, match="the hub cannot be asked"):
+    with pytest.raises(CapgapError, match="the hub cannot be reached"):
         pin.check("model", NAME, main, HfApi(endpoint="http://127.0.0.1:9", token=False))
 
 

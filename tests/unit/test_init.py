@@ -152,9 +152,12 @@ def test_nothing_is_overwritten(folder):
         (["--text", "nowhere"], "--text nowhere: no text found there"),
         (["--text", "package:not_here"], "package not_here is not installed"),
         (["--text", "texts", "--student", "0.3"], "--teachers names none"),
-        (["--text", "texts", "--teachers", "a b"], "is no size (like 41k), no folder that is here"),
+        (
+            ["--text", "texts", "--teachers", "a b"],
+            "is neither a size (like 41k) nor an existing folder",
+        ),
         (["--text", "texts", "--time", "soon"], "a time is a number with s, m, h or d"),
-        (["--text", "hub:owner/name"], "its newest commit cannot be asked for"),
+        (["--text", "hub:owner/name"], "its newest commit cannot be looked up"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(folder, words, message, monkeypatch):

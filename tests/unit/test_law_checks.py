@@ -30,7 +30,7 @@ def test_a_run_that_is_off_is_named_whatever_its_sign(off):
 
 def test_noise_is_no_outlier():
     for seed in range(5):
-        outlier_in(fit_joint(group_runs(simulate(seed, unevenness_sd=0.01))), QUICK)
+        outlier_in(fit_joint(group_runs(simulate(seed, between_init_sd=0.01))), QUICK)
 
 
 def test_left_out_residuals_are_predictions_by_the_others():

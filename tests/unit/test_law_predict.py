@@ -113,7 +113,7 @@ def test_the_recommendation_is_no_worse_than_the_nearest_student_s_best():
     """Mean true regret over 20 studies with teacher effects, for a student that was not tried."""
     own, near = [], []
     for seed in range(20):
-        runs = simulate(seed, students=STUDENTS, ladder=WIDE, unevenness_sd=0.005)
+        runs = simulate(seed, students=STUDENTS, ladder=WIDE, between_init_sd=0.005)
         fit = fit_law(runs, QUICK)
         true = 0.25 * np.log(WIDE / (2.5 * 130e3)) ** 2 / 2
         values = regrets(fit, predict(fit, 130e3, 1e6, 0.95), WIDE, 130e3, 1e6, 0.95)

@@ -131,8 +131,10 @@ def test_hand_computed_two_tokens_three_words():
 def test_gradients_agree_with_the_dense_formula(objective, beta, weight, temperature):
     hidden, head, labels, targets = problem()
     labels[[3, 8, 30]] = IGNORED  # masked in both terms
-    told = targets.hidden @ targets.head.T
-    expected = dense(hidden, head, labels, told, objective, beta, weight, temperature) / 31
+    teacher_logits = targets.hidden @ targets.head.T
+    expected = (
+        dense(hidden, head, labels, teacher_logits, objective, beta, weight, temperature) / 31
+    )
     loss, _ = mixture_loss(
         hidden,
         head,
@@ -162,8 +164,8 @@ def _again(hidden, head, labels, targets):
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_gradients_are_exact_in_double_precision(objective, beta):
     hidden, head, labels, targets = problem(tokens=9, dtype=torch.float64)
-    told = targets.hidden @ targets.head.T
-    expected = dense(hidden, head, labels, told, objective, beta, 0.4, 1.7)
+    teacher_logits = targets.hidden @ targets.head.T
+    expected = dense(hidden, head, labels, teacher_logits, objective, beta, 0.4, 1.7)
     loss, _ = mixture_loss(
         hidden, head, labels, targets, objective=objective, weight=0.4, temperature=1.7, beta=beta
     )
@@ -177,9 +179,9 @@ def test_gradients_are_exact_in_double_precision(objective, beta):
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_bfloat16_agrees_with_float32_of_the_same_numbers(objective, beta):
     hidden, head, labels, targets = problem(dtype=torch.bfloat16)
-    told = targets.hidden @ targets.head.T
+    teacher_logits = targets.hidden @ targets.head.T
     wide = [x.detach().float().requires_grad_() for x in (hidden, head)]
-    expected = dense(*wide, labels, told.float(), objective, beta, 0.5, 1.0)
+    expected = dense(*wide, labels, teacher_logits.float(), objective, beta, 0.5, 1.0)
     loss, _ = mixture_loss(hidden, head, labels, targets, objective=objective, beta=beta)
     for ours, theirs in zip(gradients(loss, hidden, head), gradients(expected, *wide), strict=True):
         assert ours.dtype == torch.bfloat16
@@ -192,8 +194,8 @@ def test_a_tied_head_gets_the_gradients_of_both_its_uses(objective, beta):
     _, table, labels, targets = problem()
     ids = torch.randint(0, 50, (31,))
     loss, _ = mixture_loss(table[ids], table, labels, targets, objective=objective, beta=beta)
-    told = targets.hidden @ targets.head.T
-    expected = dense(table[ids], table, labels, told, objective, beta, 0.5, 1.0)
+    teacher_logits = targets.hidden @ targets.head.T
+    expected = dense(table[ids], table, labels, teacher_logits, objective, beta, 0.5, 1.0)
     torch.testing.assert_close(
         *(gradients(x, table)[0] for x in (loss, expected)), rtol=1e-5, atol=1e-5
     )
@@ -212,8 +214,8 @@ def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, bet
         objective=objective,
         beta=beta,
     )
-    told = targets.hidden @ targets.head[:40].T
-    expected = dense(hidden, head[:40], labels, told, objective, beta, 0.5, 1.0)
+    teacher_logits = targets.hidden @ targets.head[:40].T
+    expected = dense(hidden, head[:40], labels, teacher_logits, objective, beta, 0.5, 1.0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(
         gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
@@ -345,8 +347,8 @@ def test_masses_are_a_target_of_the_cross_entropy(weight, temperature):
     ids = torch.randint(0, 50, (31, 8))  # some repeat
     masses = torch.softmax(torch.randn(31, 8), 1)
     target = torch.zeros(31, 50).scatter_add_(1, ids, masses)
-    told = target.clamp_min(1e-30).log() * temperature  # a teacher that says exactly this
-    expected = dense(hidden, head, labels, told, "soft_ce", None, weight, temperature)
+    teacher_logits = target.clamp_min(1e-30).log() * temperature  # a teacher that says exactly this
+    expected = dense(hidden, head, labels, teacher_logits, "soft_ce", None, weight, temperature)
     loss, parts = mixture_loss(
         *(hidden, head, labels, PartialTargets(ids, masses)), weight=weight, temperature=temperature
     )

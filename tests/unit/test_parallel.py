@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from capgap.config import Distill
-from capgap.engine.parallel import World
+from capgap.engine.parallel import DistContext
 from capgap.errors import CapgapError
 from capgap.records.artifacts import differences
 from capgap.records.run_records import TrainRecord
@@ -23,7 +23,7 @@ SETTINGS = {
     "learning_rate": 0.01,
     "validations": 4,
 }
-# A distillation in which process `victim` is told to end while it is at step `last`.
+# A distillation in which process `victim` gets SIGTERM while it is at step `last`.
 JOB = """
 import os, signal, sys
 from capgap.stages import distill
@@ -110,7 +110,7 @@ def test_two_processes_with_copies_follow_the_curve_of_one(job):
 
 @pytest.mark.slow
 def test_a_state_of_two_that_share_a_model_goes_on_in_one(job):
-    """The second process alone is told to end; both save and stop after the same step."""
+    """Only the second process gets SIGTERM; both save and stop after the same step."""
     _, alone = job("alone")
     ended, cut = job("cut", "--shard", processes=2, ends=("1", "3"))
     assert "terminated after step 4/8" in ended.stderr
@@ -150,9 +150,9 @@ def test_a_state_of_one_goes_on_in_two_that_share_the_model(job):
 
 
 def test_unequal_parts_are_refused():
-    assert World(rank=1, size=2).part(8) == slice(4, 8)
+    assert DistContext(rank=1, size=2).own_sequences(8) == slice(4, 8)
     with pytest.raises(CapgapError, match="4 sequences cannot be shared equally among 3 processes"):
-        World(rank=0, size=3).part(4)
+        DistContext(rank=0, size=3).own_sequences(4)
 
 
 def test_the_number_of_processes_is_no_setting():

@@ -144,7 +144,7 @@ def test_devices_are_those_the_run_may_see(monkeypatch):
     assert os.environ[launch.VARIABLE] == "4,6"
     with pytest.raises(CapgapError, match=r"gpu=4 is more than the 3 GPU\(s\)"):
         launch.share_out(4)
-    with pytest.raises(CapgapError, match="needs 3 GPUs, 2 are shared out"):
+    with pytest.raises(CapgapError, match="needs 3 GPUs and CAPGAP_GPUS lists 2"):
         launch.claim(3, ["4", "6"])
 
 

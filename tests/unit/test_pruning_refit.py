@@ -50,7 +50,7 @@ def model(request):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures_are_refused_by_name(name):
     model = build(name)
-    with pytest.raises(CapgapError, match=rf"{type(model).__name__}: the refit does not know"):
+    with pytest.raises(CapgapError, match=rf"{type(model).__name__}: the refit does not support"):
         check_known(model)
 
 
@@ -327,6 +327,6 @@ def test_tensors_that_carry_channels_unseen_are_refused_before_any_work(monkeypa
     model.model.layers[0].mlp.scales = torch.nn.Parameter(torch.ones(HIDDEN))
     monkeypatch.setitem(family.inner, "mlp.scales", "hidden")
     with pytest.raises(
-        CapgapError, match=r"model\.layers\.0\.mlp\.scales: the refit does not know"
+        CapgapError, match=r"model\.layers\.0\.mlp\.scales: the refit does not support"
     ):
         check_known(model)

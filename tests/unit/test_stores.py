@@ -116,7 +116,7 @@ ESCAPES = [
 def test_listing_that_leaves_its_folder_is_refused(tmp_path, name):
     path = tmp_path / "listing"
     path.write_text(json.dumps([{"md5": "0" * 32, "relpath": name}]))
-    with pytest.raises(CapgapError, match="outside of that folder"):
+    with pytest.raises(CapgapError, match="outside that folder"):
         stores.listing(path, "results/tiny", 1)
 
 

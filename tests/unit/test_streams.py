@@ -52,7 +52,7 @@ def test_held_out_windows_predict_every_token_but_the_first_once(length):
     assert labels.tolist() == list(range(1, length))
 
 
-def test_short_streams_are_refused_with_the_mend():
+def test_short_streams_are_refused_with_the_fix():
     with pytest.raises(CapgapError, match="validation split has 11 tokens"):
         check_long_enough(np.arange(11), 10, "validation")
 

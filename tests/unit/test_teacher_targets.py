@@ -330,7 +330,7 @@ def test_a_damaged_part_of_a_targets_is_computed_again(
     assert (out.out / "manifest.json").read_bytes() == whole
 
 
-def test_a_targets_told_to_end_saves_what_it_has(token_streams, teacher, tmp_path, interrupted):
+def test_an_unfinished_cache_is_saved_on_sigterm(token_streams, teacher, tmp_path, interrupted):
     _, folder = teacher
     tokens, out = token_streams(), place(tmp_path / "targets")
     interrupted(3, lambda: os.kill(os.getpid(), SIGTERM))

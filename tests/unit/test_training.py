@@ -16,7 +16,7 @@ from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.losses import IGNORED
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.onednn_matmul import fast_products
-from capgap.engine.parallel import Whole
+from capgap.engine.parallel import ForwardWrapper
 from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
 from capgap.errors import CapgapError
@@ -77,10 +77,10 @@ def test_a_torn_checkpoint_is_passed_over(token_streams, tiny_model, tmp_path, c
     stream, model = Streams(token_streams())["train"], tiny_model()
     optimizer = training.make_optimizer(model, settings())
     first, second = training._batches(stream, plan_run(settings(), 64 * 2), 0, model.device)
-    training._step(Whole(model), optimizer, first, settings(), data_objective, 0.01)
+    training._step(ForwardWrapper(model), optimizer, first, settings(), data_objective, 0.01)
     checkpoints.save(tmp_path, 1, model, optimizer, {"curve": []})
     kept = weights(model)
-    training._step(Whole(model), optimizer, second, settings(), data_objective, 0.01)
+    training._step(ForwardWrapper(model), optimizer, second, settings(), data_objective, 0.01)
     checkpoints.save(tmp_path, 2, model, optimizer, {"curve": []})
     path = tmp_path / "step-000000002" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
@@ -141,7 +141,7 @@ def one_step(model, batch, objective=data_objective, **changes):
     """Parts of the loss; the weights after one step of plain descent are left in the model."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     chosen = settings(clip_norm=1e9, **changes)
-    return training._step(Whole(model), optimizer, batch, chosen, objective, 1.0)
+    return training._step(ForwardWrapper(model), optimizer, batch, chosen, objective, 1.0)
 
 
 def batch_of(streams, model):
@@ -164,13 +164,13 @@ def test_accumulation_with_ignored_tokens_is_the_mean_over_the_step(
         update={"micro_batch_tokens": micro}
     )
     sgd = torch.optim.SGD(parts.parameters(), lr=1.0)
-    found = training._step(Whole(parts), sgd, batch, settled, objective, 1.0)
+    found = training._step(ForwardWrapper(parts), sgd, batch, settled, objective, 1.0)
     assert found == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
 
-    logits, told = (m(input_ids=batch.inputs).logits.reshape(-1, 64) for m in (mean, teacher))
+    logits, taught = (m(input_ids=batch.inputs).logits.reshape(-1, 64) for m in (mean, teacher))
     kept = batch.labels.reshape(-1) != IGNORED
-    log_q, p = torch.log_softmax(logits[kept], 1), torch.softmax(told[kept], 1).detach()
+    log_q, p = torch.log_softmax(logits[kept], 1), torch.softmax(taught[kept], 1).detach()
     data = -log_q.gather(1, batch.labels.reshape(-1)[kept, None]).mean()
     taught = -(p * log_q).sum(1).mean()
     assert found == pytest.approx((data.item(), taught.item()), rel=1e-5)
@@ -240,7 +240,7 @@ def test_out_of_memory_in_the_loss_names_its_chunk(
 def test_out_of_memory_before_the_first_step_names_the_teacher(
     token_streams, tiny_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parallel, "Whole", lambda _: torch.empty(2**42))
+    monkeypatch.setattr(parallel, "ForwardWrapper", lambda _: torch.empty(2**42))
     chosen, streams = Distill(**BASE), Streams(token_streams())
     objective = Distillation(tiny_model(seed=9), chosen)
     with pytest.raises(CapgapError) as caught:

@@ -101,7 +101,7 @@ def test_export_as_gguf(study):
     )
 
 
-def test_a_push_without_a_token_keeps_the_folder_and_names_the_mend(study):
+def test_a_push_without_a_token_keeps_the_folder_and_names_the_fix(study):
     result = study.capgap(
         "export", "--out", "out", "--data-licence", "CC0-1.0", "--push", "me/small", check=False
     )

@@ -145,7 +145,7 @@ def test_s3_without_credentials(on_s3, clone):
 def test_s3_reader_may_not_push(on_s3, tmp_path):
     author = on_s3.author.copy(tmp_path / "study")
     configure(author, **READER)
-    refused(push_something_new(author), "may be read", "but not written", "ask its owner")
+    refused(push_something_new(author), "may read", "but not write", "ask its owner")
 
 
 @pytest.mark.parametrize("command", ["pull", "push"])
@@ -176,7 +176,7 @@ def test_s3_tampered_object_is_refused_and_named(on_s3, s3, clone, tmp_path):
     # DVC's own command does not name it, but refuses it too
     assert colleague.dvc("pull", check=False).returncode
     assert not (colleague / LAW).exists()
-    # and once the object is gone, the author's push mends the remote
+    # and once the object is gone, the author's push repairs the remote
     store.rm_file(stored)
     author = on_s3.author.copy(tmp_path / "study")
     configure(author, url="s3://capgap/tampered")
@@ -236,7 +236,7 @@ def test_ssh_server_down(on_ssh, ssh, clone, command):
 
 def test_ssh_nothing_pushed_yet(on_ssh, ssh, clone):
     colleague = clone(on_ssh, url=ssh.url("empty"))
-    refused(colleague.capgap("pull", check=False), "no such folder", "capgap push")
+    refused(colleague.capgap("pull", check=False), "the folder does not exist", "capgap push")
 
 
 def test_ssh_folder_that_may_not_be_written(on_ssh, tmp_path):
@@ -244,4 +244,4 @@ def test_ssh_folder_that_may_not_be_written(on_ssh, tmp_path):
     url = on_ssh.settings["url"]
     configure(author, url=url[: url.index("/", len("ssh://"))] + "/proc/studies")
     result = author.capgap("push", check=False)
-    refused(result, "/proc/studies", "not written")
+    refused(result, "/proc/studies", "not write")

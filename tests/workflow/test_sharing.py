@@ -235,7 +235,7 @@ def test_missing_remote_is_explained(finished, tmp_path):
     clone = clone_of(finished, tmp_path / "clone", tmp_path / "nowhere")
     result = clone.capgap("pull", check=False)
     assert result.returncode == 1
-    assert "there is no such folder" in result.stderr
+    assert "the folder does not exist" in result.stderr
     assert "dvc remote modify" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -103,7 +103,7 @@ def test_job_on_a_cluster_keeps_to_what_its_run_planned(study, monkeypatch):
     monkeypatch.delenv(rule_params.SETTINGS)
     result = study.command(*job, check=False)
     assert result.returncode
-    assert "did not reach this job" in result.stdout + result.stderr
+    assert "is not set in this job" in result.stdout + result.stderr
 
 
 def test_flipped_bit_is_named_by_verify(damaged):

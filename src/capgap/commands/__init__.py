@@ -1,1 +1,1 @@
-"""What a person calls: running, planning, checking and sharing a study, and using its law."""
+"""The commands for people: run, plan, check and share a study, and use its law."""

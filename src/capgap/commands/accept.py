@@ -1,9 +1,9 @@
 """
 Accept existing results under changed source: `capgap accept --reason "..."`.
 
-For a refactor that cannot change results, so that it need not cost GPU days. Only the source
-digest in the records is replaced: what was run with other settings, or from other inputs, still
-runs again. Who accepted what, and why, is kept in results/<study>/accepted.json.
+Use it after a refactoring that cannot change results, to save GPU days. Only the source digest in the
+records is replaced; results of other settings or inputs still run again. The names, reasons and
+outputs are kept in results/<study>/accepted.json.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def outdated(records: dict[str, dict], stages: list[str]) -> dict[tuple[str, str
 
 
 def run(study: str, stages: list[str], reason: str | None, by: str | None) -> list[str]:
-    """Accept, or without a reason only list; the lines to print.
+    """Accept, or only list without a reason; returns the lines to print.
 
-    Raises CapgapError when a result is not as its manifest or its record says.
+    Raises CapgapError if a result does not match its manifest or its record.
     """
     root = results_of(study)
     records = ledger.read_all(root)
@@ -80,7 +80,7 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
         for output in outputs:
             new = digests(stage, records[output]["rule"])
             ledger.replace_spec(output, records[output], lambda spec, new=new: {**spec, **new})
-    return [*lines, f"accepted, and written down in {book}"]
+    return [*lines, f"accepted, and recorded in {book}"]
 
 
 def _git_user() -> str:
@@ -89,7 +89,7 @@ def _git_user() -> str:
     git = shutil.which("git")
     name = subprocess.run(command, capture_output=True, text=True).stdout if git else ""
     if not name.strip():
-        raise CapgapError("who accepts? Give --by NAME, or set it for git: git config user.name")
+        raise CapgapError("--by is missing: give --by NAME, or set git's: git config user.name")
     return name.strip()
 
 

@@ -18,7 +18,7 @@ from capgap.workflow.locks import SCRATCH, only_run
 
 
 def collect(*roots: Path) -> list[Path]:
-    """Collect below folders of results and in scratch/; what was removed."""
+    """Remove leftovers below folders of results and in scratch/; returns what was removed."""
     removed = [path for root in (*roots, SCRATCH) for path in collect_temporaries(root)]
     return removed + resuming.collect_states(SCRATCH, _sources)
 

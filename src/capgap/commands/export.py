@@ -109,7 +109,7 @@ def run(
     teacher_licence: str | None = None,
     gguf: str | None = None,
 ) -> None:
-    """Write the folder. Raises CapgapError when a licence is unknown, or `out` exists.
+    """Write the folder. Raises CapgapError if a licence is unknown or `out` exists.
 
     gguf: type of the matrices of a GGUF file, if one is wanted.
     """
@@ -187,7 +187,7 @@ def run(
     )
     text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
     with publish_folder(out, manifest=False) as folder:
-        for name in read_manifest(model / paths.MANIFEST):  # nothing that was put there since
+        for name in read_manifest(model / paths.MANIFEST):  # without files that were added later
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model / name, folder / name)
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -210,7 +210,7 @@ def _revision() -> str:
 
 def _required(licence: str | None, what: str, source: str) -> str:
     if not licence:
-        raise CapgapError(f"the licence of {source} is not known; give --{what}-licence")
+        raise CapgapError(f"the licence of {source} is unknown; give --{what}-licence")
     return licence
 
 
@@ -230,7 +230,7 @@ def tasks_of_card(study: Study) -> str:
 
 
 def _data(study: Study) -> tuple[str, str | None]:
-    """The corpus in words, and its licence where its package states one."""
+    """The corpus in words, and its licence if its package states one."""
     match study.corpus:
         case PackageCorpus(package=package, pattern=pattern):
             return f"`{pattern}` of the Python package `{package}`", _package_licence(package)
@@ -242,7 +242,7 @@ def _data(study: Study) -> tuple[str, str | None]:
 
 
 def _teacher(study: Study, name: str) -> tuple[str, str | None]:
-    """The teacher's origin in words, and its licence where it is known."""
+    """The teacher's origin in words, and its licence if it is known."""
     match study.teachers[name]:
         case PretrainedTeacher():
             return "trained from random weights on the same data", "that of the data"
@@ -254,7 +254,7 @@ def _teacher(study: Study, name: str) -> tuple[str, str | None]:
 
 
 def _package_licence(package: str) -> str | None:
-    """What an installed package states about its licence."""
+    """The licence that an installed package states."""
     try:
         stated = metadata(package)
     except PackageNotFoundError:

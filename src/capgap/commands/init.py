@@ -129,7 +129,7 @@ def teachers_of(
             teacher = check_section(HubTeacher, entry, "--teachers")
         else:
             raise CapgapError(
-                f"--teachers: {shown(word)} is no size (like 41k), no folder that is here, and no "
+                f"--teachers: {shown(word)} is neither a size (like 41k) nor an existing folder nor a "
                 "model of the hub (owner/name)"
             )
         name = _name(Path(word.partition("@")[0]).name, fetched)
@@ -138,17 +138,17 @@ def teachers_of(
         except Absent:
             raise CapgapError(
                 f"--teachers: config.json of {word} is not in the cache of the hub, and the hub cannot "
-                "be reached; run this where there is a network, or name a folder"
+                "be reached; run this with a network, or name a folder"
             ) from None
     if counts and fetched:
         raise CapgapError(
-            "--teachers: sizes to train and models that exist cannot share a tokenizer; give one kind"
+            "--teachers: sizes to train and existing models cannot share a tokenizer; give one kind"
         )
     return fetched, sizes, tuple(counts)
 
 
 def _on_hub(kind: str, name: str) -> tuple[str, str]:
-    """A repository of the hub and a commit of it: the one given behind @, or that of main."""
+    """A repository of the hub and a commit of it: the one given after @, or that of main."""
     name, _, revision = name.partition("@")
     if revision:
         return name, revision
@@ -161,7 +161,7 @@ def _on_hub(kind: str, name: str) -> tuple[str, str]:
     except (HfHubHTTPError, HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CapgapError(
-            f"hub {kind} {name}: its newest commit cannot be asked for ({reason}); give one, as "
+            f"hub {kind} {name}: its newest commit cannot be looked up ({reason}); give one, as "
             f"{name}@<40 digits>, or check the name and the network"
         ) from None
 
@@ -184,7 +184,7 @@ def _from_folder(path: str, folder: Path) -> str:
 
 
 def ask(args: Namespace, console: Console) -> None:
-    """Fill what no option gave from a terminal, with the defaults shown."""
+    """Ask on a terminal for settings that no option gave, and show the defaults."""
 
     def value(question: str, default: str | None, parse) -> Any:
         while True:
@@ -298,7 +298,7 @@ def check_new(folder: Path, file: Path) -> None:
 
 
 def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[Path], list[Path]]:
-    """Write the study and what git and DVC need; the files that were written, and those kept."""
+    """Write the study and files for git and DVC; returns the files written and those kept."""
     files = {file: text, **folder_files(file, study)}
     written, kept = [], []
     for name, content in files.items():
@@ -336,7 +336,7 @@ def show(console: Console, wish: Wish, proposal: Proposal) -> None:
     outside = [wish.corpus.get("pattern", ""), *(t.get("path", "") for t in wish.fetched.values())]
     for path in filter(os.path.isabs, outside):
         notes.append(
-            f"{path} lies outside of the study's folder; whoever you share it with needs it there"
+            f"{path} lies outside of the study's folder, so everybody you share it with needs it there"
         )
     for note in notes:
         console.print(f"note      {note}")
@@ -361,7 +361,7 @@ def run(args: Namespace, console: Console, *, interactive: bool) -> None:
         show(console, wish, proposal)
         text = study_text(wish, proposal.study)
         if open_study(yaml.safe_load(text)) != open_study(proposal.study):
-            raise AssertionError("the written study is not the proposed one")
+            raise AssertionError("the written study differs from the proposed one")
         os.chdir(start)
         if interactive and not Confirm.ask("Write it?", default=True, console=console):
             raise CapgapError("nothing was written")
@@ -374,7 +374,7 @@ def run(args: Namespace, console: Console, *, interactive: bool) -> None:
     written, kept = write_folder(args.folder, args.file, text, wish.name)
     console.print(f"\nwrote {', '.join(map(str, written))}")
     for path in kept:
-        console.print(f"kept {path}, which was there")
+        console.print(f"kept {path}, which existed")
     console.print("\nnext:")
     option = "" if str(args.file) == "config.yaml" else f" --study {args.file}"
     here = os.path.abspath(args.folder) == os.getcwd()

@@ -1,4 +1,4 @@
-"""What a folder of a study holds beside the study file, so that git and DVC are ready for it."""
+"""The files beside a study file in a study's folder, so that git and DVC can be used at once."""
 
 from __future__ import annotations
 

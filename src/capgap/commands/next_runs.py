@@ -1,4 +1,4 @@
-"""What an experiment that would settle an open question costs: jobs and time, from the plan."""
+"""The cost of an experiment that would answer an open question: jobs and time, from the plan."""
 
 from __future__ import annotations
 

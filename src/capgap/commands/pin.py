@@ -37,12 +37,14 @@ def pins(study: Study) -> list[tuple[str, str, str]]:
 def check(kind: str, name: str, revision: str, api: HfApi) -> tuple[bool, str]:
     """Whether a pinned commit is on the hub, and a sentence about it and about main.
 
-    Raises CapgapError where the hub cannot be asked.
+    Raises CapgapError if the hub cannot be reached.
     """
     try:
         main = api.repo_info(name, repo_type=kind).sha
         api.repo_info(name, repo_type=kind, revision=revision)
-        api.auth_check(name, repo_type=kind)  # the page of a gated one is public, its files are not
+        api.auth_check(
+            name, repo_type=kind
+        )  # a gated repository's page is public, its files are not
     except RevisionNotFoundError:
         return False, f"{name}: no commit {revision}; main is {main}"
     except GatedRepoError:
@@ -51,11 +53,11 @@ def check(kind: str, name: str, revision: str, api: HfApi) -> tuple[bool, str]:
         return False, f"{name}: not on the hub, or private"
     except (HTTPError, OSError) as error:
         raise CapgapError(
-            f"{name}: the hub cannot be asked ({error}); try with a network"
+            f"{name}: the hub cannot be reached ({error}); try with a network"
         ) from None
     if main == revision:
         return True, f"{name}: {revision} is main"
-    return True, f"{name}: {revision} is there; main has moved on to {main}"
+    return True, f"{name}: {revision} exists; main has moved on to {main}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         if there and kind == "model":
             download_config(name, revision)
     if missing:
-        raise CapgapError(f"{missing} pinned commit(s) cannot be had; see above")
+        raise CapgapError(f"{missing} pinned commit(s) are not available; see above")
 
 
 if __name__ == "__main__":

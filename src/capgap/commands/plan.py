@@ -43,8 +43,8 @@ class Plan(NamedTuple):
     workers: int
     speed: Speed
     jobs: list[Job]  # all
-    left: list[Job]  # not up to date
-    schedule: Schedule  # of what is left
+    left: list[Job]  # jobs that are not up to date
+    schedule: Schedule  # of these jobs
     misfits: list[device_fit.Misfit]
     notes: list[str]
 
@@ -59,7 +59,7 @@ def make_plan(
     """Plan a study. not_done: outputs known to be out of date; every job counts if None."""
     device = device or study.plan.device
     if device not in DEVICE_NAMES:
-        raise CapgapError(f"device {device}: known are {', '.join(DEVICE_NAMES)}")
+        raise CapgapError(f"device {device} is unknown; choose one of {', '.join(DEVICE_NAMES)}")
     if device != study.plan.device:
         study = study.model_copy(update={"plan": study.plan.model_copy(update={"device": device})})
     check_shapes(study)
@@ -69,7 +69,9 @@ def make_plan(
     left = jobs if not_done is None else _left(study, jobs, set(not_done))
     notes = list(cost.notes)
     if paths.CHOICE.format(study=study.study) in {job.output for job in left}:
-        notes.append("the final runs are counted in full: the law is yet to choose their teachers")
+        notes.append(
+            "the final runs are counted in full, because their teachers are not chosen yet"
+        )
     return Plan(
         study,
         device,
@@ -89,10 +91,10 @@ def make_plan(
 
 
 def _left(study: Study, jobs: list[Job], not_done: set[str]) -> list[Job]:
-    """Jobs that are out of date, missing, or behind a choice that is yet to be made."""
+    """Jobs that are out of date, missing, or follow from a choice that has not been made yet."""
     choice = paths.CHOICE.format(study=study.study)
     left = {job.output for job in jobs if job.output in not_done or not Path(job.output).exists()}
-    if choice in left:  # what is behind it cannot be told from what is there
+    if choice in left:  # the jobs that follow depend on it, whatever files exist
         left |= {job.output for job in jobs if choice in job.needs}
     for job in jobs:
         if left.intersection(job.needs) and not Path(job.output).exists():
@@ -109,21 +111,21 @@ def short(plan: Plan) -> str:
         (_bytes(_disk(plan.left)), "on disk"),
         (_bytes(_download(plan.left)), "to download"),
     ]
-    told = ", ".join(f"{amount} {what}" for amount, what in amounts if amount)
+    counted = ", ".join(f"{amount} {what}" for amount, what in amounts if amount)
     lines = [
-        f"{len(plan.left)} of {len(plan.jobs)} jobs to do" + (f"; {told}" if told else ""),
+        f"{len(plan.left)} of {len(plan.jobs)} jobs to do" + (f"; {counted}" if counted else ""),
         f"{_worker_hours(plan)}; on {_workers(plan)} {duration(plan.schedule.makespan_s)}, "
         f"at least {duration(plan.schedule.critical_s)} on any number ({plan.speed.name})",
     ]
     lines += [f"note: {note}" for note in plan.notes]
     if plan.misfits:
-        lines.append(f"does not fit {plan.device}, so a run is refused:")
+        lines.append(f"does not fit {plan.device}, so it cannot be run:")
         lines += [device_fit.describe(m) for m in device_fit.largest_of_each_rule(plan.misfits)]
     return "\n".join(lines)
 
 
 def table(plan: Plan) -> Table:
-    """One row a rule: what is left of it and what that costs."""
+    """One row per rule with its remaining jobs and their cost."""
     on_device = plan.device != CPU
     out = Table(box=None, pad_edge=False)
     out.add_column("rule", no_wrap=True)
@@ -144,7 +146,7 @@ def table(plan: Plan) -> Table:
 
 
 def comparison(plan: Plan) -> Table:
-    """Expected against measured, one row a rule, over the jobs that Snakemake has timed."""
+    """Expected and measured cost, one row per rule, over the jobs that were timed."""
     out = Table(box=None, pad_edge=False)
     out.add_column("rule", no_wrap=True)
     for name in ("jobs", "CPU s", "measured", "ratio", "memory MB", "measured", "ratio"):
@@ -166,17 +168,17 @@ def comparison(plan: Plan) -> Table:
 
 
 class Measured(NamedTuple):
-    """What Snakemake measured of a job."""
+    """Measured CPU time and peak memory of a job."""
 
     cpu_s: float
     peak_mb: float
 
 
 def measured(job: Job) -> Measured | None:
-    """CPU seconds and peak memory of a job that has run; None where Snakemake has not timed it.
+    """CPU seconds and peak memory of a job that has run; None if Snakemake has not timed it.
 
-    Where it is Snakemake that measures, it reads a job's CPU time twice a second at first and every 30 s later, so that what it
-    holds of a longer job is up to half a minute old: there the wall time is taken.
+    Snakemake's own measurements read CPU time twice a second at first and every 30 s later, so they
+    can miss half a minute of a longer job; then the wall time is used instead.
     """
     path = Path(paths.timing(job.rule, _identity(job)))
     if not path.is_file():
@@ -192,7 +194,7 @@ def measured(job: Job) -> Measured | None:
 
 
 def _identity(job: Job) -> str:
-    """The folder that a job fills, by which its timings are named."""
+    """The output folder of a job, which names its timings."""
     folder = Path(job.output).parent
     if job.rule in (*TEXT_RULES, *LAW_RULES):
         return str(Path(*folder.parts[:2]))
@@ -270,7 +272,7 @@ def _bytes(size: int) -> str:
 
 
 def _print_whole(console: Console, rows: Table) -> None:
-    """Print a table that is not cut to the width of the terminal: half a number is none."""
+    """Print a table without cutting numbers to the width of the terminal."""
     needed = Measurement.get(console, console.options.update(max_width=1000), rows).maximum
     console.width = max(needed, console.width)
     console.print(rows)

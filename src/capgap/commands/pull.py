@@ -1,5 +1,5 @@
 """
-Fetch a study's results: `capgap pull` the small ones, `capgap pull --models` all.
+Fetch a study's results: `capgap pull` fetches the small ones, `capgap pull --models` all.
 
 Records, manifests, tables and the report are enough to plan, to read the report and to recommend
 teachers. A job that needs a model that was not pulled names the folder to `capgap pull`.
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def named(names: Iterable[str], wanted: list[Path]) -> list[str]:
-    """Names that are one of the wanted paths, or below one; CapgapError where there are none."""
+    """Names that are one of the wanted paths, or below one; CapgapError if there are none."""
     chosen = set()
     every = sorted(names)
     for path in wanted:

@@ -2,7 +2,7 @@
 Run a study: `capgap run` is Snakemake with the defaults of this project and no manual unlocking.
 
 One run at a time has the lock of the working folder. The lock ends with the run, so whatever
-locks a killed Snakemake left behind are known to be stale and are removed, as are the temporary
+locks that a killed Snakemake left are stale and are removed, as are the temporary
 files of killed jobs.
 """
 

@@ -25,7 +25,7 @@ from capgap.stages.base import StageParser, out_folder, run_stage
 def run(runs: Path, out: Path) -> int:
     """Write the curves below `runs` as events below `out`, by the same names; how many.
 
-    The step of an event is the tokens trained on. Raises CapgapError where TensorBoard is not
+    The step of an event is the tokens trained on. Raises CapgapError if TensorBoard is not
     installed or there is no curve.
     """
     try:

@@ -19,7 +19,7 @@ from capgap.workflow import ledger
 
 
 def results_of(study: str) -> Path:
-    """The folder of a study's results; CapgapError where there are none."""
+    """The folder of a study's results; CapgapError if there are none."""
     root = Path(paths.ROOT.format(study=study))
     if not root.is_dir():
         raise CapgapError(
@@ -29,7 +29,7 @@ def results_of(study: str) -> Path:
 
 
 def result_of(study: str, path: str) -> str:
-    """One result of a study, of which `path` is the template; CapgapError where it is missing."""
+    """One result of a study, of which `path` is the template; CapgapError if it is missing."""
     results_of(study)
     name = path.format(study=study)
     if not Path(name).is_file():

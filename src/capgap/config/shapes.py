@@ -70,7 +70,7 @@ def simple_training_flops(student_params: float, teacher_params: float, tokens: 
     """6 N_S D + 2 N_T D: the accounting of the literature, without attention.
 
     Reproduces the FLOPs that arXiv 2311.07052 publishes: 4.0e21 for a student of 3B from a teacher
-    of 7B at 126B tokens. `teacher_params` is 0 where no teacher is asked.
+    of 7B at 126B tokens. `teacher_params` is 0 if no teacher is asked.
     """
     return (6 * student_params + 2 * teacher_params) * tokens
 

@@ -124,7 +124,7 @@ class Final(Section):
 
 
 class Plan(Section):
-    """Machines, and models that are not here: decides where and how long, not what comes out."""
+    """Machines, and models that are not fetched yet. None of it changes a result."""
 
     device: str = Field(DEVICE_NAMES[0], description=f"one of {', '.join(DEVICE_NAMES)}")
     gpus: int = Field(1, gt=0, description="devices that work at the same time")

@@ -1,5 +1,5 @@
 """
-Read a study from its file and say what is wrong with it: all problems at once, key, value and mend.
+Read a study from its file and report all problems at once, each with key, value and fix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from capgap.errors import CapgapError, shown
 def load_study(source: str | Path | dict) -> Study:
     """Read a study from a YAML file or from a dictionary.
 
-    Raises CapgapError with every problem found, one a line, each with key, value and mend.
+    Raises CapgapError with every problem found, one per line, each with key, value and fix.
     """
     name = "the study" if isinstance(source, dict) else str(source)
     data = source if isinstance(source, dict) else _read_yaml(Path(source))
@@ -83,7 +83,7 @@ def _read_yaml(path: Path) -> dict:
     return data
 
 
-# What pydantic says of a wrong type, in words that fit a YAML file.
+# Pydantic's messages for wrong types, in words that fit a YAML file.
 WANTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is wanted"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number is wanted"),
@@ -153,7 +153,7 @@ def tags_of(section: type[Section]) -> tuple[str, ...]:
 
 
 def _hint(name: str, sections: list[type[Section]], root: Any) -> str:
-    """What an unknown key may have been meant to be, or where it belongs."""
+    """A hint for an unknown key: a similar key, or the section that has it."""
     own = [key for section in sections for key in section.model_fields]
     close = difflib.get_close_matches(name, own, n=1)
     if close:

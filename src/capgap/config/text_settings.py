@@ -54,9 +54,7 @@ class HubText(Section):
         description="data set id on the hub, owner/name",
     )
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hexadecimal digits")
-    name: str | None = Field(
-        None, description="configuration of the data set, where it has several"
-    )
+    name: str | None = Field(None, description="configuration of the data set, if it has several")
     split: str = Field("train", description="split of the data set to read, like train[:10%]")
     text_column: str = Field("text", description="column that holds the text")
     messages_column: str | None = MESSAGES_COLUMN

@@ -27,18 +27,18 @@ class Misfit(NamedTuple):
     job: Job
     needed_gib: float
     limit_gib: float
-    mends: tuple[str, ...]
+    fixes: tuple[str, ...]
 
 
 def misfits(study: Study, jobs: list[Job], device: str) -> list[Misfit]:
-    """Jobs that the device cannot hold, largest first; none where no device is named."""
+    """Jobs that the device cannot hold, largest first; none if no device is named."""
     if device == CPU:
         return []
     limit = DEVICES[device].memory_gib * USABLE
     large = [job for job in jobs if job.device and job.device.total / GIB > limit]
     held_with = cache(lambda **change: _held(study, **change))
     found = [
-        Misfit(job, job.device.total / GIB, limit, tuple(_mends(study, job, limit, held_with)))
+        Misfit(job, job.device.total / GIB, limit, tuple(_fixes(study, job, limit, held_with)))
         for job in large
     ]
     return sorted(found, key=lambda misfit: -misfit.needed_gib)
@@ -60,10 +60,10 @@ def largest_of_each_rule(found: list[Misfit]) -> list[Misfit]:
 
 
 def describe(misfit: Misfit) -> str:
-    """One line: what, how much, the limit, the mends."""
+    """One line with the job, the memory it needs, the limit and the fixes."""
     return (
         f"  {misfit.job.rule} {misfit.job.output} needs {misfit.needed_gib:.1f} GiB, "
-        f"{misfit.limit_gib:.1f} GiB can be used; {', or '.join(misfit.mends)}"
+        f"{misfit.limit_gib:.1f} GiB can be used; {', or '.join(misfit.fixes)}"
     )
 
 
@@ -83,7 +83,7 @@ def _held(
     return {job.output: job.device.total for job in jobs if job.device}
 
 
-def _mends(study: Study, job: Job, limit_gib: float, held_with: Callable[..., dict[str, float]]):
+def _fixes(study: Study, job: Job, limit_gib: float, held_with: Callable[..., dict[str, float]]):
     held, limit = job.device, limit_gib * GIB
     fixed, shards = held.total - held.activations, None
     full = job.rule in ROUNDED and study.distill.precision_of_teacher == "float32"

@@ -396,7 +396,7 @@ class StudyCost(StudySizes):
         return Work("score", tokens, round(tokens * (passes + sums) + solved))
 
     def _trunk_tokens(self, run: run_grid.Run) -> int:
-        """Tokens of a run that larger budgets go on from; 0 where the schedule has no trunk."""
+        """Tokens of a run that larger budgets go on from; 0 if the schedule has no trunk."""
         return plan_run(self.study.distill, parse_count(run.tokens)).trunk_tokens
 
     def _run(

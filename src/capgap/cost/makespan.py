@@ -1,7 +1,7 @@
 """
 How long a study takes: its critical path, and the time on N workers.
 
-Workers are the study's devices, or cores of this machine where it names none. Jobs that need no
+Workers are the study's devices, or cores of this machine if it names none. Jobs that need no
 device run beside the others and wait for nobody but their inputs.
 """
 

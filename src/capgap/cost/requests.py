@@ -1,5 +1,5 @@
 """
-What a job asks the workflow engine for: main memory, time, devices and tasks, from the plan.
+A job's requests to the workflow engine: main memory, time, devices and tasks, from the plan.
 
 Memory and time grow with the attempt, so that a job that was short of either gets more.
 """

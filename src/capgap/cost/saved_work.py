@@ -24,7 +24,7 @@ from capgap.workflow import ledger, private, remote, stores
 
 
 def saved_work(study: Study, wanted: dict[str, dict | None]) -> str | None:
-    """A sentence about finished work that can be fetched instead of computed; None without any.
+    """A sentence about finished work that can be fetched instead of computed; None if there is none.
 
     wanted: outputs that are to be made, each with the spec it will be made with (None: not known).
     """

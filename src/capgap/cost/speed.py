@@ -40,7 +40,7 @@ class Speed(Protocol):
 
 
 class Assumed:
-    """FLOPs over what a device is assumed to reach; a core where no device is named."""
+    """FLOPs over what a device is assumed to reach; a core if no device is named."""
 
     def __init__(self, device: str, mfu: float):
         self.forks = device == CPU and job_host.possible()
@@ -134,7 +134,7 @@ def computed_as(study: Study) -> dict[str, dict[str, str | bool]]:
 
 
 def speed_of(study: Study, device: str) -> Speed:
-    """The calibration where the study runs on this machine and one was made, else the table."""
+    """The calibration if the study runs on this machine and one was made, else the table."""
     assumed = Assumed(device, study.plan.mfu)
     if device != CPU or not CALIBRATION.is_file():
         return assumed

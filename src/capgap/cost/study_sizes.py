@@ -41,7 +41,7 @@ from capgap.records.run_records import TokenStreams
 
 @dataclass
 class StudySizes:
-    """What a study's settings, and what is here already, say of its sizes; `notes`: assumptions."""
+    """Sizes of a study from its settings and existing results; `notes` lists the assumptions."""
 
     study: Study
     notes: list[str] = field(default_factory=list)
@@ -218,7 +218,7 @@ def guessed_shape(params: int) -> ModelShape:
 
 
 def check_shapes(study: Study) -> None:
-    """Raise CapgapError where a declared shape has another size than the study says."""
+    """Raise CapgapError if a declared shape has another size than the study's setting."""
     for name, shape in study.plan.shapes.items():
         counted = architecture(shape).whole().non_embedding
         said = study.teachers[name].params_non_embedding  # pyright: ignore[reportAttributeAccessIssue]

@@ -31,7 +31,7 @@ UNUSUAL = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 
 
 class Size(NamedTuple):
-    """What is known of a model before it is here."""
+    """A model's size and shape, known before it is fetched."""
 
     params_non_embedding: int
     shape: ModelShape | None  # None for an architecture whose cost is not known
@@ -87,7 +87,7 @@ def complete(study: Study) -> Study:
 
 
 def size_of(teacher: HubTeacher | PackageTeacher | PathTeacher) -> Size:
-    """Size and shape of a teacher. Raises Absent if the hub has to be asked and cannot be."""
+    """Size and shape of a teacher. Raises Absent if the hub is needed and cannot be reached."""
     match teacher:
         case HubTeacher():
             return _of_folder(download_config(teacher.model, teacher.revision))

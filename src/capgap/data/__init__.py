@@ -1,1 +1,1 @@
-"""Where text and models come from, and the token streams that training reads."""
+"""Sources of text and models, and the token streams that training reads."""

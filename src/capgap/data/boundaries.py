@@ -1,8 +1,8 @@
 """
-What a tokenizer puts around a text, which is what its models were trained to see there.
+The tokens that a tokenizer puts around a text, as its models saw them in training.
 
-A model that was trained with a token before every text (Gemma, Llama 3) reads nothing well without
-it, so it stands before every document, and at the start of every window that is cut from a stream.
+A model that was trained with a token before every text (Gemma, Llama 3) predicts badly without it, so
+it is put before every document and at the start of every window that is cut from a stream.
 """
 
 from __future__ import annotations
@@ -50,5 +50,5 @@ def post_processed(tokenizer: PreTrainedTokenizerFast) -> Boundaries:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Size of a tokenizer's vocabulary: its largest id and one, for ids may have holes."""
+    """Size of a tokenizer's vocabulary: its largest id plus one, because ids may have gaps."""
     return 1 + max(tokenizer.get_vocab().values())

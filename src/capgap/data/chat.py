@@ -1,8 +1,8 @@
 """
-Conversations as tokens: text by the chat template of the tokenizer, with a mask of the completions.
+Conversations as tokens, by the tokenizer's chat template, with a mask of the completions.
 
-A completion is what the assistant says, up to the token that ends its turn. Templates that mark it
-(`{% generation %}`) decide; of others the text before a turn must be how the text with it begins.
+A completion is the assistant's text up to the token that ends its turn. It is found by the template's
+mark (`{% generation %}`); without one, the text up to a turn must be a prefix of the text with it.
 """
 
 # N tokens of a conversation
@@ -22,7 +22,7 @@ from capgap.data.encoding import Encoder
 from capgap.errors import CapgapError, shown
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# For templates that print the date, as Llama's: what is packed must not depend on the day.
+# A fixed date for templates that print it, like Llama's, so that packed text does not depend on the day.
 SAME_DAY = (
     "{%- macro strftime_now(format) %}"
     "{{- {'%Y-%m-%d': '2024-07-26'}.get(format, '26 Jul 2024') }}{%- endmacro %}"
@@ -89,7 +89,7 @@ class ChatEncoder:
     def _encode_literally(
         self, name: str, text: str, turns: list[dict]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same for a conversation in which somebody spells a special token."""
+        """The same for a conversation whose contents spell a special token."""
         said = list(self._places(name, text, turns))
         parts, at = [], 0
         for found in self.specials.finditer(text):
@@ -105,9 +105,9 @@ class ChatEncoder:
         return ids, starts
 
     def _places(self, name: str, text: str, turns: list[dict]) -> Iterator[Span]:
-        """Where what is said stands in the rendered text.
+        """Spans of the messages' contents in the rendered text.
 
-        It is what lies between the template's own parts, which are seen by saying something else.
+        They lie between the template's own parts, which are found by rendering other contents.
         """
         others = [{**turn, "content": f"\ue000{i}\ue001"} for i, turn in enumerate(turns)]
         first, *parts = re.split("\ue000\\d+\ue001", self._render(name, others)[0])
@@ -120,15 +120,15 @@ class ChatEncoder:
             )
             if not good or spoken is None:
                 raise CapgapError(
-                    f"{name}: somebody spells a special token ({shown(content)}), and the chat "
-                    "template changes what is said, so the two cannot be told apart; leave the "
+                    f"{name}: a message spells a special token ({shown(content)}), and the chat "
+                    "template changes messages, so the two cannot be distinguished; leave the "
                     "conversation out"
                 )
             yield at, at + len(spoken)
             at += len(spoken) + len(part)
 
     def _rendered(self, name: str, turns: list[dict]) -> tuple[str, list[Span]]:
-        """The text of a conversation, and where its completions stand in it."""
+        """The text of a conversation, and the spans of its completions."""
         if MARKED.search(self.template):
             text, spans = self._render(name, turns, return_assistant_tokens_mask=True)
             return text, spans
@@ -142,8 +142,8 @@ class ChatEncoder:
                 behind = self._render(name, turns[: number + 1])[0]
             if not (behind.startswith(before) and text.startswith(behind)):
                 raise CapgapError(
-                    f"{name}: the chat template writes earlier turns anew once turn {number + 1} "
-                    "follows, so completions cannot be told from prompts; mark them in the template "
+                    f"{name}: the chat template changes earlier turns once turn {number + 1} follows, "
+                    "so completions cannot be separated from prompts; mark them in the template "
                     "with {% generation %}"
                 )
             completion = behind[len(before) :].rstrip()

@@ -1,9 +1,9 @@
 """
-Documents of one split that stand in another as well, word for word or nearly so.
+Documents of one split that occur in another as well, as exact copies or near duplicates.
 
 Near duplicates by MinHash (Broder 1997) in its one-permutation form (Li, Owen, Zhang 2012): hashes
-of all runs of five words fall into 64 bins, of each of which the smallest is kept. Two documents
-share a bin's value with a probability of the Jaccard similarity of their runs of words. Bands of
+of all runs of five words fall into 64 bins, and the smallest of each bin is kept. The probability
+that two documents share a bin's value is the Jaccard similarity of their runs of words. Bands of
 four bins find candidates (locality-sensitive hashing), and the shared bins decide.
 """
 
@@ -35,7 +35,7 @@ BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
 
 class Sketch(NamedTuple):
-    """What documents are compared by."""
+    """The hashes by which documents are compared."""
 
     exact_N: np.ndarray  # uint64, hash of the text
     bins_NK: np.ndarray  # uint32, EMPTY without a run of words
@@ -84,7 +84,7 @@ class _Twins:
                     self.near[j] = names[i]
 
     def record(self) -> Duplicates:
-        """What was found."""
+        """The duplicates that were found."""
         near = {j: name for j, name in self.near.items() if j not in self.exact}
         examples = sorted({**near, **self.exact}.items())[:SHOWN]
         return Duplicates(
@@ -104,7 +104,7 @@ class _Index:
         self.starts = np.arange(len(flat), dtype=np.int32)  # of a value's documents still to try
 
     def matches(self, values: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """Those of another's values that are known: its document, and first and last place here."""
+        """Matches of other values: the other's document, and the first and last index here."""
         documents, flat = _flat(values)
         first, last = (np.searchsorted(self.values, flat, side) for side in ("left", "right"))
         for hit in np.flatnonzero(first < last).tolist():

@@ -1,6 +1,6 @@
 """
-Text to token ids. Text stays text: one that spells a special token, like `<|endoftext|>`, gives the
-tokens of its characters, for only the packer marks where documents begin and end.
+Text to token ids. A text that spells a special token, like `<|endoftext|>`, gives the tokens of its
+characters, because only the packer may mark where documents begin and end.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Encoder:
                 at = text.find(self.tokenizer.eos_token)
                 raise CapgapError(
                     f"the text around {text[max(0, at - 20) : at + 20]!r} holds the end-of-text token "
-                    f"{self.tokenizer.eos_token!r} as a word of its own, which this tokenizer cannot "
-                    "tell from the end of a document; change the text, or the tokenizer's eos_token"
+                    f"{self.tokenizer.eos_token!r} as a word of its own, which this tokenizer encodes "
+                    "like the end of a document; change the text, or the tokenizer's eos_token"
                 )
         return arrays
 

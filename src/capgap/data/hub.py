@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models and data sets fetched into its local cache, and a model put there."""
+"""Fetch models and data sets of the Hugging Face hub into its cache, and upload a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODEL_FILES = [
 def download_model(model: str, revision: str) -> Path:
     """Folder of a model of the hub in the local cache, fetched unless it is there already.
 
-    Raises CapgapError where it cannot be had whole, and where its weights are not safetensors.
+    Raises CapgapError if it cannot be fetched completely, or if its weights are not safetensors.
     """
     folder = _download("model", model, revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
     if not list(folder.glob("*.safetensors")):
@@ -43,7 +43,7 @@ def download_model(model: str, revision: str) -> Path:
 
 
 class Absent(CapgapError):
-    """Something of the hub that is neither in the cache nor to be had now."""
+    """A model or data set that is not in the hub's cache and cannot be fetched now."""
 
 
 def download_config(model: str, revision: str) -> Path:
@@ -60,7 +60,7 @@ def download_config(model: str, revision: str) -> Path:
 def download_files(dataset: str, revision: str, files: list[str]) -> None:
     """Put files of a data set of the hub into the local cache, unless they are there already.
 
-    Raises CapgapError where they cannot be had whole.
+    Raises CapgapError if they cannot be fetched completely.
     """
     _download("dataset", dataset, revision, allow_patterns=files)
 
@@ -89,16 +89,16 @@ def _download(kind: str, name: str, revision: str, **patterns) -> Path:
         ) from None
     except (HTTPError, OSError, XetDownloadError) as error:
         if getattr(error, "errno", None):
-            raise  # of this machine, like a full disk
+            raise  # an error of this machine, like a full disk
         raise CapgapError(
-            f"{where} cannot be had: {str(error).splitlines()[0]}; run again: files that arrived "
+            f"{where} cannot be fetched: {str(error).splitlines()[0]}; run again: files that arrived "
             "whole are kept"
         ) from None
     return Path(folder)
 
 
 def open_gate(kind: str, name: str) -> str:
-    """What to do to be let at a gated model or data set."""
+    """A hint on how to get access to a gated model or data set."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         tags = HfApi().repo_info(name, repo_type=kind).tags or []  # pyright: ignore[reportAttributeAccessIssue]
@@ -115,7 +115,7 @@ def open_gate(kind: str, name: str) -> str:
 
 
 def _check(where: str, folder: Path) -> None:
-    """Compare what is in the cache with the hashes the hub gave; what is damaged is removed.
+    """Compare files in the cache with the hub's hashes, and remove damaged ones.
 
     The cache links each file to one named after its hash: SHA-256 of a large file, git's of others.
     """
@@ -124,7 +124,7 @@ def _check(where: str, folder: Path) -> None:
         said = path.readlink().name if path.is_symlink() else ""
         if not re.fullmatch(HASH, said):
             raise CapgapError(
-                f"{path} is no link to a file named after its hash, so it cannot be checked; set "
+                f"{path} is not a link to a file named after its hash, so it cannot be checked; set "
                 "HF_HOME to a folder where symbolic links work, unset HF_HUB_DISABLE_SYMLINKS, and "
                 "use a hub or mirror that gives hashes as ETag"
             )
@@ -148,10 +148,10 @@ WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.gguf"]
 
 
 def upload_model(folder: Path, repo: str, *, private: bool, message: str) -> str:
-    """Put a folder into a model repository of the hub, made unless it is there; the commit.
+    """Upload a folder to a model repository of the hub, which is made if needed; returns the commit.
 
-    Weights that the repository has and the folder has not are removed by the same commit: a model
-    that loads must be the one of the folder. Raises CapgapError if the hub refuses or is not there.
+    The same commit removes weights that the folder does not have, so that the repository loads as
+    the folder's model. Raises CapgapError if the hub refuses or cannot be reached.
     """
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
@@ -166,7 +166,7 @@ def upload_model(folder: Path, repo: str, *, private: bool, message: str) -> str
         )
         return info.oid
     except HFValidationError:
-        raise CapgapError(f"--push: {repo} is no id of the hub; an id is USER/REPO") from None
+        raise CapgapError(f"--push: {repo} is not an id of the hub; an id is USER/REPO") from None
     except LocalTokenNotFoundError:
         raise CapgapError(
             f"--push: no token, so nothing can be put into {repo}; make one that may write on "
@@ -178,6 +178,6 @@ def upload_model(folder: Path, repo: str, *, private: bool, message: str) -> str
         if status in (401, 403):
             cause = f"the token may not write there ({cause})"
         raise CapgapError(
-            f"--push: {repo} was not updated: {cause}; {folder} is complete, so mend this and push it "
+            f"--push: {repo} was not updated: {cause}; {folder} is complete, so fix this and push it "
             f"again: hf upload {repo} {folder}"
         ) from None

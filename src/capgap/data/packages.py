@@ -24,9 +24,7 @@ def file_in_package(package: str, name: str) -> Path:
     """A file or folder of an installed package; CapgapError for a name that leads out of it."""
     root = package_folder(package)
     if not is_inside(name) or not (root / name).resolve().is_relative_to(root.resolve()):
-        raise CapgapError(
-            f"{name}: leads out of the package {package}, of which only its own files are read"
-        )
+        raise CapgapError(f"{name}: leads out of the package {package}; name a file inside it")
     return root / name
 
 
@@ -34,16 +32,14 @@ def files_in_package(package: str, pattern: str) -> list[Path]:
     """Files of an installed package by a glob, sorted; CapgapError for a pattern that leads out."""
     root = package_folder(package)
     if not is_inside(pattern):
-        raise CapgapError(
-            f"{pattern}: leads out of the package {package}, of which only its own files are read"
-        )
+        raise CapgapError(f"{pattern}: leads out of the package {package}; name files inside it")
     return [
         file_in_package(package, p.relative_to(root).as_posix()) for p in sorted(root.glob(pattern))
     ]
 
 
 def check_lm_eval() -> None:
-    """Raise CapgapError where lm-eval is not installed."""
+    """Raise CapgapError if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise CapgapError(
             "harness: lm-evaluation-harness is not installed; run make lm-eval (or pip install "

@@ -1,4 +1,4 @@
-"""Places outside of a study's folder: read when a setting names them, not when a link leads there."""
+"""Paths outside of a study's folder may be read if a setting names them, but not through a link."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from capgap.errors import CapgapError
 def named_place(path: str | Path, setting: str) -> Path:
     """The path of a setting, which may lie anywhere if the setting itself shows it.
 
-    Raises CapgapError where a path that looks like one of this folder leads out of it by a link:
-    links come along with a branch or an archive, and nobody sees them in the study file.
+    Raises CapgapError if a path inside this folder leads out of it by a link, because links come
+    with branches and archives and are not visible in the study file.
     """
     path = Path(path)
     if path.is_absolute() or ".." in path.parts:
@@ -21,7 +21,7 @@ def named_place(path: str | Path, setting: str) -> Path:
 
 
 def check_contained(path: Path, root: Path, setting: str) -> None:
-    """Raise CapgapError for a path that links lead out of a folder."""
+    """Raise CapgapError if links lead a path out of a folder."""
     real = path.resolve()
     if not real.is_relative_to(root.resolve()):
         raise CapgapError(

@@ -28,8 +28,8 @@ def ordered_map(
 ) -> Iterator[Result]:
     """Results in the order of the items, whatever the number of processes.
 
-    Not more than two items a process are on their way, so neither items nor results pile up. With
-    one process nothing is started. Workers are forked: they share what `function` holds.
+    At most two items per process are in flight, so neither items nor results pile up. With one
+    process no worker is started. Workers are forked, so they share the memory that `function` holds.
     """
     if processes == 1:
         yield from map(function, items)

@@ -1,8 +1,8 @@
 """
-Documents as they are read: from files, compressed or not, and from data sets of the hub.
+Read documents from files, compressed or not, and from data sets of the hub.
 
-Everything streams: of a table one column is read, of a file a few MB at a time, and a text longer
-than `LONGEST_BYTES` comes as several documents, so memory does not grow with the corpus.
+Reading streams one column of a table, or a few MB of a file at a time, and a text longer than
+`LONGEST_BYTES` is split into several documents, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
             found = _file_documents(paths, root, corpus.text_column, corpus.messages_column)
         case HubCorpus():
             found = ((f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus)))
-    chat = getattr(corpus, "messages_column", None) is not None  # whose turns belong together
+    chat = getattr(corpus, "messages_column", None) is not None  # conversations are not split
     for name, text in found:
         if text.strip():
             yield from [(name, text)] if chat else _shortened(name, text)
@@ -203,7 +203,7 @@ def _text_file(name: str, path: Path, packed: str | None) -> Iterator[tuple[str,
 
 
 def _shortened(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """A document, or several where it is longer than LONGEST_BYTES."""
+    """A document, or several if it is longer than LONGEST_BYTES."""
     if len(text) <= LONGEST_BYTES // 4 or len(text.encode()) <= LONGEST_BYTES:
         yield name, text
         return
@@ -228,10 +228,10 @@ def _pieces(text: str) -> Iterator[str]:
 def border(
     data: bytes, start: int, least: int, wanted: int, most: int, kinds: Iterable[bytes] = BORDERS
 ) -> int | None:
-    """Where to cut UTF-8 text behind `start`: after a paragraph, else a line, else a word.
+    """Byte at which to cut UTF-8 text after `start`: after a paragraph, else a line, else a word.
 
-    The first kind that has a border between `least` and `most` bytes behind `start` decides, and
-    of its borders the one nearest to `wanted`. None if there is none of any kind.
+    The first kind with a border between `least` and `most` bytes after `start` is used, and its
+    border nearest to `wanted`. None if there is no border of any kind.
     """
     for kind in kinds:
         ends = [
@@ -395,7 +395,7 @@ def _hub_files(where: str, dataset: str, name: str | None, revision: str) -> lis
     paths = [str(address).partition(f"@{revision}/")[2] for address in addresses]
     if "" in paths:
         raise CapgapError(
-            f"corpus: {where} keeps {addresses[paths.index('')]} outside of its repository, where no "
+            f"corpus: {where} keeps {addresses[paths.index('')]} outside of its repository, so no "
             "commit pins it; download it and use source: files"
         )
     return paths
@@ -426,5 +426,5 @@ def _read(function: Callable, where: str, *args, **options):
         cause = shown(str(error.__cause__ or error).strip().splitlines()[0], 300)
         raise CapgapError(
             f"corpus: {where} cannot be read ({cause}); check that it is whole and, for one of the "
-            "hub, that its name is right and the network is there"
+            "hub, that its name is right and the network works"
         ) from None

@@ -1,8 +1,8 @@
 """
-Which split a document belongs to: decided by a hash of its name, by whole documents if they fit.
+Assign documents to splits by a hash of their names, as whole documents if they fit.
 
-A document that would take a held-out split beyond `MOST` times its share is cut at the border of a
-paragraph, so that a corpus of a few long texts is shared out as asked.
+A document that would fill a held-out split beyond `MOST` times its share is cut at the end of a
+paragraph, so that shares are met for a corpus of a few long texts, too.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class Assignment:
 
 
 def place(name: str) -> int:
-    """A document's place in the order in which documents are handed out.
+    """A document's position in the order of assignment.
 
-    It is a hash of the name: the choice looks random, and adding a document moves few others.
+    It is a hash of the name, so that the order is random and adding a document moves few others.
     """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
 
 
 def assign(places: np.ndarray, sizes: np.ndarray, shares: list[float], cut: Cut) -> Assignment:
-    """Share documents out over the training split and the held-out ones.
+    """Assign documents to the training split and the held-out ones.
 
     places: see `place`. sizes: bytes of each document. shares: of all bytes, for the held-out splits 1, 2, ..., which
     are filled in this order. cut: finds where a document can be cut, in bytes from its start, or
-    None. Every split gets something unless the documents are too few.
+    None. No split is empty unless there are too few documents.
     """
     splits, total = np.zeros(len(sizes), np.int8), int(sizes.sum())
     order = np.argsort(places, kind="stable")

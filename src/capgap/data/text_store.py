@@ -98,7 +98,7 @@ def split_texts(corpus: Path, split: str) -> Iterator[str]:
 
 
 def spoken(messages: str) -> str:
-    """What is said in a conversation."""
+    """The contents of a conversation's messages as one text."""
     contents = (message.get("content") for message in json.loads(messages))
     return "\n".join(content for content in contents if isinstance(content, str))
 

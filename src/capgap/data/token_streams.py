@@ -5,8 +5,8 @@ A stream is one flat array of token ids, memory-mapped: documents one after anot
 by the end-of-text token. Training sees windows of it in an order that is a function of the seed
 and the step alone, so a resumed run sees the same data as an uninterrupted one.
 
-Where `unique_tokens` is set, windows lie at fixed places that are the same for every seed, so that
-what a teacher says about them can be kept.
+If `unique_tokens` is set, windows lie at fixed places that are the same for every seed, so that a
+teacher's targets on them can be cached.
 """
 
 # B sequences, T tokens, N windows of an epoch
@@ -66,7 +66,7 @@ class Streams:
             raise CapgapError(f"{path} is damaged ({error}); make it again: capgap pack") from None
 
     def digest(self, split: str) -> str:
-        """SHA-256 of a stream's file, 64 hexadecimal digits; the manifest knows it."""
+        """SHA-256 of a stream's file, 64 hexadecimal digits, from the manifest."""
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
             return read_manifest(self.folder / MANIFEST)[name].sha256
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
 
 
 def check_long_enough(stream: np.ndarray, sequence_length: int, split: str) -> None:
-    """Raise CapgapError where a stream does not hold a single window with its next tokens."""
+    """Raise CapgapError if a stream does not hold a single window with its next tokens."""
     if len(stream) < sequence_length + 2:
         raise CapgapError(
             f"the {split} split has {len(stream)} tokens, too few for one sequence of "
@@ -157,7 +157,7 @@ def lattice(length: int, sequence_length: int, unique_tokens: int) -> np.ndarray
     """Starts, ascending, of the windows that `unique_tokens` of a stream of `length` stand for.
 
     They are spread over the stream at random places that depend on nothing but the two lengths,
-    and more tokens add windows to those of fewer. Raises CapgapError where the stream is too short.
+    and more tokens add windows to those of fewer. Raises CapgapError if the stream is too short.
     """
     every, count = (length - 1) // sequence_length, unique_tokens // sequence_length
     if not 0 < count <= every:

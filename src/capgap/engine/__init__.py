@@ -1,1 +1,1 @@
-"""Training and evaluation of language models on token streams: what every GPU hour goes through."""
+"""Training and evaluation of language models on token streams."""

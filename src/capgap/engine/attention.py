@@ -1,10 +1,10 @@
 """
-Causal attention on a CPU by whole products, for sequences that are short.
+Causal attention on a CPU by full matrix products, for short sequences.
 
-PyTorch's kernel for a CPU works through small tiles, whose products are too small for oneDNN (see
-`products`). Up to some hundred tokens it is faster to multiply all queries of a head by all its keys
-at once, although half of the scores are not wanted, and to keep the scores for the backward pass;
-at 1,024 tokens PyTorch's kernel is the faster one again.
+PyTorch's CPU kernel works on tiles that are too small for oneDNN (see `onednn_matmul`). Up to some
+hundred tokens it is faster to multiply all queries of a head by all its keys at once, although half
+of the scores are masked, and to keep the scores for the backward pass. At 1,024 tokens PyTorch's
+kernel is faster again.
 """
 
 # B sequences, T tokens, H heads of queries, K heads of keys and values, G = H / K, D channels a head
@@ -59,16 +59,16 @@ class _Attention(torch.autograd.Function):
 
 @lru_cache(4)
 def _mask(length: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a token is seen and -inf where it comes later, for G queries a key: 1 x (G T) x T."""
+    """0 for visible tokens and -inf for later ones, for G queries a key: 1 x (G T) x T."""
     mask = torch.full((length, length), -torch.inf, dtype=dtype).triu(1)
     return mask.repeat(groups, 1).unsqueeze(0)
 
 
 @contextmanager
 def whole_attention() -> Iterator[None]:
-    """Have every model's sdpa attention computed by `attend` inside."""
+    """Within this context every model's sdpa attention is computed by `attend`."""
     modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"] = (
-        attend  # before the library's own, which stays as it is
+        attend  # takes precedence over the library's own function, which stays unchanged
     )
     try:
         yield
@@ -77,8 +77,10 @@ def whole_attention() -> Iterator[None]:
 
 
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
-    """Attention as transformers calls it; PyTorch's kernel outside of `fast_products`, and for what is
-    not plain and short."""
+    """Attention as transformers calls it.
+
+    Outside of `fast_products`, and for long sequences or other masks, PyTorch's kernel is used.
+    """
     length = query.shape[2]
     plain = attention_mask is None and not dropout and _causal(module, options)
     here = query.device.type == "cpu" and query.dtype == key.dtype == torch.float32
@@ -93,7 +95,7 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
 
 
 def _causal(module, options: dict) -> bool:
-    """Whether every token sees itself and all before it, and nothing is done to scores."""
+    """Whether the mask is plain causal and scores are not modified."""
     if any(options.get(key) is not None for key in ("softcap", "position_bias", "cache")):
         return False
     causal = options.get("is_causal")

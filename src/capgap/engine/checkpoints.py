@@ -1,9 +1,9 @@
 """
-The state of an unfinished training run: saved whole, checked when read, bounded in number.
+Checkpoints of an unfinished training run: written atomically, verified when read, few in number.
 
-A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors, whole
-tensors by the name of the parameter, whatever the number of processes that write or read it. A torn
-one does not match its manifest and is passed over for the one before it.
+A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors. Tensors
+are stored unsharded by parameter name, so any number of processes can write or read it. A torn one
+does not match its manifest and is skipped for the one before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHTS, MOMENTS, NOTES = "model.safetensors", "optimizer.safetensors", "notes.j
 def save(
     scratch: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
 ) -> None:
-    """Save the state after `step` steps; `notes` is what the loop must remember, as JSON."""
+    """Save the state after `step` steps; `notes` is the loop's own state, as JSON."""
     write(scratch / f"step-{step:09d}", step, model, optimizer, notes)
     for old in _steps(scratch)[KEEP:] if is_first_process() else []:
         shutil.rmtree(old)
@@ -37,21 +37,21 @@ def load_latest(
     optimizer: torch.optim.Optimizer,
     at_most: int | None = None,
 ) -> tuple[int, dict] | None:
-    """Restore the newest intact state in place; (steps done, notes), or None to start afresh.
+    """Restore the newest intact state in place; returns (steps done, notes), None if there is none.
 
-    at_most: steps beyond which states are passed over.
+    at_most: states after more steps than this are skipped.
     """
     for folder in _steps(scratch):
         if at_most is not None and int(folder.name.removeprefix("step-")) > at_most:
             continue
         if whole(folder):
             return load(folder, model, optimizer)
-        print(f"checkpoint {folder} is damaged and passed over", flush=True)
+        print(f"checkpoint {folder} is damaged and was skipped", flush=True)
     return None
 
 
 def whole(folder: Path) -> bool:
-    """Whether a checkpoint is there and nothing of it is missing or damaged."""
+    """Whether a checkpoint exists and none of its files is missing or damaged."""
     return intact(folder, WEIGHTS, MOMENTS, NOTES)
 
 
@@ -63,7 +63,7 @@ def latest(scratch: Path) -> Path | None:
 def write(
     folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
 ) -> None:
-    """Write the state after `step` steps as one folder artifact; the first process does it."""
+    """Write the state after `step` steps as one folder artifact; only the first process writes."""
     weights = whole_weights(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = {
@@ -93,7 +93,7 @@ def _on_first(tensor: torch.Tensor) -> torch.Tensor:
 def load(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict]:
-    """Restore a state in place; (steps done, notes)."""
+    """Restore a state in place; returns (steps done, notes)."""
     weights = load_file(folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -15,8 +15,8 @@ from capgap.records.run_records import ParamGroups
 def count_params(model: PreTrainedModel) -> ParamGroups:
     """Parameters by group.
 
-    Embeddings are look-up tables and the output head; attention is whatever mixes tokens, recurrence
-    and convolution too; what is none of these and no norm counts as MLP.
+    Embeddings are look-up tables and the output head. Attention includes every layer that mixes
+    tokens, also recurrences and convolutions. All other parameters except norms count as MLP.
     """
     groups = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0}
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
@@ -33,7 +33,7 @@ def count_params(model: PreTrainedModel) -> ParamGroups:
 
 
 def _idle_params(model: PreTrainedModel) -> int:
-    """Parameters of the experts that a token is not routed to, of all layers together."""
+    """Parameters of the experts that a token is not routed to, summed over layers."""
     config = model.config
     routed = getattr(config, "num_experts_per_tok", None)
     keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -67,7 +67,7 @@ def _group(name: str) -> str:
 def forward_flops(model: PreTrainedModel, context: int) -> int:
     """FLOPs of one token's forward pass in sequences of `context` tokens."""
     config, params = model.config, count_params(model)
-    heads = getattr(config, "num_attention_heads", None) or 0  # none where nothing attends
+    heads = getattr(config, "num_attention_heads", None) or 0  # a model without attention has none
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     idle = 0 if params.active is None else params.non_embedding - params.active
     return forward_flops_per_token(

@@ -33,8 +33,8 @@ def mean_loss(
     Windows of `sequence_length` tokens follow one another without overlap, so a token sees between
     none and `sequence_length` - 1 tokens before it. bos_id: first of every window, see
     `token_streams.begin`. precision, vocab: see `model_output`.
-    compute: what calls a function on the model, where that is shared among processes. mask: tokens
-    of the stream that count, all if None. Raises CapgapError if none does.
+    compute: the forward wrapper if the model is distributed. mask: tokens of the stream that count,
+    all if None. Raises CapgapError if none counts.
     """
 
     def summed(model, inputs_BT, labels_N) -> float:

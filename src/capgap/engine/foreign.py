@@ -1,8 +1,8 @@
 """
-What a model folder from elsewhere may ask for, checked before any library opens it.
+Checks of model folders from outside, made before any library opens them.
 
 A configuration can name code, kernels, other files and other models, and a link or an index of
-shards can lead out of the folder. None of that is followed.
+shards can lead out of the folder. None of these is followed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def without_asking(settings: dict) -> dict:
 
 
 def copy_settings(source: Path, target: Path) -> None:
-    """Copy a JSON file of a tokenizer; what it may not ask for stays behind."""
+    """Copy a JSON file of a tokenizer without keys that name code, kernels or files."""
     settings = read_json(source)
     kept = without_asking(settings)
     text = source.read_text(encoding="utf-8")
@@ -84,5 +84,5 @@ def copy_settings(source: Path, target: Path) -> None:
 
 
 def attention_of(architecture: type[PreTrainedModel]) -> str:
-    """The attention that a class is computed with, whatever its configuration names."""
+    """The attention implementation of a class; its configuration's choice is ignored."""
     return "sdpa" if getattr(architecture, "_supports_sdpa", False) else "eager"

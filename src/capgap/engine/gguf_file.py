@@ -3,8 +3,8 @@ A model folder as one GGUF file, which llama.cpp and what is built on it run.
 
 Tensors are named and laid out as llama.cpp's own converter does it: rotary halves of Llama are
 interleaved, fused projections of GPT-NeoX taken apart, those of GPT-2 transposed, and 1 is added to
-the norms of Gemma. The converter knows a tokenizer by a hash of what it makes of one text, so one
-trained here it never knows; here the pre-tokenizer is read from tokenizer.json.
+the norms of Gemma. The converter recognises a tokenizer by a hash of its output for one text, which
+fails for tokenizers trained here; so the pre-tokenizer is read from tokenizer.json.
 """
 
 # V vocabulary
@@ -50,7 +50,7 @@ SKIPPED = re.compile(
     r"\.(attn|attention)\.(bias|masked_bias|rotary_emb\.inv_freq)$|rotary_emb\.inv_freq$"
 )
 
-# What splits text into words before merges, as tokenizer.json writes it: llama.cpp's name for it.
+# llama.cpp's name of a pre-tokenizer by its regular expression in tokenizer.json.
 GPT2_SPLIT = {"type": "ByteLevel"}
 DIGITS = {"type": "Digits"}
 REGEXES = {
@@ -88,7 +88,7 @@ def write_gguf(
         for part, values in _laid_out(arch, config, source, tensor):
             target = names.get_name(part, try_suffixes=(".weight", ".bias"))
             if target is None:
-                raise CapgapError(f"{model}: llama.cpp has no place for the tensor {source}")
+                raise CapgapError(f"{model}: llama.cpp has no name for the tensor {source}")
             array = values.to(torch.float32).contiguous().numpy()
             stored = _stored_type(kind, target, array)
             writer.add_tensor(target, gguf.quantize(array, stored), raw_dtype=stored)
@@ -104,7 +104,7 @@ def check_gguf(model: Path) -> tuple[PreTrainedConfig, gguf.MODEL_ARCH, Words]:
     architecture = (config.architectures or ["?"])[0]
     if architecture not in ARCHITECTURES:
         raise CapgapError(
-            f"{model}: {architecture} cannot be written as GGUF; possible are "
+            f"{model}: {architecture} cannot be written as GGUF; choose one of "
             + ", ".join(ARCHITECTURES)
         )
     return config, ARCHITECTURES[architecture], read_words(model, config.vocab_size)
@@ -142,8 +142,8 @@ def _add_shape(writer: gguf.GGUFWriter, arch: gguf.MODEL_ARCH, config) -> None:
     rope = config.rope_parameters
     if rope.get("rope_type", "default") not in ("default", "linear"):
         raise CapgapError(
-            f"rotary positions of type {rope['rope_type']} cannot be written as GGUF; possible are "
-            "default and linear"
+            f"rotary positions of type {rope['rope_type']} cannot be written as GGUF; only default "
+            "and linear can"
         )
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -268,7 +268,7 @@ def read_words(folder: Path, rows: int) -> Words:
 
 
 def pre_tokenizer(data: dict | None, folder: Path) -> str:
-    """llama.cpp's name for what splits text into words before bytes are merged."""
+    """llama.cpp's name for the pre-tokenizer, which splits text into words before bytes are merged."""
     steps = data["pretokenizers"] if data and data["type"] == "Sequence" else [data or {}]
     kinds = [step.get("type") for step in steps]
     own_split = kinds[-1:] == ["ByteLevel"] and steps[-1].get("use_regex", True)
@@ -284,7 +284,7 @@ def pre_tokenizer(data: dict | None, folder: Path) -> str:
         if known:
             return known
     raise CapgapError(
-        f"{folder}: its tokenizer splits text in a way that llama.cpp has no name for "
-        f"({', '.join(map(str, kinds))}), so a GGUF file would read text otherwise than the model does; "
+        f"{folder}: llama.cpp does not support how its tokenizer splits text "
+        f"({', '.join(map(str, kinds))}), so a GGUF file would tokenize text differently; "
         "run the folder itself with transformers"
     )

@@ -1,5 +1,5 @@
 """
-What went wrong in a training run, at which step, and what to change.
+Error messages of a training run with the cause, the step and settings to change.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from capgap.engine import checkpoints
 from capgap.errors import CapgapError, out_of_memory
 
 
-class Advice:
-    """Says what went wrong in a run, at which step, and what to change."""
+class RunHints:
+    """Turns out-of-memory and divergence of a run into errors with the step and settings to change."""
 
     def __init__(self, settings: Training, scratch: Path, steps: int, vocab: int):
         self.settings, self.scratch, self.steps, self.vocab = settings, scratch, steps, vocab
         self.step, self.loading = 0, True
 
-    def __enter__(self) -> Advice:
+    def __enter__(self) -> RunHints:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -29,8 +29,8 @@ class Advice:
             return
         files = [Path(frame.filename).name for frame in traceback.extract_tb(trace)]
         raise CapgapError(
-            f"out of memory at step {self.step + 1}/{self.steps}, in {self._place(files)}; "
-            f"{self._saved()}. {self._mends(files)}"
+            f"out of memory at step {self.step + 1}/{self.steps}, in {self._phase(files)}; "
+            f"{self._saved()}. {self._fixes(files)}"
         ) from None
 
     def _saved(self) -> str:
@@ -47,34 +47,34 @@ class Advice:
             f"stream); {self._saved()}. Lower learning_rate, raise warmup_share or lower clip_norm"
         )
 
-    def _place(self, files: list[str]) -> str:
+    def _phase(self, files: list[str]) -> str:
         if self.loading:
             return "loading the models"
         if "losses.py" in files:
             return "the loss"
         return "the optimizer" if "adamw.py" in files else "the forward or backward pass"
 
-    def _mends(self, files: list[str]) -> str:
+    def _fixes(self, files: list[str]) -> str:
         settings = self.settings
         micro = settings.micro_batch_tokens or settings.batch_tokens
-        mends = []
+        fixes = []
         if self.loading:
             micro = 0  # no pass was tried
             if getattr(settings, "precision_of_teacher", "") == "float32":
-                mends.append("set teacher_precision to bfloat16 (now float32)")
+                fixes.append("set teacher_precision to bfloat16 (now float32)")
         if micro > settings.sequence_length:
             half = max(1, micro // settings.sequence_length // 2) * settings.sequence_length
             while settings.batch_tokens % half:
                 half -= settings.sequence_length
-            mends.append(f"lower micro_batch_tokens from {micro} to {half}")
+            fixes.append(f"lower micro_batch_tokens from {micro} to {half}")
         if micro and not settings.activation_checkpointing:
-            mends.append("set activation_checkpointing (now false)")
+            fixes.append("set activation_checkpointing (now false)")
         if "losses.py" in files:
             chunk = settings.loss_chunk_tokens or chunk_tokens(self.vocab)
-            mends.insert(
+            fixes.insert(
                 0,
                 f"set loss_chunk_tokens to {max(1, chunk // 2)} (now {chunk}, of {self.vocab:,} "
                 "logits each)",
             )
-        mends.append("share the model among more devices (--shard)")
-        return "To need less, " + ", or ".join(mends)
+        fixes.append("shard the model over more devices (--shard)")
+        return "To need less, " + ", or ".join(fixes)

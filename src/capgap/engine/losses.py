@@ -11,9 +11,9 @@ q = softmax(student / tau):
   jensen_shannon  beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q (arXiv 2306.13649)
 
 Softening multiplies the gradient by 1 / tau^2, hence the factor (Hinton et al. 2015). The gradient
-of each part with respect to the student's logits can be written down while the logits of a chunk
-of tokens are at hand, so memory grows with the chunk, not with tokens x vocabulary. On a CPU the
-chunk is worked through in blocks of rows that stay in its cache.
+of each part with respect to the student's logits has a closed form, so it is computed chunk by chunk
+of tokens, and memory grows with the chunk, not with tokens x vocabulary. On a CPU a chunk is
+processed in blocks of rows that fit into the cache.
 """
 
 # N tokens of all sequences, C tokens of a chunk, R tokens of a block, K entries of partial targets,
@@ -31,9 +31,9 @@ from capgap.config.shapes import chunk_tokens
 from capgap.engine.onednn_matmul import dot, fast_products
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
-ROW_ELEMENTS = 2**17  # of a block: half a megabyte, of which a core's own cache holds two
-LEAST_ROWS = 8  # of a block, however long rows are: calls for fewer take longer than they save
-COLUMNS = 1024  # of the head that a CPU multiplies by at once: they stay in its cache meanwhile
+ROW_ELEMENTS = 2**17  # elements of a block, half a megabyte; two blocks fit into a core's own cache
+LEAST_ROWS = 8  # rows of a block; with fewer the calls cost more than the cache saves
+COLUMNS = 1024  # of the head that a CPU multiplies by at once, so that they stay in its cache
 OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
 
 
@@ -41,14 +41,13 @@ class LossParts(NamedTuple):
     """Sums over tokens, in nats; detached, for the log."""
 
     data_ce: torch.Tensor  # cross-entropy against the data
-    teacher_term: torch.Tensor  # what the objective names, times tau^2
+    teacher_term: torch.Tensor  # the objective's term, times tau^2
 
 
 class ModelOutput(NamedTuple):
-    """What the logits of N tokens are computed from: cap x tanh(hidden head^T / cap).
+    """The factors of the logits of N tokens, which are cap x tanh(hidden head^T / cap).
 
-    Without a head `hidden` are the logits themselves, before the cap; without a cap nothing is
-    capped.
+    Without a head, `hidden` holds the logits before the cap. Without a cap, logits are not capped.
     """
 
     hidden: torch.Tensor  # N x E, or N x V without a head
@@ -64,18 +63,18 @@ class ModelOutput(NamedTuple):
         """The output for some of the tokens."""
         return self._replace(hidden=self.hidden[kept_N])
 
-    def space(self, tokens: int) -> torch.Tensor:
-        """Room for the logits of a chunk."""
+    def buffer(self, tokens: int) -> torch.Tensor:
+        """An empty buffer for the logits of a chunk."""
         return self.hidden.new_empty(tokens, self.vocab)
 
-    def told(self, part: slice, space_CV: torch.Tensor) -> list[torch.Tensor]:
-        """Logits of a chunk, written into the given room."""
-        return [cap_(_logits(self.hidden[part], self.head, space_CV), self.cap)]
+    def read_chunk(self, part: slice, buffer_CV: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of a chunk, written into the given buffer."""
+        return [cap_(_logits(self.hidden[part], self.head, buffer_CV), self.cap)]
 
     @torch.no_grad()
     def logits(self, part: slice) -> torch.Tensor:
         """Logits of a chunk (C x V), without gradients."""
-        return self.told(part, self.space(len(self.hidden[part])))[0]
+        return self.read_chunk(part, self.buffer(len(self.hidden[part])))[0]
 
 
 def cap_(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -96,16 +95,16 @@ class PartialTargets(NamedTuple):
         """The targets of some of the tokens."""
         return PartialTargets(*(value[kept_N] for value in self))
 
-    def space(self, tokens: int) -> None:
-        """No room is needed."""
+    def buffer(self, tokens: int) -> None:
+        """Partial targets need no buffer."""
 
-    def told(self, part: slice, space: None) -> list[torch.Tensor]:
+    def read_chunk(self, part: slice, buffer: None) -> list[torch.Tensor]:
         """The targets of a chunk."""
         return [value[part] for value in self]
 
 
 class Term(NamedTuple):
-    """Which teacher's term, with which weight; beta belongs to jensen_shannon."""
+    """The teacher's term of the loss and its weight; beta is used by jensen_shannon only."""
 
     objective: str
     weight: float
@@ -116,8 +115,9 @@ class Term(NamedTuple):
 class _Fused(torch.autograd.Function):
     """Weighted sums over tokens and their gradients, by chunks.
 
-    `differentiate` turns the logits of a block into the gradient and returns its sums: of the data
-    alone for pretraining, which must not change when the distillation loss does, or of the mixture.
+    `differentiate` turns the logits of a block into the gradient and returns its sums. There is one
+    for the data alone, so that pretraining does not rerun when the distillation loss changes, and
+    one for the mixture.
     """
 
     @staticmethod
@@ -131,7 +131,7 @@ class _Fused(torch.autograd.Function):
         chunk = _even(tokens, chunk)
         rows = max(LEAST_ROWS, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
-        told_CV = targets.space(chunk) if targets else None
+        buffer_CV = targets.buffer(chunk) if targets else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
         widened, wanted = (
             wide != hidden_ND.dtype,
@@ -144,13 +144,13 @@ class _Fused(torch.autograd.Function):
         for start in range(0, max(tokens, 1), chunk):
             part = slice(start, min(start + chunk, tokens))
             grad_CV = _logits(hidden_ND[part], head_VD, logits_CV)
-            told = targets.told(part, told_CV) if targets else []
+            chunk_targets = targets.read_chunk(part, buffer_CV) if targets else []
             for first in range(0, part.stop - start, rows):
                 block = slice(first, first + rows)
                 logits_RV = cap_(grad_CV[block].to(wide), cap)
                 slope_RV = None if cap is None else 1 - (logits_RV / cap).square_()
                 labels_R1 = labels_N[part][block].unsqueeze(1)
-                sums += differentiate(logits_RV, labels_R1, [t[block] for t in told])
+                sums += differentiate(logits_RV, labels_R1, [t[block] for t in chunk_targets])
                 if slope_RV is not None:
                     logits_RV *= slope_RV
                 if widened:
@@ -181,16 +181,16 @@ class _Fused(torch.autograd.Function):
 
 
 def _even(tokens: int, most: int) -> int:
-    """Size of the chunks when as few as allowed share the tokens evenly: a small rest is slow."""
+    """Size of the chunks if as few as allowed share the tokens evenly; a small last one is slow."""
     chunks = max(1, -(-tokens // most))
     return max(1, -(-tokens // chunks))
 
 
 def _logits(
-    hidden_CD: torch.Tensor, head_VD: torch.Tensor | None, space_CV: torch.Tensor
+    hidden_CD: torch.Tensor, head_VD: torch.Tensor | None, buffer_CV: torch.Tensor
 ) -> torch.Tensor:
-    """Logits of a chunk before any cap, written into the first rows of the given room."""
-    out_CV = space_CV[: hidden_CD.shape[0]]
+    """Logits of a chunk before any cap, written into the first rows of the given buffer."""
+    out_CV = buffer_CV[: hidden_CD.shape[0]]
     if head_VD is None:
         return out_CV.copy_(hidden_CD)
     vocab = head_VD.shape[0]
@@ -201,23 +201,23 @@ def _logits(
     return out_CV
 
 
-def _differentiate_data(logits_RV, labels_R1, told) -> torch.Tensor:
-    """Turn logits into the gradient of the cross-entropy against the data; its sum (1, nats)."""
+def _differentiate_data(logits_RV, labels_R1, targets) -> torch.Tensor:
+    """Turn logits into the gradient of the cross-entropy against the data; returns its sum, nats."""
     label_R1 = logits_RV.gather(1, labels_R1)
     log_sum_R1 = _softmax_(logits_RV)
     logits_RV.scatter_add_(1, labels_R1, torch.full_like(label_R1, -1.0))
     return (log_sum_R1 - label_R1).sum().float()
 
 
-def _differentiate_mixture(logits_RV, labels_R1, told, term: Term) -> torch.Tensor:
-    """Turn logits into the gradient of the mixture; the sums of its two parts (2, nats)."""
+def _differentiate_mixture(logits_RV, labels_R1, targets, term: Term) -> torch.Tensor:
+    """Turn logits into the gradient of the mixture; returns the sums of its two parts, nats."""
     weight, tau = term.weight, term.temperature
     label_R1 = logits_RV.gather(1, labels_R1)
     if tau == 1:
-        teacher, log_sum_R1 = _teacher_term(logits_RV, told, term, 1 - weight, weight)
+        teacher, log_sum_R1 = _teacher_term(logits_RV, targets, term, 1 - weight, weight)
     else:
         soft_RV = logits_RV / tau
-        teacher, _ = _teacher_term(soft_RV, told, term, 0.0, weight * tau)
+        teacher, _ = _teacher_term(soft_RV, targets, term, 0.0, weight * tau)
         teacher *= tau**2
         log_sum_R1 = _softmax_(logits_RV)
         logits_RV.mul_(1 - weight).add_(soft_RV)
@@ -226,7 +226,7 @@ def _differentiate_mixture(logits_RV, labels_R1, told, term: Term) -> torch.Tens
 
 
 def _softmax_(logits_RV: torch.Tensor) -> torch.Tensor:
-    """Turn logits into probabilities; the logs of the sums of their exponentials (R x 1).
+    """Turn logits into probabilities; returns the log-sum-exp of every row (R x 1).
 
     One fused pass, which is much faster on a CPU than exponentials, their sum and a division.
     """
@@ -241,38 +241,38 @@ def _log_sum(largest_R1: torch.Tensor, probs_RV: torch.Tensor) -> torch.Tensor:
 
 
 def _teacher_term(
-    logits_RV, told, term: Term, plain: float, taught: float
+    logits_RV, targets, term: Term, plain: float, taught: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn logits into plain x softmax + taught x gradient of the teacher's term.
 
     Returns the sum of the term and the log of the softmax's denominator (R x 1).
     """
-    if len(told) > 1:
-        return _sparse_cross_entropy(logits_RV, *told, plain, taught)
-    told_RV = told[0].to(logits_RV.dtype)
+    if len(targets) > 1:
+        return _sparse_cross_entropy(logits_RV, *targets, plain, taught)
+    teacher_RV = targets[0].to(logits_RV.dtype)
     if term.temperature != 1:
-        told_RV /= term.temperature
+        teacher_RV /= term.temperature
     if term.objective in ("soft_ce", "forward_kl"):
-        return _cross_entropy(logits_RV, told_RV, plain, taught, term.objective == "forward_kl")
-    return _divergence(logits_RV, told_RV, plain, taught, term.beta)
+        return _cross_entropy(logits_RV, teacher_RV, plain, taught, term.objective == "forward_kl")
+    return _divergence(logits_RV, teacher_RV, plain, taught, term.beta)
 
 
-def _cross_entropy(logits_RV, told_RV, plain, taught, less_entropy: bool):
+def _cross_entropy(logits_RV, teacher_RV, plain, taught, less_entropy: bool):
     """-sum p log q, less the entropy of p for the forward KL divergence; gradient q - p."""
-    if less_entropy:  # sum p log(p / q) = sum p (told - logits) - their logs of sums
-        gap_RV = told_RV - logits_RV
-        log_sum_told_R1 = _softmax_(told_RV)
-        value = dot(told_RV, gap_RV) - log_sum_told_R1.sum()
+    if less_entropy:  # sum p log(p / q) = sum p (teacher - logits) - their logs of sums
+        gap_RV = teacher_RV - logits_RV
+        log_sum_teacher_R1 = _softmax_(teacher_RV)
+        value = dot(teacher_RV, gap_RV) - log_sum_teacher_R1.sum()
     else:
-        value = -dot(torch.softmax(told_RV, 1, out=told_RV), logits_RV)
+        value = -dot(torch.softmax(teacher_RV, 1, out=teacher_RV), logits_RV)
     log_sum_R1 = _softmax_(logits_RV)
     if plain + taught != 1:
         logits_RV *= plain + taught
-    logits_RV.sub_(told_RV, alpha=taught)
+    logits_RV.sub_(teacher_RV, alpha=taught)
     return value + log_sum_R1.sum(), log_sum_R1
 
 
-def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
+def _divergence(logits_RV, teacher_RV, plain, taught, beta: float | None):
     """Reverse KL, sum q log(q/p); with beta, Jensen-Shannon about m = beta p + (1 - beta) q.
 
     Both are share x sum q r + (terms of p and m): gradient share x q (r - sum q r), with r = log(q/p)
@@ -283,17 +283,17 @@ def _divergence(logits_RV, told_RV, plain, taught, beta: float | None):
     log_sum_R1 = _log_sum(logits_RV.amax(1, keepdim=True), q_RV)
     if beta is None:
         share, rest = 1.0, 0.0
-        logits_RV -= told_RV
-        logits_RV -= log_sum_R1 - _softmax_(told_RV)
+        logits_RV -= teacher_RV
+        logits_RV -= log_sum_R1 - _softmax_(teacher_RV)
     else:
         share = 1 - beta
-        p_RV = torch.softmax(told_RV, 1)
+        p_RV = torch.softmax(teacher_RV, 1)
         log_m_RV = torch.lerp(q_RV, p_RV, beta)
         log_m_RV.clamp_min_(torch.finfo(log_m_RV.dtype).tiny).log_()
         logits_RV.sub_(log_sum_R1).sub_(log_m_RV)
-        told_RV -= _log_sum(told_RV.amax(1, keepdim=True), p_RV)
-        rest = beta * dot(p_RV, told_RV.sub_(log_m_RV))
-    weighted_RV = torch.mul(q_RV, logits_RV, out=told_RV)
+        teacher_RV -= _log_sum(teacher_RV.amax(1, keepdim=True), p_RV)
+        rest = beta * dot(p_RV, teacher_RV.sub_(log_m_RV))
+    weighted_RV = torch.mul(q_RV, logits_RV, out=teacher_RV)
     inner_R1 = weighted_RV.sum(1, keepdim=True)
     taught *= share
     torch.addcmul(weighted_RV.mul_(taught), q_RV, plain - taught * inner_R1, out=logits_RV)
@@ -353,8 +353,8 @@ def mixture_loss(
     hidden, head, cap: the student's `ModelOutput`. objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
     0 and 1; partial targets allow soft_ce alone. `scale` is one over the tokens of the optimizer
     step for a mean loss. chunk: tokens whose logits are held at once, by default `chunk_tokens`.
-    Tokens with the label IGNORED count in neither part. Raises ValueError for an objective that
-    cannot be had.
+    Tokens with the label IGNORED count in neither part. Raises ValueError for an unknown objective
+    or one that partial targets or beta do not allow.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
@@ -385,8 +385,8 @@ def data_ce_sum(
 ) -> float:
     """Cross-entropy against the data summed over tokens, nats, accumulated in double precision.
 
-    hidden, head, cap: a `ModelOutput`. Nothing but sums is kept of the logits, so on a CPU the
-    vocabulary is worked through in parts, of which the logits of a chunk stay in the cache.
+    hidden, head, cap: a `ModelOutput`. Only sums of the logits are kept, so on a CPU the vocabulary
+    is processed in parts whose logits stay in the cache.
     """
     tokens, vocab = hidden_ND.shape[0], ModelOutput(hidden_ND, head_VD).vocab
     on_cpu = hidden_ND.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Weights that are mapped from a file, and the memory they take while they are read."""
+"""Memory of weights that are mapped (mmap) from a file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MAPS = Path("/proc/self/maps")  # Linux only
 def release(tensor: torch.Tensor) -> None:
     """Give back the memory of a tensor that is a view of a mapped safetensors file.
 
-    Its values stay: they are read again from the file when they are used. So it must not have been
-    written to. Whole pages only; nothing happens to a tensor that lies elsewhere. What else is free
-    goes back too: the C library keeps the memory of tensors that were dropped in between.
+    Its values are read again from the file when they are used, so it must not have been written to.
+    Only whole pages are released, and tensors in other memory are left alone. The C library's free
+    memory is returned to the system as well.
     """
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -27,7 +27,7 @@ def release(tensor: torch.Tensor) -> None:
 
 
 def _mapped_files() -> list[tuple[int, int]]:
-    """First and last address of every mapping of a safetensors file; none where that is unknown."""
+    """First and last address of every mapping of a safetensors file; empty if not on Linux."""
     if not MAPS.is_file():
         return []
     lines = (line.split(maxsplit=5) for line in MAPS.read_text().splitlines())

@@ -1,8 +1,8 @@
 """
-Which class of transformers a folder's config.json stands for: always one for causal language modelling.
+The transformers class for causal language modelling that a folder's config.json describes.
 
-Folders of models for text and pictures hold a language model among other parts; its configuration is
-their `text_config`, and it alone is taken.
+Folders of models for text and images hold a language model among other parts. Only that is loaded; its
+configuration is their `text_config`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ModelClass(NamedTuple):
 
 
 def read_settings(folder: Path) -> dict:
-    """Contents of config.json without what it may not ask for.
+    """Contents of config.json without keys that name code, kernels or files.
 
     Raises CapgapError if there is none or it is damaged.
     """
@@ -60,7 +60,7 @@ def model_class(folder: Path, settings: dict) -> ModelClass:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise CapgapError(
             f"{path}: quantization_config: the weights are quantised ({method or 'unknown method'}), "
-            "and neither training nor pruning can use them; take the model as it was before"
+            "and neither training nor pruning can use them; take the unquantised model"
         )
     kind, names = settings.get("model_type"), settings.get("architectures")
     name = names[0] if isinstance(names, list) and names else None

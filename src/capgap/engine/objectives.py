@@ -1,10 +1,10 @@
 """
-What a training step minimises: the data alone, or a mixture of data and teacher.
+The objectives that a training step minimises: the data alone, or a mixture of data and teacher.
 
 An objective maps (model, inputs B x T, labels (B T), starts B, scale) to a loss to differentiate
 and the sums of its parts in nats; starts are the places of the sequences in the training stream.
-The loop knows no more of it than that. One that holds a model has `on(world)`, which puts it where
-the job's processes compute.
+The loop uses nothing else of it. An objective that holds a model has `on(dist)`, which moves it to
+the devices of the job's processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from capgap.config import Distill
 from capgap.engine.forward import hold_frozen, model_output, output_form
 from capgap.engine.losses import LossParts, ModelOutput, PartialTargets, data_loss, mixture_loss
-from capgap.engine.parallel import Whole, World
+from capgap.engine.parallel import DistContext, ForwardWrapper
 from capgap.engine.teacher_targets import TargetStore
 
 
@@ -42,22 +42,22 @@ def data_objective(
 
 @dataclass(frozen=True)
 class Distillation:
-    """Data and teacher: the teacher's model or its targets kept on disk, and the settings.
+    """The mixture of data and teacher, with the teacher's model or its cached targets, and settings.
 
-    vocab: size of the tokenizer that both share, where a head has more rows.
+    vocab: size of the shared tokenizer; rows of a head beyond it are left out.
     """
 
     teacher: torch.nn.Module | TargetStore
     settings: Distill
     vocab: int | None = None
 
-    def on(self, world: World) -> Distillation:
-        """The same with the teacher where a world computes, in its precision."""
+    def on(self, dist: DistContext) -> Distillation:
+        """A copy whose teacher is on the devices of `dist` and held in its precision."""
         if isinstance(self.teacher, TargetStore):
             return self
-        output_form(self.teacher)  # probed whole
+        output_form(self.teacher)  # probe it before it is sharded
         hold = partial(hold_frozen, precision=self.settings.precision_of_teacher)
-        return replace(self, teacher=world.place(self.teacher, hold))
+        return replace(self, teacher=dist.distribute(self.teacher, hold))
 
     def __call__(
         self, model, inputs_BT, labels_N, starts_B, scale: float
@@ -84,7 +84,7 @@ class Distillation:
             kept = self.teacher.read(starts_B)
             return PartialTargets(*(value.to(inputs_BT.device) for value in kept))
         precision = self.settings.precision_of_teacher
-        if isinstance(self.teacher, Whole):
+        if isinstance(self.teacher, ForwardWrapper):
             return self.teacher(self._read, inputs_BT, precision)
         return self._read(self.teacher, inputs_BT, precision)
 

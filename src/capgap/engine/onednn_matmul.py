@@ -1,12 +1,11 @@
 """
-Which library multiplies float32 matrices on a CPU: oneDNN where it is the faster one.
+Use oneDNN for float32 matrix products on CPUs on which it is faster.
 
-PyTorch takes MKL, which uses AVX-512 on Intel's processors alone. oneDNN, in the same build, uses it
-on all: 2.2 times the speed on an AMD EPYC of 2024. PyTorch hands float32 products to oneDNN once it
-may round factors to bfloat16, which oneDNN does where a processor has units for it (AMX) and nowhere
-else. So it is allowed on processors with AVX-512 that are not Intel's and have no AMX, after products
-whose factors would not survive rounding have come out exact: float32 stays float32, summed in another
-order.
+PyTorch uses MKL, which uses AVX-512 on Intel processors only. oneDNN, in the same build, uses it on
+all, and is 2.2 times as fast on an AMD EPYC of 2024. PyTorch passes float32 products to oneDNN only
+if rounding factors to bfloat16 is allowed, which oneDNN does only on processors with AMX. So oneDNN
+is used on processors with AVX-512 that are not Intel's and have no AMX, after a test product with
+factors that rounding would change has come out exact. Results stay float32, summed in another order.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from functools import cache
 import torch
 
 SETTING = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-MKL, ONEDNN = "ieee", "bf16"  # what the setting may be for either to multiply
+MKL, ONEDNN = "ieee", "bf16"  # values of PyTorch's setting that select each library
 ROUNDING_UNITS = ("amx_tile", "amx_bf16", "amx_fp16", "avx10_2")
 
-_fast = False  # whether products are oneDNN's at the moment
+_fast = False  # whether oneDNN multiplies at the moment
 
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """Multiply by oneDNN inside, where that is faster and exact; nothing changes elsewhere.
+    """Within this context oneDNN multiplies matrices if that is faster and exact on this processor.
 
-    The passes forward and backward of one loss belong into one, or checkpointed layers, which are
-    computed again in the backward pass, do not find what they saved. For one thread of a process.
+    Forward and backward pass of a loss must run in the same context, because checkpointed layers are
+    recomputed in the backward pass and must save the same tensors. Not for several threads.
     """
     global _fast
     if _fast or not onednn_is_better():
@@ -60,8 +59,7 @@ def products_are_fast() -> bool:
 
 
 def dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of the products of all entries, never by oneDNN, which takes ten times as long for a product
-    of one row and one column."""
+    """Sum of the products of all entries. Never uses oneDNN, which is ten times slower for this."""
     first, second = first.reshape(-1), second.reshape(-1)
     if not _fast:
         return torch.dot(first, second)
@@ -73,7 +71,7 @@ def dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def onednn_is_better() -> bool:
     """Whether oneDNN uses more of this processor than MKL and keeps float32.
 
-    Not where there is a GPU: it does the work.
+    False if there is a GPU, which does the work.
     """
     has = torch.cpu.get_capabilities()
     if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
@@ -84,7 +82,7 @@ def onednn_is_better() -> bool:
 
 
 def _keeps_float32() -> bool:
-    """Whether factors of 24 bits, on either side, come out of products by oneDNN unchanged."""
+    """Whether oneDNN's products keep the 24 bits of float32 factors on both sides."""
     cpu = torch.device("cpu")
     factor = torch.rand(64, 64, generator=torch.Generator().manual_seed(0), device=cpu)
     one = torch.eye(64, device=cpu)

@@ -2,8 +2,7 @@
 The processes of one training job: this one alone, or those that torchrun started.
 
 Each takes its part of every global batch, so the data of a step do not depend on their number.
-Models are copied to every process (DDP) or shared out among them (FSDP2). Only the first process
-writes.
+Models are replicated (DDP) or sharded (FSDP2). Only the first process writes.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from capgap.errors import CapgapError
 CPU = torch.device("cpu")
 
 
-class Whole(torch.nn.Module):
-    """A model whose forward pass is whatever is computed on it: `whole(function, ...)`.
+class ForwardWrapper(torch.nn.Module):
+    """Runs a function of a model as a forward pass: `wrapper(function, ...)`.
 
-    DDP and FSDP act on forward passes of the module they wrap. Hidden states and the weights of the
-    output head, from which losses are computed, must both be had within one.
+    DDP and FSDP act on forward passes of the module they wrap. A loss is computed from hidden states
+    and the weights of the output head, so both must be read within one forward pass.
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -42,8 +41,8 @@ class Whole(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class World:
-    """Where a training job runs. rank: of this process among `size`. shard: FSDP2, not DDP."""
+class DistContext:
+    """The processes of a training job. rank: of this process among `size`. shard: FSDP2, not DDP."""
 
     rank: int = 0
     size: int = 1
@@ -51,22 +50,22 @@ class World:
     shard: bool = False
 
     @property
-    def shares(self) -> bool:
-        """Whether models lie in parts on several processes."""
+    def is_sharded(self) -> bool:
+        """Whether models are sharded over several processes."""
         return self.shard and self.size > 1
 
-    def place(
+    def distribute(
         self, model: torch.nn.Module, prepare: Callable[[torch.nn.Module], None] = lambda part: None
     ) -> torch.nn.Module:
-        """Move a model to this process's device; with `shard`, keep a part of its weights there.
+        """Wrap a model and move it to this process's device; with `shard`, only its own shard.
 
         prepare: called on every layer, then on the model, before it moves.
         """
-        whole = Whole(model)
-        if not self.shares:
+        whole = ForwardWrapper(model)
+        if not self.is_sharded:
             prepare(model)
             whole.to(self.device)
-        else:  # which moves one layer at a time, for the whole may not fit
+        else:  # layers are moved one at a time, because the whole model may not fit
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
@@ -78,25 +77,25 @@ class World:
             fully_shard(whole, mesh=mesh)
         return whole
 
-    def learner(self, whole: torch.nn.Module) -> torch.nn.Module:
-        """The same for a model that learns: gradients become means over the processes."""
-        if self.size == 1 or self.shares:
+    def data_parallel(self, whole: torch.nn.Module) -> torch.nn.Module:
+        """Wrap a model that is trained, so that gradients are averaged over the processes."""
+        if self.size == 1 or self.is_sharded:
             return whole
         return DistributedDataParallel(
             whole, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def accumulating(self, whole: torch.nn.Module) -> AbstractContextManager:
-        """Around all but the last micro-batch of a step: DDP need not exchange gradients yet."""
+    def no_sync(self, whole: torch.nn.Module) -> AbstractContextManager:
+        """Context of all but the last micro-batch of a step, in which DDP exchanges no gradients."""
         return whole.no_sync() if isinstance(whole, DistributedDataParallel) else nullcontext()
 
-    def settle(self, whole: torch.nn.Module) -> None:
-        """After a forward pass that no backward pass follows: FSDP holds whole weights until then."""
-        if self.shares:
+    def reshard(self, whole: torch.nn.Module) -> None:
+        """Release the unsharded weights that FSDP keeps after a forward pass without a backward."""
+        if self.is_sharded:
             whole.reshard()
 
-    def part(self, sequences: int) -> slice:
-        """The sequences of a global batch that are this process's; CapgapError for unequal parts."""
+    def own_sequences(self, sequences: int) -> slice:
+        """This process's sequences of a global batch. Raises CapgapError if parts are unequal."""
         each, rest = divmod(sequences, self.size)
         if rest:
             raise CapgapError(
@@ -106,51 +105,51 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sums over the processes, on each of them."""
+        """Sum over the processes (all-reduce); every process gets it."""
         if self.size > 1:
             values = values.to(self.device)
             torch.distributed.all_reduce(values)
         return values.cpu()
 
-    def agree(self, *wishes: bool) -> list[bool]:
-        """For every wish whether any process has it; all get the same answer."""
+    def any_process(self, *flags: bool) -> list[bool]:
+        """For every flag, whether any process has set it; all processes get the same answer."""
         if self.size == 1:
-            return list(wishes)
-        return (self.sum(torch.tensor(wishes, dtype=torch.int32)) > 0).tolist()
+            return list(flags)
+        return (self.sum(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.sum(torch.zeros(1))
 
 
-ALONE = World()
+ONE_PROCESS = DistContext()
 
 
 @contextmanager
-def join(shard: bool = False) -> Iterator[World]:
-    """The world of this process, from the environment that torchrun sets.
+def join(shard: bool = False) -> Iterator[DistContext]:
+    """Yield this process's context, from the environment that torchrun sets.
 
-    A GPU is used where there is one, in order of the processes of this machine.
+    Each process of a machine uses the GPU of its local rank, or the CPU.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = compute_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
-        yield World(device=device)
+        yield DistContext(device=device)
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield World(rank, size, device, shard)
+    yield DistContext(rank, size, device, shard)
     torch.distributed.destroy_process_group()
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may lie in parts on all processes, all of which must call this."""
+    """The full tensor of one that may be sharded; all processes must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def like(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, laid out over the processes as another one is."""
+    """A full tensor, sharded over the processes like `tensor`."""
     if not hasattr(tensor, "full_tensor"):
         return whole
     from torch.distributed.tensor import distribute_tensor

@@ -1,6 +1,7 @@
 """
-What a job needs to be killed at any moment and resumed: a place, a name for its state, a way to end.
-What nothing can resume any more is collected here, too.
+Scratch state that lets a job be killed at any moment and resumed.
+
+The state's folder is named by a digest of all inputs; states that no job can resume are removed here.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from capgap.config.section import Section
 from capgap.records.artifacts import content_digest, folder_of
 from capgap.records.paths import MANIFEST, TRAIN
 
-STAGES = ("cache_teacher", "distill", "pretrain")  # that keep a state
-JOB = "job.json"  # in the folder of a state: whose it is; locked while its job runs
+STAGES = ("cache_teacher", "distill", "pretrain")  # stages that keep a state
+JOB = "job.json"  # names the output that a state belongs to; locked while the job runs
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job writes and keeps its state; none of it changes the result."""
+    """Folders of a job's output and state, and how it runs; none of it changes the result."""
 
     out: Path
     scratch: Path
     checkpoint_seconds: float
-    shard: bool = False  # share the model among the processes instead of copying it to each
+    shard: bool = False  # shard the model over the processes instead of replicating it
 
 
 def state_key(settings: Section, facts: dict, inputs: list[Path]) -> str:
-    """Name of the scratch folder: a digest of what decides the result.
+    """Name of the scratch folder, a digest of everything that decides the result.
 
-    These are identity, contents of the inputs, and settings, without those that only decide how much
-    memory a job takes. So a job that ran out of memory goes on with less.
+    It covers identity, contents of the inputs, and settings except those that only change memory use,
+    so that a job that ran out of memory can be resumed with less.
     """
     return digest(settings.model_dump(mode="json", exclude=settings.memory_only), facts, inputs)
 
@@ -52,9 +53,9 @@ def digest(settings: dict, facts: dict, inputs: list[Path]) -> str:
 
 
 def hold_state(scratch: Path, out: Path) -> TextIO:
-    """Become the only user of a job's state for as long as the returned file stays open.
+    """Lock a job's state for as long as the returned file stays open.
 
-    The file notes whose state it is. Waits for another process that runs the same job.
+    The file names the output of the state. Waits for another process that runs the same job.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     file = (scratch / JOB).open("a+", encoding="utf-8")
@@ -70,7 +71,7 @@ def hold_state(scratch: Path, out: Path) -> TextIO:
 
 
 def discard(scratch: Path, out: Path) -> None:
-    """Delete the state of a job that has published its result, and what other settings left of it."""
+    """Delete the state of a job that has published its result, and states of its other settings."""
     shutil.rmtree(scratch, ignore_errors=True)
     for note in scratch.parent.parent.glob(f"*/*/{JOB}"):
         if _output_of(note) == folder_of(out).resolve():
@@ -78,11 +79,11 @@ def discard(scratch: Path, out: Path) -> None:
 
 
 def collect_states(root: Path, sources: Callable[[], Container[str]]) -> list[Path]:
-    """Remove the states that nothing can resume; their folders.
+    """Remove the states that no job can resume; returns their folders.
 
-    These are of source that has changed, of outputs that were finished since, or empty. root: the
-    scratch folder. sources: returns the digests of the source that jobs have now; states of it
-    lie in a folder of that name.
+    Such states belong to source that has changed or to outputs that were finished since, or are
+    empty. root: the scratch folder. sources: returns the current source digests of jobs, which are
+    the names of the folders of their states.
     """
     removed, current = [], cache(sources)
     for note in sorted(root.rglob(JOB)):
@@ -101,7 +102,7 @@ def collect_states(root: Path, sources: Callable[[], Container[str]]) -> list[Pa
 
 
 def _output_of(note: Path) -> Path | None:
-    """The output whose state lies beside a note; None for a note that a kill or a full disk tore."""
+    """The output that a state's file names; None if a kill or a full disk has torn the file."""
     try:
         return Path(json.loads(note.read_text(encoding="utf-8"))["out"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -109,7 +110,7 @@ def _output_of(note: Path) -> Path | None:
 
 
 def _remove_unless_held(note: Path) -> bool:
-    """Remove a state unless a process has it; whether that was done."""
+    """Remove a state unless a process has locked it; returns whether it was removed."""
     try:
         with note.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +121,7 @@ def _remove_unless_held(note: Path) -> bool:
 
 
 class Stop:
-    """Notes a SIGTERM, as Slurm sends before it takes a job's node, instead of dying of it."""
+    """Sets a flag on SIGTERM instead of ending, so that a job can save before Slurm takes its node."""
 
     def __init__(self):
         self.asked = False
@@ -132,7 +133,7 @@ class Stop:
         return self
 
     def _note(self, *_) -> None:
-        self.asked = True  # no word of it here: the signal may come while another is written
+        self.asked = True  # don't print in a signal handler
 
     def __exit__(self, *_) -> None:
         if self.in_main:

@@ -1,13 +1,13 @@
 """
-What a training run does at which step: computed once, from settings, budget and seed.
+The steps of a training run, computed once from settings, budget and seed.
 
 The learning rate follows one of three schedules:
 
   cosine    warm-up, then half a cosine down to the floor at the end of the budget
   constant  warm-up, then no change
   wsd       warm-up, a constant rate, and over the last decay_share of the steps a fall by one minus
-            a square root (Hägele et al. 2024, arXiv 2405.18392). What comes before the fall, the
-            trunk, knows nothing of the budget: runs that differ in their budget share it.
+            a square root (Hägele et al. 2024, arXiv 2405.18392). The stable phase before the fall,
+            the trunk, does not depend on the budget, so runs that differ in budget share it.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class RunPlan:
 
 
 def plan_run(settings: Training, tokens: int, seed: int = 0) -> RunPlan:
-    """The plan of a run on a budget of tokens, of which the last incomplete step is left out.
+    """The plan of a run on a budget of tokens; a last incomplete step is left out.
 
-    Points of measurement in a trunk do not depend on the budget either: they are the end of the
-    warm-up and its doublings. Raises CapgapError for less than one step, and for a warm-up that does
-    not end before the fall of wsd begins.
+    Points of measurement in a trunk do not depend on the budget either; they are the end of the
+    warm-up and its doublings. Raises CapgapError if the budget is less than one step, or if the
+    warm-up does not end before the fall of wsd begins.
     """
     steps = tokens // settings.batch_tokens
     if steps < 1:

@@ -271,7 +271,7 @@ class TargetStore:
         self.shards: dict[int, dict[str, np.ndarray]] = {}
 
     def check(self, settings: TargetsStage, *, weights_sha256: str, stream_sha256: str) -> None:
-        """Raise CapgapError where these are not the targets of these settings, teacher and stream."""
+        """Raise CapgapError if these are not the targets of these settings, teacher and stream."""
         mine, theirs = (
             one.model_dump(exclude=one.memory_only) for one in (settings, self.record.settings)
         )

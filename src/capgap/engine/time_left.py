@@ -1,4 +1,4 @@
-"""Lines about work that takes long: how much of it is done, and about how long the rest takes."""
+"""Progress lines of long work, with the share done and the estimated time left."""
 
 from __future__ import annotations
 

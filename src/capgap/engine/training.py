@@ -23,10 +23,10 @@ from capgap.data.token_streams import Batch, check_long_enough, training_batch
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import decoder_layers, output_form
-from capgap.engine.hints import Advice
+from capgap.engine.hints import RunHints
 from capgap.engine.losses import IGNORED, LossParts
 from capgap.engine.onednn_matmul import fast_products
-from capgap.engine.parallel import ALONE, World, whole_tensor
+from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
 from capgap.engine.resuming import Stop
 from capgap.engine.run_plan import RunPlan
 from capgap.engine.time_left import duration
@@ -105,17 +105,15 @@ def train(
     checkpoint_seconds: float = 60.0,
     say: Callable[[str], None] = print,
     watch: Watch = unwatched,
-    world: World = ALONE,
+    dist: DistContext = ONE_PROCESS,
 ) -> Outcome:
     """Train a model in place and return its learning curve.
 
-    scratch: folder for checkpoints, resumed
-    from when it holds any, and for the state at the end of the trunk where the schedule has one.
-    trunk: such a state of a shorter run, to go on from instead of step 0. watch: gets the points of
-    the curve, and what is said in between. world: the processes that
-    share the work. Raises Terminated when the process is told to end (SIGTERM), and CapgapError
-    when a loss or gradient is not finite, memory or disk space is short, and for a trunk longer
-    than this run's.
+    scratch: folder of checkpoints, from which the run is resumed, and of the state at the end of the
+    trunk if the schedule has one. trunk: such a state of a shorter run, to continue from instead of
+    step 0. watch: called with the points of the curve and the values logged in between. dist: the
+    processes of the job. Raises Terminated on SIGTERM, and CapgapError if a loss or gradient is not
+    finite, if memory or disk space is short, or if the trunk is longer than this run's.
     """
     settings, steps, fork = plan.settings, plan.steps, plan.trunk_steps
     stream, held_out = streams["train"], streams["validation"][: settings.validation_tokens + 1]
@@ -124,15 +122,15 @@ def train(
     if held_out_mask is not None:
         held_out_mask = held_out_mask[: len(held_out)]
     check_long_enough(stream, settings.sequence_length, "train")
-    world.part(settings.batch_tokens // settings.sequence_length)  # refused before the work
-    told = Advice(settings, scratch, steps, streams.meta.vocab_size)
-    with told:
-        output_form(model)  # probed whole, and before layers are compiled
+    dist.own_sequences(settings.batch_tokens // settings.sequence_length)  # raises before any work
+    hints = RunHints(settings, scratch, steps, streams.meta.vocab_size)
+    with hints:
+        output_form(model)  # probe the model before it is sharded and compiled
         if hasattr(objective, "on"):
-            objective = objective.on(world)
-        whole = world.place(model)
-        prepare(model, settings)  # of layers as they are shared: FSDP gives them another class
-        learner = world.learner(whole)
+            objective = objective.on(dist)
+        whole = dist.distribute(model)
+        prepare(model, settings)  # after sharding, because FSDP changes the class of layers
+        ddp_model = dist.data_parallel(whole)
     optimizer = make_optimizer(model, settings)
 
     def validation_loss() -> float:
@@ -145,10 +143,10 @@ def train(
             precision=settings.precision,
             vocab=streams.meta.vocab_size,
             bos_id=streams.meta.bos_id,
-            compute=learner,
+            compute=ddp_model,
             mask=held_out_mask,
         )
-        world.settle(learner)
+        dist.reshard(ddp_model)
         return loss
 
     before_fork = None if fork is None or checkpoints.whole(scratch / TRUNK) else fork
@@ -161,9 +159,9 @@ def train(
                 f"schedule {settings.schedule} shares {fork or 0}; take the trunk of a smaller budget"
             )
     done = 0 if restored is None else restored[0]
-    _check_same(done, world, scratch)
-    with told, Stop() as stop, fast_products():
-        told.step, told.loading = done, False
+    _check_same(done, dist, scratch)
+    with hints, Stop() as stop, fast_products():
+        hints.step, hints.loading = done, False
         if restored is None:
             curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
         else:
@@ -176,30 +174,30 @@ def train(
         bos_id = streams.meta.bos_id
         batches = _batches(stream, plan, done, model.device, bos_id=bos_id, mask=mask)
         for step, batch in zip(range(done, steps), batches, strict=True):
-            told.step = step
+            hints.step = step
             if step == fork:
                 checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
             rate = plan.learning_rate(step)
             _seed(
-                model.device, (plan.seed << 32) + step + (world.rank << 24)
+                model.device, (plan.seed << 32) + step + (dist.rank << 24)
             )  # dropout, if there is any
             data_ce, teacher_term = _step(
-                learner, optimizer, batch, settings, objective, rate, world
+                ddp_model, optimizer, batch, settings, objective, rate, dist
             )
             if not math.isfinite(data_ce + teacher_term):
-                raise told.diverged("loss or gradient", rate, batch)
+                raise hints.diverged("loss or gradient", rate, batch)
             if step + 1 in plan.measured_steps:
                 row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
                 curve.append([*row, validation_loss()])
                 watch(row[1], dict(zip(WATCHED, curve[-1][2:], strict=True)))
                 if not math.isfinite(curve[-1][-1]):
-                    raise told.diverged("validation loss", rate, batch)
+                    raise hints.diverged("validation loss", rate, batch)
             said = clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
             if said and step + 1 not in plan.measured_steps:
                 tokens = (step + 1) * settings.batch_tokens
                 watch(tokens, dict(zip(WATCHED, (rate, data_ce, teacher_term), strict=False)))
             due = time.monotonic() - last_saved > checkpoint_seconds
-            due, ended = world.agree(due, stop.asked)
+            due, ended = dist.any_process(due, stop.asked)
             if (due or ended) and step + 1 < steps:
                 checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
                 last_saved = time.monotonic()
@@ -220,11 +218,11 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-def _check_same(done: int, world: World, scratch: Path) -> None:
-    """Raise CapgapError where processes have restored different states."""
-    if world.sum(torch.tensor(done)).item() != done * world.size:
+def _check_same(done: int, dist: DistContext, scratch: Path) -> None:
+    """Raise CapgapError if processes have restored different states."""
+    if dist.sum(torch.tensor(done)).item() != done * dist.size:
         raise CapgapError(
-            f"{scratch}: process {world.rank} found a state after {done} steps and others found "
+            f"{scratch}: process {dist.rank} found a state after {done} steps and others found "
             "another; put scratch where all processes see the same files"
         )
 
@@ -254,7 +252,7 @@ def _batches(
         )
         return batch if device.type == "cpu" else Batch(*(part.pin_memory() for part in batch))
 
-    if device.type == "cpu":  # whose cores have other work meanwhile
+    if device.type == "cpu":  # its cores are busy with training
         yield from map(make, steps)
         return
     with ThreadPoolExecutor(1) as ahead:
@@ -267,38 +265,37 @@ def _batches(
 
 
 def _step(
-    learner,
+    ddp_model,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     settings: Training,
     objective: Objective,
     rate: float,
-    world: World = ALONE,
+    dist: DistContext = ONE_PROCESS,
 ) -> tuple[float, float]:
     """One optimizer step; mean parts of the loss over the global batch, nats per token.
 
-    Means are over the tokens of the whole step that are not ignored, however they lie in
-    micro-batches and processes. A gradient norm that is not finite comes back as a NaN loss, before
-    the weights are touched.
+    Means are over all tokens of the step that are not ignored, independent of micro-batches and
+    processes. If the gradient norm is not finite, the loss is NaN and the weights stay unchanged.
     """
     counted = max(1, int((batch.labels != IGNORED).sum()))
-    mine = world.part(len(batch.labels))
+    mine = dist.own_sequences(len(batch.labels))
     micro = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
     sums = torch.zeros(2, dtype=torch.float64)
     parts_of_batch = [
         *zip(*(part[mine].split(micro) for part in batch), strict=True),
     ]
     for number, (inputs, labels, starts) in enumerate(parts_of_batch, 1):
-        inputs, labels = (part.to(world.device, non_blocking=True) for part in (inputs, labels))
+        inputs, labels = (part.to(dist.device, non_blocking=True) for part in (inputs, labels))
         last = number == len(parts_of_batch)
-        with nullcontext() if last else world.accumulating(learner):
-            loss, parts = learner(
-                objective, inputs, labels.reshape(-1), starts, world.size * (1 / counted)
+        with nullcontext() if last else dist.no_sync(ddp_model):
+            loss, parts = ddp_model(
+                objective, inputs, labels.reshape(-1), starts, dist.size * (1 / counted)
             )
             loss.backward()
         sums += torch.stack(parts).cpu()
-    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)
-    data_ce, teacher_term = (world.sum(sums) / counted).tolist()
+    norm = torch.nn.utils.clip_grad_norm_(ddp_model.parameters(), settings.clip_norm)
+    data_ce, teacher_term = (dist.sum(sums) / counted).tolist()
     if math.isfinite(whole_tensor(norm).item()):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -318,7 +315,7 @@ class _Clock:
         self.every_s = every_s
 
     def tick(self, step, data_ce, teacher_term, val_loss, rate, say) -> bool:
-        """Whether the line was due."""
+        """Print the line if it is due; returns whether it was."""
         now = time.monotonic()
         if now - self.last < self.every_s and step < self.steps:
             return False

@@ -1,9 +1,9 @@
 """
 A training job from start to published artifact, the same for teachers and students.
 
-The result folder gets model/, curve.csv and, last, train.json. State of an unfinished job lies in
-a scratch folder whose name depends on everything that decides the result, so a resumed job can
-never continue from a state that belongs to another.
+The result folder gets model/, curve.csv and, last, train.json. The state of an unfinished job lies
+in a scratch folder named by a digest of everything that decides the result, so a job can never be
+resumed from the state of another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, training
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.models import save_model
-from capgap.engine.parallel import World, join
+from capgap.engine.parallel import DistContext, join
 from capgap.engine.resuming import Place, digest, discard, hold_state, state_key
 from capgap.engine.run_plan import plan_run
 from capgap.errors import CapgapError
@@ -30,18 +30,18 @@ from capgap.records.run_records import Lineage, TrainRecord
 from capgap.workflow.tracking import tracked
 
 IDENTITY = "identity"  # file in a trunk's folder: its digest
-AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings that do not touch a trunk
+AFTER_TRUNK = {"decay_share", "final_lr_share", "validations"}  # settings without effect on a trunk
 
 
 def trunk_key(settings: Training, facts: dict, inputs: list[Path]) -> str:
-    """The same of what decides a trunk, which the budget does not."""
+    """A digest of everything that decides a trunk, which does not depend on the budget."""
     own = settings.model_dump(mode="json", exclude=AFTER_TRUNK | settings.memory_only)
     return digest(own, {key: value for key, value in facts.items() if key != "tokens"}, inputs)
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, on what, and what it is called."""
+    """The model, data, objective and identity of a training job."""
 
     model: torch.nn.Module
     streams: Streams
@@ -50,27 +50,27 @@ class TrainingJob:
     lineage: Lineage  # identity of the result; its tokens and seed decide the run
     tokenizer: Path
     inputs: list[Path]
-    teacher: torch.nn.Module | None = None  # counts into the FLOPs only: it is in the objective
+    teacher: torch.nn.Module | None = None  # to count FLOPs; the objective computes with it
     trunk: Path | None = None  # of the same run at a smaller budget; saves time, changes nothing
 
 
 def train_and_publish(job: TrainingJob, place: Place) -> TrainRecord:
     """Train the job's model, publish it with its curve and record, and return the record.
 
-    Where the schedule has a trunk, its end is published as well. Of several processes the first one
-    publishes, and all return the record.
+    If the schedule has a trunk, the state at its end is published as well. Only the first process
+    publishes; all return the record.
     """
-    with join(place.shard) as world:
-        return _train_and_publish(job, place, world)
+    with join(place.shard) as dist:
+        return _train_and_publish(job, place, dist)
 
 
-def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRecord:
+def _train_and_publish(job: TrainingJob, place: Place, dist: DistContext) -> TrainRecord:
     model, settings, lineage, inputs = job.model, job.settings, job.lineage, job.inputs
     plan = plan_run(settings, lineage.tokens, lineage.seed)
     facts = lineage.model_dump(mode="json")
     scratch = place.scratch / state_key(settings, facts, inputs)
     key = trunk_key(settings, facts, inputs)
-    place.out.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
+    place.out.mkdir(parents=True, exist_ok=True)  # fail before the work if it cannot be written
     held = hold_state(scratch, place.out) if is_first_process() else None
     trackers = settings.track if is_first_process() else []
     with tracked(trackers, place.out) as watch:
@@ -83,7 +83,7 @@ def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRec
             trunk=None if job.trunk is None else _open_trunk(job.trunk, key),
             checkpoint_seconds=place.checkpoint_seconds,
             watch=watch,
-            world=world,
+            dist=dist,
         )
     context = settings.sequence_length
     flops = training_flops(
@@ -111,12 +111,12 @@ def _train_and_publish(job: TrainingJob, place: Place, world: World) -> TrainRec
         _publish(finished, outcome, record, place.out, scratch, job.tokenizer, key)
         discard(scratch, place.out)
         held.close()
-    world.wait()
+    dist.wait()
     return record
 
 
 def _whole_model(model: torch.nn.Module) -> torch.nn.Module:
-    """A model, put together on the first process where it is shared among several."""
+    """The full model on the first process, gathered if it is sharded."""
     if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return model
     weights = checkpoints.whole_weights(model)
@@ -144,11 +144,11 @@ def _publish(
 
 
 def _open_trunk(path: Path, key: str) -> Path:
-    """The folder of a trunk, checked; CapgapError where it belongs to another run."""
+    """The folder of a trunk. Raises CapgapError if it belongs to another run."""
     folder = open_folder(path)
     if not (folder / IDENTITY).is_file() or (folder / IDENTITY).read_text() != key:
         raise CapgapError(
-            f"{folder} is not the trunk of this run: start, teacher, text, seed or a setting "
+            f"{folder} is not the trunk of this run: init, teacher, text, seed or a setting "
             f"other than {', '.join(sorted(AFTER_TRUNK))} differs; leave it out or name another"
         )
     return folder

@@ -1,8 +1,8 @@
 """
-Which files of a model folder hold its weights, and that they are what they claim to be.
+Find and check the files that hold a model folder's weights.
 
-An index decides where there is one; otherwise it is the one .safetensors file. What lies beside them
-is not read, and is named. Only headers are read here.
+If there is an index, it lists the files; otherwise there must be a single .safetensors file. Other
+files are not read, but they are reported. Only headers are read here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 class Tensor(NamedTuple):
-    """What a header has of a tensor."""
+    """A tensor's entry in a header."""
 
     shape: tuple[int, ...]
     dtype: str  # as safetensors writes it: F32, BF16, ...
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """Its number of elements."""
         return math.prod(self.shape)
 
 
@@ -64,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
     if len(there) > 1:
         raise CapgapError(
             f"{folder}: {len(there)} .safetensors files ({there[0].name}, ...) and neither {SINGLE} "
-            f"nor {INDEX}, so it is not known which belong to the model; add its index"
+            f"nor {INDEX}, so those of the model cannot be identified; add its index"
         )
     if not there:
         raise CapgapError(
@@ -74,7 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """File of every tensor, as the index has it."""
+    """File of every tensor according to the index."""
     try:
         files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         if not files or not all(isinstance(name, str) for name in files.values()):
@@ -90,8 +90,8 @@ def _index(folder: Path) -> dict[str, str]:
 def read_weights(folder: Path) -> Weights:
     """Files and headers of a folder's weights.
 
-    Raises CapgapError naming the file if one is damaged or not there, is a pointer of Git LFS, or
-    does not hold what the index places in it.
+    Raises CapgapError naming the file if one is damaged or missing, is a pointer of Git LFS, or
+    lacks a tensor that the index places in it.
     """
     files, tensors, places = weight_files(folder), {}, {}
     for path in files:

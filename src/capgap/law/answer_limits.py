@@ -132,7 +132,7 @@ def _edge(near: Optimum, here: bool, answer: Recommendation) -> str | None:
     smaller = max(size / STEP, math.sqrt(size * student))
     text = f"the smallest teacher measured at {at}, {near.best_teacher}, is the best there"
     if smaller >= size / 1.1:
-        return f"{text}, and it is hardly larger than the student"
+        return f"{text}, and it is barely larger than the student"
     return f"{text}, so the optimum may be smaller: add a teacher of about {about(_round(smaller))}"
 
 

@@ -1,5 +1,5 @@
 """
-Ask a law that was fitted before: which teacher for a student, and which student for a teacher.
+Query a fitted law for the best teacher of a student and the best student of a teacher.
 
 The record of a law does not keep its draws, so the same law is fitted again to the same table.
 """
@@ -33,7 +33,7 @@ def ask(
 
     student: parameters without embeddings. tokens: distillation budget, the largest of the table
     if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
-    larger than the student are left out. Raises CapgapError where a count is not positive, no
+    larger than the student are left out. Raises CapgapError if a count is not positive, no
     teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
     fitted on this table.
     """

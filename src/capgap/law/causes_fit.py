@@ -100,7 +100,7 @@ def fit_two_causes(
     intervals: bool = True,
     near: TwoCauses | None = None,
 ) -> TwoCauses | str:
-    """Fit the law to all arms of a table (`means.cell_table`), or say why it is not available.
+    """Fit the law to all arms of a table (`means.cell_table`), or return why it is not available.
 
     intervals: whether to leave out each teacher in turn. near: a fit of almost the same cells, to
     start from; it leaves out nothing.

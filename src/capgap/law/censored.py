@@ -1,5 +1,5 @@
 """
-A straight line through optima of which some are only bounded (Tobin 1958).
+A straight line through optima, some of which are censored (Tobin 1958).
 
 An optimum inside the grid is a value, one at the edge says only that T* lies below the second
 smallest or above the second largest teacher. Leaving the latter out selects: with scatter, the
@@ -33,7 +33,7 @@ FAR = 1e6  # standard errors beyond which an interval is called open
 
 @dataclass(frozen=True)
 class Bounds:
-    """Rows of the design that are only bounded: above `limit_C` where `above_C`, else below it."""
+    """Censored rows of the design: above `limit_C` if `above_C`, otherwise below it."""
 
     design_CP: np.ndarray
     limit_C: np.ndarray
@@ -63,7 +63,7 @@ class CensoredFit:
         return self.sd * float(np.sqrt(len(self.value_I) / self.df))
 
     def interval(self, weight_P: np.ndarray, confidence: float) -> tuple[float, float]:
-        """Profile likelihood interval of a weighted sum of the coefficients; infinite where open."""
+        """Profile likelihood interval of a weighted sum of the coefficients; open ends are infinite."""
         weight_P = np.asarray(weight_P, dtype=float)
         value = float(weight_P @ self.coefficient_P)
         t = stats.t.ppf((1 + confidence) / 2, self.df)
@@ -104,7 +104,7 @@ class CensoredFit:
 def fit_censored(design_IP: np.ndarray, value_I: np.ndarray, bounds: Bounds) -> CensoredFit:
     """The line of largest likelihood.
 
-    Raises CapgapError where the values alone leave no degree of freedom for the scatter, or where
+    Raises CapgapError if the values alone leave no degree of freedom for the scatter, or if
     the maximum is not found.
     """
     n, p = design_IP.shape

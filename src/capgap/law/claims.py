@@ -111,7 +111,7 @@ def beyond(limits: Limits, low: float, high: float) -> bool:
 
 
 def excludes(found: Interval | None, value: float) -> bool:
-    """Whether an interval, open where a limit is None, lies on one side of a value."""
+    """Whether an interval, open if a limit is None, lies on one side of a value."""
     return found is not None and beyond(Limits(found.value, found.low, found.high), value, value)
 
 

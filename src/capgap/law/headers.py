@@ -110,7 +110,7 @@ class Columns:
 
 
 def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
-    """Say what every column holds. asked: name of the metric, None to go by the header.
+    """Assign a meaning to every column. asked: name of the metric, None to use the header.
 
     Adds what is missing, ambiguous or misspelt to `problems` and raises them all.
     """

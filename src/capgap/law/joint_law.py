@@ -91,7 +91,7 @@ def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) ->
     passed, gaps = {0.0: solved.x_P}, {0.0: -rise}
 
     def gap(distance: float) -> float:
-        """Rise of the objective with the sum held at a distance, less the rise asked for.
+        """Rise of the objective with the sum held at a distance, less the required rise.
 
         Kept, because a second search from other starts may end elsewhere.
         """

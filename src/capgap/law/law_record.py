@@ -15,7 +15,7 @@ SCHEMA_VERSION = 2  # of law.json
 
 
 class Interval(Record):
-    """An estimate with its interval; `low` or `high` is None where the data set no limit."""
+    """An estimate with its interval; `low` or `high` is None if the data set no limit."""
 
     value: float
     low: float | None
@@ -174,7 +174,7 @@ class LeftOut(Record):
 
     kind: Literal["students", "budgets", "teachers", "all"]  # all: mean over the kinds
     n_cases: int  # students and budgets that lost runs, once for each thing left out
-    n_answered: int  # of them; a teacher at random stands in for the others
+    n_answered: int  # of them; a random teacher's regret counts for the others
     regret: Interval  # nats per token; t interval over students
 
 
@@ -266,7 +266,7 @@ class ArmEffects(Record):
 
 
 class Claim(Record):
-    """One claim about the law and what the runs say about it; rules in capgap.law.claims."""
+    """One claim about the law and its verdict; the rules are in capgap.law.claims."""
 
     name: Literal["interior", "grows", "proportional", "ratio", "tokens"]
     answer: Literal["yes", "no", "unknown"]
@@ -349,7 +349,7 @@ class RankedTeacher(Record):
     teacher: str
     teacher_params_non_embedding: int
     ratio: float  # to the student's size
-    predicted_loss: Interval | None  # nats per token; None where no surface could be fitted
+    predicted_loss: Interval | None  # nats per token; None if no surface could be fitted
     predicted_regret: Interval | None  # above the best teacher offered, nats
     within_tie: bool | None  # predicted to be as good as the best
     measured_loss: Interval | None = None  # if this student, budget and teacher are in the table
@@ -372,11 +372,11 @@ class Recommendation(Record):
     student_params_non_embedding: int
     tokens: int
     status: Literal["recommended", "abstains"]
-    reason: str | None  # why the data cannot say; None where recommended
+    reason: str | None  # why no teacher is recommended; None if one is
     basis: Literal["power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"]
     basis_note: str
     law_tokens: int  # budget of the law that was used
-    teacher_params_star: Interval | None  # T*; None where only a nearest student could be asked
+    teacher_params_star: Interval | None  # T*; None if only a nearest student could be asked
     target_params: float  # T*, or what the nearest student suggests
     ranked: list[RankedTeacher]  # best first
     within_tie: list[str]  # teachers predicted within tie_nats of the best
@@ -402,7 +402,7 @@ class Choice(Record):
     basis_note: str
     teacher_params_star: Interval | None  # T* at this student size and budget
     chosen: str
-    neighbour: str | None  # the next best guess, from the other side of T* where there is one
+    neighbour: str | None  # the next best guess, from the other side of T* if there is one
     largest: str
     order_sd: float | None = None  # of the law's noise, nats: one run over orders of the data,
     redraw_sd: float | None = None  # and over redraws of its teacher and init; None if unknown

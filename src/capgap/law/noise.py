@@ -1,5 +1,5 @@
 """
-Where the noise of a study is: its variance components, estimated together.
+The variance components of a study's noise, estimated jointly.
 
 The error of a run is the sum of independent normal parts, each drawn anew for
 
@@ -15,7 +15,7 @@ The error of a run is the sum of independent normal parts, each drawn anew for
 
 A part whose draws are those of another one is left out, and its share belongs to the other one. The
 standard deviations have lognormal priors, scaled by the order's, from replicas of the default
-study's family: without replicas the runs hardly show how much a teacher shared by all students
+study's family: without replicas the runs contain little about how much a teacher shared by all students
 moves them. Their posterior is the restricted likelihood (REML; Patterson and Thompson 1971) times
 the priors, about its mode a multivariate t by importance sampling, so that every later interval
 averages over what is not known of the noise.

@@ -41,7 +41,7 @@ SAME = 0.01  # of log size; students this close are one size
 
 @dataclass(frozen=True)
 class Prediction:
-    """Where the best teacher is expected."""
+    """The expected best teacher."""
 
     basis: Literal["power_law", "line", "nearest_student"]
     star: Interval | None  # parameters; None by the nearest student
@@ -355,7 +355,7 @@ def _order(regret_K: list[Interval] | None, found: Prediction, size_K: np.ndarra
 def _abstain(
     law: LawRecord, found: Prediction, size_K: np.ndarray, regret_K: list[Interval] | None
 ) -> str | None:
-    """Why the data cannot say, None if they can."""
+    """The reason to abstain; None if the data determine an answer."""
     if law.status == "not_identifiable":
         return law.reason
     if law.status == "flat":

@@ -293,7 +293,7 @@ def _optimum(
 
 
 def _place(star, sizes: np.ndarray) -> str:
-    """Where T* lies against its ladder."""
+    """The position of T* relative to the teacher ladder."""
     if star is None:
         return "not_identifiable"
     if star.high is not None and star.high < sizes[0]:
@@ -338,7 +338,7 @@ def _cells(place: Located, law: JointLaw | None, settings: Law) -> list[TeacherC
 
 
 def own_optima(fit: Fit) -> dict[tuple[str, int], Interval]:
-    """T* that each student and budget shows alone, where it is interior."""
+    """T* of each student and budget alone, if it is interior."""
     return {
         (place.student, round(place.tokens)): interval(place.own.limits)
         for place in fit.located

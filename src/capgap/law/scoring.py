@@ -16,10 +16,10 @@ is the lowest of noisy means, so regrets are a little too large, alike for every
   next_size_up  the smallest teacher larger than the student
   largest       the largest teacher
   no_teacher    the init of the smallest teacher, trained on the data alone (its own observed loss)
-  chance        a teacher at random: means over all of them
+  chance        a random teacher: means over all of them
 
 The law that leads is the one of LAWS with the lowest mean regret over all that was left out; where it
-gives no answer, a teacher at random stands in. Intervals are t intervals over students, because what is
+gives no answer, a random teacher is scored instead. Intervals are t intervals over students, because what is
 left out of one student shares its noise.
 
 Compute is training FLOPs: the column of the table, else 6 S D + 2 T D. Pilot: all runs the law needed,
@@ -86,7 +86,7 @@ class _Answer:
 
     @property
     def regret(self) -> float:
-        """Of the choice, nats; of a teacher at random without one."""
+        """Regret of the choice, nats; without a choice, that of a random teacher."""
         above = (self.case.teachers["loss"] - self.case.teachers["loss"].min()).to_numpy()
         return float(above.mean() if self.choice is None else above[self.choice])
 
@@ -150,7 +150,7 @@ def nearest(teachers: pd.DataFrame, target: float) -> int:
 
 
 def holds(interval: Interval, own: Interval) -> bool:
-    """Whether an interval of T*, open where a limit is None, contains the T* observed for a case.
+    """Whether an interval of T*, open if a limit is None, contains the T* observed for a case.
 
     The observed T* has an interval of its own, which widens the other one in log size.
     """
@@ -434,7 +434,7 @@ def _no_teacher(cases: list[Case], settings: Law) -> Score:
 
 
 def _chance(cases: list[Case], settings: Law) -> Score:
-    """A teacher at random: expectations over the teachers of each case."""
+    """A random teacher: expectations over the teachers of each case."""
     if not cases:
         return _empty("chance", "no student has two teachers")
     regret = [(c.teachers["loss"] - c.teachers["loss"].min()) for c in cases]

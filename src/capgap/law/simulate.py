@@ -159,12 +159,12 @@ def simulate_runs(
     skew: float = 0.0,
     noise_sd: float = 0.003,
     seed_sd: float = 0.003,
-    unevenness_sd: float = 0.0,
+    between_init_sd: float = 0.0,
     scatter_sd: float = 0.0,
 ) -> pd.DataFrame:
     """Runs of each student with the teachers of its ladder at one budget, T* = slope S + intercept.
 
-    noise_sd, seed_sd, unevenness_sd: nats, of the order, of blocks, and of inits. scatter_sd: of
+    noise_sd, seed_sd, between_init_sd: nats, of the order, of blocks, and of inits. scatter_sd: of
     log T*.
     """
     world = World(
@@ -174,7 +174,7 @@ def simulate_runs(
         tilt=-skew,
         order_sd=noise_sd,
         block_sd=seed_sd,
-        init_sd=unevenness_sd,
+        init_sd=between_init_sd,
         star_scatter=scatter_sd,
     )
     design = Design(
@@ -204,7 +204,7 @@ def simulate_study(
 
       level(S, D) + damage log(A/S) (D / 1M)^-decay - help (1 - S/B) + bend/2 log^2(B / (ratio S))
 
-    without the last two terms where there is no teacher, and with 0.6 nats instead of the second
+    without the last two terms if there is no teacher, and with 0.6 nats instead of the second
     for a random start. With bend = 0 the main arm has its optimum at T*/S = help / damage
     (D / 1M)^decay although larger teachers always help more: the start makes it. With damage =
     help = 0 the teacher does.

@@ -85,7 +85,7 @@ class OwnCurve:
 
 @dataclass(frozen=True)
 class Located:
-    """Where the optimum of one group lies."""
+    """The optimum of one group."""
 
     student: str
     size: float  # of the student

@@ -19,7 +19,7 @@ from capgap.law.law_record import StartExplains
 def start_test(cells: pd.DataFrame) -> StartExplains | None:
     """Compare start and teacher as explanations; `cells` as `means.cell_table` gives them.
 
-    All arms with a teacher and a start loss enter, each weighted alike. None where the columns are
+    All arms with a teacher and a start loss enter, each weighted alike. None if the columns are
     missing or fewer than three degrees of freedom would remain.
     """
     if "start_loss" not in cells:

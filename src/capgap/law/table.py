@@ -1,5 +1,5 @@
 """
-Read a table of runs, from `capgap collect` or from anybody, and refuse what no law can be fitted to.
+Read a table of runs, from `capgap collect` or elsewhere, and check that a law can be fitted to it.
 
 One row is one finished run, or the mean over several (below). Separators are commas, semicolons or
 tabs; headers are matched without case and by common synonyms (`headers.py`); sizes may be written
@@ -322,7 +322,7 @@ def _matching(
 def _check_plausible(
     loss: pd.Series, columns: Columns, header: list[str], problems: Problems
 ) -> None:
-    """A column that was taken for losses without being asked must look like losses."""
+    """A column that was assumed to hold losses must look like losses."""
     if columns.metric.name != "loss" or loss.isna().any():
         return
     what = f"'{header[columns.outcome]}' was read as a loss in nats per token, but all its values"
@@ -340,7 +340,7 @@ def _check_plausible(
 
 
 def _check_rows(runs: pd.DataFrame, values: pd.DataFrame, problems: Problems) -> None:
-    """What rows say together: repeats, names that stand for two models, arms without a teacher."""
+    """Checks across rows: repeats, names used for two models, arms without a teacher."""
     for _, same in runs[runs.duplicated(KEY, keep=False)].groupby(KEY):
         run = ", ".join(f"{name} {same[name].iloc[0]}" for name in KEY)
         problems.add(

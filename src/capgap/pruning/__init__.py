@@ -5,8 +5,8 @@ families.py    which dimension of which tensor carries key-value groups, neurons
 importance.py  how much each of these units matters to the loss, and which ones to keep
 solver.py      a number of parameters -> how many units to keep; arithmetic only
 surgery.py     cut the other units out of the weights
-refit.py       fit what is left to what the whole model says, layer by layer (layerwise.py), by
-               least squares (least_squares.py), in principal components (residual_basis.py)
+refit.py       fit the remaining weights to the full model's outputs, layer by layer (layerwise.py),
+               by least squares (least_squares.py), in principal components (residual_basis.py)
 
 A *group* is a key-value head with the query heads that read it: the unit in which attention can be
 cut and still be grouped evenly. Without grouped queries a group is one head.

@@ -7,10 +7,10 @@ mask_gradients   arXiv 2311.07052, after Michel et al. 2019: mean over sequences
                  opposite sign would cancel. A mask with a batch dimension gives these gradients
                  for several sequences at once.
 activations      Minitron (arXiv 2407.14679): mean over tokens of the norm of a group's output, of
-                 the magnitude of a neuron, and of the magnitude of a channel behind every norm. Of
+                 the magnitude of a neuron, and of the magnitude of a channel after every norm. Of
                  an expert, of the weight with which tokens are routed to it.
 magnitudes       norm of all weights that removing the unit would remove
-random_scores    the baseline that a criterion has to beat
+random_scores    the baseline for a criterion
 
 The mask of a hidden channel multiplies everything that is written to the residual stream:
 embeddings, attention outputs and MLP outputs, each once. The stream is their sum, so this is the
@@ -73,7 +73,7 @@ def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> 
 
 
 def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
-    """Mean magnitude of what units put out, over tokens (and, of channels, over norms)."""
+    """Mean magnitude of units' outputs over tokens (and, for channels, over norms)."""
     groups, neurons, hidden = _zeros(model, _shapes(sizes_of(model)))
 
     def add_input(total_U, module, args):
@@ -93,7 +93,7 @@ def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Sco
         before.append((layer.get_submodule(family.attention_out), partial(add_input, groups[i])))
         add = add_routed if family.experts else add_input
         before.append((layer.get_submodule(family.mlp_out), partial(add, neurons[i])))
-        there = dict(layer.named_modules())  # of the declared norms a model may lack some
+        there = dict(layer.named_modules())  # a model may lack some of the declared norms
         after += [(there[name], add_output) for name in inner if name in there]
     with _hooks((before, after)):
         run_through(model, batches)
@@ -120,7 +120,7 @@ def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
 
 
 def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sum of squares in float64 over all dimensions but one; of some rows at a time, for memory."""
+    """Sum of squares in float64 over all dimensions but one, some rows at a time to save memory."""
     blocks = weight.split(1024)
     if dim == 0:
         return torch.cat([rows.double().square().reshape(len(rows), -1).sum(1) for rows in blocks])
@@ -137,7 +137,7 @@ def random_scores(sizes: Sizes, seed: int) -> Scores:
 
 @torch.no_grad()
 def run_through(model: torch.nn.Module, batches: Batches) -> None:
-    """Run the layers for what hooks see."""
+    """Run the model for its hooks; outputs are not used."""
     for inputs, _ in batches:
         hidden_states(model, inputs.to(model.device))
 
@@ -215,7 +215,7 @@ def _masked(
 def _scaled(x: torch.Tensor, mask_BU: torch.Tensor) -> torch.Tensor:
     """Multiply activations, whose last dimension lists U units of width W, by a mask.
 
-    x is B x T x (U W), 1 x T x (U W) where sequences share it (positions), or (B T) x (U W).
+    x is B x T x (U W), 1 x T x (U W) if sequences share it (positions), or (B T) x (U W).
     """
     batch, units = mask_BU.shape
     if x.dim() == 2:

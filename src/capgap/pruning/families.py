@@ -1,5 +1,5 @@
 """
-What pruning must know about an architecture: one declaration each, and nothing else.
+The declarations of architectures for pruning, one each; pruning uses nothing else of them.
 
 Three kinds of unit can be cut: `groups` (key-value heads with their query heads, per layer),
 `neurons` (of the MLP, per layer) and `hidden` (channels of the residual stream, shared by all
@@ -9,8 +9,8 @@ whose rows belong to groups and whose columns belong to hidden channels, "-" is 
 stays. A dimension lists its units one after another, each as a block of equal width; "3*groups"
 lists them three times over (query, key and value side by side), "qkv*groups" first the query heads
 of all groups, then their keys, then their values. In a mixture of experts the neurons are the
-experts: an expert stays or goes whole, with its row of the router. Declared tensors that a model does
-not have do no harm; tensors that are not declared are refused by name.
+experts: an expert is kept or removed whole, with its row of the router. A model may lack declared
+tensors; a tensor that is not declared raises an error that names it.
 
 To add an architecture, add a `Family` and its class name to `FAMILIES`.
 """
@@ -27,7 +27,7 @@ from capgap.errors import CapgapError
 
 @dataclass(frozen=True)
 class Family:
-    """Where the units of an architecture lie. Paths are dotted, those of a layer relative to it."""
+    """The tensors of an architecture's units. Paths are dotted, those of a layer relative to it."""
 
     layers: str  # the list of layers
     embeddings: tuple[str, ...]  # modules whose outputs add up to the first residual stream
@@ -42,10 +42,10 @@ class Family:
     attention_writes: str | None = None
     mlp_writes: str | None = None
     experts: bool = False  # `mlp_out` is the module that holds all experts
-    # keys of the configuration: with one of these the heads, or the layers, have numbers that count
+    # keys of the configuration with which heads, or layers, depend on their index
     numbered_heads: tuple[str, ...] = ()
     numbered_layers: tuple[str, ...] = ()
-    hidden_is_heads: bool = False  # the code insists on hidden = heads x head dimension
+    hidden_is_heads: bool = False  # the code requires hidden = heads x head dimension
     embeddings_times_root_hidden: bool = False  # the code multiplies them by the root of hidden
 
     @property
@@ -69,7 +69,7 @@ class Family:
     def norms(self) -> tuple[list[str], list[str]]:
         """Modules that norm the residual stream channel by channel: of a layer, and outside.
 
-        Where no norm of a layer reads the stream, those that write to it.
+        If no norm of a layer reads the stream, the norms that write to it.
         """
         inner, outer = (
             [name.removesuffix(".weight") for name, kinds in tensors.items()
@@ -90,7 +90,7 @@ class Family:
             layer, text = None, (self.outer | self.outer_embedding).get(parameter)
         if text is None:
             raise CapgapError(
-                f"{parameter}: pruning does not know this tensor of the architecture; "
+                f"{parameter}: pruning does not support this tensor of the architecture; "
                 "declare it in capgap/pruning/families.py"
             )
         parts = [part.rpartition("*") for part in text.split()]
@@ -354,7 +354,7 @@ FAMILIES = {
     "MistralForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
-    "GraniteForCausalLM": LLAMA,  # with scales that no width enters
+    "GraniteForCausalLM": LLAMA,  # with scales that do not depend on widths
     "SmolLM3ForCausalLM": LLAMA,  # without positions in some layers
     "GemmaForCausalLM": GEMMA,
     "Gemma2ForCausalLM": GEMMA2,
@@ -363,7 +363,7 @@ FAMILIES = {
     "Phi3ForCausalLM": PHI3,
     "StableLmForCausalLM": STABLELM,
     "MixtralForCausalLM": MIXTRAL,
-    "Qwen3MoeForCausalLM": MIXTRAL,  # whose num_experts is another name of the same
+    "Qwen3MoeForCausalLM": MIXTRAL,  # num_experts is an alias of its key
     "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
     "GPTNeoXForCausalLM": GPT_NEOX,
@@ -375,7 +375,7 @@ def family_of(architecture: str) -> Family:
     """The declaration of an architecture, by its class name; CapgapError for an unknown one."""
     if architecture not in FAMILIES:
         raise CapgapError(
-            f"{architecture}: pruning does not know this architecture; it knows "
+            f"{architecture}: pruning does not support this architecture; it supports "
             + ", ".join(sorted(FAMILIES))
             + ". Declare it in capgap/pruning/families.py"
         )

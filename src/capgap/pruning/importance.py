@@ -3,9 +3,9 @@ How much each group, neuron, hidden channel and layer of a model matters.
 
 Units are scored by one of four criteria (criteria.py). Layers are always scored by their block
 influence, one minus the cosine between what enters a layer and what leaves it, averaged over
-tokens (Men et al. 2024, arXiv 2403.03853): a layer that hardly turns its input can go.
+tokens (Men et al. 2024, arXiv 2403.03853). A layer that hardly changes its input can be removed.
 
-No score depends on how sequences are put into batches.
+Scores do not depend on the size of batches.
 """
 
 # B sequences, T tokens, L layers, G groups, F neurons, D hidden channels
@@ -61,7 +61,7 @@ def measure(
     """
     family = family_of(type(model).__name__)
     model.eval().requires_grad_(False)
-    output_form(model)  # probed before any hook hangs in the model
+    output_form(model)  # probe it before hooks are registered
     rows = max(1, micro_batch_tokens // inputs_BT.shape[1])
     batches = list(zip(inputs_BT.split(rows), labels_BT.split(rows), strict=True))
     batches = Reported(batches, f"{criterion}: batch")

@@ -1,9 +1,9 @@
 """
-Run the layers of a model one at a time, over residual streams that are kept between them.
+Run the layers of a model one at a time, and keep the residual streams between them on disk.
 
-All sequences pass a layer before the next one is touched, so that of the weights one layer is in
-memory at a time. The streams lie in a file that has no name and is gone with the process: tokens x
-hidden channels in float32, of which a batch is in memory.
+All sequences pass a layer before the next one, so only one layer's weights are in memory at a time.
+The streams (tokens x hidden channels, float32) lie in an unnamed file that vanishes with the process;
+one batch of them is in memory.
 """
 
 # B sequences, T tokens, D hidden channels
@@ -60,14 +60,14 @@ class Streams:
 
 
 class Reached(Exception):
-    """The forward pass of a layer has come as far as it was needed."""
+    """Raised by a hook to end a layer's forward pass after the part that is needed."""
 
 
 class Layers:
     """The layers of a model and the streams between them, one B x T x D tensor a batch.
 
-    folder: for the file of the streams. At first the streams are what enters the first layer. What lies outside the layers is brought to
-    the device, weights as float32; a layer when it is taken.
+    folder: for the file of the streams. At first the streams are the inputs of the first layer.
+    Modules outside the layers are moved to the device in float32 at once, a layer when it is used.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Layers:
             self.streams[batch] = self._start(ids_BT.to(device))
 
     def _start(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """What enters the first layer, and with which arguments every layer is called."""
+        """The input of the first layer, and the arguments with which every layer is called."""
         entered = []
 
         def passing(place):
@@ -114,7 +114,7 @@ class Layers:
         return entered[0]
 
     def layer(self, place: int) -> Layer:
-        """A copy of a layer in float32; the memory of the original goes back where it is mapped."""
+        """A copy of a layer in float32; the original's memory is released if it is mapped (mmap)."""
         original = self.layers[place]
         one = copy.deepcopy(original).to(self.device, torch.float32)
         for parameter in original.parameters():
@@ -124,7 +124,7 @@ class Layers:
     def pass_through(
         self, layer: Layer, place: int, batch: int, hooks: Iterable[tuple[str, str, Callable]] = ()
     ) -> torch.Tensor | None:
-        """The stream behind a layer; None where a hook raised `Reached`.
+        """The stream after a layer; None if a hook raised `Reached`.
 
         hooks: ("before" or "after", name of a module in the layer, hook as PyTorch takes it).
         """
@@ -147,7 +147,7 @@ class Layers:
         return output[0] if isinstance(output, tuple) else output
 
     def advance(self, layer: Layer, place: int) -> None:
-        """Replace the streams by those behind a layer."""
+        """Replace the streams by those after a layer."""
         for batch in range(len(self.streams)):
             self.streams[batch] = self.pass_through(layer, place, batch)
 

@@ -3,8 +3,8 @@ Linear least squares from second moments, with a ridge that is chosen on held-ou
 
 W minimises sum |t - W z - b|^2 + ridge |W - prior|^2 over pairs of an input z and a target t. The
 ridge is the multiple of an input's mean square with which a fit to one half of the sequences predicts
-the other half best: few tokens for many inputs keep W near its prior, and where z determines t the
-ridge vanishes. Sums are kept in float64, for each half by itself.
+the other half best. With few tokens for many inputs W stays near its prior, and if z determines t
+the ridge vanishes. Sums are kept in float64, separately for each half.
 """
 
 # N tokens, I inputs, O outputs
@@ -18,7 +18,7 @@ import torch
 from capgap.errors import CapgapError
 
 RIDGES = (1e-10, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-JUDGED_OUTPUTS = 64  # by which a ridge is chosen, evenly spread over all
+JUDGED_OUTPUTS = 64  # outputs by which a ridge is chosen, evenly spread over all
 
 
 class Regression:
@@ -76,7 +76,7 @@ class Regression:
         return float(error + b @ (2 * (w @ inputs - targets) + count * b))
 
     def _solve(self, prior, ridge, gram, cross, inputs, targets, count):
-        """W and b from sums; None where the ridge is lost in the rounding of the sums."""
+        """W and b from sums; None if the ridge is smaller than the sums' rounding errors."""
         if self.intercept:
             gram = gram - torch.outer(inputs, inputs) / count
             cross = cross - torch.outer(targets, inputs) / count
@@ -90,4 +90,4 @@ class Regression:
         return w, b
 
 
-TINY = 1e-30  # where all inputs are zero
+TINY = 1e-30  # avoids division by zero if all inputs are zero

@@ -1,5 +1,5 @@
 """
-Refit what is left of a pruned model to what the whole one says, by least squares.
+Refit the remaining weights of a pruned model to the outputs of the full model, by least squares.
 
 Layer by layer, from the first to the last, every matrix is solved for in closed form on calibration
 text, with the inputs that it gets in the pruned model, where all matrices before it are refitted
@@ -82,14 +82,14 @@ def changes(kept: Kept, model: PreTrainedModel) -> bool:
 
 
 def check_known(model: PreTrainedModel) -> None:
-    """Raise CapgapError, naming the tensor, where a model has one that the refit does not understand.
+    """Raise CapgapError, naming the tensor, if a model has one that the refit does not support.
 
     The weights are not looked at; a model without any will do.
     """
     family = family_of(type(model).__name__)
     if type(model).__name__ not in REFITTED:
         raise CapgapError(
-            f"{type(model).__name__}: the refit does not know this architecture, but "
+            f"{type(model).__name__}: the refit does not support this architecture, but "
             f"{', '.join(REFITTED)}; {REFUSED}"
         )
     linears, (inner_norms, outer_norms) = _linears(model, family), family.norms
@@ -109,9 +109,7 @@ def check_known(model: PreTrainedModel) -> None:
         else:
             known = name in family.outer_embedding or module in outer_norms
         if carried and not known:
-            raise CapgapError(
-                f"{name}: the refit does not know what this tensor reads or writes; {REFUSED}"
-            )
+            raise CapgapError(f"{name}: the refit does not support this tensor; {REFUSED}")
 
 
 def _linears(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
@@ -194,7 +192,7 @@ class _Refit:
                 for site in self._sites(whole, layer, at):
                     self._fit(site, whole, layer, at, pruned, small, place)
                 pruned.advance(small, place)
-                whole.step()  # to what the last write left behind
+                whole.step()  # to the stream after the last write
                 place += 1
             else:
                 whole.advance(layer, at)
@@ -245,7 +243,7 @@ class _Refit:
             if given.numel() // given.shape[-1] != stream.shape[0] * stream.shape[1]:
                 raise CapgapError(
                     f"{self._path(at, name)}: reads a part of the tokens only, which the refit does "
-                    f"not know; {REFUSED}"
+                    f"not support; {REFUSED}"
                 )
             if same:
                 same[0].linears.append(linear)
@@ -254,7 +252,7 @@ class _Refit:
             if linear.into[1] == "hidden" and not norms:
                 raise CapgapError(
                     f"{self._path(at, name)}: reads the residual stream without a norm before it, "
-                    f"which the refit does not know; {REFUSED}"
+                    f"which the refit does not support; {REFUSED}"
                 )
             sites.append((given, Site([linear], norms[0] if norms else None)))
         return [site for _, site in sites]
@@ -430,7 +428,7 @@ class _Refit:
         return z, sum((output.double().reshape(stream.shape) for output in written), stream)
 
     def _channels(self, carried: tuple[int, str], at: int, size: int) -> torch.Tensor:
-        """Where the kept units of a layer lie in a dimension."""
+        """Indices of a layer's kept units in a dimension."""
         repeats, kind = carried
         if kind not in UNITS:
             return torch.arange(size, device=self.device)

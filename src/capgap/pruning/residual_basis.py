@@ -1,5 +1,5 @@
 """
-Where the residual stream of a narrower model lies in that of the model it is cut from.
+The basis of a narrower model's residual stream in that of the model it is cut from.
 
 Cutting channels keeps d of the D axes. Any other d directions do as well, if they are absorbed into
 everything that writes to the stream and everything that reads it: the stream of the cut model is
@@ -29,7 +29,7 @@ from capgap.errors import CapgapError
 
 
 class NormKind(NamedTuple):
-    """What a norm does to a channel: multiply by offset + weight, behind a mean taken off or not."""
+    """How a norm acts on a channel: multiply by offset + weight, with or without centring first."""
 
     offset: float  # 1 of Gemma's, else 0
     centred: bool  # LayerNorm
@@ -61,7 +61,7 @@ def kind_of(norm: torch.nn.Module, name: str) -> NormKind:
         if torch.allclose(gain(0.0)[strong], (offset + weight)[strong], rtol=1e-2, atol=1e-3):
             return NormKind(offset, centred)
     raise CapgapError(
-        f"{name}: what this norm does to a channel is not known to the refit; set prune.refit to none"
+        f"{name}: the refit does not support this kind of norm; set prune.refit to none"
     )
 
 

@@ -11,7 +11,7 @@ from capgap.pruning.surgery import Kept
 
 
 def select(importance: Importance, solution: Solution, depth: Depth) -> Kept:
-    """The units with the highest scores, as many as the solution says; on equal scores the first.
+    """The units with the highest scores, as many as the solution keeps; of equal scores the first.
 
     Layers are chosen by their place or by their block influence (`Depth`).
     """

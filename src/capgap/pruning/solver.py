@@ -45,9 +45,7 @@ class Sizes:
     least_neurons: int = 1  # that must stay: of experts as many as a token is routed to
     mlp_unit: str = "neurons"  # or experts, which then take the place of neurons
     layers_numbered: bool = False  # a layer computes something else at another place
-    multiple_of: int = (
-        1  # of which every width must be a multiple: hidden, neurons, heads x head_dim
-    )
+    multiple_of: int = 1  # every width must be a multiple of it: hidden, neurons, heads x head_dim
 
     def params(self, widths: Widths, layers: int | None = None) -> int:
         """Parameters without embeddings of a model with these widths; all layers if None."""
@@ -104,7 +102,7 @@ class Target:
 
 
 def meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
-    """The layers and widths for a target; CapgapError as the solvers raise it, and where layers would
+    """The layers and widths for a target; CapgapError as the solvers raise it, and if layers would
     go whose numbers count."""
     solution = _meet(replace(sizes, multiple_of=depth.multiple_of), target, depth)
     if sizes.layers_numbered and solution.layers < sizes.layers:
@@ -135,7 +133,7 @@ def _meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
 def meet_like(sizes: Sizes, reference: Sizes, target: Target, depth: Depth) -> Solution:
     """The shape that a target gives another model, so that students of several teachers share it.
 
-    reference: sizes of that model. Raises CapgapError where it cannot be cut out of this one.
+    reference: sizes of that model. Raises CapgapError if it cannot be cut out of this one.
     """
     wanted = meet(reference, target, depth)
     if (sizes.head_dim, sizes.heads_per_group) != (reference.head_dim, reference.heads_per_group):
@@ -223,8 +221,8 @@ def solve_proportional(
     """Widths that are one fraction of the model's, with the count nearest to `target`.
 
     The fraction is the one of the key-value heads, so that models cut from a family whose widths
-    are in one proportion are members of it. Raises CapgapError for a model of which no such part
-    but the whole exists, and for a target that is half again above or below the nearest count.
+    are in one proportion are members of it. Raises CapgapError for a model without such smaller
+    widths, and for a target that is half again above or below the nearest count.
     """
     layers, full = check_layers(sizes, layers), sizes.full
     found = []
@@ -318,7 +316,7 @@ def solve_shape(sizes: Sizes, shape: dict[str, int]) -> Solution:
 
 
 def proportional_layers(layers: int, share: float) -> int:
-    """Layers to keep of `layers` where depth and widths keep one fraction: share^(1/3), at least 1.
+    """Layers to keep of `layers` if depth and widths keep one fraction: share^(1/3), at least 1.
 
     share: of the parameters. A matrix has two widths and there is one of them a layer, so three
     equal fractions multiply to the share; 0.4 of 32 layers gives 24, the depth of MiniMA-3B.
@@ -327,7 +325,7 @@ def proportional_layers(layers: int, share: float) -> int:
 
 
 def check_layers(sizes: Sizes, layers: int | None) -> int:
-    """A number of layers, all if None; CapgapError where the model has fewer, or for none at all."""
+    """A number of layers, all if None; CapgapError if the model has fewer, or for none at all."""
     if layers is None:
         return sizes.layers
     nearest = min(max(layers, 1), sizes.layers)

@@ -30,7 +30,7 @@ def write_importance(folder: Path, importance: Importance, digest: str) -> None:
 
 
 def read_importance(path: Path, model_folder: Path) -> Importance:
-    """Scores of a folder; CapgapError where they were measured on other weights than the model's."""
+    """Scores of a folder. Raises CapgapError if they were measured on other weights."""
     folder = open_folder(path)
     if not (folder / FILE).is_file():
         raise CapgapError(f"{folder}: no {FILE}; make the folder with capgap score")
@@ -43,7 +43,7 @@ def read_importance(path: Path, model_folder: Path) -> Importance:
             )
         if set(file.keys()) != set(Importance._fields):
             raise CapgapError(
-                f"{folder}: holds scores of {', '.join(sorted(file.keys()))}, where "
-                f"{', '.join(Importance._fields)} are wanted; score the model again"
+                f"{folder}: holds scores of {', '.join(sorted(file.keys()))} instead of "
+                f"{', '.join(Importance._fields)}; score the model again"
             )
         return Importance(*(file.get_tensor(name) for name in Importance._fields))

@@ -118,7 +118,7 @@ def pruned_config(
     if sizes.layers_numbered and list(kept_layers) != list(range(len(kept_layers))):
         raise CapgapError(
             f"{type(model).__name__}: its layers depend on their numbers "
-            "(scale_attn_by_inverse_layer_idx), so none before another can go"
+            "(scale_attn_by_inverse_layer_idx), so only the last ones can be removed"
         )
     changed = {key: values[size] for key, size in family_of(type(model).__name__).config.items()}
     for key in PER_LAYER:
@@ -130,9 +130,9 @@ def pruned_config(
 def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """The model with only the kept units, in float32, ready to evaluate.
 
-    Takes `model` over: each tensor is given up once its cut is made, so both models together never
-    hold more than the original and one tensor; of an original that `load_model` mapped from a file
-    only one tensor is in memory at a time. Cut a deep copy to go on using the original.
+    Consumes `model`: each tensor is released once its cut is made, so memory never exceeds the
+    original and one tensor. If `load_model` mapped the original from a file (mmap), only one of its
+    tensors is in memory at a time. To keep the original, cut a deep copy.
     """
     family, sizes = family_of(type(model).__name__), sizes_of(model)
     of = sizes.full._asdict() | {"vocab": model.config.vocab_size}
@@ -186,20 +186,20 @@ def _keep_scale(weights: dict[str, torch.Tensor], factor: float) -> None:
 
 
 def check_layers_alike(model: PreTrainedModel) -> None:
-    """Raise CapgapError where layers differ in kind, so that their number is not their shape."""
+    """Raise CapgapError if layers differ in kind, so that their number is not their shape."""
     lists = (getattr(model.config, key, None) or [] for key in PER_LAYER)
     kinds = {str(kind) for found in lists if len(set(found)) > 1 for kind in found}
     if len(kinds) > 1:
         raise CapgapError(
             f"{type(model).__name__}: its layers are of different kinds ({', '.join(sorted(kinds))}), "
-            "so a random start with fewer layers has no one shape; set prune.depth to keep"
+            "so a random init with fewer layers has no unique shape; set prune.depth to keep"
         )
 
 
 def channels(
     units: np.ndarray, of: int, repeats: int | str, size: int, heads_per_group: int = 1
 ) -> torch.Tensor:
-    """Where the given units lie in a dimension of `size`, see `unit_of_channel`."""
+    """Indices of the given units in a dimension of `size`, see `unit_of_channel`."""
     places, start = [], 0
     for width in _block_widths(of, repeats, size, heads_per_group):
         places.append((start + units[:, None] * width + np.arange(width)).reshape(-1))

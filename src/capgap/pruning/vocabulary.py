@@ -1,11 +1,11 @@
 """
 Trim a vocabulary to the entries that a text uses: the rows of the model and the tokenizer together.
 
-For tokenizers by byte-pair encoding. What no merge produces stays (bytes or characters, special
-tokens), so every text still encodes and decodes to itself. A merge stays with its result and its
-two parts. Keeping an entry keeps, by recursion, the parts of all merges that produce it, so it is
-still reached. If all entries that a text uses stay, the text encodes to the same pieces as before:
-every merge that was applied to it exists, in the same order, and no removed one was applied.
+Only tokenizers with byte-pair encoding are supported. Entries that no merge produces stay (bytes or
+characters, special tokens), so every text still encodes and decodes to itself. Keeping an entry
+keeps, recursively, the merges that produce it and their parts. If all entries that a text uses stay,
+the text encodes to the same pieces as before, because every merge that was applied to it exists, in
+the same order, and no removed one was applied.
 """
 
 # V entries of the vocabulary
@@ -35,8 +35,8 @@ def trim(
 ) -> PreTrainedModel:
     """The model with a trimmed vocabulary; the tokenizer in `tokenizer_folder` is rewritten.
 
-    texts: decide what is used. entries: at most so many, the most frequent ones; all used ones if
-    None. Takes `model` over, as `cut` does. Raises CapgapError for a tokenizer that is not a
+    texts: entries used in them are kept. entries: at most so many, the most frequent ones; all used
+    ones if None. Consumes `model`, as `cut` does. Raises CapgapError for a tokenizer that is not a
     byte-pair encoding, for one with more entries than the model, and for too few `entries`.
     """
     path = tokenizer_folder / "tokenizer.json"
@@ -82,8 +82,8 @@ def kept_entries(
         kept |= _with_parts(i, parts)
     if entries is not None and entries < len(kept):
         raise CapgapError(
-            f"a vocabulary of {entries} entries: the bytes and special tokens, which stay, are "
-            f"{len(kept)} already; raise it"
+            f"a vocabulary of {entries} entries is too small for the {len(kept)} bytes and special "
+            "tokens, which are always kept; raise it"
         )
     used = np.flatnonzero(counts_V)
     for i in used[np.argsort(-counts_V[used], kind="stable")].tolist():
@@ -171,7 +171,7 @@ def _placed(processor: dict | None, place: dict[int, int]) -> dict | None:
 
 
 def _rewrite_settings(path: Path, place: dict[int, int]) -> None:
-    """Give added tokens their new ids where the tokenizer's settings repeat them."""
+    """Update the ids of added tokens in the tokenizer's settings."""
     if not path.is_file():
         return
     settings = read_json(path)

@@ -1,4 +1,4 @@
 """
-What lies on disk: where (paths), how it is published and checked (artifacts), and what the small
+Files on disk: their paths (paths), how they are published and checked (artifacts), and what the small
 files contain (run_records).
 """

@@ -43,7 +43,7 @@ def check_folder(out: str | Path, *, ours: bool = False) -> Path:
     """The real place of a folder that is to be written, links followed; what is there is replaced.
 
     Called before the work. ours: it lies where nobody but capgap writes, whatever it holds. Raises
-    CapgapError where a folder cannot be put there, or where it would replace files that are not
+    CapgapError if a folder cannot be put there, or if it would replace files that are not
     capgap's.
     """
     out = folder_of(out)
@@ -84,7 +84,7 @@ def check_filled(out: str | Path, folders: Iterable[str], files: Iterable[str]) 
 
 
 def _real_place(out: Path) -> Path:
-    """Where `out` lies once links are followed; CapgapError where nothing can be made there."""
+    """`out` with links followed. Raises CapgapError if nothing can be made there."""
     if os.path.islink(out) and not os.path.exists(out):
         raise CapgapError(
             f"{out}: is a link to {os.readlink(out)}, which does not exist; make that first, or name "
@@ -355,7 +355,7 @@ def sha256(path: Path) -> str:
 
 
 def differences(folder: str | Path) -> list[str]:
-    """What in a folder is not as its manifest says, one sentence each; empty if all is well."""
+    """Differences between a folder and its manifest, one sentence each; empty if there are none."""
     folder = folder_of(folder)
     manifest = (folder / MANIFEST).as_posix()
     try:
@@ -367,7 +367,7 @@ def differences(folder: str | Path) -> list[str]:
 
 
 def intact(folder: Path, *names: str) -> bool:
-    """Whether a folder is there and as its manifest says, which lists at least these files."""
+    """Whether a folder exists and matches its manifest, which must list at least these files."""
     if not (folder / MANIFEST).is_file() or differences(folder):
         return False
     return read_manifest(folder / MANIFEST).keys() >= set(names)
@@ -393,7 +393,7 @@ def content_digest(path: str | Path) -> str:
 
 
 def open_folder(path: str | Path) -> Path:
-    """The folder that a path names, checked against its manifest where it has one.
+    """The folder that a path names, checked against its manifest if it has one.
 
     Raises CapgapError for a missing folder and for files that are missing or changed.
     """

@@ -213,7 +213,7 @@ def compare(
     """Compare files with the ledger and with the manifests in it.
 
     ledger: path of the ledger, which does not list itself. files: where the contents of each file
-    are, by its path in the study; None where only the file's name is to be checked.
+    are, by its path in the study; None if only the file's name is to be checked.
     """
     damaged: dict[str, str] = {}
     missing: dict[str, str] = {}

@@ -1,5 +1,5 @@
 """
-Where every artifact of a study lies. The tree is also the path of the data:
+Paths of all artifacts of a study. The tree follows the path of the data:
 
 results/<study>/
   corpus/{train,validation,test}.parquet          documents, and corpus.json
@@ -86,7 +86,7 @@ def is_inside(name: str) -> bool:
 
 
 def harness(study: str, teacher: str, replica: str = "") -> str:
-    """What the harness says of a teacher, or, without a name, of the final student."""
+    """Path of the harness results of a teacher, or, without a name, of the final student."""
     path = TEACHER_HARNESS if teacher else FINAL_HARNESS
     return path.format(study=study, teacher=teacher, replica=replica)
 

@@ -62,7 +62,7 @@ class ParamGroups(Record):
 
 
 class Lineage(Record):
-    """`lineage.json` in a model folder: what the model is and where it comes from."""
+    """`lineage.json` in a model folder: the model's identity and origin."""
 
     kind: Literal["teacher", "init", "student"]
     name: str  # of the teacher, or of the student size
@@ -110,7 +110,7 @@ class TokenStreams(Record):
 
 
 class TrainRecord(Record):
-    """`train.json`: how a model was trained and where it ended."""
+    """`train.json`: how a model was trained, and its last losses."""
 
     lineage: Lineage
     steps: int
@@ -129,7 +129,7 @@ class TargetsRecord(Record):
     """`targets.json` beside the shards of a teacher's targets: what it is of, and what it took."""
 
     teacher: str
-    teacher_seed: int | None = None  # of the teacher's training, if it is known
+    teacher_seed: int | None = None  # seed of the teacher's training; None if unknown
     settings: TargetsStage
     weights_sha256: str  # of the teacher
     stream_sha256: str  # of the training stream
@@ -165,12 +165,12 @@ class HarnessScore(Record):
     """One metric of a task, or of a group of tasks, of lm-evaluation-harness."""
 
     task: str
-    shots: int | None  # None where the tasks of a group differ
+    shots: int | None  # None if the tasks of a group differ
     task_version: str | None
     documents: int | None  # None for a group
     metric: str
     filter: str  # how the answer was read from what the model wrote; 'none' for likelihoods
-    value: float | None  # as lm-eval gives it; None where it is no number
+    value: float | None  # as lm-eval gives it; None if it is no number
     standard_error: float | None
     higher_is_better: bool | None
 
@@ -180,12 +180,12 @@ class HarnessRecord(Record):
 
     lineage: Lineage
     lm_eval_version: str
-    tasks: dict[str, int]  # those asked for, with their few-shot examples; groups hold others
+    tasks: dict[str, int]  # requested tasks with their few-shot examples; groups contain others
     limit: int | None  # documents of a task at most
     scores: list[HarnessScore]
 
     def asked(self) -> list[HarnessScore]:
-        """The scores of the tasks and groups that were asked for, without those inside groups."""
+        """The scores of the requested tasks and groups, without those inside groups."""
         return [score for score in self.scores if score.task in self.tasks]
 
 

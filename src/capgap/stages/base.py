@@ -1,10 +1,10 @@
 """
-What every stage's command line has in common.
+The common part of all stages' command lines.
 
 A stage is a module with a docstring, `main(argv)` and `run(...)`. Its options come from its
-settings class, so `--help` says what each means and in which unit. The workflow passes the same
-settings as one JSON text with `--spec`, together with the digest of the source it planned with;
-the stage refuses to run when the source has changed since, and becomes the only writer of `--out`.
+settings class, so `--help` shows the meaning and unit of each. The workflow passes the same settings
+as one JSON text with `--spec`, together with the source digest of its plan. A stage stops with an
+error if the source has changed since, and locks `--out` against other writers.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ class StageParser(CommandParser):
             raise CapgapError(
                 f"the source of {self.module} changed after the run was planned; run again"
             )
-        if spec and is_first_process():  # which writes
+        if spec and is_first_process():  # the one that writes
             self.claim = claim_output(args.out)
-        if hasattr(args, "scratch"):  # no state may go on under another source
+        if hasattr(args, "scratch"):  # a state must not be resumed by other source
             args.scratch = args.scratch / source_digest(self.module)
         if self.settings is None:
             given = spec.get("settings") if spec_only else None
             return args, given and check_section(spec_only, given, f"settings of {self.prog}")
         data = dict(spec.get("settings", {}))
-        if spec and "track" in _fields(self.settings):  # which no parameter holds
+        if spec and "track" in _fields(self.settings):  # trackers are not in a rule's parameters
             data["track"] = trackers_of(self.module.rsplit(".", 1)[-1])
         for name in _fields(self.settings):
             value = getattr(args, f"setting_{name}")
@@ -123,8 +123,8 @@ def _help(fields: dict[str, Any], of: int) -> str:
     texts: dict[str, list[str]] = {}
     for source, field in fields.items():
         default = field.get_default(call_default_factory=True)
-        told = "not set" if default is None else f"default {default}"
-        text = f"{field.description or 'where it comes from'} ({'required' if field.is_required() else told})"
+        default_text = "not set" if default is None else f"default {default}"
+        text = f"{field.description or 'where it comes from'} ({'required' if field.is_required() else default_text})"
         texts.setdefault(text, []).append(source)
     return "; ".join(
         text if len(sources) == of else f"source {' or '.join(sources)}: {text}"
@@ -141,10 +141,10 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
-    """Run a stage's `main` as a program: a user's mistake ends in one message and status 1.
+    """Run a stage's `main` as a program; a CapgapError ends in one message and status 1.
 
-    A training job that was told to end (SIGTERM) saves its state and ends with status 75
-    (EX_TEMPFAIL of sysexits.h): run again to go on.
+    On SIGTERM a training job saves its state and ends with status 75 (EX_TEMPFAIL of sysexits.h); the
+    next run resumes it.
     """
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
@@ -164,7 +164,7 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
         sys.exit(os.EX_TEMPFAIL)
     except CapgapError as error:
         message = str(error)
-    except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
+    except BrokenPipeError:  # as in `capgap ... | head`, which is no error
         end_unread()
     except OSError as error:
         message = system_message(error)
@@ -187,8 +187,8 @@ def _run(main: Callable[[list[str] | None], Any], argv: list[str] | None = None)
 def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = None) -> None:
     """`_run` as a process of its own, which ends with it.
 
-    What was imported stays to the end, so the collector need not walk it, nor the interpreter take
-    it apart: both together are half of the CPU time of a short job.
+    Garbage collection and the interpreter's shutdown are skipped, because together they take half of
+    the CPU time of a short job.
     """
     gc.freeze()
     try:
@@ -204,7 +204,7 @@ def run_stage(main: Callable[[list[str] | None], Any], argv: list[str] | None = 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No redrawn bars in a log, and no warnings of transformers about what is refused here."""
+    """Turn off progress bars in logs, and transformers' warnings of problems that are errors here."""
     library = sys.modules.get("transformers.utils.logging")
     if library is None:
         yield
@@ -220,7 +220,7 @@ def quiet_transformers() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-MENDS = {
+FIXES = {
     errno.ENOENT: "check the path",
     errno.EEXIST: "name another place",
     errno.ENOTEMPTY: "name another place",
@@ -247,28 +247,28 @@ MENDS = {
 
 
 def system_message(error: OSError) -> str:
-    """What the operating system refused, and the mend; the error again where it is not from there."""
-    if error.errno not in MENDS:
+    """Translate an OSError into a message with a fix; re-raise unknown ones."""
+    if error.errno not in FIXES:
         raise error
     what = (error.strerror or str(error)).lower()
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{what}; {MENDS[error.errno]}"
+    return f"{where}{what}; {FIXES[error.errno]}"
 
 
 def out_folder(text: str) -> Path:
-    """An argparse type for a folder to write, refused before the work where that is impossible."""
+    """An argparse type for a folder to write; raises before the work if it cannot be written."""
     check_folder(text)
     return Path(text)
 
 
 def out_file(text: str) -> Path:
-    """An argparse type for a file to write, refused before the work where that is impossible."""
+    """An argparse type for a file to write; raises before the work if it cannot be written."""
     check_file(text)
     return Path(text)
 
 
 def out_filled(text: str) -> Path:
-    """An argparse type for the folder of a training job, which keeps what else is in it."""
+    """An argparse type for the folder of a training job; other files in it are kept."""
     check_filled(text, ("model", "trunk"), (CURVE, TRAIN))
     return Path(text)
 
@@ -291,7 +291,7 @@ def seed_argument(text: str) -> int:
 
 
 def add_training_arguments(parser: StageParser) -> None:
-    """Options of a training job that say where it writes, keeps its state and is computed."""
+    """Options of a training job for its output, its state and its processes."""
     parser.add_argument(
         "--out",
         required=True,
@@ -308,7 +308,7 @@ def add_training_arguments(parser: StageParser) -> None:
 
 
 def add_state_arguments(parser: StageParser) -> None:
-    """Options of a job that is resumed: where it keeps its state, and how often."""
+    """Options of a job that can be resumed: the folder of its state, and how often it saves."""
     parser.add_argument(
         "--scratch",
         type=Path,

@@ -20,9 +20,9 @@ from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) -> Choice:
     """Choose among the table's teachers larger than the student, as `capgap recommend` does.
 
-    student: parameters without embeddings. tokens: distillation budget of the final run. Where the
-    recommendation abstains, its first teacher is still chosen: a final run needs one, and the note
-    says so. Raises CapgapError as `capgap.law.asking.ask`.
+    student: parameters without embeddings. tokens: distillation budget of the final run. If the
+    recommendation abstains, its first teacher is still chosen, because a final run needs one, and
+    the note states it. Raises CapgapError in the cases of `capgap.law.asking.ask`.
     """
     answer = ask(law_path, runs_path, student, tokens)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
@@ -46,7 +46,7 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
 
 
 def _noise(law: LawRecord) -> dict[str, float | None]:
-    """What moves the difference of two final students, from the law's components of the noise."""
+    """The law's noise components that enter the difference of two final students."""
     sd = {part.name: part.sd.value for part in law.noise}
     if "order" not in sd:
         return {}
@@ -76,7 +76,7 @@ def neighbour_of(chosen: str, sizes: dict[str, int], target: float) -> str | Non
 
 
 def _range_note(sizes: dict[str, int], target: float, chosen: str) -> str:
-    """Say so where no available teacher is as small, or as large, as the target."""
+    """A note if the target lies outside the sizes of all available teachers."""
     if min(sizes.values()) <= target <= max(sizes.values()):
         return ""
     side = "smaller" if target < min(sizes.values()) else "larger"

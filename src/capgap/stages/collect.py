@@ -21,7 +21,7 @@ from capgap.stages.base import StageParser, out_file, run_stage
 
 
 def run(settings: CollectStage) -> list[RunRow]:
-    """Rows of all runs, in the order of the design."""
+    """Rows of all runs, in the order of the run grid."""
     study = Path(settings.root).name
     teachers = {}
     for number in settings.grid.replica_numbers():
@@ -89,8 +89,8 @@ def to_csv(rows: list[RunRow]) -> str:
 
 @by_hand
 def settings_of(study_file: Path) -> CollectStage:
-    """What the workflow passes of a study."""
-    from capgap.cost.teacher_configs import open_study  # what reads the hub is slow to import
+    """The settings that the workflow passes, made from a study."""
+    from capgap.cost.teacher_configs import open_study  # it is slow to import
 
     return collect_stage(open_study(study_file))
 

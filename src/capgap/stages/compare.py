@@ -88,7 +88,7 @@ def resolved(choice: Choice, chosen: FinalRow, rival: FinalRow) -> bool | None:
 
     Two-sided t test at 95 %. With the components of the law's noise, each teacher's mean varies with
     the order of the data, averaged over seeds, and with its own draw and that of its init, which all
-    seeds share. Without them, the paired differences of seeds are all there is; None with fewer than two.
+    seeds share. Without them the paired differences of seeds are used; None with fewer than two.
     """
     if choice.order_sd is not None:
         variance = sum(
@@ -108,7 +108,7 @@ def resolved(choice: Choice, chosen: FinalRow, rival: FinalRow) -> bool | None:
 
 
 def _t_limit(df: float | None) -> float:
-    """Standard errors in half a 95 % interval: 12.7 with one degree of freedom."""
+    """Half a 95 % interval in standard errors, for example 12.7 with one degree of freedom."""
     return float(stats.norm.ppf(0.975) if df is None else stats.t.ppf(0.975, df))
 
 

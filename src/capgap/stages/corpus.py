@@ -32,7 +32,7 @@ MISSED = 1.5  # times more or less than a share with which it counts as missed
 
 
 def run(corpus: CorpusSplit, out: Path, processes: int = 1) -> CorpusRecord:
-    """Write the splits; what is in them. The result does not depend on the number of processes."""
+    """Write the splits; returns their record. The number of processes does not change the result."""
     chat = getattr(corpus, "messages_column", None) is not None
     column = MESSAGES if chat else "text"
     separate = corpus.test if isinstance(corpus, HubCorpus) else None
@@ -104,14 +104,14 @@ class _Spool:
         return texts[document - self.first_rows[group]].as_py().encode()
 
     def cut(self, document: int, start: int, least: int, wanted: int, most: int) -> int | None:
-        """Where to cut a document at the border of a paragraph, or else of a line; see `border`."""
+        """Byte at which to cut a document, at the end of a paragraph or else a line; see `border`."""
         return border(self._text(document), start, least, wanted, most, BORDERS[:2])
 
 
 def _write(
     spool: _Spool, assignment: Assignment, folder: Path, splits: list[str], column: str
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Write the splits; documents and bytes of each."""
+    """Write the splits; returns documents and bytes of each."""
     counts, sizes = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
     files = {split: TextWriter(folder / f"{split}.parquet", column) for split in splits}
 
@@ -146,13 +146,13 @@ def _write_test(path: Path, texts: Iterator[tuple[str, str]]) -> tuple[int, int]
 
 
 def notes(record: CorpusRecord) -> list[str]:
-    """What somebody should know of a corpus: shares missed, documents cut, duplicates."""
+    """Warnings about a corpus: shares missed, documents cut, duplicates."""
     found, total = [], sum(record.bytes[s] for s in ("train", *record.shares_asked))
     for split, asked in record.shares_asked.items():
         got = record.bytes[split] / total
         if not asked / MISSED <= got <= asked * MISSED:
             found.append(
-                f"warning: {split} holds {got:.2%} of the text, not the {asked:.2%} asked for: "
+                f"warning: {split} holds {got:.2%} of the text instead of {asked:.2%}, because "
                 "documents cannot be cut finer; add documents, or change the share"
             )
     if record.documents_cut:

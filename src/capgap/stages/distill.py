@@ -1,7 +1,7 @@
 """
 Train one student from its init, with a teacher or without.
 
-IN   init folder, teacher folder (none for the arm without a teacher), token streams; the teacher's
+IN   init folder, teacher folder (none for the control without a teacher), token streams; the teacher's
      targets unless `teacher_targets` is online; with schedule wsd the trunk of the next smaller
      budget, if there is one
 OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on
@@ -57,8 +57,8 @@ def run(
 ) -> TrainRecord:
     """Train and publish one student.
 
-    tokens: budget. seed: of the data order. trunk: of the same student at a smaller budget; with it
-    or without, the result is the same. targets: cached targets of the teacher, which stand for it.
+    tokens: budget. seed: of the data order. trunk: of the same student at a smaller budget, which
+    saves time and does not change the result. targets: cached targets that replace the teacher.
     """
     store = None if targets is None else TargetStore(targets)
     settings = settings if store is None else _with_targets(settings, store)
@@ -131,7 +131,7 @@ def _alone(settings: Distill, vocab: int):
 
 
 def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> None:
-    """Refuse a model that cannot read the streams or whose tokenizer is not known to be theirs.
+    """Raise CapgapError if a model cannot read the streams or its tokenizer is not theirs.
 
     Soft targets need one vocabulary. Heads may differ in the rows that pad them beyond the
     tokenizer, which no loss reads.
@@ -147,7 +147,7 @@ def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> No
 
 
 def _with_targets(settings: Distill, store: TargetStore) -> Distill:
-    """Settings with the kind of targets that are given, where they name no kind themselves."""
+    """Settings completed by the kind of the given targets, if they name no kind themselves."""
     if settings.teacher_targets != "online":
         return settings
     made = store.record.settings
@@ -161,8 +161,10 @@ def _with_targets(settings: Distill, store: TargetStore) -> Distill:
 
 
 def _rows_of(store: TargetStore, vocab: int) -> int:
-    """Entries that both a student of `vocab` rows and cached targets have; fewer than the targets'
-    would leave some of them without a row."""
+    """Entries of the vocabulary for a student of `vocab` rows and cached targets.
+
+    Raises CapgapError if the student has fewer rows than the targets have entries.
+    """
     if vocab < store.record.vocab_size:
         raise CapgapError(
             f"{store.folder}: the targets name up to {store.record.vocab_size} entries, the student has "
@@ -173,7 +175,7 @@ def _rows_of(store: TargetStore, vocab: int) -> int:
 
 @by_hand
 def pack_text(pattern: str, student: Path, out: Path) -> Path:
-    """Pack text files into token streams of the student's tokenizer; the folder of these."""
+    """Pack text files into token streams of the student's tokenizer; returns their folder."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise CapgapError(
             "--data is for one process; pack the text before (capgap corpus, capgap pack) and name "

@@ -47,9 +47,8 @@ def run(
     params = count_params(model)
     if teacher.params_non_embedding not in (None, params.non_embedding):
         raise CapgapError(
-            f"teachers.{name}.params_non_embedding: the study says "
-            f"{teacher.params_non_embedding:,}, the model has {params.non_embedding:,}; "
-            "write the second number"
+            f"teachers.{name}.params_non_embedding is {teacher.params_non_embedding:,}, but the model "
+            f"has {params.non_embedding:,}; write the second number"
         )
     with publish_folder(out) as target, tempfile.TemporaryDirectory() as words:
         tokenizer.save_pretrained(words)

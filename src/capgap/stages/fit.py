@@ -36,7 +36,7 @@ def fit(table: RunTable, settings: Law) -> LawRecord:
 
 @by_hand
 def inputs_text(table: RunTable) -> str:
-    """What a reader of the numbers must know about the table; empty if there is nothing."""
+    """Notes on the table that the numbers depend on; empty if there are none."""
     lines = []
     if table.metric.name != "loss":
         lines.append(
@@ -52,7 +52,7 @@ def inputs_text(table: RunTable) -> str:
 
 @by_hand
 def text(record: LawRecord) -> str:
-    """What was found, for a reader who has not read the paper: verdict first."""
+    """A summary for a reader who has not read the paper, with the verdict first."""
     blocks = [sentence(record.overall, record.optima), claims_text(record)]
     if record.curve is not None:
         blocks += [law_text(record), noise_text(record)]
@@ -221,7 +221,7 @@ def causes_text(record: LawRecord) -> str:
     if found.status != "identified":
         lines.append(f"  {found.reason}")
     if found.held:
-        lines.append(f"  these runs hardly say, and a weak prior does: {', '.join(found.held)}")
+        lines.append(f"  set mostly by a weak prior: {', '.join(found.held)}")
     for at in found.optima:
         bound = "" if at.place == "interior" else f", the {at.place} of the family"
         lines.append(
@@ -237,12 +237,12 @@ def causes_text(record: LawRecord) -> str:
 
 
 def left_out_text(record: LawRecord) -> str:
-    """Which law predicts best what it has not seen, a line each."""
+    """How well each law predicts left-out runs, a line each."""
     lines = [
         f"Leads: {record.leading or 'no law'} ({record.leading_reason})",
-        "Regret over all that was left out: students, budgets and teachers, each kind alike; means with "
+        "Regret over left-out students, budgets and teachers, each kind weighted alike; means with "
         "t intervals",
-        "over students; a teacher at random stands in where a law has no answer",
+        "over students; a random teacher's regret counts if a law has no answer",
     ]
     for score in record.scores:
         if score.left_out and score.left_out[-1].n_answered:
@@ -256,9 +256,9 @@ def left_out_text(record: LawRecord) -> str:
 
 
 def scores_text(record: LawRecord) -> str:
-    """How each law and rule chose for student sizes it had not seen, a line each."""
+    """How each law and rule chose for left-out student sizes, a line each."""
     lines = [
-        "Each law fitted without one student size and asked for its teacher. Regret: loss of its "
+        "Each law was fitted without one student size and chose its teacher. Regret: loss of the "
         "choice above",
         f"the best tried, {METRICS[record.metric].unit}; hits: regrets up to {record.tie_nats:g}; held: intervals "
         "that hold the T*",

@@ -34,7 +34,11 @@ RESAMPLES = 1000  # for standard errors that have no formula
 
 
 def run(settings: HarnessStage, model_folder: Path) -> HarnessRecord:
-    """All metrics of a model on the tasks. Raises CapgapError as the messages say."""
+    """All metrics of a model on the tasks.
+
+    Raises CapgapError for an unknown task, for data that cannot be read, and for tasks that run
+    generated code without permission.
+    """
     check_lm_eval()
     folder = open_folder(model_folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -51,7 +55,7 @@ def run(settings: HarnessStage, model_folder: Path) -> HarnessRecord:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"; near it are {', '.join(close)}" if close else ""
             raise CapgapError(
-                f"harness.tasks: lm-eval {lm_eval.__version__} knows no task {name}{hint}"
+                f"harness.tasks: lm-eval {lm_eval.__version__} has no task {name}{hint}"
             )
     model = load_model(folder)
     lineage = read_lineage(folder, model)
@@ -74,7 +78,7 @@ def run(settings: HarnessStage, model_folder: Path) -> HarnessRecord:
 
 
 def _evaluate(lm_eval, evaluator, manager, names: list[str], shots: int, settings) -> dict:
-    """What lm-eval says of the tasks called `names`."""
+    """lm-eval's results for the tasks called `names`."""
     try:
         return lm_eval.simple_evaluate(
             evaluator,
@@ -97,7 +101,7 @@ def _evaluate(lm_eval, evaluator, manager, names: list[str], shots: int, setting
             raise
         raise CapgapError(
             f"harness.run_generated_code: a task among {', '.join(names)} runs code that the model "
-            "writes; set it to true where nothing can be harmed, or take other tasks"
+            "writes; set it to true on an isolated machine, or take other tasks"
         ) from None
 
 
@@ -128,7 +132,7 @@ def _scores(results: dict[str, Any], shots: int) -> list[HarnessScore]:
 
 
 def _number(value) -> float | None:
-    """A finite number; None for what is none, like the standard error of a group."""
+    """A finite number; None for other values, like the missing standard error of a group."""
     try:
         value = float(value)
     except (TypeError, ValueError):
@@ -154,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
 
 @by_hand
 def print_scores(record: HarnessRecord) -> None:
-    """A line for each score that was asked for."""
+    """A line for each score of the requested tasks."""
     for row in harness_rows([record]):
         print(f"{row.task}: {row.metric} {row.values[0]}")
 

@@ -46,7 +46,7 @@ def run(law: LawRecord, final: FinalRecord | None) -> dict[str, Any]:
 
 
 def _ends(name: str, found: Interval | None) -> dict[str, float]:
-    """A number and its interval, without those that are not known."""
+    """A number and the finite ends of its interval."""
     if found is None:
         return {}
     ends = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -58,7 +58,7 @@ class _Packer:
 
 
 def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> TokenStreams:
-    """Write the streams: documents in order, each as the tokenizer begins and ends a text.
+    """Write the streams: documents in order, with the tokenizer's ids at their begin and end.
 
     The result does not depend on the number of processes.
     """

@@ -134,7 +134,7 @@ def _refitted(
 
 
 def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None) -> Solution:
-    """What is kept of a model; CapgapError where the target is impossible."""
+    """What is kept of a model; CapgapError if the target is impossible."""
     if shape_like is None:
         return meet(sizes, target, settings)
     return meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)

@@ -1,11 +1,11 @@
 """
-The digest of the source a stage really runs, and of the command of its rule.
+The digest of the source that a stage uses, and of the command of its rule.
 
 Snakemake does not see imported modules, so each rule carries these digests in its parameters. The
 first covers the definitions that the stage's `main` reaches inside capgap: a module is cut into its
 top-level definitions, and only those that are used, directly or through others, count. Comments,
-docstrings, formatting and help texts do not. Over-approximation is safe and costs a rerun;
-constructs that hide what is used (star imports, importlib, exec) are refused by name.
+docstrings, formatting and help texts do not. Counting too much is safe and costs a rerun. Constructs
+that hide what is used (star imports, importlib, exec) raise an error that names the line.
 
 Two things are not followed. Functions marked `by_hand` refuse to run in a job of the workflow. The
 package capgap.workflow decides whether and when a job runs, and writes no result.
@@ -51,10 +51,10 @@ def source_digest(module: str) -> str:
 
 @cache
 def command_digest(rule: str) -> str:
-    """Digest (16 hexadecimal digits) of the shell command of a rule, whatever its line breaks."""
+    """Digest (16 hexadecimal digits) of the shell command of a rule; line breaks do not count."""
     if rule not in _commands():
         raise CapgapError(
-            f"rule {rule}: no shell command in triple quotes in {rules_folder()}/*.smk"
+            f"rule {rule} has no shell command in triple quotes in {rules_folder()}/*.smk; write one"
         )
     return _short(_commands()[rule])
 
@@ -86,7 +86,7 @@ def _short(text: str) -> str:
 def _data_files(folder: Path) -> dict[str, str]:
     """Files that are not Python beside a module (templates, styles, scripts), by name.
 
-    They count where a definition that is used names them.
+    A file counts if a definition in use names it.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc"))
     return {p.name: p.read_text(encoding="utf-8") for p in files}
@@ -106,7 +106,7 @@ def _file(module: str) -> Path | None:
     return None
 
 
-ALWAYS = "<module level>"  # statements that run on import whatever is used
+ALWAYS = "<module level>"  # statements that run at every import
 
 
 @cache
@@ -198,7 +198,7 @@ def _everything(module: str) -> list[tuple[str, str]]:
 
 
 class _Normalise(ast.NodeTransformer):
-    """Remove what cannot change behaviour; refuse what hides it."""
+    """Remove what cannot change behaviour; raise on constructs that hide it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -223,7 +223,7 @@ class _Normalise(ast.NodeTransformer):
         if called in HIDING_CALLS and hides:
             raise CapgapError(
                 f"{self.path}:{node.lineno}: {called}() hides what a stage uses, so its source "
-                "cannot be tracked; import it in plain sight"
+                "cannot be tracked; use an ordinary import statement"
             )
         return node
 

@@ -1,12 +1,13 @@
 """
-A process that has loaded PyTorch and the stages once, and forks for every job.
+A process that loads PyTorch and the stages once and forks for every job.
 
 Importing PyTorch and transformers takes three CPU seconds, as long as a small job's own work. A run
 on this machine starts one host, and `capgap.workflow.launch` hands jobs to it over a socket. A job
 is a process of its own as before, with its own log, environment, lock and exit status: it dies with
-the launcher that asked for it, and with the host, which dies with Snakemake.
+the launcher that requested it, and with the host, which dies with Snakemake.
 
-Linux without an NVIDIA driver only: a driver that the host had initialised cannot be used in a fork.
+This works only on Linux without an NVIDIA driver, because an initialised driver does not survive a
+fork.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ LARGEST_REQUEST = 2**20  # bytes
 STARTED, TERMINATE = b"s", b"t"
 STATUS = struct.Struct("idd")  # wait status, CPU seconds, peak memory in bytes
 CREDENTIALS = struct.Struct("3i")  # process, user, group
-# One thread a job. Libraries read these once, when they are loaded, so the host needs them, too.
+# One thread per job. Libraries read these when they are loaded, so the host must set them, too.
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended and what it took."""
+    """How a job ended, its CPU time and its peak memory."""
 
     status: int  # as os.wait gives it
     cpu_s: float
@@ -56,7 +57,7 @@ def possible() -> bool:
 
 
 def start() -> subprocess.Popen:
-    """Start a host that ends with this process, and leave its name to jobs in the environment."""
+    """Start a host that ends with this process; jobs find its name in the environment."""
     name = f"capgap-{uuid.uuid4().hex}"
     os.environ[VARIABLE] = name
     words = [sys.executable, "-m", "capgap.workflow.job_host", name]
@@ -64,9 +65,9 @@ def start() -> subprocess.Popen:
 
 
 def submit(module: str, options: list[str]) -> Ended | None:
-    """Have the host run a stage with this process's environment and output; wait for its end.
+    """Run a stage in a fork of the host, with this process's environment and output, and wait.
 
-    Returns None without a host that runs the same Python. SIGTERM is passed on to the job. Raises
+    Returns None if there is no host with the same Python. SIGTERM is passed on to the job. Raises
     EOFError if the host ends before the job does.
     """
     name = os.environ.get(VARIABLE)
@@ -85,7 +86,7 @@ def submit(module: str, options: list[str]) -> Ended | None:
             socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
             if connection.recv(1) != STARTED:
                 return None
-        except OSError:  # no host on this machine, or a request that is too long
+        except OSError:  # there is no host on this machine, or the request is too long
             return None
         signal.signal(signal.SIGTERM, lambda *_: connection.send(TERMINATE))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the job as well
@@ -94,7 +95,7 @@ def submit(module: str, options: list[str]) -> Ended | None:
         except ConnectionResetError:
             answer = b""
         if answer == b"":
-            raise EOFError(f"the process that jobs are forked from ({name}) has ended")
+            raise EOFError(f"the job host ({name}), from which jobs are forked, has ended")
         return Ended(*STATUS.unpack(answer))
 
 
@@ -113,7 +114,7 @@ class Host:
         for module in (*USED, *(f"capgap.stages.{stage}" for stage in STAGES)):
             importlib.import_module(module)
         gc.collect()
-        gc.freeze()  # or every fork's collector would copy the pages of all modules
+        gc.freeze()  # otherwise every fork's collector would copy the pages of all modules
         ended, wakeup = socket.socketpair()
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno())
@@ -132,10 +133,10 @@ class Host:
         if CREDENTIALS.unpack(raw)[1] != os.getuid():  # the socket's name is no secret
             connection.close()
             return
-        self.ready.register(connection, selectors.EVENT_READ, self._hear)
+        self.ready.register(connection, selectors.EVENT_READ, self._receive)
 
-    def _hear(self, connection: socket.socket) -> None:
-        """A request, a wish that the job ends, or the launcher's end, which is the job's."""
+    def _receive(self, connection: socket.socket) -> None:
+        """Read from a launcher: start its job, pass on its signal, or end the job if it has ended."""
         if connection in self.jobs:
             wish = connection.recv(1)
             os.kill(self.jobs[connection], signal.SIGTERM if wish else signal.SIGKILL)
@@ -154,15 +155,15 @@ class Host:
         else:
             process = os.fork()
             if process == 0:
-                self._become(request, files)
+                self._run_job(request, files)
             self.jobs[connection] = process
-            with suppress(BrokenPipeError):  # the next event is the launcher's end
+            with suppress(BrokenPipeError):  # the launcher has ended, as the next event will show
                 connection.send(STARTED)
         for file in files:
             os.close(file)
 
-    def _become(self, request: dict, files: array.array) -> None:
-        """The job, in the fork: never returns."""
+    def _run_job(self, request: dict, files: array.array) -> None:
+        """Run the job in the fork. Never returns."""
         status = 1
         try:
             die_with_parent()
@@ -173,7 +174,7 @@ class Host:
                 connection.close()
             os.dup2(files[0], 1)
             os.dup2(files[1], 2)
-            # new streams: the host's know whether its own files could be sought in
+            # open new streams: the host's remember whether its own files were seekable
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
             os.chdir(request["folder"])
@@ -207,7 +208,7 @@ class Host:
             answer = STATUS.pack(status, used.ru_utime + used.ru_stime, 1024.0 * used.ru_maxrss)
             try:
                 self.ready.unregister(connection)
-            except KeyError:  # its launcher is gone
+            except KeyError:  # its launcher has ended
                 pass
             else:
                 connection.send(answer)
@@ -215,7 +216,7 @@ class Host:
 
 
 def main() -> None:
-    """Be the host of the name that was given."""
+    """Run a host that listens on the socket of the given name."""
     die_with_parent()
     Host(sys.argv[1]).serve()
 

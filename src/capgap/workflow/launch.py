@@ -3,13 +3,12 @@ Start a stage as one process or several, and measure what it took.
 
     python -m capgap.workflow.launch GPUS PROCESSES SHARD TIMING MODULE [OPTION...]
 
-A stage of one process that needs no GPU is a fork of the run's job host, where there is one (see
-`capgap.workflow.job_host`). TIMING is the file that gets wall time, CPU time and peak memory.
+A stage of one process that needs no GPU is forked from the run's job host if there is one (see
+`capgap.workflow.job_host`). Wall time, CPU time and peak memory are written to the file TIMING.
 
-Where the variable CAPGAP_GPUS names devices of this machine, the stage gets as many of them as it
-asks for, which no other job of this user has, as the only ones it sees. Where it is not set a
-cluster gives out devices itself. Several processes are torchrun's; SHARD is 1 where they share the
-model out.
+If the variable CAPGAP_GPUS lists devices of this machine, the stage claims GPUS of them that no other
+job of this user holds, and sees only those. If it is not set, the cluster assigns devices. Several
+processes are started by torchrun; SHARD is 1 if the model is sharded over them.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from capgap.workflow import job_host
 from capgap.workflow.job_host import Ended
 from capgap.workflow.locks import die_with_parent
 
-VARIABLE = "CAPGAP_GPUS"  # ids of the devices to share out, with commas
+VARIABLE = "CAPGAP_GPUS"  # ids of the devices that jobs may claim, separated by commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-SHUTDOWN_SECONDS = 300  # that processes have to finish a step and save it when told to end
+SHUTDOWN_SECONDS = 300  # for processes to finish a step and save it after SIGTERM
 WAIT_SECONDS = 0.2
 
 
 def share_out(number: int) -> None:
-    """Have jobs that this process starts share `number` GPUs: those it may see, or the first ones."""
+    """Let the jobs of this process share `number` GPUs: the visible ones, or else the first ones."""
     visible = os.environ.get(VISIBLE)
     ids = list(map(str, range(number))) if visible is None else [*filter(None, visible.split(","))]
     if len(ids) < number:
@@ -47,11 +46,10 @@ def share_out(number: int) -> None:
 
 
 def lock_folder() -> Path:
-    """The folder of this user's locks of GPUs, which nobody else may write or read.
+    """The folder of this user's GPU locks, which nobody else may write or read.
 
-    The same for all jobs on a machine, whatever started them: the run-time folder of the user where
-    the machine has one, else a folder among the temporary ones. There another user can make it
-    first, so its owner is checked.
+    It is the same for all jobs on a machine: the user's run-time folder if there is one, otherwise a
+    temporary folder. Another user could create that one first, so its owner is checked.
     """
     user = os.getuid()
     runtime = [Path(p) for p in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{user}") if p]
@@ -64,16 +62,18 @@ def lock_folder() -> Path:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o077:
         raise CapgapError(
-            f"{folder}: another user has made it or may write it, so GPUs cannot be shared out by it; "
-            "have it removed, or set XDG_RUNTIME_DIR to a folder that is yours alone"
+            f"{folder} belongs to another user or may be written by one, so GPU locks cannot lie in "
+            "it; have it removed, or set XDG_RUNTIME_DIR to a folder that only you may write"
         )
     return folder
 
 
 def claim(number: int, ids: list[str]) -> list[str]:
-    """Become the only user of some devices for as long as this process, or the job it starts, lives."""
+    """Lock some devices for as long as this process, or the job it starts, lives."""
     if number > len(ids):
-        raise CapgapError(f"the job needs {number} GPUs, {len(ids)} are shared out; give it more")
+        raise CapgapError(
+            f"the job needs {number} GPUs and {VARIABLE} lists {len(ids)}; raise gpu= of the run"
+        )
     folder = lock_folder()
     while True:
         held: dict[str, int] = {}
@@ -89,7 +89,7 @@ def claim(number: int, ids: list[str]) -> list[str]:
                 os.close(file)
         if len(held) == number:
             break
-        for file in held.values():  # or two jobs that wait would keep each other waiting
+        for file in held.values():  # otherwise two waiting jobs could block each other for ever
             os.close(file)
         time.sleep(WAIT_SECONDS)
     for file in held.values():
@@ -98,18 +98,18 @@ def claim(number: int, ids: list[str]) -> list[str]:
 
 
 def command(processes: int, module: str, options: list[str]) -> list[str]:
-    """What runs a stage: Python, or torchrun for several processes on this machine."""
+    """The command line of a stage: Python, or torchrun for several processes on this machine."""
     if processes == 1:
         return [sys.executable, "-m", module, *options]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     torchrun += [f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
-    # without -- torchrun takes a stage's --signal for an abbreviation of an option of its own
+    # without -- torchrun would read a stage's option as an abbreviation of one of its own
     return [sys.executable, *torchrun, "--module", "--", module, *options]
 
 
 def measured(words: list[str]) -> Ended:
     """Run a command to its end; SIGTERM is passed on to it."""
-    # the locks of devices are inherited: they are held until the command has let go of a device
+    # the command inherits the locks, so they are held until it has released the devices
     process = subprocess.Popen(words, preexec_fn=die_with_parent, close_fds=False)
     signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
@@ -119,14 +119,14 @@ def measured(words: list[str]) -> Ended:
 
 
 def write_timing(path: Path, wall_s: float, ended: Ended) -> None:
-    """One row, its columns named as in Snakemake's own benchmarks; memory in MiB."""
+    """Write one row with the column names of Snakemake's benchmark files; memory in MiB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     row = f"{wall_s:.4f}\t{ended.peak_bytes / 2**20:.2f}\t{ended.cpu_s:.4f}"
     path.write_text(f"s\tmax_rss\tcpu_time\n{row}\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Claim devices, run the stage, and end as it has ended."""
+    """Claim devices, run the stage, and exit with its status."""
     gpus, processes, shard, timing, module, *options = sys.argv[1:]
     if int(shard):
         options.append("--shard")
@@ -139,7 +139,7 @@ def main() -> None:
             sys.exit(f"error: {error}")
         os.environ[VISIBLE] = ",".join(names)
         print(f"on GPU {os.environ[VISIBLE] or 'none'}", flush=True)
-    os.environ.update(job_host.ONE_THREAD)  # Snakemake sets them to the number of processes
+    os.environ.update(job_host.ONE_THREAD)  # Snakemake sets these to the number of processes
     begun, ended = time.monotonic(), None
     if processes == "1" and gpus == "0":
         try:

@@ -1,8 +1,8 @@
 """
-Snakemake's records: what each output was made from, with which parameters.
+Snakemake's records of the inputs and parameters that each output was made from.
 
-One JSON file for each output in .snakemake/metadata, see private.py. DVC versions them together with
-the results.
+There is one JSON file for each output in .snakemake/metadata, see private.py. DVC versions them
+together with the results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from capgap.workflow.private import RECORDS, UNFINISHED, location, output_of
 
 
 def named(folder: Path, root: str | Path) -> Iterator[tuple[str, Path]]:
-    """Outputs below `root` that files in `folder` stand for, and these files."""
+    """Outputs below `root` that have a record in `folder`, each with its record's file."""
     for directory, _, names in os.walk(folder):
         for name in names:
             file = Path(directory, name)
@@ -33,8 +33,8 @@ def named(folder: Path, root: str | Path) -> Iterator[tuple[str, Path]]:
 def read_all(root: str | Path) -> dict[str, dict]:
     """Records of all outputs that exist below a folder, by output, sorted.
 
-    A record torn by a kill is left out; Snakemake passes over it as well and reruns the job.
-    Raises Unreadable for a record that Snakemake could not read, either.
+    A record torn by a kill is left out; Snakemake ignores it as well and reruns the job.
+    Raises Unreadable for a record that Snakemake could not read either.
     """
     records = {}
     for output, file in named(RECORDS, root):
@@ -44,9 +44,9 @@ def read_all(root: str | Path) -> dict[str, dict]:
 
 
 def read_record(file: Path, output: str) -> dict | None:
-    """One record; None if it is torn, as a kill leaves it. Unreadable if it is no record at all."""
-    hint = f"the record of {output} is damaged ({file}); bring it back (capgap pull --force), or "
-    hint += "delete that file and the output to have it made again"
+    """One record; None if a kill has torn it. Raises Unreadable if it is not a record."""
+    hint = f"the record of {output} is damaged ({file}); restore it (capgap pull --force), or "
+    hint += "delete that file and the output so that the next run makes it again"
     try:
         text = read_text(file)
         record = json.loads(text)
@@ -67,9 +67,9 @@ def unfinished(root: str | Path) -> list[str]:
 
 
 def changed_inputs(records: dict[str, dict]) -> dict[str, list[str]]:
-    """Inputs whose contents are not what outputs were made from: {input: [outputs]}.
+    """Inputs whose contents differ from those that outputs were made from: {input: [outputs]}.
 
-    A record from elsewhere may name any file; those outside the working folder are not read.
+    A record from another machine may name any file; files outside the working folder are not read.
     """
     digests: dict[str, str] = {}
     changed: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ def replace_spec(output: str, record: dict, change: Callable[[dict], dict]) -> N
 
 
 def _spec(parameter: str) -> dict | None:
-    """The spec in a recorded parameter, which is the repr of a value; None for any other."""
+    """The spec in a recorded parameter, which is the repr of a value; None if it holds no spec."""
     try:
         value = ast.literal_eval(parameter)
         data = json.loads(value) if isinstance(value, str) and value.startswith("{") else {}

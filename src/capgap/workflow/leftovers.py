@@ -10,6 +10,6 @@ from capgap.workflow.private import RECORDS
 
 
 def remove_temporary(root: Path) -> None:
-    """Remove temporary files of killed jobs, pulls and checkouts. Only under the lock of the run."""
+    """Remove temporary files of killed jobs, pulls and checkouts. The caller holds the run's lock."""
     for folder in (root, RECORDS, PENDING):
         collect_temporaries(folder)

@@ -1,8 +1,8 @@
 """
-Who may write, and when to die: locks that end with their process, and jobs that end with the run.
+Locks that end with their process, and jobs that end with their run.
 
-All locks are flocks: the kernel drops them when the last process that holds them is gone, however
-it died, so nobody ever has to unlock anything.
+All locks are flocks: the kernel drops them when the last process that holds them has ended, however
+it ended, so no lock is ever removed by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TextIO
 
 from capgap.errors import CapgapError
 
-RUN_LOCK = Path(".snakemake/capgap.lock")  # held by a run; its text is the name of the latest run
+RUN_LOCK = Path(".snakemake/capgap.lock")  # held by a run; contains the name of the latest run
 RUN_VARIABLE = "CAPGAP_RUN"  # the name of the run that started a job
 SCRATCH = Path("scratch")
 WATCH_SECONDS = 5.0
@@ -30,7 +30,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when the one that started it dies; no effect elsewhere."""
+    """Have Linux kill this process when its parent dies; does nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1:
@@ -50,7 +50,7 @@ def only_run() -> Iterator[TextIO]:
 
 
 def name_run(lock: TextIO) -> str:
-    """Give a new run a name and write it into the lock: older runs may start no more jobs."""
+    """Name a new run and write the name into the lock, so that older runs start no more jobs."""
     name = uuid.uuid4().hex
     lock.truncate(0)
     lock.write(name)
@@ -61,8 +61,8 @@ def name_run(lock: TextIO) -> str:
 def claim_output(out: str | Path) -> TextIO:
     """Become the only writer of an output, for as long as the returned file stays open.
 
-    Waits for a job of an earlier run that still writes it. Raises CapgapError in a job whose run
-    has been followed by a newer one: the output belongs to that one's job.
+    Waits for a job of an earlier run that still writes it. Raises CapgapError in a job of a run that
+    a newer run has replaced, because the output belongs to the newer run's job.
     """
     path = SCRATCH / f"{out}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def claim_output(out: str | Path) -> TextIO:
         print(f"waiting for an earlier job that still writes {out}", flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
     if _superseded():
-        raise CapgapError(f"{out}: a newer run has taken over, so this job of an older one stops")
+        raise CapgapError(f"{out}: a newer run has taken over, so this job of an older run stops")
     threading.Thread(target=_end_when_superseded, args=(out,), daemon=True).start()
     return file
 
@@ -87,11 +87,11 @@ def _superseded() -> bool:
 
 
 def _end_when_superseded(out: str | Path) -> None:
-    """End this process once a newer run has taken over; that run's job goes on from its state.
+    """End this process once a newer run has taken over; that run's job resumes from its state.
 
-    On a cluster jobs outlive the run that started them, and would be waited for and done again.
+    On a cluster jobs outlive their run, and the newer run would wait for this job and then repeat it.
     """
     while not _superseded():
         time.sleep(WATCH_SECONDS)
-    print(f"{out}: a newer run has taken over, so this job of an older one stops", flush=True)
+    print(f"{out}: a newer run has taken over, so this job of an older run stops", flush=True)
     os._exit(1)

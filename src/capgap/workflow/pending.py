@@ -1,4 +1,4 @@
-"""What a run of Snakemake would make, without making it."""
+"""The outputs that a run of Snakemake would make, found without a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pending(NamedTuple):
 
 
 def snakefile() -> Path:
-    """The graph of jobs: of the working folder, else the one that came with the installed capgap.
+    """The Snakefile of the working folder, or else the one of the installed capgap.
 
     A wheel holds it in the package; an editable installation has it in the repository.
     """
@@ -32,7 +32,7 @@ def snakefile() -> Path:
 
 
 def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
-    """Command line of Snakemake for a study; CapgapError if there is no graph to run."""
+    """Command line of Snakemake for a study. Raises CapgapError if there is no Snakefile."""
     graph = snakefile()
     if not graph.is_file():
         raise CapgapError(
@@ -41,19 +41,19 @@ def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
         )
     options = [_found(word, graph.parent) for word in options]
     command = [sys.executable, "-m", "capgap.workflow.private", "--snakefile", str(graph), *options]
-    # --configfile takes all words behind it, so a target must stand before it
+    # --configfile takes all words after it, so targets must come before it
     return [*command, "--configfile", str(study_file)]
 
 
 def _found(word: str, root: Path) -> str:
-    """An option's word; a profile that came with capgap (profiles/slurm) as the path to it."""
+    """An option as given; the name of a shipped profile (profiles/slurm) becomes its path."""
     option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     shipped = value.startswith("profiles/") and not Path(value).exists() and (root / value).is_dir()
     return f"{option}{equals}{root / value}" if shipped else word
 
 
 def pending(study_file: Path) -> list[Pending]:
-    """Outputs that a run would make, as far as they can be known before it."""
+    """Outputs that a run would make, as far as Snakemake can list them in advance."""
     result = subprocess.run(
         snakemake_command(study_file, ["--summary"]), capture_output=True, text=True
     )
@@ -63,7 +63,7 @@ def pending(study_file: Path) -> list[Pending]:
 
 
 def not_done(study_file: Path, study: str) -> list[str] | None:
-    """Outputs that a run would make, None where there are no results at all."""
+    """Outputs that a run would make; None if there are no results at all."""
     if not Path(paths.ROOT.format(study=study)).is_dir() or not snakefile().is_file():
         return None
     with ledger.kept_times(paths.ROOT.format(study=study)):

@@ -1,9 +1,9 @@
 """
-What capgap uses of Snakemake and DVC that they do not promise to keep: nothing else may.
+The undocumented parts of Snakemake and DVC that capgap uses. No other module may use any.
 
-Snakemake: where a record lies, the columns of --summary, the names of its parsed options.
-DVC: how an object is named in a store, what a listing of a folder and dvc.lock look like, how the
-file system of a remote is made. A test holds the versions that this was checked with.
+Snakemake: the path of a record, the columns of --summary, the names of its parsed options.
+DVC: the name of an object in a store, the formats of a folder's listing and of dvc.lock, how the
+file system of a remote is made. A test names the versions that were checked.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 def location(folder: Path, output: str) -> Path:
-    """File in a folder of Snakemake's records that stands for an output."""
+    """The record's file of an output, in a folder of Snakemake's records."""
     name = urlsafe_b64encode(output.encode()).decode()
     pieces = [name[i : i + PIECE] for i in range(0, len(name), PIECE)]
     return folder.joinpath(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
 
 
 def output_of(folder: Path, file: Path) -> str | None:
-    """The output that a file in `folder` stands for; None for what is no record's name.
+    """The output whose record a file in `folder` is; None if its name is not a record's.
 
-    Kills of DVC and operating systems leave other files, and a name may have come from elsewhere:
-    only a path inside the working folder counts.
+    Killed processes and operating systems leave other files, and a name may come from another
+    machine, so only paths inside the working folder are accepted.
     """
     name = "".join(part.removeprefix("@") for part in file.relative_to(folder).parts)
     try:
@@ -53,12 +53,12 @@ def output_of(folder: Path, file: Path) -> str | None:
     return output if paths.is_inside(output) and location(folder, output) == file else None
 
 
-# Options of Snakemake that say how a study is run, not how much of it; these take a value.
+# Options of Snakemake that change how a study runs, not how much of it. These take a value.
 HOW = {"--cores", "-c", "--jobs", "-j", "--profile", "--latency-wait", "-w"}
 
 
 def is_whole(options: list[str]) -> bool:
-    """Whether a run with these options makes the whole study; False if that is not certain."""
+    """Whether a run with these options makes the whole study; False if in doubt."""
     words = iter(options)
     return all(word.split("=")[0] in HOW and ("=" in word or next(words, "")) for word in words)
 
@@ -73,19 +73,19 @@ def only_looks(options: list[str]) -> bool:
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             given, _ = get_argument_parser().parse_known_args(options)
-    except SystemExit:  # wrong options, or --version: Snakemake will print it itself
+    except SystemExit:  # wrong options, or --version: Snakemake itself will print the reason
         return True
     return any(getattr(given, name) for name in LOOKS)
 
 
 def out_of_date(table: str) -> list[tuple[str, str]]:
-    """(rule, output) of what --summary calls pending."""
+    """(rule, output) of every row that --summary marks as pending."""
     rows = [line.split("\t") for line in table.splitlines() if line.count("\t") == 5]
     return [(row[2], row[0]) for row in rows[1:] if row[5] == "update pending"]
 
 
 class Remote(NamedTuple):
-    """A store that DVC's settings name."""
+    """A remote named in DVC's settings."""
 
     name: str
     url: str
@@ -95,14 +95,14 @@ class Remote(NamedTuple):
 
 
 def settings() -> dict[str, Any]:
-    """DVC's settings for this folder, those of all levels together."""
+    """DVC's settings for this folder, all levels merged."""
     from dvc.config import Config
 
     return Config(dvc_dir=".dvc")
 
 
 def open_remote(settings: dict[str, Any]) -> Remote:
-    """The default remote. DVC raises what it likes where it cannot be made."""
+    """The default remote. If it cannot be made, DVC raises errors of many kinds."""
     from dvc.fs import get_cloud_fs
 
     name = settings["core"]["remote"]
@@ -116,7 +116,7 @@ def cache_folder(settings: dict[str, Any]) -> Path:
 
 
 def object_name(oid: str) -> str:
-    """Where a store keeps an object."""
+    """Path of an object inside a store."""
     return f"files/md5/{oid[:2]}/{oid[2:]}"
 
 
@@ -130,7 +130,7 @@ def saved_outs(lock: Any) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Snakemake's command line, quiet where it is interrupted while it is loaded."""
+    """Snakemake's command line, without a traceback if it is interrupted while it loads."""
     try:
         from snakemake.cli import main as snakemake
     except KeyboardInterrupt:

@@ -1,11 +1,11 @@
 """
-Exchange results with the DVC remote: `capgap pull` and `capgap push`, whole or not at all.
+Exchange results with the DVC remote, for `capgap pull` and `capgap push`: all files or none.
 
-What arrives comes from whoever can change dvc.lock or write the remote. So names are contained before
-anything is fetched, contents are hashed, the ledger that came along is held against both, and only
-then is a file put in place; nothing is unpickled, and a pull never writes to a remote. DVC's own
-pull does none of this, takes away results when one file fails, and reports a missing bucket as
-missing files. The cause of a failure becomes one sentence that says what to do.
+Anybody who can change dvc.lock or write to the remote decides what arrives. So names are checked
+before anything is fetched, contents are hashed, both are compared with the ledger that arrived with
+them, and only then are files put in place. Nothing is unpickled, and a pull never writes to a remote.
+DVC's own pull checks none of this, removes results when one file fails, and reports a missing bucket
+as missing files. Every failure is reported in one sentence with its cause and a fix.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from capgap.workflow.shared_settings import check_shared, own_caches
 from capgap.workflow.stores import Cache, Placer, fetch, listing, send
 
 LOCK = Path("dvc.lock")
-KEPT = Path(".dvc/tmp/capgap-dvc.lock")  # the dvc.lock of before a save that has not ended
+KEPT = Path(".dvc/tmp/capgap-dvc.lock")  # copy of dvc.lock from before an unfinished save
 
 REFUSED = {"PermissionError", "NoCredentialsError", "PermissionDenied", "AuthError"}
 SILENT = {
@@ -49,15 +49,15 @@ class Saved(NamedTuple):
 
 
 def read_lock(study: str) -> dict[str, Saved]:
-    """The folders of a study that `capgap save` stored last: its results and Snakemake's records.
+    """The two folders that `capgap save` stored last: a study's results and Snakemake's records.
 
-    Raises CapgapError where nothing was saved, and for a dvc.lock that is damaged, holds another
-    study or names anything else.
+    Raises CapgapError if nothing was saved, or if dvc.lock is damaged, holds another study or names
+    anything else.
     """
     if not LOCK.is_file():
         raise CapgapError(
-            f"this revision holds no results: there is no {LOCK}. Whoever has them types capgap "
-            f"save, git add {LOCK}, git commit and capgap push; without them, capgap run"
+            f"this revision holds no results: there is no {LOCK}. On the machine that has them, run "
+            f"capgap save, git add {LOCK}, git commit and capgap push; or make them here (capgap run)"
         )
     root = paths.ROOT.format(study=study)
     try:
@@ -79,13 +79,13 @@ def read_lock(study: str) -> dict[str, Saved]:
 
 
 def keep_lock() -> None:
-    """Keep a copy of dvc.lock, which DVC writes in place, until a save has ended."""
+    """Copy dvc.lock until a save has ended, because DVC overwrites it in place."""
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     write_text(KEPT, LOCK.read_text(encoding="utf-8") if LOCK.is_file() else "")
 
 
 def restore_lock() -> None:
-    """Bring back the dvc.lock of before a save that did not end. Only under the lock of the run."""
+    """Restore dvc.lock after a save that did not end. The caller holds the run's lock."""
     if KEPT.is_file():
         if before := KEPT.read_text(encoding="utf-8"):
             write_text(LOCK, before)
@@ -95,14 +95,14 @@ def restore_lock() -> None:
 
 
 def forget_kept_lock() -> None:
-    """End a save: from now on the new dvc.lock counts."""
+    """End a save: remove the copy, so that the new dvc.lock is valid."""
     with LOCK.open("rb") as file:
         os.fsync(file.fileno())
     KEPT.unlink()
 
 
 def check_saved(study: str, root: Path) -> None:
-    """Raise CapgapError unless dvc.lock names what is here, all of it, and the cache holds it."""
+    """Raise CapgapError unless dvc.lock names exactly the files here and the cache holds them all."""
     saved = read_lock(study)
     cache = Cache(private.settings())
     files = _saved_files(cache, saved)
@@ -111,7 +111,7 @@ def check_saved(study: str, root: Path) -> None:
     if here != stored:
         strange = sorted(here ^ stored)[0]
         raise CapgapError(
-            f"nothing was saved: DVC did not take {strange} as it is here; save again"
+            f"nothing was saved: DVC recorded {strange} with other contents than here; save again"
         )
     if lacking := [name for name, oid in files.items() if not cache.path(oid).is_file()]:
         raise CapgapError(f"nothing was saved: {_some(lacking)} not in DVC's cache; save again")
@@ -124,14 +124,14 @@ def pull(
     force: bool = False,
     only: bool = False,
 ) -> list[str]:
-    """Bring files that `dvc.lock` names into place; the names that `choose` picked from all.
+    """Put files that `dvc.lock` names in place; returns the names that `choose` selected.
 
-    force: replace files that were not saved, too. only: leave all other files as they are, even
-    those of another revision. Only under the lock of the run.
+    force: also replace files that were not saved. only: leave all other files as they are, even
+    those of another revision. The caller holds the run's lock.
 
-    Raises CapgapError, and leaves every file as it was, when nothing was saved at this revision,
-    when a file is not in the remote or is not what its author saved, when the remote cannot be
-    read, and when a file here was not saved.
+    Raises CapgapError, and changes no file, if nothing was saved at this revision, if a file is not
+    in the remote or differs from what was saved, if the remote cannot be read, or if a file here was
+    not saved.
     """
     check_shared(secrets=False)
     saved = read_lock(study)
@@ -159,7 +159,7 @@ def pull(
 
 
 def _saved_files(cache: Cache, saved: dict[str, Saved]) -> dict[str, str]:
-    """Object by path of every saved file, of listings that are in the cache."""
+    """Object of every saved file by its path, from listings that are in the cache."""
     files = {}
     for path, out in saved.items():
         files |= listing(cache.path(out.oid), path, out.files)
@@ -168,17 +168,17 @@ def _saved_files(cache: Cache, saved: dict[str, Saved]) -> dict[str, str]:
             output = private.output_of(private.RECORDS, Path(name))
             if output is None or not output.startswith(f"{checksums.RESULTS}/"):
                 raise CapgapError(
-                    f"the saved listing of {private.RECORDS} names {name}, which is no record of a "
-                    "result: it was not written by capgap save. Nothing was put in place; ask whoever "
-                    f"changed {LOCK}"
+                    f"the saved listing of {private.RECORDS} names {name}, which is not the record of "
+                    "a result, so capgap save did not write it. Nothing was put in place; ask whoever "
+                    f"changed {LOCK} to save again"
                 )
     return files
 
 
 def _check_arrived(root: str, files: dict[str, str], contents: dict[str, Path]) -> None:
-    """Raise CapgapError where saved files are not what the ledger among them says, or no records.
+    """Raise CapgapError unless saved files match the ledger among them and records are readable.
 
-    contents: where those that were chosen are; others count by their names alone.
+    contents: paths of the chosen files' contents; of all other files only the names are checked.
     """
     file = checksums.ledger_of(root).as_posix()
     found = []
@@ -199,9 +199,9 @@ def _check_arrived(root: str, files: dict[str, str], contents: dict[str, Path]) 
     if found:
         lines = "\n".join(f"  {line}" for line in found)
         raise CapgapError(
-            f"nothing was put in place: what was saved is not whole:\n{lines}\n"
-            f"Whoever saved this revision did not use capgap save, or somebody changed {LOCK} since; "
-            "have it saved again (capgap run, capgap save)"
+            f"nothing was put in place, because the saved results are incomplete:\n{lines}\n"
+            f"They were not saved by capgap save, or {LOCK} was changed later; have them saved again "
+            "(capgap run, capgap save)"
         )
 
 
@@ -210,15 +210,15 @@ def _place(
 ) -> None:
     """Write files, and remove those of another revision.
 
-    Results come first and Snakemake's records last: what a kill leaves is out of date, not false.
+    Results come first and Snakemake's records last, so after a kill results are stale, never wrong.
     """
     file = checksums.ledger_of(root).as_posix()  # follows the results
     at_stake = {*remove, *(name for name in write if os.path.lexists(name))} - {file}
     lost = sorted(name for name in at_stake if not placer.is_saved(name))
     if lost and not force:
         raise CapgapError(
-            f"nothing was put in place: {_some([*map(_name, lost)])} not as saved and would be lost. "
-            "Keep what is here (capgap save), or give it up (capgap pull --force)"
+            f"nothing was put in place: {_some([*map(_name, lost)])} not saved and would be lost. "
+            "Save first (capgap save), or overwrite (capgap pull --force)"
         )
     for name in [*write, *remove]:
         placer.check(name)
@@ -233,16 +233,16 @@ def _place(
 
 
 def _files_of(root: str) -> list[str]:
-    """All files here that belong to a study: its results and their records."""
+    """All files here that belong to a study, which are its results and their records."""
     records = [str(file) for _, file in ledger.named(private.RECORDS, root)]
     return sorted([*checksums.files_below(root), *records])
 
 
 def push(study: str) -> int:
-    """Store the files that `dvc.lock` names in the remote; the number of objects that were new.
+    """Store the files that `dvc.lock` names in the remote; returns the number of new objects.
 
-    Raises CapgapError when nothing was saved, when a file is neither here nor there, when the
-    shared settings hold a secret, and when the remote cannot be written.
+    Raises CapgapError if nothing was saved, if a file is neither here nor in the remote, if the
+    shared settings hold a secret, or if the remote cannot be written.
     """
     check_shared(secrets=True)
     saved = read_lock(study)
@@ -255,7 +255,7 @@ def push(study: str) -> int:
             absent = [name for name, oid in files.items() if oid in oids]
         if absent:
             raise CapgapError(
-                f"{_some(absent)} of {LOCK} neither here, as they were saved, nor in the remote: pull "
+                f"{_some(absent)} named by {LOCK} but neither here, as saved, nor in the remote: pull "
                 "first (capgap pull --models), or make and save them (capgap run, capgap save)"
             )
     return new
@@ -263,7 +263,7 @@ def push(study: str) -> int:
 
 @contextmanager
 def _connected(purpose: str) -> Iterator[tuple[private.Remote, Cache]]:
-    """The remote, which has answered, and the cache. What fails inside becomes a message.
+    """Yield the remote, after it has answered, and the cache; errors inside become a CapgapError.
 
     purpose: read or write.
     """
@@ -273,17 +273,17 @@ def _connected(purpose: str) -> Iterator[tuple[private.Remote, Cache]]:
     try:
         settings = private.settings()
         remote = private.open_remote(settings)
-        _ask(remote, purpose)
+        _check_connection(remote, purpose)
         answered = True
         yield remote, Cache(settings)
     except CapgapError:
         raise
-    except Exception as error:  # DVC and its plugins raise whatever their libraries raise
-        raise CapgapError(_advice(settings, remote, error, purpose, answered)) from None
+    except Exception as error:  # DVC and its plugins let the errors of all their libraries through
+        raise CapgapError(_hint(settings, remote, error, purpose, answered)) from None
 
 
-def _ask(remote: private.Remote, purpose: str) -> None:
-    """Ask a remote for its top folder, for S3 the bucket; other folders are made by a push."""
+def _check_connection(remote: private.Remote, purpose: str) -> None:
+    """List a remote's top folder, on S3 the bucket; a push makes the folders of other remotes."""
     if remote.fs.protocol == "s3":
         remote.fs.ls(remote.path.partition("/")[0], detail=False)
     elif purpose == "read":
@@ -293,25 +293,25 @@ def _ask(remote: private.Remote, purpose: str) -> None:
 
 
 def _fetch(remote: private.Remote, cache: Cache, files: dict[str, str]) -> None:
-    """Bring objects from the remote into the cache, and see that all are there."""
+    """Copy objects from the remote into the cache. Raises CapgapError if one is absent or damaged."""
     absent, damaged = fetch(remote, cache, files)
     url = hide_secrets(remote.url)
     if absent:
         raise CapgapError(
-            f"{_some([*map(_name, absent)])} not in the remote {url}; whoever made this revision has "
-            "to store it there: capgap push"
+            f"{_some([*map(_name, absent)])} not in the remote {url}; the author of this revision has "
+            "to store it there (capgap push)"
         )
     if damaged:
         stored = f"{remote.path}/{private.object_name(files[damaged[0]])}"
         raise CapgapError(
-            f"{_some([*map(_name, damaged)])} damaged in the remote {url}: the contents are not what "
-            f"was saved, and nothing was put in place. Whoever may write there has to delete the object "
-            f"({stored}); then someone who has the file stores it again: capgap push"
+            f"{_some([*map(_name, damaged)])} damaged in the remote {url}: the contents differ from "
+            f"what was saved, and nothing was put in place. Delete the object there ({stored}), then "
+            "store it again from a machine that has the file (capgap push)"
         )
 
 
 def _name(name: str) -> str:
-    """A file as people know it: a record by its output."""
+    """A file's name for messages; a record is named by its output."""
     path = Path(name)
     if not path.is_relative_to(private.RECORDS) or path == private.RECORDS:
         return name
@@ -319,18 +319,18 @@ def _name(name: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """The first of some names and how many more, with its verb."""
+    """The first of some names and how many more there are, followed by "is" or "are"."""
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
 
 
-def _advice(
+def _hint(
     settings: dict[str, Any],
     remote: private.Remote | None,
     error: BaseException,
     purpose: str,
     answered: bool,
 ) -> str:
-    """What a user has to do about an error of DVC or one of its plugins."""
+    """A hint for the user on an error of DVC or one of its plugins."""
     lines = str(error).strip().splitlines()
     cause = lines[0] if lines else type(error).__name__
     if remote is None:
@@ -341,9 +341,11 @@ def _advice(
             needed = (
                 "make remotes" if kind in ("s3", "ssh") else f".venv/bin/pip install dvc-{kind}"
             )
-            return f"remote {name} is {url}, and what {kind} needs is not installed: {needed}"
+            return (
+                f"remote {name} is {url}, but DVC's support for {kind} is not installed: {needed}"
+            )
         if not name:
-            return "there is no remote to use: dvc remote add --default storage /shared/folder"
+            return "no remote is set; add one: dvc remote add --default storage /shared/folder"
         return f"remote {name} cannot be used: {cause}"
     url, name = remote.url, remote.name
     where = f"remote {name}, {url}"
@@ -358,8 +360,8 @@ def _advice(
         )
     if kinds & {*REFUSED, "FileNotFoundError"} and answered and purpose == "write":
         return (
-            f"{where} may be read with these credentials, but not written ({cause}); ask its owner "
-            f"for the right to write, or name another place: dvc remote modify {name} url ..."
+            f"these credentials may read {where}, but not write to it ({cause}); ask its owner "
+            f"for write access, or set another address: dvc remote modify {name} url ..."
         )
     if kinds & REFUSED:
         return f"{where} refuses the credentials ({cause}). {_credentials(remote)}"
@@ -367,16 +369,16 @@ def _advice(
         if remote.fs.protocol == "s3":
             bucket = remote.path.partition("/")[0]
             return (
-                f"{where}: there is no bucket {bucket}. Create it, or correct the name: "
+                f"{where}: the bucket {bucket} does not exist. Create it, or correct the name: "
                 f"dvc remote modify --local {name} url s3://..."
             )
         if remote.settings.get("keyfile") and not Path(remote.settings["keyfile"]).is_file():
             return f"{where}: the key file {remote.settings['keyfile']} does not exist"
         return (
-            f"{where}: there is no such folder. Nothing was stored there yet (capgap push), or "
-            f"the address is wrong: dvc remote modify --local {name} url ..."
+            f"{where}: the folder does not exist. Either nothing was stored there yet (capgap push), "
+            f"or the address is wrong: dvc remote modify --local {name} url ..."
         )
-    return f"{where}: the transfer failed ({cause}); run the same command again, it goes on"
+    return f"{where}: the transfer failed ({cause}); run the same command again to resume it"
 
 
 def _credentials(remote: private.Remote) -> str:
@@ -387,13 +389,13 @@ def _credentials(remote: private.Remote) -> str:
             f"dvc remote modify --local {remote.name} access_key_id ... and secret_access_key ..."
         )
     return (
-        "Is the public key known to the server? Name the private one: "
+        "Check that the server has the public key, and name the private one: "
         f"dvc remote modify --local {remote.name} keyfile ..."
     )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what caused it."""
+    """An error and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

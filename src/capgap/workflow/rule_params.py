@@ -1,4 +1,4 @@
-"""What Snakemake plans with: the parameter of a rule, and file times that follow contents."""
+"""The parameters of rules, and file times that follow contents, before Snakemake plans a run."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ SHOWN = 8
 
 
 def prepare_environment() -> None:
-    """Set what every job inherits: rules call `python`, which must be the one that runs this."""
+    """Set the environment of all jobs: rules call `python`, which must be this interpreter."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors, as by hand
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors
 
 
 def hand_down(study: Study) -> None:
-    """Leave the settings of a run to jobs that parse the workflow again, as on a cluster.
+    """Pass the settings of a run to jobs that parse the workflow again, as on a cluster.
 
-    The workflow may have been edited meanwhile, and what the run had planned goes on record.
+    The workflow may have been edited since, while the records name what the run had planned.
     """
     os.environ[SETTINGS] = study.model_dump_json(exclude_none=True)
     os.environ[SOURCES] = "{}"
 
 
 def handed_down() -> Study:
-    """The settings that a job's run planned with."""
+    """The settings with which the job's run was planned."""
     if SETTINGS not in os.environ:
         raise CapgapError(
-            f"{SETTINGS} of the run did not reach this job; have the cluster pass the environment "
-            "on (Slurm: --export=ALL)"
+            f"the run's variable {SETTINGS} is not set in this job; let the cluster pass the "
+            "environment on (Slurm: --export=ALL)"
         )
     return load_study(json.loads(os.environ[SETTINGS]))
 
 
 def digests(stage: str, rule: str) -> dict[str, str]:
-    """What an output of this rule is made with now: digests of its source and its command."""
+    """Digests of the source and the command that an output of this rule would be made with now."""
     return {"source": source_digest(f"capgap.stages.{stage}"), "command": command_digest(rule)}
 
 
 def _planned(stage: str, rule: str) -> dict[str, str]:
-    """The same, in a job what its run planned with.
+    """The same; inside a job, the digests with which its run was planned.
 
-    Raises CapgapError where the rule's command has changed since; the stage says it of the source.
+    Raises CapgapError if the rule's command has changed since. The stage checks the source itself.
     """
     planned = json.loads(os.environ.get(SOURCES, "{}"))
     if rule not in planned:
@@ -71,7 +71,7 @@ def _planned(stage: str, rule: str) -> dict[str, str]:
 
 
 def spec(stage: str, settings: Section | None, rule: str) -> str:
-    """Sorted JSON, so that Snakemake compares one text in which every value has its name."""
+    """The rule's parameter as sorted JSON, so that Snakemake compares values with their names."""
     data = {"stage": stage, **_planned(stage, rule)}
     if settings is not None:
         data["settings"] = settings.model_dump(
@@ -81,14 +81,14 @@ def spec(stage: str, settings: Section | None, rule: str) -> str:
 
 
 def reconcile(root: str, expected: Iterable[str]) -> None:
-    """Make times say what contents say, before Snakemake looks at either.
+    """Set file times so that they agree with contents, before Snakemake reads either.
 
-    Snakemake reruns a job for an input that is newer than its output and has another checksum
-    than recorded. So an input with another checksum is made newer, whatever its time was. It
-    stops at an input from the future, as clocks of other machines leave them: those become past.
-    Raises CapgapError for expected results without a record: nothing tells what they were made
-    from, and Snakemake would take them as they are. Likewise for a result that is not what others
-    were made from though no job has made it since: what follows would be made from the damage.
+    Snakemake reruns a job if an input is newer than its output and its checksum differs from the
+    recorded one. So an input with another checksum gets a newer time. Snakemake stops at an input
+    from the future, which clocks of other machines can cause, so such times are set to now.
+    Raises CapgapError if expected results have no record, because Snakemake would accept them
+    although their origin is unknown. Also raises it if an input of other results was edited or
+    damaged without a job, because later results would be made from the damage.
     """
     records = ledger.read_all(root)
     unfinished = ledger.unfinished(root)
@@ -97,7 +97,7 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
     if unknown:
         raise CapgapError(
             f"{unknown[0]} and {len(unknown) - 1} other results have no record of how they were "
-            f"made, so they cannot be trusted; `capgap pull` brings records and results together, or "
+            f"made, so they cannot be trusted; `capgap pull` brings results with their records, or "
             f"delete them ({Path(root)}) to make them again"
         )
     now = time.time()
@@ -109,17 +109,17 @@ def reconcile(root: str, expected: Iterable[str]) -> None:
             used = max(outputs, key=lambda output: records[output]["starttime"])
             if records[name]["endtime"] <= records[used]["starttime"]:
                 raise CapgapError(
-                    f"{name} is not what {used} was made from, and no job has made it since: it was "
-                    f"edited or damaged. Bring back what was saved (capgap pull --force {name}), or "
-                    "delete it to have it made again"
+                    f"{name} was edited or damaged: it differs from what {used} was made from, and no "
+                    f"job has made it since. Restore what was saved (capgap pull --force {name}), or "
+                    "delete it so that the next run makes it again"
                 )
         os.utime(name, (now, now))
 
 
 def forget_final(study: str) -> None:
-    """Remove the choice and the final student of earlier settings, which had one.
+    """Remove the choice and the final student that earlier settings of the study made.
 
-    They were made from a law that is no longer theirs. The runs behind them stay.
+    They were made from a law that has been fitted again. The runs behind them stay.
     """
     choice, final = (Path(path.format(study=study)) for path in (paths.CHOICE, paths.FINAL))
     choice.unlink(missing_ok=True)
@@ -127,14 +127,14 @@ def forget_final(study: str) -> None:
 
 
 def check_inputs(jobs: Iterable[Any]) -> None:
-    """Raise CapgapError when a job to run reads a folder of which not all is here.
+    """Raise CapgapError if a planned job reads a folder with missing files, as `capgap pull` leaves.
 
-    So `capgap pull` leaves a clone. The job would say it too, but by then Snakemake has deleted what
-    the job made the last time. jobs: those of Snakemake that a run starts with.
+    The job itself would fail, too, but by then Snakemake has deleted the job's previous output.
+    jobs: Snakemake's jobs of the run.
     """
     made, read = set(), set()
     for job in jobs:
-        if job.output:  # `all` only asks for files
+        if job.output:  # `all` has inputs only
             made.update(map(str, job.output))
             read.update(map(str, job.input))
     left_out = sorted(str(Path(p).parent) for p in read - made if _is_left_out(Path(p)))
@@ -144,10 +144,10 @@ def check_inputs(jobs: Iterable[Any]) -> None:
             *([f"and {len(left_out) - SHOWN} more"] * (len(left_out) > SHOWN)),
         ]
         raise CapgapError(
-            "nothing was started: jobs of this run read what is not here. Files are missing of\n"
+            "nothing was started: jobs of this run read folders that are incomplete here:\n"
             + "\n".join(f"  {line}" for line in shown)
-            + "\nBring all (capgap pull --models) or one (capgap pull FOLDER); a folder that you "
-            "delete is made again"
+            + "\nFetch all (capgap pull --models) or one (capgap pull FOLDER), or delete a folder so "
+            "that the run makes it again"
         )
 
 
@@ -157,6 +157,6 @@ def _is_left_out(path: Path) -> bool:
         return False
     try:
         files = read_manifest(path)
-    except Unreadable:  # as the job that opens it says
+    except Unreadable:  # the job that opens it will report this
         return False
     return not all((path.parent / name).is_file() for name in files)

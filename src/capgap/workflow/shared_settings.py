@@ -1,5 +1,5 @@
 """
-What DVC's settings in git may hold: no secret, and nothing that decides for whoever pulls them.
+Checks of DVC's settings in git: no secrets, and nothing that acts on the machine of whoever pulls.
 
 `.dvc/config` travels with a branch; `.dvc/config.local` stays on one machine.
 """
@@ -19,12 +19,12 @@ SHARED = Path(".dvc/config")
 LOCAL = Path(".dvc/config.local")
 SITE_CACHE = Path(".dvc/tmp/site")
 
-# DVC has no list of its secret settings: these words are in the names of all of them.
+# DVC has no list of its secret settings, but the names of all of them contain one of these words.
 SECRET = re.compile(r"password|passphrase|secret|token|credential|auth_header|connection_string")
 SECRET_NAMES = {"access_key_id", "account_key", "oss_key_id", "sse_customer_key", "kerb_ticket"}
-# Names with such a word that hold the path of a file, a yes or a number.
+# Names that contain such a word, but hold a file's path, a switch or a number.
 PLAIN = re.compile(r"^ask_|^exclude_|path$|_file$|^bearer_token_command$")
-# What runs a program, loads code or moves DVC's files.
+# Settings that run a program, load code or move DVC's files.
 DECIDING = {
     ("remote", "bearer_token_command"),
     ("core", "site_cache_dir"),
@@ -40,9 +40,9 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def check_shared(*, secrets: bool) -> None:
-    """Raise CapgapError when the settings that git tracks decide what only their reader may.
+    """Raise CapgapError if settings tracked by git decide what each user must decide.
 
-    secrets: refuse passwords and keys in them, too.
+    secrets: also refuse passwords and keys in them.
     """
     for section, name, value in _settings(SHARED):
         kind, _, owner = section.partition(" ")
@@ -53,18 +53,18 @@ def check_shared(*, secrets: bool) -> None:
         of = f"{name} of remote {owner}" if kind == "remote" else f"{kind}.{name}"
         if (kind, name) in DECIDING:
             raise CapgapError(
-                f"{SHARED} comes with the branch and sets {of} to {value}, which runs programs or "
-                f"writes outside of this folder. If you want it, set it for this machine: {local}"
+                f"{SHARED} comes with the branch and sets {of} to {value}, which can run programs or "
+                f"write outside this folder. If you want it, set it on this machine only: {local}"
             )
         if secrets and is_secret(name, value):
             raise CapgapError(
-                f"{SHARED} is in git and holds a credential ({of}); take it out and keep it here "
-                f"only: {local}"
+                f"{SHARED} is in git and holds a credential ({of}); remove it and keep it on this "
+                f"machine only: {local}"
             )
 
 
 def _read(path: Path) -> Any:
-    """One of DVC's files of settings, read as DVC does."""
+    """One of DVC's settings files, read as DVC reads it."""
     from configobj import ConfigObj, ConfigObjError
 
     try:
@@ -85,10 +85,10 @@ def _settings(path: Path) -> list[tuple[str, str, str]]:
 
 
 def own_caches() -> None:
-    """Keep DVC's caches of this folder where only this user can write.
+    """Move DVC's caches of this folder to a place that only this user can write.
 
-    By default they lie in a folder that every user of a machine may write, and hold pickles. The
-    setting is for this machine, so that DVC's own commands follow it, too.
+    By default they hold pickles in a folder that every user of the machine may write. The setting is
+    local to this machine, so that DVC's own commands follow it, too.
     """
     if not SHARED.parent.is_dir():
         return
@@ -101,7 +101,7 @@ def own_caches() -> None:
     data = _read(LOCAL)
     now = data.get("core", {}).get("site_cache_dir")
     ours = now is None or (now.endswith(f"/{SITE_CACHE}") and now != str(folder))
-    if ours and not os.environ.get("DVC_SITE_CACHE_DIR"):  # whoever sets it has chosen
+    if ours and not os.environ.get("DVC_SITE_CACHE_DIR"):  # if set, the user has chosen a place
         data.setdefault("core", {})["site_cache_dir"] = str(folder)
         with publish_file(LOCAL, private=True) as temporary, temporary.open("wb") as file:
             data.write(file)

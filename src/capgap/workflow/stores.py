@@ -1,5 +1,5 @@
 """
-Objects in two stores, DVC's cache here and the remote: fetch, check, send.
+Fetch, check and send objects between DVC's cache and the remote.
 
 Every object is named by the MD5 of its contents. What arrives is hashed before it is kept, what is
 sent is hashed before it goes, and fetching never writes to a remote.
@@ -22,13 +22,13 @@ from capgap.records.reading import Unreadable, digest, read_json
 from capgap.workflow import private
 
 TEMPORARY = Path(".dvc/tmp/capgap")
-ATOMIC = ("local", "s3", "gs", "gcs", "abfs", "az", "oss", "http", "https")  # whole or not at all
-FLAT = ("s3", "gs", "gcs", "abfs", "az", "oss", "http", "https")  # no folders to make
+ATOMIC = ("local", "s3", "gs", "gcs", "abfs", "az", "oss", "http", "https")  # writes are atomic
+FLAT = ("s3", "gs", "gcs", "abfs", "az", "oss", "http", "https")  # need no folders
 THREADS = 16
 
 
 class Fetched(NamedTuple):
-    """How fetching ended: names that the remote lacks, and that it holds damaged."""
+    """Names whose objects are missing from the remote, and names whose objects are damaged there."""
 
     absent: list[str]
     damaged: list[str]
@@ -42,14 +42,14 @@ class Cache:
         self.group = settings["cache"].get("shared") == "group"
         shutil.rmtree(TEMPORARY, ignore_errors=True)  # of a killed pull
         TEMPORARY.mkdir(parents=True)
-        self.whole: set[str] = set()  # objects that were hashed by this process
+        self.whole: set[str] = set()  # objects that this process has hashed
 
     def path(self, oid: str) -> Path:
-        """Where an object lies."""
+        """Path of an object."""
         return self.folder / private.object_name(oid)
 
     def holds(self, oid: str) -> bool:
-        """Whether an object is here and whole; a damaged one is removed from this cache."""
+        """Whether an object is here and intact. A damaged one is removed from this cache."""
         path = self.path(oid)
         if oid in self.whole:
             return True
@@ -64,7 +64,7 @@ class Cache:
         return False
 
     def keep(self, file: Path, oid: str) -> None:
-        """Move a file that was hashed into the cache."""
+        """Move a file into the cache. The caller has checked its hash."""
         path = self.path(oid)
         mode = os.umask(0o002) if self.group else None
         try:
@@ -72,7 +72,7 @@ class Cache:
         finally:
             if mode is not None:
                 os.umask(mode)
-        file.chmod(0o444)  # as DVC protects what it keeps
+        file.chmod(0o444)  # DVC protects its objects in this way
         try:
             os.replace(file, path)
         except OSError:  # the cache is on another disk
@@ -84,8 +84,8 @@ class Cache:
         self.whole.add(oid)
 
 
-def _each(function: Callable, items: Iterable) -> list:
-    """Results of a function for every item, several at a time; the first error ends all."""
+def _in_parallel(function: Callable, items: Iterable) -> list:
+    """Map a function over items in threads; the first error cancels the rest."""
     pool = ThreadPoolExecutor(THREADS)
     try:
         return list(pool.map(function, items))
@@ -94,7 +94,7 @@ def _each(function: Callable, items: Iterable) -> list:
 
 
 def fetch(remote: private.Remote, cache: Cache, files: Mapping[str, str]) -> Fetched:
-    """Bring objects into the cache. files: the object of each name."""
+    """Copy objects from the remote into the cache. files: the object of each name."""
     names = {oid: name for name, oid in sorted(files.items(), reverse=True)}
 
     def bring(oid: str) -> str | None:
@@ -111,7 +111,7 @@ def fetch(remote: private.Remote, cache: Cache, files: Mapping[str, str]) -> Fet
         cache.keep(arrived, oid)
         return None
 
-    ends = dict(zip(names, _each(bring, names), strict=True))
+    ends = dict(zip(names, _in_parallel(bring, names), strict=True))
     return Fetched(*([names[o] for o, end in ends.items() if end == e] for e in Fetched._fields))
 
 
@@ -120,9 +120,9 @@ def _at(remote: private.Remote, oid: str) -> str:
 
 
 def send(remote: private.Remote, cache: Cache, oids: Iterable[str]) -> tuple[list[str], int]:
-    """Store objects in the remote: (those that neither has, number of new ones).
+    """Store objects in the remote; returns those that neither store has, and the number of new ones.
 
-    Listings of folders go last, so that a remote that has one has all of the folder.
+    Listings of folders are sent last, so that a remote with a listing has the whole folder.
     """
     oids = sorted(set(oids), key=lambda oid: (oid.endswith(".dir"), oid))
     stored = remote.fs.info([_at(remote, oid) for oid in oids], return_exceptions=True)
@@ -133,7 +133,7 @@ def send(remote: private.Remote, cache: Cache, oids: Iterable[str]) -> tuple[lis
         elif isinstance(found, BaseException):
             raise found
         elif cache.path(oid).is_file() and cache.path(oid).stat().st_size != found["size"]:
-            lacking.append(oid)  # a transfer was cut off
+            lacking.append(oid)  # an earlier transfer was cut off
     absent = [oid for oid in lacking if not cache.holds(oid)]
     if absent:
         return absent, 0
@@ -148,16 +148,17 @@ def send(remote: private.Remote, cache: Cache, oids: Iterable[str]) -> tuple[lis
             remote.fs.put_file(str(cache.path(oid).absolute()), f"{target}.tmp")
             remote.fs.move(f"{target}.tmp", target)
 
-    _each(put, [oid for oid in lacking if not oid.endswith(".dir")])
-    _each(put, [oid for oid in lacking if oid.endswith(".dir")])
+    _in_parallel(put, [oid for oid in lacking if not oid.endswith(".dir")])
+    _in_parallel(put, [oid for oid in lacking if oid.endswith(".dir")])
     return [], len(lacking)
 
 
 def listing(path: Path, root: str, count: int | None) -> dict[str, str]:
-    """Files of a saved folder: object by path. path: of the listing in the cache.
+    """Objects of a saved folder's files by path.
 
-    Raises CapgapError for a name that would leave the folder: a listing comes from whoever can
-    write the remote. count: of files, by dvc.lock.
+    path: the listing in the cache. count: number of files according to dvc.lock.
+    Raises CapgapError for a damaged listing and for a name that would leave the folder, because
+    anybody who can write to the remote can write a listing.
     """
     files = {}
     try:
@@ -165,11 +166,11 @@ def listing(path: Path, root: str, count: int | None) -> dict[str, str]:
             name, oid = entry["relpath"], entry["md5"]
             if not isinstance(name, str) or not paths.is_inside(name):
                 raise CapgapError(
-                    f"the saved listing of {root} names {name!r}, which is outside of that folder: it "
-                    "was not written by capgap save. Nothing was fetched; ask whoever changed dvc.lock"
+                    f"the saved listing of {root} names {name!r}, which is outside that folder, so "
+                    "capgap save did not write it. Nothing was fetched; ask whoever changed dvc.lock"
                 )
             if not private.OBJECT.fullmatch(oid) or oid.endswith(".dir"):
-                raise Unreadable(f"{oid!r} is no name of an object")
+                raise Unreadable(f"{oid!r} is not the name of an object")
             files[f"{root}/{name}"] = oid
     except (KeyError, TypeError, Unreadable) as error:
         raise CapgapError(
@@ -178,16 +179,19 @@ def listing(path: Path, root: str, count: int | None) -> dict[str, str]:
         ) from None
     if count is not None and len(files) != count:
         raise CapgapError(
-            f"the saved listing of {root} has {len(files)} files, dvc.lock counts {count}: they do "
-            "not belong together. Take dvc.lock from the commit of whoever saved it"
+            f"the saved listing of {root} has {len(files)} files, dvc.lock counts {count}, so they "
+            "do not belong together. Take dvc.lock from the commit of whoever saved it"
         )
     if folders := sorted(files.keys() & {str(p) for f in files for p in Path(f).parents}):
-        raise CapgapError(f"the saved listing of {root} has {folders[0]} as file and as folder")
+        raise CapgapError(
+            f"the saved listing of {root} has {folders[0]} both as a file and as a folder. Take "
+            "dvc.lock from the commit of whoever saved it"
+        )
     return files
 
 
 class Placer:
-    """Puts objects of the cache into the working folder, each file whole or not at all."""
+    """Copies objects of the cache into the working folder; each file appears atomically."""
 
     def __init__(self, cache: Cache):
         self.cache = cache
@@ -195,24 +199,24 @@ class Placer:
         self.here = Path.cwd().resolve()
 
     def is_same(self, name: str, oid: str) -> bool:
-        """Whether a file here has the contents of an object."""
+        """Whether a file here has the same contents as an object."""
         path = Path(name)
         return path.is_file() and not path.is_symlink() and self.known(path) == oid
 
     def is_saved(self, name: str) -> bool:
-        """Whether the contents of a file here are in the cache, so that it may go."""
+        """Whether the cache holds the contents of a file here, so that it may be overwritten."""
         path = Path(name)
         if path.is_symlink() or not path.is_file():
             return False
         return self.cache.holds(self.known(path))
 
     def check(self, name: str) -> None:
-        """Raise CapgapError for a name that links lead out of the working folder."""
+        """Raise CapgapError if symbolic links lead a name out of the working folder."""
         for folder in Path(name).parents:
             if folder.is_symlink() and not folder.resolve().is_relative_to(self.here):
                 raise CapgapError(
-                    f"{folder} is a link to {folder.resolve()}, outside of this folder, and a pull "
-                    f"writes only inside. Move the repository there, or make {folder} a folder"
+                    f"{folder} is a link to {folder.resolve()}, but a pull writes only inside this "
+                    f"folder. Move the repository there, or make {folder} a folder"
                 )
 
     def put(self, name: str, oid: str) -> None:
@@ -228,7 +232,7 @@ class Placer:
         self.known.learn(path, oid)
 
     def remove(self, name: str) -> None:
-        """Remove one file, and folders that it leaves empty."""
+        """Remove one file and the folders that become empty."""
         self.check(name)
         path = Path(name)
         path.unlink()
@@ -239,13 +243,13 @@ class Placer:
 
 
 def _clone(source: Path, target: Path) -> None:
-    """Copy a file; where the file system can share the blocks (Btrfs, XFS), it does."""
+    """Copy a file; file systems that can share blocks (Btrfs, XFS) share them."""
     with source.open("rb") as read, target.open("wb") as write:
         copy = getattr(os, "copy_file_range", None)
         try:
             while copy and copy(read.fileno(), write.fileno(), 2**30):
                 pass
-        except OSError:  # of another kind of file system
+        except OSError:  # this file system cannot share blocks
             copy = None
         if not copy:
             read.seek(0)

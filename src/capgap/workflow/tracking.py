@@ -1,10 +1,10 @@
 """
-What a training run measures, sent to experiment trackers while it goes on.
+Send the measurements of a training run to experiment trackers while it runs.
 
 The trackers are accelerate's, so their own variables choose servers and offline modes (WANDB_MODE,
-MLFLOW_TRACKING_URI, TRACKIO_DIR). Files go below tracking/. No result depends on any of it: a tracker
-that fails is left out, and training goes on. The names of trackers reach the jobs of a run beside
-their parameters, and this package is outside of what decides a rerun, so neither makes a job run again.
+MLFLOW_TRACKING_URI, TRACKIO_DIR). Files go below tracking/. No result depends on a tracker: if one
+fails, it is left out and training continues. The names of trackers are not among a job's parameters,
+and this package is not part of source digests, so neither causes a rerun.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import TYPE_CHECKING
 
 from capgap.errors import CapgapError
 
-if TYPE_CHECKING:  # trackers take seconds to import, and few runs have one
+if TYPE_CHECKING:  # trackers take seconds to import, and few runs use one
     from accelerate.tracking import GeneralTracker
 
-SETTINGS = "CAPGAP_STUDY"  # variable that hands a run's settings to its jobs, see rule_params
+SETTINGS = "CAPGAP_STUDY"  # variable that passes a run's settings to its jobs, see rule_params
 TRACKING = Path("tracking")
 PROJECT = "capgap"
-PACKAGES = {"mlflow": "mlflow-skinny sqlalchemy alembic"}  # that are not called as the tracker
+PACKAGES = {"mlflow": "mlflow-skinny sqlalchemy alembic"}  # if not named like the tracker
 
 # (tokens trained on, measured values by name)
 Watch = Callable[[int, dict[str, float]], None]
 
 
 def trackers_of(stage: str) -> list[str]:
-    """The trackers that the study of this job's run asks for in a stage, distill or pretrain."""
+    """The trackers that this job's study names for a stage, which is distill or pretrain."""
     section = json.loads(os.environ.get(SETTINGS, "{}")).get(stage) or {}
     return section.get("track", [])
 
 
 def unwatched(tokens: int, values: dict[str, float]) -> None:
-    """Where no tracker was asked for."""
+    """The watch of a run without trackers: does nothing."""
 
 
 @contextmanager
 def tracked(names: list[str], out: Path) -> Iterator[Watch]:
-    """A function that sends values to the trackers of these names, as the run of an output folder.
+    """Yield a function that sends values to the named trackers; the run is named after `out`.
 
     Raises CapgapError for a tracker that is not installed.
     """
@@ -57,7 +57,7 @@ def tracked(names: list[str], out: Path) -> Iterator[Watch]:
         for name, tracker in list(trackers.items()):
             try:
                 tracker.log(finite, step=tokens)
-            except Exception as error:  # of any kind: a network, a disk, a server
+            except Exception as error:  # networks, disks and servers fail in many ways
                 _give_up(name, error)
                 del trackers[name]
 
@@ -72,7 +72,7 @@ def tracked(names: list[str], out: Path) -> Iterator[Watch]:
 
 
 def _started(name: str, run: str) -> GeneralTracker | None:
-    """A tracker that takes values; None if it cannot be started."""
+    """A started tracker; None if it cannot be started."""
     from accelerate import PartialState, tracking
 
     if name not in map(str, tracking.get_available_trackers()):
@@ -83,7 +83,7 @@ def _started(name: str, run: str) -> GeneralTracker | None:
     folder = TRACKING / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        PartialState()  # without which accelerate's trackers refuse to log
+        PartialState()  # accelerate's trackers refuse to log without it
         match name:
             case "tensorboard":
                 tracker = tracking.TensorBoardTracker(run, logging_dir=folder)
@@ -95,14 +95,14 @@ def _started(name: str, run: str) -> GeneralTracker | None:
             case "trackio":
                 tracker = tracking.TrackioTracker(PROJECT, name=run)
         tracker.start()
-    except Exception as error:  # as above: nobody logged in, a server that is away
+    except Exception as error:  # for example, nobody is logged in or the server is down
         _give_up(name, error)
         return None
     return tracker
 
 
 def _mlflow_in(folder: Path) -> None:
-    """Have MLflow write into a folder, unless it was told of a server."""
+    """Have MLflow write into a folder, unless a server is configured."""
     import mlflow
 
     if not mlflow.is_tracking_uri_set() and "MLFLOW_TRACKING_URI" not in os.environ:
@@ -110,11 +110,11 @@ def _mlflow_in(folder: Path) -> None:
 
 
 def _run_name(out: Path) -> str:
-    """The output folder as it is named from here, or its last name if it lies elsewhere."""
+    """The output folder relative to the working folder, or its last name if it is outside."""
     out, here = Path(out).absolute(), Path.cwd()
     return str(out.relative_to(here)) if out.is_relative_to(here) and out != here else out.name
 
 
 def _give_up(name: str, error: Exception) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    print(f"tracking by {name} stopped, training goes on: {reason}", flush=True)
+    print(f"tracking by {name} stopped, training continues: {reason}", flush=True)

@@ -47,7 +47,7 @@ def rival_record(
     n_cells: int,
     note: str,
 ) -> RivalFit:
-    """What is reported of a fit; a note says what it was fitted to."""
+    """The reported part of a fit; a note names the runs it was fitted to."""
     status, reason = "identified" if not held else "not_identifiable", note
     if held:
         reason += f"; the runs cannot determine {', '.join(held)}, which are held"

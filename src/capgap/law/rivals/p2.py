@@ -106,7 +106,7 @@ def fit_p2(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
     main = cells[cells["arm"] == "main"]
     models = main.groupby("init")[["teacher_params", "teacher_loss"]].mean()
     frame = cells[cells["init"].isin(models.index)]
-    # without a teacher is what P2 describes; where that arm is missing, the main arm stands in
+    # P2 describes training without a teacher; if that arm is missing, the main arm is used
     alone = frame[frame["arm"] == "no_teacher"]
     enough = alone["student"].nunique() > 1 and alone["init"].nunique() > 2
     use = (alone if enough else frame[frame["arm"] == "main"]).copy()

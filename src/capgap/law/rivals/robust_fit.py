@@ -42,7 +42,7 @@ class Fitted:
     message: str
     rms_log: float  # root mean square of log(predicted / observed)
     agreeing: int  # starts that ended within 1 % of the lowest objective
-    weakest_P: np.ndarray | None  # unit vector of an open direction, None where all are closed
+    weakest_P: np.ndarray | None  # unit vector of an open direction, None if all are closed
 
 
 def softplus(z: np.ndarray) -> np.ndarray:
