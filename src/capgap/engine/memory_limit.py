@@ -64,5 +64,9 @@ def _groups() -> list[tuple[Path, str, str, str]]:
         else:
             continue
         inner = root / path.lstrip("/")
-        found += [(folder, *names) for folder in (inner, *inner.parents) if root in (folder, *folder.parents)]
+        found += [
+            (folder, *names)
+            for folder in (inner, *inner.parents)
+            if root in (folder, *folder.parents)
+        ]
     return found

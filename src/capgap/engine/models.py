@@ -251,10 +251,8 @@ def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
             f"({_first_line(error)}); correct it, or fetch the model again"
         ) from None
     tensors = model.state_dict(keep_vars=True)
-    stored = StoredTensors(
-        folder, weights, tensors, prefix=model.base_model_prefix, wrapped=found.wrapped
-    )
-    if model.config.tie_word_embeddings and _stored_apart(model, stored):
+    stored = StoredTensors(folder, weights, model, wrapped=found.wrapped)
+    if getattr(model.config, "tie_word_embeddings", False) and _stored_apart(model, stored):
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False  # as the file has it, whatever config.json says

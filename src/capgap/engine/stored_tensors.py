@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from capgap.engine.model_class import IN_WRAPPER
 from capgap.engine.weight_files import Weights
@@ -34,23 +36,24 @@ class Stored(NamedTuple):
 
 
 class StoredTensors:
-    """The tensors of a folder whose names are those of a model, `names`, up to a prefix.
+    """The tensors of a folder by their names in a model, renamed as transformers does when it loads.
 
-    prefix: what names of the model begin with, and those of a file may lack (`base_model_prefix`).
+    unexpected: names of tensors that have no such name, or that would be put together with others.
     """
 
-    def __init__(
-        self, folder: Path, weights: Weights, names: Iterable[str], *, prefix: str, wrapped: bool
-    ):
-        self.folder, wanted = folder, set(names)
+    def __init__(self, folder: Path, weights: Weights, model: PreTrainedModel, *, wrapped: bool):
+        self.folder, wanted = folder, model.state_dict()
+        changes = get_model_conversion_mapping(model, IN_WRAPPER if wrapped else None)
+        renamings = [one for one in changes if isinstance(one, WeightRenaming)]
+        merging = [one for one in changes if isinstance(one, WeightConverter)]
         self.places: dict[str, Stored] = {}
         self.unexpected: list[str] = []
         for path in weights.files:
             for key, place in _places(path).items():
-                name = _in_wrapper(key) if wrapped else key
-                spellings = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-                name = next((n for n in spellings if n in wanted), None)
-                if name is None:
+                name, merged = rename_source_key(
+                    key, renamings, merging, model.base_model_prefix, wanted
+                )
+                if merged or name not in wanted:
                     self.unexpected.append(key)
                 else:
                     self.places[name] = place
@@ -91,13 +94,6 @@ class StoredTensors:
                 )
             self.checked.add(name)
         return tensor
-
-
-def _in_wrapper(key: str) -> str:
-    for pattern, name in IN_WRAPPER.items():
-        if re.match(pattern, key):
-            return re.sub(pattern, name, key, count=1)
-    return key
 
 
 def _size(place: Stored) -> int:

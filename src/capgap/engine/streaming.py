@@ -29,6 +29,7 @@ from capgap.engine.memory_limit import available_bytes
 from capgap.engine.models import compute_device, load_hollow, load_model, load_shape
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.stored_tensors import StoredTensors
+from capgap.engine.stream_file import StreamFile
 from capgap.errors import CapgapError
 
 READERS = 4  # tensors that are read at a time
@@ -91,7 +92,9 @@ class LayerByLayer:
             [f"{prefix}.{i}.{name}" for name in layer.state_dict()]
             for i, layer in enumerate(self.layers)
         ]
-        self.tuples = 0  # entries of the tuple that a layer returns; 0 if it returns the stream alone
+        self.tuples = (
+            0  # entries of the tuple that a layer returns; 0 if it returns the stream alone
+        )
 
     # --- weights --------------------------------------------------------------------------------
 
@@ -113,7 +116,9 @@ class LayerByLayer:
 
     def _begin_reading(self, pool: ThreadPoolExecutor, place: int) -> dict[str, Future]:
         pinned = self.model.device.type == "cuda"
-        return {name: pool.submit(self.stored.read, name, pinned=pinned) for name in self.names[place]}
+        return {
+            name: pool.submit(self.stored.read, name, pinned=pinned) for name in self.names[place]
+        }
 
     def _fill(self, place: int, coming: dict[str, Future]) -> None:
         """Give a layer the tensors that are being read."""
@@ -156,11 +161,14 @@ class LayerByLayer:
                 raise CapgapError(f"{name}: {CANNOT} (a layer returns more than one tensor){HINT}")
             return output
 
-        with torch.no_grad(), fast_products():
+        ids_BT = torch.arange(2, device=self.model.device).view(1, 2)
+        with torch.no_grad():
             for _ in self.resident([0]):
                 with self._standing(act):
+                    with fast_products(), autocast(self.model, self.precision):
+                        self.model(input_ids=ids_BT, use_cache=False)
                     output_form(self.model)
-        self.start(torch.arange(2).view(1, 2).to(self.model.device))
+        self.start(ids_BT)
 
     def start(self, ids_BT: torch.Tensor) -> Batch:
         """What enters the first layer, and with which arguments every layer is called.
@@ -181,17 +189,21 @@ class LayerByLayer:
             return self._returned(handed[-1])
 
         try:
-            with self._standing(act), fast_products():
+            with self._standing(act), fast_products(), autocast(self.model, self.precision):
                 self.model(input_ids=ids_BT, use_cache=False)
         except _Reached as reached:
             if len(calls) == len(self.layers):
                 return Batch(calls, reached.args[0])
         raise CapgapError(f"{name}: {CANNOT} (its layers are not called one after another){HINT}")
 
-    def run(self, place: int, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
-        """The stream behind a layer, with all hooks."""
+    def run(
+        self, place: int, batch: Batch, stream: torch.Tensor, *, again: bool = False
+    ) -> torch.Tensor:
+        """The stream behind a layer. again: the layer's own hooks have seen it; those inside see it."""
         args, kwargs = batch.calls[place]
-        output = self.layers[place](stream, *args, **kwargs)
+        layer = self.layers[place].forward if again else self.layers[place]
+        with autocast(self.model, self.precision):
+            output = layer(stream, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @contextmanager
@@ -231,13 +243,29 @@ class LayerByLayer:
             most = min(most, STREAMS_SHARE * free / (each * kept_layers / 2))
         return int(most)
 
+    def keep(self, shapes: list[tuple[int, ...]]) -> StreamFile | dict[int, torch.Tensor]:
+        """A place for what enters every layer, of batches with these shapes: L x batches tensors.
+
+        On disk if the layers are there, else in memory.
+        """
+        if self.stored is None:
+            return {}
+        return StreamFile(shapes * len(self.layers), self.scratch, self.model.device)
+
     @torch.no_grad()
-    def _passed(self, block: list[tuple]) -> Iterator[tuple]:
-        """The batches of a block, each while the model's forward pass of its inputs can be run."""
+    def passed(
+        self, block: list[tuple], asked: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple]:
+        """The batches of a block, each while the model's forward pass of its inputs can be run.
+
+        None, if between two layers it is asked to end.
+        """
         begun = [self.start(batch[0].to(self.model.device)) for batch in block]
         streams = [one.stream for one in begun]
         with fast_products():
             for place, _ in self.resident(range(len(self.layers))):
+                if asked():
+                    return
                 for number, one in enumerate(begun):
                     streams[number] = self.run(place, one, streams[number])
         for number, batch in enumerate(block):
@@ -299,10 +327,12 @@ def _empty(module: torch.nn.Module) -> None:
 _LAYER_BY_LAYER: WeakKeyDictionary[torch.nn.Module, LayerByLayer] = WeakKeyDictionary()
 
 
-def layer_by_layer(model: PreTrainedModel) -> LayerByLayer:
+def layer_by_layer(model: PreTrainedModel, precision: str = "float32") -> LayerByLayer:
     """How a model is run by layers: from disk if it was loaded so, else from memory."""
     if model not in _LAYER_BY_LAYER:
-        return LayerByLayer(model)
+        whole = LayerByLayer(model, precision=precision)
+        whole.probe()
+        return whole
     return _LAYER_BY_LAYER[model]
 
 
@@ -311,17 +341,37 @@ def is_streamed(model: torch.nn.Module) -> bool:
     return model in _LAYER_BY_LAYER
 
 
-def ready(model: PreTrainedModel, batches: Iterable[tuple]) -> Iterator[tuple]:
+def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
+    """Inside, matrix products are computed in this precision."""
+    enabled = precision == "bfloat16"
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
+
+
+def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values of all parameters, shared ones once; those on disk as they are stored."""
+    streamed = _LAYER_BY_LAYER.get(model)
+    for name, parameter in model.named_parameters():
+        yield name, streamed.stored.read(name) if parameter.is_meta else parameter.detach()
+
+
+def ready(
+    model: PreTrainedModel,
+    batches: Iterable[tuple],
+    asked: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple]:
     """The same batches, inputs first, each at a time when the model can be run on its inputs.
 
-    Of a model whose layers lie on disk as many pass the layers together as fit into memory.
+    Of a model whose layers lie on disk as many pass the layers together as fit into memory. asked:
+    whether to end early; it is looked at between layers.
     """
     if not is_streamed(model):
         yield from batches
         return
     streamed = _LAYER_BY_LAYER[model]
     for block in streamed.blocks(batches):
-        yield from streamed._passed(block)
+        yield from streamed.passed(block, asked)
+        if asked():
+            return
 
 
 def load_frozen(
@@ -349,7 +399,9 @@ def load_frozen(
         model = load_model(folder, dtype=None)
         hold_frozen(model, precision)
         return model.to(device)
-    return _streamed(*load_hollow(folder), precision, device, scratch or Path(tempfile.gettempdir()))
+    return _streamed(
+        *load_hollow(folder), precision, device, scratch or Path(tempfile.gettempdir())
+    )
 
 
 def _streamed(model, stored: StoredTensors, precision: str, device, scratch) -> PreTrainedModel:
@@ -361,21 +413,18 @@ def _streamed(model, stored: StoredTensors, precision: str, device, scratch) -> 
         model.get_submodule(owner)._buffers[own] = buffer.to(device)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     filled: dict[int, torch.nn.Parameter] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in inside:
-            continue
+    outside = [kv for kv in model.state_dict(keep_vars=True).items() if kv[0] not in inside]
+    for name, tensor in sorted(outside, key=lambda kv: kv[0] not in stored.places):
         path, _, own = name.rpartition(".")
         owner = model.get_submodule(path)
-        if id(tensor) not in filled:
+        if id(tensor) not in filled and name in stored.places:  # of tied ones a file may hold one
             # an output head that is tied is held as the table of embeddings is
             held = "float32" if id(tensor) in tables else precision
             put(model, name, stored.read(name), device, held)
             filled[id(tensor)] = getattr(owner, own)
         elif own in owner._parameters:
             owner._parameters[own] = filled[id(tensor)]
-    by_layer = LayerByLayer(
-        model.eval(), stored, precision=precision, scratch=scratch
-    )
+    by_layer = LayerByLayer(model.eval(), stored, precision=precision, scratch=scratch)
     _LAYER_BY_LAYER[model] = by_layer
     try:
         by_layer.probe()
