@@ -233,11 +233,15 @@ def load_shape(path: str | Path) -> PreTrainedModel:
         ) from None
 
 
+class NotOneByOne(CapgapError):
+    """Tensors of a model are put together from several in its files, so they cannot be read alone."""
+
+
 def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
     """A folder's model with all buffers and no weights, and where its weights can be read.
 
     Raises CapgapError as `load_model` does, except that numbers are checked when they are read, and
-    for a folder whose tensors are not those of the model one by one.
+    NotOneByOne if tensors of the model are put together from several of the folder.
     """
     folder, found = _opened(path)
     weights = read_weights(folder)
@@ -266,12 +270,14 @@ def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
         ],
     }
     if report["missing_keys"] and report["unexpected_keys"]:
-        raise CapgapError(
+        raise NotOneByOne(
             f"{folder}: its files hold {stored.unexpected[0]}, which transformers turns into other "
             f"tensors of a {found.architecture.__name__}, so it cannot be run layer by layer; run it "
             "where it fits whole"
         )
     _check_report(folder, found, weights, report)
+    read_from = {id(tensors[name]): place for name, place in stored.places.items()}
+    stored.places = {name: read_from[id(tensor)] for name, tensor in tensors.items()}
     return model.eval().requires_grad_(False), stored
 
 

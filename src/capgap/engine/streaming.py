@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from capgap.engine.forward import decoder_layers, hold_frozen, output_form
 from capgap.engine.memory_limit import available_bytes
-from capgap.engine.models import compute_device, load_hollow, load_model, load_shape
+from capgap.engine.models import NotOneByOne, compute_device, load_hollow, load_model, load_shape
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.stored_tensors import StoredTensors
 from capgap.engine.stream_file import StreamFile
@@ -153,7 +153,7 @@ class LayerByLayer:
         def act(place, args, kwargs):
             if place:
                 return self._returned(_stream_of(name, args, kwargs)[0])
-            output = self.layers[0](*args, **kwargs)
+            output = self.layers[0].forward(*args, **kwargs)  # past hooks of the layer
             self.tuples = len(output) if isinstance(output, tuple) else 0
             stream = output[0] if self.tuples else output
             more = [x for x in output[1:] if x is not None] if self.tuples else []
@@ -167,7 +167,7 @@ class LayerByLayer:
                 with self._standing(act):
                     with fast_products(), autocast(self.model, self.precision):
                         self.model(input_ids=ids_BT, use_cache=False)
-                    output_form(self.model)
+                        output_form(self.model)
         self.start(ids_BT)
 
     def start(self, ids_BT: torch.Tensor) -> Batch:
@@ -347,11 +347,24 @@ def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
 
 
-def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and values of all parameters, shared ones once; those on disk as they are stored."""
-    streamed = _LAYER_BY_LAYER.get(model)
-    for name, parameter in model.named_parameters():
-        yield name, streamed.stored.read(name) if parameter.is_meta else parameter.detach()
+def load_unread(folder: Path) -> PreTrainedModel:
+    """A model to be taken apart: its weights are read from disk when `weight_of` asks for them.
+
+    Those that transformers puts together from several tensors are loaded, in their stored type.
+    """
+    try:
+        model, stored = load_hollow(folder)
+    except NotOneByOne:
+        return load_model(folder, dtype=None)
+    _LAYER_BY_LAYER[model] = LayerByLayer(model, stored)
+    return model
+
+
+def weight_of(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """The value of a parameter; one on disk is read, as it is stored."""
+    if parameter.is_meta:
+        return _LAYER_BY_LAYER[model].stored.read(name)
+    return parameter.detach()
 
 
 def ready(
@@ -397,6 +410,7 @@ def load_frozen(
         if precision == "float32":
             return load_model(folder).to(device)
         model = load_model(folder, dtype=None)
+        output_form(model)  # probed while all its weights have one type
         hold_frozen(model, precision)
         return model.to(device)
     return _streamed(
@@ -413,11 +427,12 @@ def _streamed(model, stored: StoredTensors, precision: str, device, scratch) -> 
         model.get_submodule(owner)._buffers[own] = buffer.to(device)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     filled: dict[int, torch.nn.Parameter] = {}
-    outside = [kv for kv in model.state_dict(keep_vars=True).items() if kv[0] not in inside]
-    for name, tensor in sorted(outside, key=lambda kv: kv[0] not in stored.places):
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in inside:
+            continue
         path, _, own = name.rpartition(".")
         owner = model.get_submodule(path)
-        if id(tensor) not in filled and name in stored.places:  # of tied ones a file may hold one
+        if id(tensor) not in filled:
             # an output head that is tied is held as the table of embeddings is
             held = "float32" if id(tensor) in tables else precision
             put(model, name, stored.read(name), device, held)

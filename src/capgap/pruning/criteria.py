@@ -33,7 +33,7 @@ import torch
 from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
 from capgap.engine.onednn_matmul import fast_products
-from capgap.engine.streaming import LayerByLayer, autocast, layer_by_layer, ready, weights_of
+from capgap.engine.streaming import LayerByLayer, autocast, layer_by_layer, ready, weight_of
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
 from capgap.pruning.surgery import sizes_of, unit_of_channel
@@ -145,12 +145,13 @@ def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
     """L2 norm of all weights of a unit, wherever they lie; embeddings count for hidden channels."""
     sizes = sizes_of(model)
     squares = dict(zip(Widths._fields, _zeros(model, _shapes(sizes)), strict=True))
-    for name, parameter in weights_of(model):
+    for name, parameter in model.named_parameters():  # shared tensors come once
         kinds, layer = family.kinds(name)
+        weight = weight_of(model, name, parameter)
         for dim, (repeats, kind) in enumerate(kinds):
             if kind in squares:
                 of = getattr(sizes.full, kind)
-                squares_of = _squares(parameter.detach(), dim)
+                squares_of = _squares(weight, dim).to(model.device)
                 place = unit_of_channel(of, repeats, len(squares_of), sizes.heads_per_group)
                 place = torch.from_numpy(place).to(squares_of.device)
                 units = squares_of.new_zeros(of).index_add_(0, place, squares_of)
