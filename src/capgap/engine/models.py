@@ -31,6 +31,7 @@ from capgap.records.run_records import Lineage, TokenStreams
 collects = gc.isenabled()
 gc.disable()
 from transformers import (  # noqa: E402
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -57,7 +58,8 @@ from capgap.engine.weight_files import Weights, read_weights  # noqa: E402
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
-BESIDE_WEIGHTS = ("model.safetensors.index.json", "generation_config.json")
+GENERATION = "generation_config.json"
+BESIDE_WEIGHTS = ("model.safetensors.index.json", GENERATION)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -110,6 +112,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             if file.is_file():
                 (Path(view) / file.name).symlink_to(file.resolve())
         try:
+            if not (folder / GENERATION).is_file():  # transformers looks for one, and fails without
+                GenerationConfig.from_model_config(config).save_pretrained(view)
             model, report = found.architecture.from_pretrained(
                 view,
                 config=config,

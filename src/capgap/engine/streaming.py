@@ -164,10 +164,10 @@ class LayerByLayer:
         ids_BT = torch.arange(2, device=self.model.device).view(1, 2)
         with torch.no_grad():
             for _ in self.resident([0]):
-                with self._standing(act):
-                    with fast_products(), autocast(self.model, self.precision):
-                        self.model(input_ids=ids_BT, use_cache=False)
-                        output_form(self.model)
+                as_held = autocast(self.model, self.precision)
+                with self._standing(act), fast_products(), as_held:
+                    self.model(input_ids=ids_BT, use_cache=False)
+                    output_form(self.model)
         self.start(ids_BT)
 
     def start(self, ids_BT: torch.Tensor) -> Batch:
