@@ -20,6 +20,12 @@ SHAPE = LlamaShape(
 )
 
 
+def test_a_folder_without_a_generation_config_is_loaded(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert load_model(tmp_path).generation_config.eos_token_id == tiny_model().config.eos_token_id
+
+
 def test_parameters_by_group_by_hand():
     params = SHAPE.params()
     assert params["embedding"] == 50 * 12

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from capgap.config.section import Section, Seed
+from capgap.config.section import Precision, Section, Seed
 
 
 class Calibration(Section):
@@ -32,6 +32,9 @@ class Score(Calibration):
         description="importance of heads, neurons and channels: mask_gradient (first-order change "
         "of the loss, the paper's), activation (mean magnitude of their outputs, Minitron's), "
         "magnitude (norm of their weights), random",
+    )
+    precision: Precision = Field(
+        "float32", description="of the model's products and logits when units are scored"
     )
 
 

@@ -13,7 +13,7 @@ from capgap.config.devices import DEVICE_NAMES
 from capgap.config.grid_settings import SEEDS_OR_REPLICAS, Draw, Grid, grid_problems
 from capgap.config.harness_settings import Harness
 from capgap.config.pruning_settings import Score, StudyPrune
-from capgap.config.section import Count, Section, Seed
+from capgap.config.section import Count, Precision, Section, Seed
 from capgap.config.teacher_settings import (
     HubTeacher,
     ModelShape,
@@ -44,6 +44,7 @@ class Evaluate(Section):
 
     sequence_length: int = Field(128, ge=2, description="tokens of context at most")
     batch_tokens: Count = Field(16384, gt=0, description="tokens per forward pass")
+    precision: Precision = Field("float32", description="of matrix products and logits")
     loss_on: LossOn = Field("all", description=LOSS_ON)
 
 

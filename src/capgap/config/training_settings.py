@@ -7,10 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from capgap.config.section import Count, Section, Share
+from capgap.config.section import Count, Precision, Section, Share
 from capgap.config.teacher_settings import TeacherShape
 
-Precision = Literal["float32", "bfloat16"]
 LossOn = Literal["all", "completions"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 LOSS_ON = "tokens that count in the loss: all, or of conversations the completions"

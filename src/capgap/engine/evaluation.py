@@ -11,6 +11,7 @@ import torch
 from capgap.data.token_streams import check_long_enough, evaluation_windows
 from capgap.engine.forward import model_output
 from capgap.engine.losses import IGNORED, data_ce_sum
+from capgap.engine.streaming import ready
 from capgap.errors import CapgapError
 
 
@@ -58,9 +59,8 @@ def mean_loss(
     model.eval()
     total = 0.0
     batch_size = max(1, batch_tokens // sequence_length)
-    for inputs_BT, labels_BT in evaluation_windows(
-        stream, sequence_length, batch_size, bos_id, mask
-    ):
+    windows = evaluation_windows(stream, sequence_length, batch_size, bos_id, mask)
+    for inputs_BT, labels_BT in ready(model, windows):
         moved = inputs_BT.to(model.device), labels_BT.reshape(-1).to(model.device)
         total += compute(summed, *moved) if compute else summed(model, *moved)
     model.train(was_training)

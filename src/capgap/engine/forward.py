@@ -113,6 +113,8 @@ def _plain_logits(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
     name = type(model).__name__
     try:
         logits = _logits_of(model, ids_BT)
+    except CapgapError:
+        raise
     except Exception as error:  # which a model's code may raise of any kind
         if out_of_memory(error):
             raise

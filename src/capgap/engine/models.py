@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from capgap.records.run_records import Lineage, TokenStreams
 collects = gc.isenabled()
 gc.disable()
 from transformers import (  # noqa: E402
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -50,11 +53,13 @@ from capgap.engine.model_class import (  # noqa: E402
     names_in_wrapper,
     read_settings,
 )
+from capgap.engine.stored_tensors import StoredTensors  # noqa: E402
 from capgap.engine.weight_files import Weights, read_weights  # noqa: E402
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
-BESIDE_WEIGHTS = ("model.safetensors.index.json", "generation_config.json")
+GENERATION = "generation_config.json"
+BESIDE_WEIGHTS = ("model.safetensors.index.json", GENERATION)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -107,6 +112,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             if file.is_file():
                 (Path(view) / file.name).symlink_to(file.resolve())
         try:
+            if not (folder / GENERATION).is_file():  # transformers looks for one, and fails without
+                GenerationConfig.from_model_config(config).save_pretrained(view)
             model, report = found.architecture.from_pretrained(
                 view,
                 config=config,
@@ -228,6 +235,88 @@ def load_shape(path: str | Path) -> PreTrainedModel:
             f"{folder}/config.json describes no {found.architecture.__name__} that can be built "
             f"({_first_line(error)}); correct it, or fetch the model again"
         ) from None
+
+
+class NotOneByOne(CapgapError):
+    """Tensors of a model are put together from several in its files, so they cannot be read alone."""
+
+
+def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
+    """A folder's model with all buffers and no weights, and where its weights can be read.
+
+    Raises CapgapError as `load_model` does, except that numbers are checked when they are read, and
+    NotOneByOne if tensors of the model are put together from several of the folder.
+    """
+    folder, found = _opened(path)
+    weights = read_weights(folder)
+    config = _configure(folder, found, weights)
+    try:
+        with _without_weights():
+            model = found.architecture(config)
+    except Exception as error:  # of any kind, as in `load_model`
+        raise CapgapError(
+            f"{folder}/config.json describes no {found.architecture.__name__} that can be built "
+            f"({_first_line(error)}); correct it, or fetch the model again"
+        ) from None
+    tensors = model.state_dict(keep_vars=True)
+    stored = StoredTensors(folder, weights, model, wrapped=found.wrapped)
+    if getattr(model.config, "tie_word_embeddings", False) and _stored_apart(model, stored):
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False  # as the file has it, whatever config.json says
+        tensors = model.state_dict(keep_vars=True)
+    there = {id(tensors[name]) for name in stored.places}  # tied ones need be there once
+    report = {
+        "missing_keys": [name for name, tensor in tensors.items() if id(tensor) not in there],
+        "unexpected_keys": [key for key in stored.unexpected if not _derived(key, weights)],
+        "mismatched_keys": [
+            name for name, at in stored.places.items() if at.shape != tuple(tensors[name].shape)
+        ],
+    }
+    if report["missing_keys"] and report["unexpected_keys"]:
+        raise NotOneByOne(
+            f"{folder}: its files hold {stored.unexpected[0]}, which transformers turns into other "
+            f"tensors of a {found.architecture.__name__}, so it cannot be run layer by layer; run it "
+            "where it fits whole"
+        )
+    _check_report(folder, found, weights, report)
+    read_from = {id(tensors[name]): place for name, place in stored.places.items()}
+    stored.places = {name: read_from[id(tensor)] for name, tensor in tensors.items()}
+    return model.eval().requires_grad_(False), stored
+
+
+def _stored_apart(model: PreTrainedModel, stored: StoredTensors) -> bool:
+    """Whether a head that config.json ties to the embeddings is stored as a tensor of its own."""
+    head = model.get_output_embeddings()
+    if head is None or not hasattr(head, "weight"):
+        return False
+    named = model.state_dict(keep_vars=True).items()
+    names = [name for name, one in named if one is head.weight and name in stored.places]
+    if len(names) < 2:
+        return False
+    first, *others = (stored.read(name) for name in names)
+    return not all(torch.equal(first, other) for other in others)
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Modules that are made inside have parameters without memory, and buffers as ever.
+
+    Under `torch.device("meta")` buffers that no file holds, like frequencies of positions, would be
+    lost.
+    """
+    register = torch.nn.Module.register_parameter
+
+    def without_memory(module, name, parameter):
+        if parameter is not None and not parameter.is_meta:
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = without_memory  # pyright: ignore[reportAttributeAccessIssue]  # restored below
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register
 
 
 def _opened(path: str | Path) -> tuple[Path, ModelClass]:

@@ -39,6 +39,7 @@ from capgap.engine.forward import model_output
 from capgap.engine.losses import ModelOutput, PartialTargets
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.resuming import Stop
+from capgap.engine.streaming import ready
 from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import intact, open_folder, publish_folder
@@ -151,12 +152,19 @@ def compute_targets(
     if done:
         print(f"resumed after {done * length:,} tokens", flush=True)
     clock = last_said = last_saved = time.monotonic()
-    with Stop() as stop:
-        while done < len(starts):
-            end = next(end for end in unfinished.ends if done < end)
-            part = starts[done : min(end, done + batch)]
+
+    def parts():
+        """Inputs, places of their windows, and the end of the shard that they belong to."""
+        at = done
+        while at < len(starts):
+            end = next(end for end in unfinished.ends if at < end)
+            part = starts[at : min(end, at + batch)]
             rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
-            inputs_BT = begin(torch.from_numpy(rows), bos_id).to(teacher.device)
+            yield begin(torch.from_numpy(rows), bos_id).to(teacher.device), part, end
+            at += len(part)
+
+    with Stop() as stop:
+        for inputs_BT, part, end in ready(teacher, parts(), lambda: stop.asked):
             output = model_output(teacher, inputs_BT, precision=settings.precision, vocab=vocab)
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
             pieces += reduce_to_targets(output, torch.from_numpy(draws), settings)
@@ -174,11 +182,15 @@ def compute_targets(
                     f"{length / per_window:,.0f} tok/s  left {duration(left)}",
                     flush=True,
                 )
-            if stop.asked and done < len(starts):
-                raise Terminated(
-                    f"terminated after {done * length:,} tokens; the state is saved in "
-                    f"{unfinished.folder}, run again to go on"
-                )
+            if stop.asked:
+                break
+    if done < len(starts):
+        if pieces and done > unfinished.done:  # asked to end between two layers
+            unfinished.save(done, join(pieces))
+        raise Terminated(
+            f"terminated after {done * length:,} tokens; the state is saved in "
+            f"{unfinished.folder}, run again to go on"
+        )
 
 
 def gather(unfinished: Unfinished, out: Path) -> float:

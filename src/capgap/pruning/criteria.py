@@ -23,17 +23,17 @@ model. (Masking the stream itself after every block would multiply early writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
 from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.streaming import LayerByLayer, autocast, layer_by_layer, ready, weight_of
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
 from capgap.pruning.surgery import sizes_of, unit_of_channel
@@ -42,37 +42,77 @@ Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels, both
 Scores = list[torch.Tensor]  # groups L x G, neurons L x F, hidden D, in float64
 
 
-def mask_gradients(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
+def mask_gradients(
+    model: torch.nn.Module, family: Family, batches: Batches, precision: str = "float32"
+) -> Scores:
     """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence.
 
+    All masks are one, so the forward pass needs none: it keeps what enters each layer. The backward
+    pass runs each layer again, with masks, from the last to the first. So of a model whose layers lie
+    on disk one is in memory at a time, and of any model the activations of one.
     The form of the model's logits must have been probed (`output_form`).
     """
-    shapes = _shapes(sizes_of(model))
-    totals = _zeros(model, shapes)
-    for inputs, labels in batches:
-        masks = [
-            torch.ones(
-                len(inputs), *shape, dtype=model.dtype, device=model.device, requires_grad=True
-            )
-            for shape in shapes
-        ]
-        with _hooks(_masked(model, family, masks)), _recomputed(model.get_submodule(family.layers)):
-            output = model_output(model, inputs.to(model.device), precision=str(model.dtype)[6:])
-            loss, _ = data_loss(
-                output.hidden,
-                output.head,
-                labels.reshape(-1).to(model.device),
-                cap=output.cap,
-                scale=1 / inputs.shape[1],
-            )
-            with fast_products():
-                gradients = torch.autograd.grad(loss, masks)
-        for total, gradient in zip(totals, gradients, strict=True):
-            total += gradient.double().abs().sum(0)
+    by_layer = layer_by_layer(model, precision)
+    totals = _zeros(model, _shapes(sizes_of(model)))
+    for block in by_layer.blocks(batches, kept_layers=len(by_layer.layers)):
+        with fast_products():
+            _add_gradients(by_layer, family, block, totals)
     return totals
 
 
-def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Scores:
+def _add_gradients(
+    by_layer: LayerByLayer, family: Family, block: list[tuple], totals: Scores
+) -> None:
+    """Add |dCE/dmask| of the sequences of a block to totals: groups L x G, neurons L x F, hidden D."""
+    model, layers, device = by_layer.model, len(by_layer.layers), by_layer.model.device
+    groups, neurons, hidden = totals
+    with torch.no_grad():
+        begun = [by_layer.start(inputs_BT.to(device)) for inputs_BT, _ in block]
+        streams = [one.stream for one in begun]
+        kept = by_layer.keep([tuple(stream.shape) for stream in streams])
+        for at, _ in by_layer.resident(range(layers)):
+            for number, one in enumerate(begun):
+                kept[at * len(block) + number] = streams[number]
+                streams[number] = by_layer.run(at, one, streams[number])
+    slopes = streams  # of the loss by the stream
+    of_hidden = [torch.zeros(len(x), len(hidden), device=device) for x in slopes]
+    for number, (inputs_BT, labels_BT) in enumerate(block):
+        stream = streams[number].requires_grad_()
+        with by_layer.ending(stream):
+            output = model_output(model, inputs_BT.to(device), precision=by_layer.precision)
+        loss, _ = data_loss(
+            output.hidden,
+            output.head,
+            labels_BT.reshape(-1).to(device),
+            cap=output.cap,
+            scale=1 / inputs_BT.shape[1],
+        )
+        [slopes[number]] = torch.autograd.grad(loss, [stream])
+    for at, layer in by_layer.resident(reversed(range(layers))):
+        for number, one in enumerate(begun):
+            stream = kept[at * len(block) + number].requires_grad_()
+            masks = [
+                torch.ones(len(stream), size, device=device, requires_grad=True)
+                for size in (groups.shape[1], neurons.shape[1], len(hidden))
+            ]
+            with _hooks(_masked(layer, family, *masks)):
+                behind = by_layer.run(at, one, stream, again=True)
+            slopes[number], *found = torch.autograd.grad(behind, [stream, *masks], slopes[number])
+            groups[at] += found[0].double().abs().sum(0)
+            neurons[at] += found[1].double().abs().sum(0)
+            of_hidden[number] += found[2]
+    embeddings = [model.get_submodule(name) for name in family.embeddings]
+    for number, (inputs_BT, _) in enumerate(block):
+        mask_BD = torch.ones_like(of_hidden[number], requires_grad=True)
+        with _hooks(([], [(table, partial(_mask_output, mask_BD)) for table in embeddings])):
+            stream = by_layer.start(inputs_BT.to(device)).stream
+        [found] = torch.autograd.grad(stream, [mask_BD], slopes[number])
+        hidden += (of_hidden[number] + found).double().abs().sum(0)
+
+
+def activations(
+    model: torch.nn.Module, family: Family, batches: Batches, precision: str = "float32"
+) -> Scores:
     """Mean magnitude of units' outputs over tokens (and, for channels, over norms)."""
     groups, neurons, hidden = _zeros(model, _shapes(sizes_of(model)))
 
@@ -96,7 +136,7 @@ def activations(model: torch.nn.Module, family: Family, batches: Batches) -> Sco
         there = dict(layer.named_modules())  # a model may lack some of the declared norms
         after += [(there[name], add_output) for name in inner if name in there]
     with _hooks((before, after)):
-        run_through(model, batches)
+        run_through(model, batches, precision)
     tokens = sum(inputs.numel() for inputs, _ in batches)
     return [groups / tokens, neurons / tokens, hidden / (tokens * len(after))]
 
@@ -107,10 +147,11 @@ def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
     squares = dict(zip(Widths._fields, _zeros(model, _shapes(sizes)), strict=True))
     for name, parameter in model.named_parameters():  # shared tensors come once
         kinds, layer = family.kinds(name)
+        weight = weight_of(model, name, parameter)
         for dim, (repeats, kind) in enumerate(kinds):
             if kind in squares:
                 of = getattr(sizes.full, kind)
-                squares_of = _squares(parameter.detach(), dim)
+                squares_of = _squares(weight, dim).to(model.device)
                 place = unit_of_channel(of, repeats, len(squares_of), sizes.heads_per_group)
                 place = torch.from_numpy(place).to(squares_of.device)
                 units = squares_of.new_zeros(of).index_add_(0, place, squares_of)
@@ -136,10 +177,11 @@ def random_scores(sizes: Sizes, seed: int) -> Scores:
 
 
 @torch.no_grad()
-def run_through(model: torch.nn.Module, batches: Batches) -> None:
-    """Run the model for its hooks; outputs are not used."""
-    for inputs, _ in batches:
-        hidden_states(model, inputs.to(model.device))
+def run_through(model: torch.nn.Module, batches: Batches, precision: str = "float32") -> None:
+    """Run the layers for their hooks; outputs are not used."""
+    for inputs, _ in ready(model, batches):
+        with autocast(model, precision):
+            hidden_states(model, inputs.to(model.device))
 
 
 def _shapes(sizes: Sizes) -> list[tuple[int, ...]]:
@@ -167,28 +209,18 @@ def _hooks(hooks: tuple[list[Hook], list[Hook]]) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def _recomputed(layers: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Layers keep only their inputs for the backward pass, which runs each of them once more.
-
-    Otherwise the activations of all layers would take more memory than the weights.
-    """
-    for layer in layers:
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+def _mask_output(mask_BD, module, args, output):
+    return _scaled(output, mask_BD)
 
 
 def _masked(
-    model: torch.nn.Module, family: Family, masks: list[torch.Tensor]
+    layer: torch.nn.Module,
+    family: Family,
+    groups_BG: torch.Tensor,
+    neurons_BF: torch.Tensor,
+    hidden_BD: torch.Tensor,
 ) -> tuple[list[Hook], list[Hook]]:
-    """Hooks that multiply by masks: groups B x L x G, neurons B x L x F, hidden B x D."""
-    groups, neurons, hidden = masks
+    """Hooks that multiply by masks in a layer."""
 
     def mask_input(mask_BU, module, args):
         return (_scaled(args[0], mask_BU), *args[1:])
@@ -198,18 +230,11 @@ def _masked(
         mask_NU = mask_BU.repeat_interleave(len(x_ND) // len(mask_BU), 0)
         return x_ND, experts_NK, weights_NK * mask_NU.gather(1, experts_NK)
 
-    def mask_output(module, args, output):
-        return _scaled(output, hidden)
-
-    before = []
-    writers = [model.get_submodule(name) for name in family.embeddings]
-    for i, layer in enumerate(model.get_submodule(family.layers)):
-        mask_mlp = mask_routed if family.experts else mask_input
-        attention, mlp = map(layer.get_submodule, (family.attention_out, family.mlp_out))
-        before.append((attention, partial(mask_input, groups[:, i])))
-        before.append((mlp, partial(mask_mlp, neurons[:, i])))
-        writers += map(layer.get_submodule, family.writers)
-    return before, [(writer, mask_output) for writer in writers]
+    mask_mlp = mask_routed if family.experts else mask_input
+    attention, mlp = map(layer.get_submodule, (family.attention_out, family.mlp_out))
+    before = [(attention, partial(mask_input, groups_BG)), (mlp, partial(mask_mlp, neurons_BF))]
+    writers = map(layer.get_submodule, family.writers)
+    return before, [(writer, partial(_mask_output, hidden_BD)) for writer in writers]
 
 
 def _scaled(x: torch.Tensor, mask_BU: torch.Tensor) -> torch.Tensor:

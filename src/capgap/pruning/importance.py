@@ -52,11 +52,12 @@ def measure(
     criterion: str = "mask_gradient",
     *,
     seed: int = 0,
+    precision: str = "float32",
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> Importance:
     """Importance of all units of a model, averaged over B sequences.
 
-    criterion: as in config.Score. seed: of random scores. The model is put into evaluation mode and
+    criterion, precision: as in config.Score. seed: of random scores. The model is put into evaluation mode and
     its parameters stop requiring gradients.
     """
     family = family_of(type(model).__name__)
@@ -66,23 +67,23 @@ def measure(
     batches = list(zip(inputs_BT.split(rows), labels_BT.split(rows), strict=True))
     batches = Reported(batches, f"{criterion}: batch")
     with _influence(model, family) as influence_L:
-        scores = _scores(model, family, batches, criterion, seed)
+        scores = _scores(model, family, batches, criterion, seed, precision)
     influence_L /= inputs_BT.numel()
     layers = influence_L.clamp_min(0).cpu().numpy().astype(np.float32)
     return Importance(*(_normalised(s.cpu().numpy()) for s in scores), layers)
 
 
-def _scores(model, family: Family, batches: Batches, criterion: str, seed: int) -> Scores:
+def _scores(model, family: Family, batches: Batches, criterion, seed, precision) -> Scores:
     match criterion:
         case "mask_gradient":
-            return mask_gradients(model, family, batches)
+            return mask_gradients(model, family, batches, precision)
         case "activation":
-            return activations(model, family, batches)
+            return activations(model, family, batches, precision)
         case "magnitude":
-            run_through(model, batches)
+            run_through(model, batches, precision)
             return magnitudes(model, family)
         case "random":
-            run_through(model, batches)
+            run_through(model, batches, precision)
             return random_scores(sizes_of(model), seed)
     raise AssertionError(criterion)
 

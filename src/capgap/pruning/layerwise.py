@@ -11,52 +11,20 @@ one batch of them is in memory.
 from __future__ import annotations
 
 import copy
-import math
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from capgap.engine.forward import hidden_states
 from capgap.engine.mmap_weights import release
 from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.stream_file import StreamFile
 from capgap.pruning.families import Family
 
 Layer = torch.nn.Module
-FLOAT = 4  # bytes
-
-
-class Streams:
-    """Tensors of known shapes in an unnamed file of a folder, replaced one by one."""
-
-    def __init__(self, shapes: list[tuple[int, ...]], folder: Path, device: torch.device):
-        self.shapes, self.device = shapes, device
-        sizes = [FLOAT * math.prod(shape) for shape in shapes]
-        self.places = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as this
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        read = np.empty(self.shapes[index], dtype=np.float32)
-        self.file.seek(self.places[index])
-        view = memoryview(read).cast("B")
-        while view:
-            view = view[self.file.readinto(view) :]
-        return torch.from_numpy(read).to(self.device)
-
-    def __setitem__(self, index: int, stream: torch.Tensor) -> None:
-        written = stream.detach().to("cpu", torch.float32).contiguous().numpy()
-        assert written.shape == self.shapes[index], (written.shape, self.shapes[index])
-        self.file.seek(self.places[index])
-        view = memoryview(written).cast("B")
-        while view:
-            view = view[self.file.write(view) :]
 
 
 class Reached(Exception):
@@ -87,7 +55,7 @@ class Layers:
                 tensor.data = tensor.data.to(device, dtype)
         self.calls: dict[tuple[int, int], tuple[tuple, dict]] = {}  # by layer and sequences
         shapes = [(*ids_BT.shape, model.config.hidden_size) for ids_BT in batches_BT]
-        self.streams, self.behind = (Streams(shapes, folder, device) for _ in range(2))
+        self.streams, self.behind = (StreamFile(shapes, folder, device) for _ in range(2))
         for batch, ids_BT in enumerate(batches_BT):
             self.streams[batch] = self._start(ids_BT.to(device))
 

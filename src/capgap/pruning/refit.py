@@ -37,9 +37,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from capgap.engine.stream_file import StreamFile
 from capgap.errors import CapgapError
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import Layers, Reached, Streams
+from capgap.pruning.layerwise import Layers, Reached
 from capgap.pruning.least_squares import Regression
 from capgap.pruning.residual_basis import Basis, NormKind, kind_of, principal_basis
 from capgap.pruning.surgery import Kept, channels, sizes_of
@@ -445,7 +446,7 @@ class _Refit:
 
     # --- the output head -------------------------------------------------------------------------
 
-    def _fit_head(self, whole: Streams, pruned: Streams) -> None:
+    def _fit_head(self, whole: StreamFile, pruned: StreamFile) -> None:
         norm, head = (
             self.student.get_submodule(self.outer_norm),
             self.student.get_output_embeddings(),

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap.engine.mmap_weights import release
+from capgap.engine.streaming import weight_of
 from capgap.engine.time_left import Reported
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
@@ -131,8 +132,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """The model with only the kept units, in float32, ready to evaluate.
 
     Consumes `model`: each tensor is released once its cut is made, so memory never exceeds the
-    original and one tensor. If `load_model` mapped the original from a file (mmap), only one of its
-    tensors is in memory at a time. To keep the original, cut a deep copy.
+    original and one tensor. If the original lies on disk (`load_unread`, or mapped by `load_model`),
+    only one of its tensors is in memory at a time. To keep the original, cut a deep copy.
     """
     family, sizes = family_of(type(model).__name__), sizes_of(model)
     of = sizes.full._asdict() | {"vocab": model.config.vocab_size}
@@ -144,12 +145,13 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     parameters = Reported(list(model.named_parameters()), "cut tensor")
     for name, parameter in parameters:  # shared tensors come once
         kinds, layer = family.kinds(name)
-        original, new_name = parameter.data, name
-        weight = original
-        parameter.data = weight.new_empty(0)
+        gone, new_name = layer is not None and layer not in place, name
+        original = weight = parameter.data if gone else weight_of(model, name, parameter)
+        if not parameter.is_meta:
+            parameter.data = weight.new_empty(0)
+        if gone:
+            continue
         if layer is not None:
-            if layer not in place:
-                continue
             inside = name.removeprefix(f"{family.layers}.{layer}.")
             new_name = f"{family.layers}.{place[layer]}.{inside}"
         for dim, (repeats, kind) in enumerate(kinds):

@@ -307,6 +307,16 @@ def add_training_arguments(parser: StageParser) -> None:
     )
 
 
+def add_stream_argument(parser: StageParser) -> None:
+    """The option to leave a model on disk."""
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="run the model layer by layer from disk, as is done anyway if it does not fit into memory; "
+        "results are the same",
+    )
+
+
 def add_state_arguments(parser: StageParser) -> None:
     """Options of a job that can be resumed: the folder of its state, and how often it saves."""
     parser.add_argument(

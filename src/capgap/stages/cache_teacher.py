@@ -18,28 +18,42 @@ import torch
 from capgap.config import TargetsStage
 from capgap.data.token_streams import Streams, lattice
 from capgap.engine.counting import forward_flops
-from capgap.engine.forward import hold_frozen
 from capgap.engine.models import (
     check_reads,
-    compute_device,
-    load_model,
     load_shape,
     read_lineage,
     vocabulary_rows,
 )
 from capgap.engine.resuming import Place, discard, hold_state, state_key
+from capgap.engine.streaming import load_frozen
 from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
 from capgap.errors import CapgapError, out_of_memory
 from capgap.pruning.store import weights_digest
 from capgap.records.artifacts import check_folder, folder_of, open_folder, publish_folder
 from capgap.records.run_records import TargetsRecord
-from capgap.stages.base import StageParser, add_state_arguments, out_folder, run_stage
+from capgap.stages.base import (
+    StageParser,
+    add_state_arguments,
+    add_stream_argument,
+    out_folder,
+    run_stage,
+)
 
 
-def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place) -> TargetsRecord:
-    """Compute and publish the targets of one teacher."""
+def run(
+    settings: TargetsStage,
+    teacher: Path,
+    tokens_folder: Path,
+    place: Place,
+    *,
+    stream: bool = False,
+) -> TargetsRecord:
+    """Compute and publish the targets of one teacher.
+
+    stream: run it layer by layer from disk, though it may fit.
+    """
     teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(place.out)
-    stream, length = streams["train"], settings.sequence_length
+    text, length = streams["train"], settings.sequence_length
     # rows that pad a head beyond the tokenizer are left out
     vocab = min(streams.meta.vocab_size, vocabulary_rows(load_shape(teacher)))
     if settings.entries > vocab:
@@ -48,11 +62,11 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
             f"vocabulary of {teacher}; lower it"
         )
     check_folder(out)
-    windows = len(lattice(len(stream), length, settings.unique_tokens))
+    windows = len(lattice(len(text), length, settings.unique_tokens))
     sources = {
         "weights_sha256": weights_digest(teacher),
         "stream_sha256": streams.digest("train"),
-        "stream_tokens": len(stream),
+        "stream_tokens": len(text),
         "vocab_size": vocab,
     }
     scratch = place.scratch / state_key(settings, sources, [teacher])
@@ -61,11 +75,11 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
     saved = unfinished.done * length
     print(f"targets of {teacher}: {require_space(settings, vocab, scratch, saved)}", flush=True)
     try:
-        model = _load(settings, teacher, streams)
+        model = _load(settings, teacher, streams, stream)
         compute_targets(
             unfinished,
             model,
-            stream,
+            text,
             settings,
             checkpoint_seconds=place.checkpoint_seconds,
             bos_id=streams.meta.bos_id,
@@ -100,9 +114,9 @@ def run(settings: TargetsStage, teacher: Path, tokens_folder: Path, place: Place
     return record
 
 
-def _load(settings: TargetsStage, teacher: Path, streams: Streams) -> torch.nn.Module:
+def _load(settings: TargetsStage, teacher: Path, streams: Streams, stream: bool) -> torch.nn.Module:
     """The teacher where it computes, as its precision computes."""
-    model = load_model(teacher, dtype=None)
+    model = load_frozen(teacher, settings.precision, stream=stream)
     check_reads(
         model,
         teacher,
@@ -110,8 +124,7 @@ def _load(settings: TargetsStage, teacher: Path, streams: Streams) -> torch.nn.M
         sequence_length=settings.sequence_length,
         setting="distill.sequence_length",
     )
-    hold_frozen(model, settings.precision)
-    return model.to(compute_device())
+    return model
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,9 +134,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     add_state_arguments(parser)
+    add_stream_argument(parser)
     args, settings = parser.parse(argv)
     place = Place(args.out, args.scratch, args.checkpoint_seconds)
-    record = run(settings, args.teacher, args.token_streams, place)
+    record = run(settings, args.teacher, args.token_streams, place, stream=args.stream)
     print(
         f"{record.tokens:,} tokens, {record.bytes_per_token} bytes each"
         + (f"; mean mass of the tail {record.mean_tail_mass:.3f}" if record.mean_tail_mass else "")

@@ -14,19 +14,25 @@ from capgap.config import Evaluate
 from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.evaluation import bits_per_byte, mean_loss
-from capgap.engine.models import check_reads, compute_device, load_model, read_lineage
+from capgap.engine.models import check_reads, read_lineage
+from capgap.engine.streaming import load_frozen
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import Metrics, SplitLoss
-from capgap.stages.base import StageParser, out_file, run_stage
+from capgap.stages.base import StageParser, add_stream_argument, out_file, run_stage
 
 MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
 
 
-def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
-    """Loss on the validation and the test split, with the model's size and cost."""
+def run(
+    settings: Evaluate, model_folder: Path, tokens_folder: Path, *, stream: bool = False
+) -> Metrics:
+    """Loss on the validation and the test split, with the model's size and cost.
+
+    stream: run the model layer by layer from disk, though it may fit.
+    """
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
-    model = load_model(folder).to(compute_device())
+    model = load_frozen(folder, settings.precision, stream=stream)
     check_reads(
         model,
         folder,
@@ -43,6 +49,7 @@ def run(settings: Evaluate, model_folder: Path, tokens_folder: Path) -> Metrics:
             sequence_length=settings.sequence_length,
             batch_tokens=settings.batch_tokens,
             split=split,
+            precision=settings.precision,
             vocab=streams.meta.vocab_size,
             bos_id=streams.meta.bos_id,
             mask=mask,
@@ -83,8 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
     parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
+    add_stream_argument(parser)
     args, settings = parser.parse(argv)
-    metrics = run(settings, args.model, args.token_streams)
+    metrics = run(settings, args.model, args.token_streams, stream=args.stream)
     write_text(args.out, metrics.to_json())
     print(
         f"test loss {metrics.test.loss_nats_per_token:.4f} nats per token, "

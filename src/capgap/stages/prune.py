@@ -40,6 +40,7 @@ from capgap.engine.models import (
     save_model,
     tokenizer_digest,
 )
+from capgap.engine.streaming import load_unread
 from capgap.errors import CapgapError
 from capgap.pruning.importance import MICRO_BATCH_TOKENS
 from capgap.pruning.refit import check_known, refit
@@ -83,7 +84,7 @@ def run(
     the record. Returns the sizes of the model and what was kept of them.
     """
     folder = open_folder(model_folder)
-    model = load_model(folder, dtype=None)
+    model = load_unread(folder)
     importance = read_importance(importance_folder, folder)
     teacher = read_lineage(folder, model).name
     sizes = sizes_of(model)

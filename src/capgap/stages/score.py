@@ -17,20 +17,34 @@ from transformers import PreTrainedModel
 
 from capgap.config import Calibration, Score
 from capgap.data.token_streams import Streams, calibration_batch, check_long_enough
-from capgap.engine.models import check_reads, compute_device, load_model
+from capgap.engine.models import check_reads
+from capgap.engine.streaming import load_frozen
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.store import weights_digest, write_importance
 from capgap.records.artifacts import open_folder, publish_folder
-from capgap.stages.base import StageParser, out_folder, run_stage
+from capgap.stages.base import StageParser, add_stream_argument, out_folder, run_stage
 
 
-def run(settings: Score, model_folder: Path, tokens_folder: Path, out: Path) -> Importance:
-    """Measure the importance of all units of a model and publish it."""
+def run(
+    settings: Score, model_folder: Path, tokens_folder: Path, out: Path, *, stream: bool = False
+) -> Importance:
+    """Measure the importance of all units of a model and publish it.
+
+    stream: run the model layer by layer from disk, though it may fit.
+    """
     torch.set_num_threads(1)
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
-    model = load_model(folder).to(compute_device())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = load_frozen(folder, settings.precision, stream=stream, scratch=out.parent)
     inputs_BT, labels_BT = calibration(settings, model, folder, streams)
-    importance = measure(model, inputs_BT, labels_BT, settings.criterion, seed=settings.seed)
+    importance = measure(
+        model,
+        inputs_BT,
+        labels_BT,
+        settings.criterion,
+        seed=settings.seed,
+        precision=settings.precision,
+    )
     with publish_folder(out) as temporary:
         write_importance(temporary, importance, weights_digest(folder))
     return importance
@@ -73,8 +87,9 @@ def main(argv: list[str] | None = None) -> None:
         help="packed tokens folder",
     )
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
+    add_stream_argument(parser)
     args, settings = parser.parse(argv)
-    importance = run(settings, args.model, args.tokens, args.out)
+    importance = run(settings, args.model, args.tokens, args.out, stream=args.stream)
     (layers, groups), neurons = importance.groups.shape, importance.neurons.shape[1]
     print(
         f"scored {layers} layers x {groups} groups and {neurons} neurons, "
