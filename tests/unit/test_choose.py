@@ -86,7 +86,7 @@ def test_an_optimum_beyond_the_teachers_is_said(study):
     choice = run(*paths, student=700_000, tokens=10**6)
     assert choice.chosen == choice.largest == "t990000"
     assert choice.neighbour is None
-    assert "larger than every available teacher, t990000 is the nearest" in choice.basis_note
+    assert "larger than every available teacher, and t990000 is the nearest" in choice.basis_note
     choice = run(*paths, student=10_000, tokens=10**6)
     assert (choice.chosen, choice.neighbour) == ("t80000", "t150000")
     assert "smaller than every available teacher" in choice.basis_note
