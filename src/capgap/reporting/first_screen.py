@@ -18,7 +18,9 @@ class Price(NamedTuple):
     teacher: str
     size: str  # parameters, in words
     cost: str  # loss above the best, or 'best'
-    perplexity: str  # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
+    perplexity: (
+        str  # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
+    )
     share: float  # of the largest cost, from 0 to 1
 
 

@@ -82,7 +82,10 @@ def headline(law: LawRecord) -> Figure:
         ),
         stars.mark_rule(strokeWidth=2, clip=True).encode(x=x_low, x2="params_high:Q"),
         stars.mark_point(filled=True, shape="diamond", size=60, opacity=1, clip=True).encode(
-            x=x, tooltip=tips("student tokens", T="teacher_params", low="params_low", high="params_high")
+            x=x,
+            tooltip=tips(
+                "student tokens", T="teacher_params", low="params_low", high="params_high"
+            ),
         ),
     ]
     metric = METRICS[law.metric]
