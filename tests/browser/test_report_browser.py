@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"
 )
 MARKS = {  # the least number of symbols, lines, bars or texts that each figure must show
+    "headline": 12,
     "curves": 26,
     "controls": 26,
     "law": 10,

@@ -80,11 +80,40 @@ def test_what_is_open_comes_with_the_settings_that_would_tell(law):
     settled = claimed(law, grows="yes", tokens="yes")
     assert experiments(settled) == []
     (students,) = experiments(claimed(law, grows="unknown", tokens="no"))
-    sizes = students.changes["grid"]["students"]
-    assert min(sizes) == 31_000  # half the smallest, in round numbers
-    assert max(sizes) < 1_012_000  # the largest teacher
+    assert students.adds == "students"
+    assert min(students.values) == 31_000  # half the smallest, in round numbers
+    assert max(students.values) < 1_012_000  # the largest teacher
     (budgets,) = experiments(claimed(law, grows="no", tokens="unknown"))
-    assert budgets.changes == {"grid": {"tokens": [1_500_000, 3_000_000]}}
+    assert (budgets.adds, budgets.values) == ("tokens", [3_000_000])
+
+
+def with_estimate(law, name, low, high):
+    """The law with an open claim about an exponent whose interval is given."""
+    found = Interval(value=(low + high) / 2, low=low, high=high)
+    claims = [
+        claim.model_copy(update={"estimate": found, "margin": 0.15})
+        if claim.name == name
+        else claim
+        for claim in law.overall.claims
+    ]
+    return law.model_copy(
+        update={"overall": law.overall.model_copy(update={"claims": claims}), "noise": []}
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins", "holds"),
+    [
+        (0.11, 0.36, "how strongly the best teacher’s size T* grows", "it does grow"),
+        (-0.1, 0.36, "whether the best teacher’s size T* grows", "T* ~ S^0.13 [-0.1, 0.36]"),
+        (-0.4, -0.1, "how strongly the best teacher’s size T* shrinks", "it does shrink"),
+    ],
+)
+def test_an_exponent_that_excludes_zero_leaves_open_how_strong_it_is(law, low, high, begins, holds):
+    open_law = with_estimate(claimed(law, grows="unknown", tokens="no"), "grows", low, high)
+    (experiment,) = experiments(open_law)
+    assert experiment.question.startswith(begins)
+    assert holds in experiment.question
 
 
 def test_an_optimum_beyond_the_ladder_asks_for_a_teacher(law):

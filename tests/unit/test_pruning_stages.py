@@ -227,7 +227,7 @@ def test_scores_of_another_model_are_refused(study, tmp_path):
         tmp_path / "importance.safetensors",
         {"weights_sha256": weights_digest(study / "big")},
     )
-    with pytest.raises(CapgapError, match="holds scores of groups, where .* layers are wanted"):
+    with pytest.raises(CapgapError, match="holds scores of groups instead of .* layers"):
         run_prune(study, tmp_path / "x", importance=tmp_path)
     assert not (tmp_path / "x").exists()
 

@@ -1,5 +1,6 @@
 """What `make` ends with."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from capgap.commands.next_runs import price
 from capgap.commands.summary import run
+from capgap.config.counts import parse_count
 from capgap.config.study_file import load_study
 from capgap.records import paths
 from capgap.records.artifacts import write_text
@@ -63,14 +65,49 @@ def test_an_optimum_that_the_init_makes_is_called_so(shown, law):
     assert "not the teacher" not in caused_by("teacher")
 
 
+def priced(step):
+    """Jobs and minutes of a step in words."""
+    found = re.search(r"\((\d+) jobs, ([\d.]+) (?:min|h|days)\)$", step)
+    assert found, step
+    return int(found[1]), float(found[2])
+
+
+def sizes_of(step):
+    """The counts that a step names, in parameters or tokens."""
+    return [parse_count(word) for word in re.findall(r"\b[\d.]+[kM]\b", step.split("(")[0])]
+
+
 def test_an_experiment_has_the_jobs_and_the_time_of_the_plan(study):
-    students = [*study.grid.students, 30_000]
-    step = price(study, Experiment("?", "add a student", {"grid": {"students": students}}))
-    words = step.split()
-    assert step.startswith("add a student (")
-    jobs = int(words[3].strip("("))
-    assert jobs >= 3 * len([name for name in study.teachers if study.teacher_size(name) > 30_000])
-    assert words[-1].endswith(")")
-    assert price(study, Experiment("?", "add a teacher", {})) == "add a teacher"
-    too_large = {"grid": {"students": [10**9]}}
-    assert price(study, Experiment("?", "add a giant", too_large)) == "add a giant"
+    step = price(study, Experiment("?", "students", [30_000]))
+    jobs, minutes = priced(price(study, Experiment("?", "students", [5_900])))
+    assert jobs >= 2 * 3 * len(study.grid.tokens)  # replicas, teachers, budgets
+    assert minutes > 0
+    assert "these teachers do not allow it" in step  # between the students there are
+
+
+def test_a_student_that_the_study_cannot_run_becomes_the_nearest_that_it_can(study):
+    step = price(study, Experiment("?", "students", [5_200, 82_000]))
+    priced(step)
+    small, large = sizes_of(step)
+    teachers = sorted(study.teacher_size(name) for name in study.teachers)
+    assert large * study.grid.teacher_ratio[0] <= teachers[-3]  # three teachers are larger
+    assert large > 1.2 * max(study.grid.students)
+    assert small == 5_900  # 4 layers of 12 channels: what pruning in proportion gives
+
+
+@pytest.mark.parametrize(
+    ("adds", "values"), [("tokens", [1_600_000]), ("teachers", [420_000]), ("replicas", [])]
+)
+def test_every_kind_of_experiment_has_a_price(study, adds, values):
+    priced(price(study, Experiment("?", adds, values)))
+
+
+def test_teachers_named_for_each_student_get_the_new_one(study):
+    data = study.model_dump(exclude_none=True, exclude_unset=True)
+    del data["grid"]["teacher_ratio"]
+    listed = [name for name in study.teachers if study.teacher_size(name) > 42_000]
+    data["grid"]["teachers"] = dict.fromkeys(study.grid.students, listed)
+    named = load_study(data)
+    jobs, _ = priced(price(named, Experiment("?", "teachers", [420_000])))
+    assert jobs > 2 * 3 * 3  # replicas, students, budgets
+    priced(price(named, Experiment("?", "students", [5_900])))

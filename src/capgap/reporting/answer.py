@@ -9,10 +9,10 @@ Pure functions of the records. Sizes are parameters without embeddings, losses n
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from capgap.law.answer_limits import nearest
-from capgap.law.law_record import Choice, FinalRecord, Interval, LawRecord, Optimum
+from capgap.law.law_record import Choice, Claim, FinalRecord, Interval, LawRecord, Optimum
 from capgap.law.metric import METRICS
 from capgap.law.noise import FORM
 from capgap.law.words import about, budget, listed
@@ -23,8 +23,24 @@ class Experiment(NamedTuple):
     """Runs that would settle an open question."""
 
     question: str  # "whether T* grows with the student"
-    step: str  # "add students of 6.5k and 40k"
-    changes: dict[str, dict]  # settings to replace, by section: {"grid": {"students": [...]}}
+    adds: Literal["students", "tokens", "teachers", "replicas"]
+    values: list[int]  # to add: sizes in parameters, or tokens; none for replicas
+
+    @property
+    def step(self) -> str:
+        """What to do, 'add students of 6.5k and 40k'."""
+        return step_of(self.adds, self.values)
+
+
+def step_of(adds: str, values: list[int]) -> str:
+    """An experiment's step in words."""
+    if adds == "replicas":
+        return "redraw every teacher once more"
+    if adds == "teachers":
+        return f"add a teacher of about {about(values[0])}"
+    if adds == "tokens":
+        return f"add a budget of {budget(values[0])}"
+    return f"add {'students' if len(values) > 1 else 'a student'} of {listed(map(about, values))}"
 
 
 class Answer(NamedTuple):
@@ -204,45 +220,56 @@ def experiments(law: LawRecord) -> list[Experiment]:
     if beyond:
         above = [o for o in beyond if o.place == "above"]
         side = above or beyond
-        size = _two_digits(teachers[-1] * 2 if above else teachers[0] / 2)
+        size = two_digits(teachers[-1] * 2 if above else teachers[0] / 2)
         where = listed(f"{o.student} at {budget(o.tokens)}" for o in side[:3])
         question = f"how large the best teacher of {where} is, which lies beyond the teachers tried"
-        found.append(Experiment(question, f"add a teacher of about {about(size)}", {}))
+        found.append(Experiment(question, "teachers", [size]))
     if claims["grows"].answer == "unknown":
-        low, high = _two_digits(students[0] / 2), _two_digits(students[-1] * 2)
+        low, high = two_digits(students[0] / 2), two_digits(students[-1] * 2)
         if high > teachers[-1] / 1.3:
-            high = _two_digits(teachers[-1] / 1.5)
+            high = two_digits(teachers[-1] / 1.5)
         new = [size for size in (low, high) if not students[0] <= size <= students[-1]]
         if new:
-            question = "whether the best teacher’s size T* grows with the student’s size S"
-            if claims["grows"].estimate is not None:
-                question += f" (T* ~ S^{interval_text(claims['grows'].estimate)})"
-            step = f"add {'students' if len(new) > 1 else 'a student'} of {listed(map(about, new))}"
-            sizes = sorted({*map(_two_digits, students), *new})
-            found.append(Experiment(question, step, {"grid": {"students": sizes}}))
-    if claims["tokens"].answer == "unknown":
-        new = budgets[-1] * 2
-        question = "whether T* changes with the number of distillation tokens D"
-        if claims["tokens"].estimate is not None:
-            question += f" (T* ~ D^{interval_text(claims['tokens'].estimate)})"
-        found.append(
-            Experiment(
-                question, f"add a budget of {budget(new)}", {"grid": {"tokens": [*budgets, new]}}
+            question = _open_exponent(
+                claims["grows"],
+                "whether the best teacher’s size T* grows with the student’s size S",
+                "how strongly the best teacher’s size T* grows with the student’s size S",
+                "T* ~ S^",
             )
+            found.append(Experiment(question, "students", new))
+    if claims["tokens"].answer == "unknown":
+        question = _open_exponent(
+            claims["tokens"],
+            "whether T* changes with the number of distillation tokens D",
+            "how strongly T* changes with the number of distillation tokens D",
+            "T* ~ D^",
         )
+        found.append(Experiment(question, "tokens", [budgets[-1] * 2]))
     guessed = [part.name for part in law.noise if part.source == "prior" and part.name == "teacher"]
     if guessed:
         question = (
             "how much retraining a teacher moves its students’ losses, which is assumed so far"
         )
-        found.append(
-            Experiment(
-                question,
-                "train every teacher a second time",
-                {"grid": {"replicas": [1, 2], "seeds": None, "arm_seeds": None}},
-            )
-        )
+        found.append(Experiment(question, "replicas", []))
     return found
+
+
+def _open_exponent(claim: Claim, whether: str, how_strongly: str, form: str) -> str:
+    """The open question about an exponent: its sign is known if its interval excludes 0.
+
+    The claim can be open all the same, because the interval reaches into the margin about 0.
+    """
+    found = claim.estimate
+    if found is None:
+        return whether
+    question, known = whether, f"{form}{interval_text(found)}"
+    if found.low is not None and found.low > 0:
+        question = how_strongly
+        known += f": it does grow, but the interval reaches below {claim.margin:g}, the least that counts"
+    elif found.high is not None and found.high < 0:
+        question = how_strongly.replace("grows", "shrinks")
+        known += f": it does shrink, but the interval reaches above -{claim.margin:g}"
+    return f"{question} ({known})"
 
 
 def interval_text(found: Interval) -> str:
@@ -261,6 +288,6 @@ def _nats(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _two_digits(value: float) -> int:
+def two_digits(value: float) -> int:
     """A round number near a size."""
     return round(float(f"{value:.2g}"))

@@ -17,6 +17,7 @@ from capgap.law.law_record import FinalRecord, LawRecord, Optimum
 from capgap.law.metric import METRICS
 from capgap.law.table import train_flops
 from capgap.records.run_records import Metrics, RunRow
+from capgap.reporting.headline_chart import headline
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.regret_charts import flatness, regret
 from capgap.reporting.theme import (
@@ -437,6 +438,7 @@ def all_figures(
 ) -> list[Figure]:
     """Every figure that the records allow, in the report's order."""
     figures = [
+        headline(law),
         curves(runs, law),
         controls(runs, law.metric),
         law_chart(law, final),

@@ -20,7 +20,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from capgap.errors import CapgapError
@@ -35,10 +35,13 @@ from capgap.reporting import causes, wording
 from capgap.reporting.answer import answer_of, noise_sd
 from capgap.reporting.charts import all_figures
 from capgap.reporting.explorer import explorer
+from capgap.reporting.first_screen import prices
 from capgap.reporting.theme import THEME, Figure
 from capgap.stages.base import StageParser, out_folder, run_stage
 
 PARTS = Path(__file__).parents[1] / "reporting"
+TEMPLATES = ("page.html.j2", "first_screen.html.j2")  # named here, so that the digest counts them
+STYLES = ("style.css", "first_screen.css")
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 PNG_SCALE = 2  # pixels per unit of the figure
 
@@ -92,7 +95,8 @@ def run(
                 pictures=pictures,
                 specs=specs,
                 answers=answers,
-                style=_part("style.css"),
+                prices=prices(law, final),
+                style=Markup("\n").join(_part(name) for name in STYLES),
                 script=_part("page.js"),
                 vega=Markup(vega_bundle()),
                 metrics=METRICS,
@@ -160,7 +164,7 @@ def _run_order(row: RunRow) -> tuple:
 
 def _environment() -> Environment:
     return Environment(
-        loader=FileSystemLoader(PARTS),
+        loader=DictLoader({name: _part(name) for name in TEMPLATES}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
