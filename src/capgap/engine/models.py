@@ -307,10 +307,10 @@ def _without_weights() -> Iterator[None]:
     """
     register = torch.nn.Module.register_parameter
 
-    def without_memory(module, name, parameter):
-        if parameter is not None and not parameter.is_meta:
-            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
+    def without_memory(self, name, param):
+        if param is not None and not param.is_meta:
+            param = torch.nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, param)
 
     torch.nn.Module.register_parameter = without_memory  # pyright: ignore[reportAttributeAccessIssue]  # restored below
     try:
