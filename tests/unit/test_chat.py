@@ -115,9 +115,7 @@ def test_a_special_token_that_somebody_spells_stays_text(words, spelled):
 
 
 def test_templates_that_cannot_be_followed_are_refused_by_name(words):
-    with pytest.raises(
-        CapgapError, match="a: the chat template writes earlier turns anew once turn 2"
-    ):
+    with pytest.raises(CapgapError, match="a: the chat template changes earlier turns once turn 2"):
         encoded(words(FORGETFUL), TALK)
     with pytest.raises(CapgapError, match="refuses this conversation .no system turn"):
         encoded(words("{{ raise_exception('no system turn') }}"), TALK)

@@ -12,6 +12,7 @@ from outputs import said
 from safetensors.torch import load_file, save_file
 
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
+from capgap.engine import streaming
 from capgap.engine.models import load_model, tokenizer_digest
 from capgap.engine.resuming import Place
 from capgap.engine.run_plan import RunPlan
@@ -81,8 +82,8 @@ def test_the_teacher_is_held_in_its_own_precision(world, tmp_path, monkeypatch, 
         loaded[path.parts[-3]] = model = load_model(path, **options)
         return model
 
-    for stage in (distill, cache_teacher):
-        monkeypatch.setattr(stage, "load_model", load)
+    for module in (distill, streaming):
+        monkeypatch.setattr(module, "load_model", load)
     common, given = (
         (KEPT, [{"targets": tmp_path / name} for name in "ab"]) if kept else ({}, [{}] * 2)
     )

@@ -77,7 +77,7 @@ def test_a_local_folder_arrives_whole_with_its_lineage(folder, tmp_path, model, 
 
 
 def test_another_size_than_the_study_says_is_refused(folder, tmp_path, params):
-    with pytest.raises(CapgapError, match=rf"says 1,000, the model has {params:,}"):
+    with pytest.raises(CapgapError, match=rf"is 1,000, but the model has {params:,}"):
         run(tmp_path, "--source", "path", "--path", folder, "--params-non-embedding", "1k")
     assert not (tmp_path / "out").exists()
 

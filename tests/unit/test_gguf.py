@@ -266,6 +266,6 @@ def test_what_llama_cpp_does_not_have_is_refused(tmp_path):
     )  # fmt: skip
     transformers.OPTForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(
-        CapgapError, match="OPTForCausalLM cannot be written as GGUF; possible are Llama"
+        CapgapError, match="OPTForCausalLM cannot be written as GGUF; choose one of Llama"
     ):
         write_gguf(tmp_path, tmp_path / "m.gguf")

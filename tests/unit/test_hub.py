@@ -89,7 +89,9 @@ def test_a_pinned_commit_stays_when_its_branch_moves(hub, repo):
 def test_a_truncated_file_is_refused(hub, repo, name):
     commit = repo.commit(files())
     hub.cut.add(name)
-    with pytest.raises(CapgapError, match=rf"{NAME} at {commit} cannot be had: Consistency check"):
+    with pytest.raises(
+        CapgapError, match=rf"{NAME} at {commit} cannot be fetched: Consistency check"
+    ):
         download_model(NAME, commit)
     hub.cut.clear()
     assert (download_model(NAME, commit) / name).read_bytes() == files()[name]
@@ -263,7 +265,7 @@ def test_who_may_not_write_is_told_what_to_do(hub, writer, offline):
     ):
         writer(files(1), token="hf_of_someone_else")
     assert ("model", "owner/small") not in hub.repos
-    with pytest.raises(CapgapError, match="a/b/c is no id of the hub; an id is USER/REPO"):
+    with pytest.raises(CapgapError, match="a/b/c is not an id of the hub; an id is USER/REPO"):
         writer(files(1), name="a/b/c")
     offline()
     with pytest.raises(CapgapError, match="owner/small was not updated: .*offline"):
@@ -336,7 +338,7 @@ def test_a_damaged_data_set_is_refused(hub, texts):
         list(hub_texts(text))
     hub.flipped.clear()
     hub.cut.add("plain/train-0.parquet")
-    with pytest.raises(CapgapError, match="cannot be had: Consistency check"):
+    with pytest.raises(CapgapError, match="cannot be fetched: Consistency check"):
         list(hub_texts(text))
     hub.cut.clear()
     assert next(hub_texts(text)) == "a 0"

@@ -133,7 +133,7 @@ def test_a_text_inside_the_folder_is_named_from_there(folder):
 def test_nothing_is_overwritten(folder):
     Path("README.md").write_text("mine")
     first = capgap_init("--text", "texts")
-    assert "kept README.md, which was there" in first.stdout
+    assert "kept README.md, which existed" in first.stdout
     assert Path("README.md").read_text() == "mine"
     before = Path("config.yaml").read_bytes()
     again = capgap_init("--text", "texts", "--student", "9k")
