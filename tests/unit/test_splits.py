@@ -98,7 +98,7 @@ def test_a_missed_share_is_a_warning(tmp_path):
     assert record.bytes["train"] >= 50_000
     [first, second] = corpus.notes(record)
     assert first.startswith("warning: validation holds 0.2")
-    assert "not the 3.00% asked for" in first
+    assert "instead of 3.00%" in first
     assert second.startswith("warning: test holds")
 
 

@@ -247,7 +247,7 @@ def test_out_of_memory_before_the_first_step_names_the_teacher(
         train(tiny_model(), streams, plan_run(chosen, 64), objective, scratch=tmp_path)
     message = str(caught.value)
     assert "in loading the models; no checkpoint was saved yet" in message
-    assert "set teacher_precision to bfloat16 (now float32), or share the model" in message
+    assert "set teacher_precision to bfloat16 (now float32), or shard the model" in message
     assert "micro_batch_tokens" not in message
 
 
@@ -377,7 +377,7 @@ def test_a_teacher_held_in_bfloat16_says_what_autocast_makes_it_say(token_stream
     def parts(place, **settings):
         teacher = tiny_model(seed=9, hidden=32, heads=4, tied=False).eval()
         objective = Distillation(teacher, Distill(**BASE, **settings))
-        objective = objective.on(training.ALONE) if place else objective
+        objective = objective.on(training.ONE_PROCESS) if place else objective
         labels = batch.labels.reshape(-1)
         return objective(student, batch.inputs, labels, batch.starts, 1.0)[1], teacher
 
