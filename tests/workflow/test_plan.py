@@ -49,7 +49,7 @@ def test_a_run_that_cannot_fit_is_refused_and_a_dry_run_says_so(fresh):
 
     fresh.configure(enormous)
     dry = fresh.capgap("run", "-n")
-    assert "does not fit h100-80gb, so a run is refused" in dry.stdout
+    assert "does not fit h100-80gb, so it cannot be run" in dry.stdout
     result = fresh.capgap("run", check=False)
     said = result.stdout + result.stderr
     assert result.returncode

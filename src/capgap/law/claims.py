@@ -270,7 +270,8 @@ def _ratio(law: JointLaw, settings: Law) -> Claim:
         "not_told_apart": "is shown neither to equal nor to differ from",
     }
     published = f"the published {settings.published_slope:g}"
-    reason = f"T*/S {relation[verdict]} {published} within {settings.ratio_margin:.0%}: "
+    margin = "by more than" if verdict == "different" else "within"
+    reason = f"T*/S {relation[verdict]} {published} {margin} {settings.ratio_margin:.0%}: "
     return Claim(
         name="ratio",
         answer=answer,
