@@ -88,16 +88,23 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.text, self.skipping = [], [], None
         self.feed(text)
-        self.text = " ".join(" ".join(self.text).split())
+        self.text = " ".join("".join(self.text).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.separate(tag)
         if tag in ("script", "style", "noscript"):
             self.skipping = tag
 
     def handle_endtag(self, tag):
+        self.separate(tag)
         if tag == self.skipping:
             self.skipping = None
+
+    def separate(self, tag):
+        """Tags part words, but a marked term of the glossary is part of its sentence."""
+        if tag != "span":
+            self.text.append(" ")
 
     def handle_data(self, data):
         if self.skipping is None:

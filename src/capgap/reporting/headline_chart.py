@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import altair as alt
 
 from capgap.law.law_record import LawRecord
@@ -68,7 +70,7 @@ def headline(law: LawRecord) -> Figure:
     x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
     x_low = size_x("params_low", "Teacher size, parameters", data.teacher_params)
     scale = alt.Scale(domain=[-STRIP * most * (len(students) + 0.7), most * 1.05], nice=False)
-    axis = alt.Axis(tickCount=5, labelExpr="datum.value < 0 ? '' : datum.label", format="~f")
+    axis = alt.Axis(values=_ticks(most), format="~f")
     y = alt.Y("regret_nats:Q", title=None, scale=scale, axis=axis)
     y_row = alt.Y("row:Q", title=None, scale=scale, axis=axis)
     colour = student_colour(data)
@@ -92,11 +94,22 @@ def headline(law: LawRecord) -> Figure:
     title = f"{metric.noun[0].upper()}{metric.noun[1:]} above the best teacher, {metric.unit}"
     if several:
         panel = {"width": 252, "height": HEIGHT}
-        return Figure(
-            "headline", titled(facet(layers, data, panels, MOST_PANELS, panel), title), data
-        )
+        # An axis for every panel, because panels wrap on a narrow page.
+        chart = facet(layers, data, panels, MOST_PANELS, panel).resolve_axis(x="independent")
+        return Figure("headline", titled(chart, title), data)
     chart = alt.layer(*layers, data=data).properties(width=WIDE["width"], height=HEIGHT)
     return Figure("headline", titled(chart, title), data)
+
+
+def _ticks(most: float) -> list[float]:
+    """Round steps from zero up, four to eight of them; none below zero, where the rows of T* are."""
+    exponent = math.floor(math.log10(most))
+    step = next(
+        d * 10.0 ** (exponent - 1)
+        for d in (1, 2, 5, 10, 20)
+        if most / d < 6 * 10.0 ** (exponent - 1)
+    )
+    return [round(i * step, 12) for i in range(int(most / step) + 1)]
 
 
 def _within(found, sizes: list[int]) -> dict:

@@ -23,6 +23,7 @@ import vl_convert
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from capgap import __version__
 from capgap.errors import CapgapError
 from capgap.law.asking import refit
 from capgap.law.law_record import FinalRecord, LawRecord
@@ -31,17 +32,23 @@ from capgap.law.metric import METRICS
 from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import HarnessRecord, Metrics, RunRow
-from capgap.reporting import causes, wording
+from capgap.reporting import causes, glossary, wording
 from capgap.reporting.answer import answer_of, noise_sd
 from capgap.reporting.charts import all_figures
+from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
 from capgap.reporting.first_screen import prices
 from capgap.reporting.theme import THEME, Figure
 from capgap.stages.base import StageParser, out_folder, run_stage
 
 PARTS = Path(__file__).parents[1] / "reporting"
-TEMPLATES = ("page.html.j2", "first_screen.html.j2")  # named here, so that the digest counts them
-STYLES = ("style.css", "first_screen.css")
+TEMPLATES = (
+    "page.html.j2",
+    "first_screen.html.j2",
+    "glossary.html.j2",
+    "cite.html.j2",
+)  # named here, so that the digest counts them
+STYLES = ("style.css", "first_screen.css", "reading.css")
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 PNG_SCALE = 2  # pixels per unit of the figure
 
@@ -96,6 +103,8 @@ def run(
                 specs=specs,
                 answers=answers,
                 prices=prices(law, final),
+                glossary=glossary.entries(),
+                citation=citation(__version__),
                 style=Markup("\n").join(_part(name) for name in STYLES),
                 script=_part("page.js"),
                 vega=Markup(vega_bundle()),
@@ -104,7 +113,7 @@ def run(
                 c=causes,
             )
         )
-        (folder / "report.html").write_text(page + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(with_terms(page) + "\n", encoding="utf-8")
 
 
 def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
@@ -120,6 +129,13 @@ def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
             f"the final student's teacher was chosen by a law at {final.choice.law_tokens} tokens, "
             f"but this law has {', '.join(map(str, budgets))}; choose the teacher again by this law"
         )
+
+
+def with_terms(page: str) -> str:
+    """The page with the terms of the glossary marked in what is read, and not in its data."""
+    body = page.index("<main>")
+    end = page.index("</main>", body)
+    return page[:body] + glossary.marked(page[body:end]) + page[end:]
 
 
 @cache
