@@ -116,7 +116,9 @@ def test_most_used_entries_stay_with_their_parts():
     assert kept_entries(data, counts, 4, always=[3]).tolist() == [0, 1, 2, 3]
     data["model"]["merges"] = [" ".join(pair) for pair in merges]  # as older files write them
     assert kept_entries(data, counts, 5).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(CapgapError, match="of 2 entries is too small for the 3 bytes and special tokens"):
+    with pytest.raises(
+        CapgapError, match="of 2 entries is too small for the 3 bytes and special tokens"
+    ):
         kept_entries(data, counts, 2)
     data["model"]["type"] = "Unigram"
     with pytest.raises(CapgapError, match="Unigram tokenizer cannot be trimmed"):
