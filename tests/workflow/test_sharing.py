@@ -194,14 +194,14 @@ def test_results_that_were_not_saved_are_not_overwritten(study):
     path.write_text("{}")
     result = study.capgap("pull", check=False)
     assert result.returncode == 1
-    assert f"{RESULTS}/metrics.json is not as saved" in result.stderr
+    assert f"{RESULTS}/metrics.json is not saved" in result.stderr
     assert "capgap save" in result.stderr
     assert study.contents() == {**before, "metrics.json": b"{}"}
     record = study / ledger.location(ledger.RECORDS, f"{RESULTS}/metrics.json")
     record.write_text("{}")
     path.unlink()
     result = study.capgap("pull", check=False)
-    assert f"the record of {RESULTS}/metrics.json is not as saved" in result.stderr
+    assert f"the record of {RESULTS}/metrics.json is not saved" in result.stderr
     assert "capgap pull --force" in result.stderr
     study.capgap("pull", "--force")
     assert study.contents() == before
@@ -244,7 +244,7 @@ def test_kind_of_remote_that_is_not_installed_is_explained(finished, tmp_path):
     clone = clone_of(finished, tmp_path / "clone", "gs://bucket/studies")
     result = clone.capgap("pull", check=False)
     assert result.returncode == 1
-    assert "what gs needs is not installed" in result.stderr
+    assert "DVC's support for gs is not installed" in result.stderr
 
 
 def test_credentials_are_written_nowhere(finished):

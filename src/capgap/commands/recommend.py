@@ -142,7 +142,9 @@ def _paths(args: argparse.Namespace) -> tuple[str, str, str]:
     own = Path(args.study or DEFAULT)
     if own.is_file():
         study = load_study(own).study
-        if args.study or Path(paths.LAW.format(study=study)).is_file():
+        # saved results can be pulled, and the error says how
+        saved = Path("dvc.lock").is_file() or not published().is_dir()
+        if args.study or saved or Path(paths.LAW.format(study=study)).is_file():
             return result_of(study, paths.LAW), result_of(study, paths.RUNS_TABLE), ""
         missing = f"study {study} has no law yet"
     elif args.study:
