@@ -155,7 +155,7 @@ def test_result_that_was_edited_by_hand_is_refused_and_named(study, name):
         assert "capgap pull --force PATH" in result.stderr
     result = study.command(sys.executable, "-m", "snakemake", "-n", check=False)
     assert result.returncode  # without capgap: the records of what was made from it
-    assert f"{RESULTS}/{name} is not what" in result.stdout + result.stderr
+    assert f"{RESULTS}/{name} was edited or damaged" in result.stdout + result.stderr
     study.capgap("pull", "--force", f"{RESULTS}/{name}")
     assert path.read_bytes() == sound
     assert study.planned() == set()
