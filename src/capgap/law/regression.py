@@ -36,7 +36,9 @@ from capgap.law.table import family_monotone, main_arm
 from capgap.law.words import about, budget, listed
 
 TOKENS_PER_PARAM = 25.0  # at which T*/S is reported: the published law's own is near it
-INFORMED_NATS = 0.1  # divergence of a posterior from its prior; one that is nearer rests on the prior
+INFORMED_NATS = (
+    0.1  # divergence of a posterior from its prior; one that is nearer rests on the prior
+)
 
 
 @dataclass(frozen=True)
