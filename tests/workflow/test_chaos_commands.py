@@ -75,12 +75,17 @@ def results(study, name) -> dict[str, bytes]:
 
 
 def stored(folder) -> set[str]:
-    """Objects of a remote, all of which must have the contents that they are named by."""
-    for path in Path(folder).rglob("*"):
-        if path.is_file() and path.suffix != ".tmp":
-            oid = (path.parent.name + path.name).removesuffix(".dir")
-            assert hashlib.md5(path.read_bytes()).hexdigest() == oid, path
-    return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
+    """Objects of a remote, all of which must have the contents that they are named by.
+
+    DVC copies a file under a random hidden name and renames it. A kill in between leaves that copy,
+    which is no object, and no later command can tell it from the copy of a push that is running.
+    """
+    found = [p for p in Path(folder).rglob("*") if p.is_file()]
+    objects = [p for p in found if not (p.name.startswith(".") and p.suffix == ".tmp")]
+    for path in objects:
+        oid = (path.parent.name + path.name).removesuffix(".dir")
+        assert hashlib.md5(path.read_bytes()).hexdigest() == oid, path
+    return {str(path.relative_to(folder)) for path in objects}
 
 
 def made(study, name) -> dict[str, bytes]:
