@@ -20,6 +20,7 @@ inits 0.004; T* = 50k (S/17k)^0.30 (D/500k)^0.68 unless said otherwise.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -63,6 +64,7 @@ BUDGETS = _table((13e3, 17e3, 22e3), (23e3, 41e3, 92e3, 164e3), (25e4, 5e5, 1e6)
 DESIGNS = {
     "default study": DEFAULT,
     "three budgets": BUDGETS,
+    "three budgets, 2 replicas": dataclasses.replace(BUDGETS, replicas=(0, 1)),
     "tokens per parameter": _per_param(THREE, COARSE, 4),
     "the same, 2 replicas": _per_param(THREE, COARSE, 4, replicas=(0, 1)),
     "5 students, 5 teachers": _one_budget(FIVE, WIDE, 5, seeds=(0, 1)),

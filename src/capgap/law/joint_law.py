@@ -136,7 +136,6 @@ class JointLaw:
     components: noise.Components
     near: noise.Linearised
     mode_J: np.ndarray
-    draws: noise.NoiseDraws
     remove_MN: np.ndarray
     objective: float
 
@@ -144,6 +143,11 @@ class JointLaw:
     def axes(self) -> joint_fit.Axes:
         """Coordinates of u*."""
         return self.curves.axes
+
+    @cached_property
+    def draws(self) -> noise.NoiseDraws:
+        """Draws of the noise, over which every interval averages."""
+        return noise.draw_noise(self.components, self.near, self.mode_J)
 
     @cached_property
     def covariance_PP(self) -> np.ndarray:
@@ -347,8 +351,7 @@ def fit_joint(runs: GroupedRuns, noise_sd: float | None = None) -> JointLaw:
         if moved < SETTLED:
             break
     near = linearise(runs, curves, components, x_P)
-    draws = noise.draw_noise(components, near, mode_J)
-    return JointLaw(runs, curves, x_P, components, near, mode_J, draws, remove_MN, found.objective)
+    return JointLaw(runs, curves, x_P, components, near, mode_J, remove_MN, found.objective)
 
 
 def linearise(

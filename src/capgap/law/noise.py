@@ -50,8 +50,8 @@ FORM = ("scatter", "curvature", "misfit")  # how far the fitted form is off; not
 LEAST_SD = 1e-5  # nats, of the order: below what a loss is evaluated to, and keeps V regular
 ORDER_SD = 2.0  # of the log of the order's standard deviation about the residuals'; hardly a prior
 STATED_SD = 0.1  # the same about a stated value
-DRAWS = 128
-CHUNK = 16  # draws at a time
+DRAWS = 512  # of which a tenth still weighs something if components are hard to tell apart
+CHUNK = 32  # draws at a time
 COARSEST_LAST = {
     "block": ("tokens_N", "student_N", "seed_N"),
     "trunk": ("student_N", "init_draw_N", "teacher_draw_N", "seed_N"),

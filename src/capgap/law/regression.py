@@ -36,7 +36,9 @@ from capgap.law.table import family_monotone, main_arm
 from capgap.law.words import about, budget, listed
 
 TOKENS_PER_PARAM = 25.0  # at which T*/S is reported: the published law's own is near it
-PRIOR_SHARE = 0.7  # of a prior's standard deviation; a narrower posterior rests on the runs
+INFORMED_NATS = (
+    0.1  # divergence of a posterior from its prior; one that is nearer rests on the prior
+)
 
 
 @dataclass(frozen=True)
@@ -208,10 +210,12 @@ def noise_of(law: JointLaw) -> list[NoiseComponent]:
     for j, name in enumerate(law.components.names):
         median, low, high = law.sd[name]
         phi_R = draws.phi_RJ[:, j]
-        spread = np.sqrt(draws.weight_R @ (phi_R - draws.weight_R @ phi_R) ** 2)
+        mean = draws.weight_R @ phi_R  # the prior of phi is a standard normal
+        variance = draws.weight_R @ (phi_R - mean) ** 2
+        divergence_nats = (mean**2 + variance - 1 - np.log(variance)) / 2
         if name == "order" and law.components.stated:
             source = "stated"
-        elif name != "order" and spread > PRIOR_SHARE:
+        elif name != "order" and divergence_nats < INFORMED_NATS:
             source = "prior"
         else:
             source = "replicas" if _replicated(law.runs, name) else "residuals"
