@@ -1,5 +1,6 @@
 """Jobs that are too large for a device: refused, with what makes them fit."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from capgap.cost import device_fit
 from capgap.cost.job_costs import StudyCost
+from capgap.cost.speed import DEVICE_STARTUP_S, READ_BYTES_PER_S, Assumed
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 
@@ -52,27 +54,56 @@ def test_jobs_too_large_for_a_device_are_refused_with_what_makes_them_fit(tmp_pa
         device_fit.refuse_misfits(larger, StudyCost(larger).jobs, "l4-24gb")
 
 
-def test_seventy_billion_do_not_fit_and_sharing_is_suggested():
+def changed(study, **settings):
+    """The study with some settings of its sections changed, given by section."""
+    sections = {
+        name: getattr(study, name).model_copy(update=change) for name, change in settings.items()
+    }
+    return study.model_copy(update=sections)
+
+
+def test_seventy_billion_that_do_not_fit_are_shared_when_they_teach_and_else_read_from_disk():
     study = open_study(REPOSITORY / "configs/llama2-minima.yaml")
     assert study.distill.precision_of_teacher == "bfloat16"  # with which training fits
-    found = device_fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
-    assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}
-    wide = study.distill.model_copy(update={"teacher_precision": "float32"})
-    study = study.model_copy(update={"distill": wide})
-    found = device_fit.misfits(study, StudyCost(study).jobs, "h100-80gb")
-    largest = next(m for m in found if m.job.rule == "distill_student")
+    assert device_fit.misfits(study, StudyCost(study).jobs, "h100-80gb") == []
+    wide = changed(study, distill={"teacher_precision": "float32"})
+    found = device_fit.misfits(wide, StudyCost(wide).jobs, "h100-80gb")
+    assert {m.job.rule for m in found} == {"distill_student"}
+    largest = found[0]
     assert "from-l70b" in largest.job.output
     assert largest.job.host_mb < 350_000  # 276 GB of them the teacher's file
     assert any("plan.processes 16, plan.shard true" in fix for fix in largest.fixes)
     assert "set distill.teacher_precision to bfloat16" in largest.fixes  # as above, where it fits
-    shared = study.model_copy(update={"plan": study.plan.model_copy(update={"processes": 16})})
-    found = device_fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb")
-    assert {m.job.rule for m in found} == {"score_importance", "evaluate_teacher"}  # one process
-    for misfit in found:
-        (fix,) = misfit.fixes
-        assert fix.startswith("leave its model out")
-        assert "only training is shared" in fix
+    shared = changed(wide, plan={"processes": 16})
+    assert device_fit.misfits(shared, StudyCost(shared).jobs, "h100-80gb") == []
     assert device_fit.misfits(study, StudyCost(study).jobs, "cpu") == []
+
+
+def test_a_model_that_does_not_fit_is_held_two_layers_at_a_time_and_read_once_a_block():
+    study = open_study(REPOSITORY / "configs/llama2-minima.yaml")
+    half = {"precision": "bfloat16"}
+    study = changed(study, evaluate=half, prune=half, plan={"device": "rtx4090-24gb"})
+    cost = StudyCost(study)
+    tables, layers = 2 * 32_000 * 8192, 68_976_648_192 - 2 * 32_000 * 8192
+    held, block = 4 * tables + 2 * 2 * layers // 80, 0.25 * 24 * 2**30 / (2 * 4 * 8192)
+    scored = cost.job("score_importance", teacher="l70b")
+    assert scored.device.weights == pytest.approx(held, rel=1e-6)
+    tokens = 1024 * 512
+    assert scored.read_bytes == 2 * math.ceil(tokens / block) * 2 * layers  # forward and backward
+    measured = cost.job("evaluate_teacher", teacher="l70b")
+    [work] = measured.work
+    assert measured.device.weights == scored.device.weights
+    assert measured.read_bytes == math.ceil(work.tokens / block) * 2 * layers
+    assert {measured.precision, scored.precision} == {"bfloat16"}
+    found = device_fit.misfits(study, cost.jobs, "rtx4090-24gb")
+    assert not {m.job.rule for m in found} & {"score_importance", "evaluate_teacher"}
+    slow, fast = (Assumed(device, 1.0) for device in ("rtx4090-24gb", "b200-180gb"))
+    reading_s, computing_s = measured.read_bytes / READ_BYTES_PER_S, measured.flops / 165e12
+    assert slow.seconds(measured) == pytest.approx(DEVICE_STARTUP_S + computing_s)
+    assert fast.seconds(measured) == pytest.approx(DEVICE_STARTUP_S + reading_s)
+    small = cost.job("evaluate_teacher", teacher="l7b")  # 13.5 GB in bfloat16
+    assert small.read_bytes == 0
+    assert small.device.weights == 4 * 2 * 32_000 * 4096 + 2 * (6_738_415_616 - 2 * 32_000 * 4096)
 
 
 def test_measurements_with_too_large_a_batch_are_told_the_largest_that_fits():

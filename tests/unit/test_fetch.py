@@ -1,5 +1,6 @@
 """Fetching teachers: what arrives is what was there, and every way to fail has its message."""
 
+import copy
 import json
 
 import gguf
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from pruning_models import HEAD_DIM, HEADS, HIDDEN, LAYERS, NEURONS, build, logits, token_ids
+from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -209,3 +211,15 @@ def test_a_trimmed_teacher_speaks_the_corpus_only(folder, tmp_path, model, param
     assert sizes[1] == 260 < sizes[0] < VOCAB
     words = AutoTokenizer.from_pretrained(used)
     assert words.tokenize(TEXT) == tokenizer.tokenize(TEXT)
+
+
+def test_weights_stay_in_the_type_they_are_published_in(tmp_path, model, tokenizer):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    out = run(tmp_path, "--source", "path", "--path", tmp_path / "half")
+    stored = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert all(torch.equal(stored[name], p) for name, p in half.named_parameters())
+    loaded = dict(load_model(out).named_parameters())
+    assert all(torch.equal(loaded[name], p.float()) for name, p in half.named_parameters())

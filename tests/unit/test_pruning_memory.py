@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 from capgap.stages import prune
 from capgap.config import Cut, Depth
 from capgap.engine.models import llama_config, load_model, load_shape
+from capgap.engine.streaming import load_by_layer
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning import surgery
 from capgap.pruning.refit import refit
@@ -62,7 +63,7 @@ def fitted(name, share):
     kept = select(scores, solution, Depth())
     student = surgery.cut(load_model(work / name, dtype=None), kept)
     ids = torch.randint(100, (8, 128), generator=torch.Generator().manual_seed(0))
-    refit(student, load_model(work / name, dtype=None), kept, ids, rows=2, folder=work)
+    refit(student, load_by_layer(work / name, work), kept, ids, rows=2, folder=work)
 
 def scored(name, criterion):
     ids = torch.randint(100, (8, 129), generator=torch.Generator().manual_seed(0))
@@ -129,10 +130,10 @@ def test_scoring_holds_the_weights_and_about_one_layer(models, criterion, times)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
-def test_a_refit_holds_one_layer_of_the_whole_model_at_a_time(models, kind):
+def test_a_refit_holds_two_layers_of_the_whole_model_at_a_time(models, kind):
     script = (
         "print(peak(fitted, float(options[0])) / (work / 'big/model.safetensors').stat().st_size)"
     )
     ratio = run(models("deep", kind), kind, 0.5, script=script)
-    # of weights in float32: the half that stays, and layers of 3 MB of the whole model in passing
-    assert ratio < (1.3 if kind == "float32" else 2 * 1.3)
+    # of weights in float32: the half that stays, and of the whole model the layer in use and the next
+    assert ratio < (1.4 if kind == "float32" else 2 * 1.4)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CPU = "cpu"
+FITS_SHARE = 0.8  # of the memory that is free, up to which a model is loaded whole
+STREAMS_SHARE = 0.25  # of it, for what passes between the layers of a model that lies on disk
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,6 @@ def _fixes(study: Study, job: Job, limit_gib: float, held_with: Callable[..., di
     larger = [name for name, d in DEVICES.items() if held.total / GIB <= d.memory_gib * USABLE]
     if larger:
         yield f"take a device like {larger[0]}"
-    elif held.weights > limit and job.rule not in TRAINED:
-        yield "leave its model out, or take a smaller one: only training is shared among devices"
     elif not shards:
         yield "leave its model out, or take a smaller one"
 

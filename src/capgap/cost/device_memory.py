@@ -137,6 +137,19 @@ def evaluation(
     )
 
 
+def held_whole(model: Model, precision: str) -> int:
+    """Bytes of a model that will not learn, as `load_frozen` holds it in memory."""
+    return _held(model, precision)
+
+
+def layers_on_disk(held: Memory, model: Model, precision: str) -> Memory:
+    """The same pass over text with a model whose layers are read from disk one at a time: in memory
+    are its embeddings and head, the layer that computes and the one that is being read."""
+    tables = FLOAT * (model.params - model.non_embedding)
+    layer = BYTES[precision] * math.ceil(model.non_embedding / model.layers)
+    return replace(held, weights=tables + 2 * layer)
+
+
 def tasks(model: Model, batch_size: int) -> Memory:
     """Peak of lm-evaluation-harness: all logits of a batch, and their logarithms."""
     tokens = batch_size * TASK_CONTEXT
@@ -147,15 +160,26 @@ def tasks(model: Model, batch_size: int) -> Memory:
     )
 
 
-def scoring(model: Model, sequence_length: int, scores: int = 0) -> Memory:
+def scoring(
+    model: Model,
+    sequence_length: int,
+    scores: int = 0,
+    *,
+    precision: str = "float32",
+    on_disk: bool = False,
+) -> Memory:
     """Peak of scoring importance by mask gradients: inputs of all layers, and one layer that is run
-    again, with masked copies and the gradients of all that, twice: the allocator keeps as much."""
+    again, with masked copies and the gradients of all that, twice: the allocator keeps as much.
+
+    on_disk: whether the layers and their inputs are there.
+    """
     tokens = max(SCORE_TOKENS, sequence_length)
     layer = replace(model, layers=1)
     masked = model.attention + model.neurons + 2 * model.hidden
-    kept = model.layers * model.hidden + 4 * (saved_channels(layer, scores=scores) + masked)
+    inputs = (1 if on_disk else model.layers) * model.hidden
+    kept = inputs + 4 * (saved_channels(layer, scores=scores) + masked)
     return Memory(
-        weights=FLOAT * model.params,
+        weights=_held(model, precision),
         activations=FLOAT * tokens * kept,
         loss=FLOAT * (chunk_tokens(model.vocab) * model.vocab + model.hidden * tokens),
     )

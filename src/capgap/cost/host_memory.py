@@ -50,20 +50,13 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
         case "evaluate_teacher":
             model = sizes.architecture(teacher).whole()
-            settings = sizes.study.evaluate
-            scores = sizes.scores(settings.sequence_length)
-            held = device_memory.evaluation(model, settings.batch_tokens, scores=scores)
+            held = sizes.evaluation_memory(model, sizes.study.evaluate)
         case "cache_teacher":
             model = sizes.architecture(teacher).whole()
-            settings = sizes.study.distill.targets_stage()
-            scores = sizes.scores(settings.sequence_length, settings.precision)
-            held = device_memory.evaluation(
-                model, settings.batch_tokens, settings.precision, scores
-            )
+            held = sizes.evaluation_memory(model, sizes.study.distill.targets_stage())
         case "score_importance":
             model = sizes.architecture(teacher).whole()
-            length = sizes.study.prune.sequence_length
-            held = device_memory.scoring(model, length, sizes.scores(length))
+            held = sizes.scoring_memory(model)
         case "prune_student":
             cut = sizes.student(student, init or run_grid.pruned_from(teacher))
             held = device_memory.cutting(sizes.architecture(teacher).whole(), cut)
@@ -83,9 +76,7 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             held = sizes.harness_memory(teacher)
         case "evaluate_student":
             model = sizes.student(student, init)
-            settings = sizes.study.evaluate
-            scores = sizes.scores(settings.sequence_length)
-            held = device_memory.evaluation(model, settings.batch_tokens, scores=scores)
+            held = sizes.evaluation_memory(model, sizes.study.evaluate)
         case _:
             return base
     if not held.optimizer:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from capgap.config import HubTeacher, PretrainedTeacher, TeacherTokenizer, Training, run_grid
+from capgap.config import (
+    HubTeacher,
+    PackageTeacher,
+    PretrainedTeacher,
+    TeacherTokenizer,
+    Training,
+    run_grid,
+)
 from capgap.config.counts import parse_count
 from capgap.cost import device_memory
 from capgap.cost.architectures import Model, architecture
@@ -70,6 +77,7 @@ class Job:
     disk_bytes: int = 0
     scratch_bytes: int = 0  # while it runs
     download_bytes: int = 0
+    read_bytes: int = 0  # of weights, from disk while it computes, if they do not fit in memory
 
     @property
     def flops(self) -> int:
@@ -257,18 +265,17 @@ class StudyCost(StudySizes):
                 disk_bytes=FLOAT * model.params,
                 scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
             )
-        stored = 0
-        if isinstance(teacher, HubTeacher):
-            shape = self._shape(name, teacher)
-            stored = STORED_BYTES[shape.stored] * architecture(shape).whole().params
+        shape, gguf = self._shape(name, teacher), isinstance(teacher, PackageTeacher)
+        each = FLOAT if gguf else STORED_BYTES[shape.stored]  # as published; GGUF is expanded
+        on_hub = isinstance(teacher, HubTeacher)
         trims = bool(teacher.trim_vocabulary)
         return Job(
             "fetch_teacher",
             output,
             (self.path(paths.CORPUS),) if trims else (),
             host_mb=host_mb(self, "fetch_teacher", teacher=name),
-            disk_bytes=FLOAT * model.params,
-            download_bytes=stored,
+            disk_bytes=each * model.params,
+            download_bytes=each * architecture(shape).whole().params if on_hub else 0,
         )
 
     def _validation(self, model: Model, settings: Training) -> Work:
@@ -284,8 +291,10 @@ class StudyCost(StudySizes):
             work=(
                 Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length)),
             ),
-            device=device_memory.evaluation(model, settings.batch_tokens),
+            device=self.evaluation_memory(model, settings),
+            precision=settings.precision,
             host_mb=host_mb(self, rule, **ids),
+            read_bytes=self.read_bytes(model, tokens, settings.precision),
         )
 
     def _evaluate_teacher(self, name: str, level: str) -> Job:
@@ -307,8 +316,10 @@ class StudyCost(StudySizes):
             self.path(paths.TEACHER_IMPORTANCE, teacher=name, replica=level),
             (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
             work=(Work("score", tokens, flops),),
-            device=device_memory.scoring(model, settings.sequence_length),
+            device=self.scoring_memory(model),
+            precision=settings.precision,
             host_mb=host_mb(self, "score_importance", teacher=name),
+            read_bytes=self.read_bytes(model, tokens, settings.precision, passes=2),
             disk_bytes=FLOAT * units,
         )
 
@@ -321,8 +332,9 @@ class StudyCost(StudySizes):
             self._teacher_path(paths.TEACHER_TARGETS, name, level),
             (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
             work=(Work("targets", tokens, flops),),
-            device=device_memory.evaluation(model, settings.batch_tokens, settings.precision),
+            device=self.evaluation_memory(model, settings),
             precision=settings.precision,
+            read_bytes=self.read_bytes(model, tokens, settings.precision),
             host_mb=host_mb(self, "cache_teacher", teacher=name),
             disk_bytes=tokens * settings.bytes_per_token(self.vocab),
         )

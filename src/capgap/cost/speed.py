@@ -23,6 +23,7 @@ FORKED += ("prune_student", "random_init_student", "distill_student", "evaluate_
 ASSUMED_GFLOPS = 15.0  # of a core, small models, where nothing was measured
 ASSUMED_TEXT_S_PER_MB = 1.0
 DOWNLOAD_BYTES_PER_S = 50e6
+READ_BYTES_PER_S = 2e9  # of a local NVMe disk; weights are read while the layer before computes
 
 
 class Speed(Protocol):
@@ -68,7 +69,7 @@ class Assumed:
             startup_s = FORK_STARTUP_S
         return (
             startup_s
-            + computing / job.processes
+            + max(computing / job.processes, job.read_bytes / READ_BYTES_PER_S)
             + ASSUMED_TEXT_S_PER_MB * text / MEGA
             + job.download_bytes / DOWNLOAD_BYTES_PER_S
         )

@@ -4,23 +4,26 @@ How large the text and the models of a study are, from its settings and from wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from capgap.config import (
+    Evaluate,
     FilesCorpus,
     ModelShape,
     PackageCorpus,
     PathTeacher,
     PretrainedTeacher,
     Study,
+    TargetsStage,
     TeacherTokenizer,
     Training,
     run_grid,
 )
 from capgap.config.counts import format_count, parse_count
-from capgap.config.devices import CPU
+from capgap.config.devices import CPU, DEVICES, FITS_SHARE, STREAMS_SHARE
 from capgap.config.shapes import WHOLE_ATTENTION
 from capgap.cost import device_memory
 from capgap.cost.architectures import (
@@ -30,7 +33,7 @@ from capgap.cost.architectures import (
     pretrained_architecture,
     shape_of_config,
 )
-from capgap.cost.device_memory import Memory
+from capgap.cost.device_memory import BYTES, FLOAT, Memory
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError
@@ -164,6 +167,43 @@ class StudySizes:
         taught_by = None if absent else self.architecture(teacher).whole()
         model = self.student(student, init)
         return self.training_memory(model, self.study.distill, taught_by, alone=alone)
+
+    def on_disk(self, model: Model, precision: str) -> bool:
+        """Whether passes over text read a model's layers from disk, for the device cannot hold it."""
+        device = self.study.plan.device
+        if device == CPU:  # how much is free is known when a job begins
+            return False
+        free = DEVICES[device].memory_gib * 2**30
+        return device_memory.held_whole(model, precision) > FITS_SHARE * free
+
+    def evaluation_memory(self, model: Model, settings: Evaluate | TargetsStage) -> Memory:
+        """Memory of a pass over text."""
+        scores = self.scores(settings.sequence_length, settings.precision)
+        held = device_memory.evaluation(model, settings.batch_tokens, settings.precision, scores)
+        if self.on_disk(model, settings.precision):
+            return device_memory.layers_on_disk(held, model, settings.precision)
+        return held
+
+    def scoring_memory(self, model: Model) -> Memory:
+        """Memory of scoring a teacher's units."""
+        prune = self.study.prune
+        length, on_disk = prune.sequence_length, self.on_disk(model, prune.precision)
+        scores = self.scores(length, prune.precision)
+        held = device_memory.scoring(
+            model, length, scores, precision=prune.precision, on_disk=on_disk
+        )
+        return device_memory.layers_on_disk(held, model, prune.precision) if on_disk else held
+
+    def read_bytes(self, model: Model, tokens: int, precision: str, passes: int = 1) -> int:
+        """Bytes read from disk while tokens pass a model whose layers lie there; else 0.
+
+        passes: how often a block of tokens goes through the layers, 2 with a backward pass.
+        """
+        if not self.on_disk(model, precision):
+            return 0
+        free = DEVICES[self.study.plan.device].memory_gib * 2**30
+        block = STREAMS_SHARE * free / (2 * FLOAT * model.hidden)  # a stream and the next one
+        return passes * math.ceil(tokens / block) * BYTES[precision] * model.non_embedding
 
     def training_memory(
         self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False

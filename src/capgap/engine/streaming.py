@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
+from capgap.config.devices import FITS_SHARE, STREAMS_SHARE
 from capgap.engine.forward import decoder_layers, hold_frozen, output_form
 from capgap.engine.memory_limit import available_bytes
 from capgap.engine.models import NotOneByOne, compute_device, load_hollow, load_model, load_shape
@@ -33,8 +34,6 @@ from capgap.engine.stream_file import StreamFile
 from capgap.errors import CapgapError
 
 READERS = 4  # tensors that are read at a time
-STREAMS_SHARE = 0.25  # of the memory that is free, for what passes between layers
-FITS_SHARE = 0.8  # of the memory that is free, up to which a model is loaded whole
 FLOAT = 4  # bytes
 Call = tuple[tuple, dict]  # arguments of a layer after the residual stream
 
@@ -416,6 +415,14 @@ def load_frozen(
     return _streamed(
         *load_hollow(folder), precision, device, scratch or Path(tempfile.gettempdir())
     )
+
+
+def load_by_layer(folder: Path, scratch: Path) -> PreTrainedModel:
+    """A model in float32 whose layers lie on disk, or in memory if it cannot be read one by one."""
+    try:
+        return load_frozen(folder, "float32", stream=True, scratch=scratch)
+    except NotOneByOne:
+        return load_frozen(folder, "float32")
 
 
 def _streamed(model, stored: StoredTensors, precision: str, device, scratch) -> PreTrainedModel:

@@ -1,28 +1,25 @@
 """
-Run the layers of a model one at a time, and keep the residual streams between them on disk.
+Calibration text on its way through a model, layer by layer, with the streams between layers on disk.
 
-All sequences pass a layer before the next one, so only one layer's weights are in memory at a time.
-The streams (tokens x hidden channels, float32) lie in an unnamed file that vanishes with the process;
-one batch of them is in memory.
+All sequences pass a layer before the next one (engine/streaming.py), so one layer's weights are in
+memory at a time, and of the streams (tokens x hidden channels, float32) one batch.
 """
 
 # B sequences, T tokens, D hidden channels
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from capgap.engine.forward import hidden_states
-from capgap.engine.mmap_weights import release
 from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.stream_file import StreamFile
-from capgap.pruning.families import Family
+from capgap.engine.streaming import Batch, Call, layer_by_layer
 
 Layer = torch.nn.Module
 
@@ -31,94 +28,66 @@ class Reached(Exception):
     """Raised by a hook to end a layer's forward pass after the part that is needed."""
 
 
-class Layers:
-    """The layers of a model and the streams between them, one B x T x D tensor a batch.
+class Walk:
+    """The streams of batches before a layer, one B x T x D tensor a batch; at first before layer 0.
 
-    folder: for the file of the streams. At first the streams are the inputs of the first layer.
-    Modules outside the layers are moved to the device in float32 at once, a layer when it is used.
+    folder: for the file of the streams.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        family: Family,
-        batches_BT: list[torch.Tensor],
-        device: torch.device,
-        folder: Path,
-    ):
-        self.model, self.device = model, device
-        self.layers = model.get_submodule(family.layers)
-        inside = {id(tensor) for tensor in [*self.layers.parameters(), *self.layers.buffers()]}
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if id(tensor) not in inside:
-                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-                tensor.data = tensor.data.to(device, dtype)
-        self.calls: dict[tuple[int, int], tuple[tuple, dict]] = {}  # by layer and sequences
+    def __init__(self, model: PreTrainedModel, batches_BT: list[torch.Tensor], folder: Path):
+        self.by_layer = layer_by_layer(model)
+        self.calls: dict[int, list[Call]] = {}  # by the number of sequences
         shapes = [(*ids_BT.shape, model.config.hidden_size) for ids_BT in batches_BT]
-        self.streams, self.behind = (StreamFile(shapes, folder, device) for _ in range(2))
+        self.streams, self.behind = (StreamFile(shapes, folder, model.device) for _ in range(2))
         for batch, ids_BT in enumerate(batches_BT):
-            self.streams[batch] = self._start(ids_BT.to(device))
+            begun = self.by_layer.start(ids_BT.to(model.device))
+            self.calls.setdefault(len(ids_BT), begun.calls)
+            self.streams[batch] = begun.stream
 
-    def _start(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """The input of the first layer, and the arguments with which every layer is called."""
-        entered = []
-
-        def passing(place):
-            def forward(*args, **kwargs):
-                stream = args[0] if args else kwargs.pop("hidden_states")
-                self.calls[place, len(ids_BT)] = args[1:], kwargs
-                entered.append(stream)
-                return stream
-
-            return forward
-
-        for place, layer in enumerate(self.layers):
-            layer.forward = passing(place)
-        try:
-            hidden_states(self.model, ids_BT)
-        finally:
-            for layer in self.layers:
-                del layer.forward
-        return entered[0]
-
-    def layer(self, place: int) -> Layer:
-        """A copy of a layer in float32; the original's memory is released if it is mapped (mmap)."""
-        original = self.layers[place]
-        one = copy.deepcopy(original).to(self.device, torch.float32)
-        for parameter in original.parameters():
-            release(parameter.data)
-        return one
+    def layers(self) -> Iterator[tuple[int, Layer]]:
+        """The layers and their numbers, each in memory until the next is asked for."""
+        return self.by_layer.resident(range(len(self.by_layer.layers)))
 
     def pass_through(
-        self, layer: Layer, place: int, batch: int, hooks: Iterable[tuple[str, str, Callable]] = ()
+        self, place: int, batch: int, hooks: Iterable[tuple[str, str, Callable]] = ()
     ) -> torch.Tensor | None:
-        """The stream after a layer; None if a hook raised `Reached`.
+        """The stream behind a layer that is in memory; None if a hook raised `Reached`.
 
         hooks: ("before" or "after", name of a module in the layer, hook as PyTorch takes it).
         """
-        stream = self.streams[batch]
-        args, kwargs = self.calls[place, len(stream)]
+        layer, stream = self.by_layer.layers[place], self.streams[batch]
         with ExitStack() as stack:
             stack.enter_context(fast_products())
             for when, name, hook in hooks:
                 module = layer.get_submodule(name)
-                add = (
-                    module.register_forward_pre_hook
-                    if when == "before"
-                    else module.register_forward_hook
-                )
+                before = when == "before"
+                add = module.register_forward_pre_hook if before else module.register_forward_hook
                 stack.callback(add(hook).remove)
             try:
-                output = layer(stream, *args, **kwargs)
+                return self.by_layer.run(place, Batch(self.calls[len(stream)], stream), stream)
             except Reached:
                 return None
-        return output[0] if isinstance(output, tuple) else output
 
-    def advance(self, layer: Layer, place: int) -> None:
-        """Replace the streams by those after a layer."""
+    def advance(self, place: int, hooks: Iterable[tuple[str, str, Callable]] = ()) -> None:
+        """Replace the streams by those behind a layer, in which no hook raises `Reached`."""
         for batch in range(len(self.streams)):
-            self.streams[batch] = self.pass_through(layer, place, batch)
+            self.streams[batch] = self.pass_through(place, batch, hooks)
 
     def step(self) -> None:
         """Replace the streams by those that were put into `behind`."""
         self.streams, self.behind = self.behind, self.streams
+
+
+class At(NamedTuple):
+    """A layer that a walk has in memory, with the streams before it."""
+
+    walk: Walk
+    place: int
+
+    def module(self, name: str) -> torch.nn.Module:
+        """A module of the layer."""
+        return self.walk.by_layer.layers[self.place].get_submodule(name)
+
+    def pass_through(self, batch: int, hooks: Iterable[tuple[str, str, Callable]]):
+        """See `Walk.pass_through`."""
+        return self.walk.pass_through(self.place, batch, hooks)

@@ -31,98 +31,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from capgap.engine.stream_file import StreamFile
-from capgap.errors import CapgapError
+from capgap.engine.streaming import layer_by_layer
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import Layers, Reached
+from capgap.pruning.layerwise import At, Reached, Walk
 from capgap.pruning.least_squares import Regression
+from capgap.pruning.refit_sites import (
+    UNITS,
+    Linear,
+    bias_of,
+    check_known,
+    is_tied,
+    linears_of,
+    matrix_of,
+    set_matrix,
+    sites_of_layer,
+    writes,
+)
 from capgap.pruning.residual_basis import Basis, NormKind, kind_of, principal_basis
 from capgap.pruning.surgery import Kept, channels, sizes_of
 
-REFUSED = "set prune.refit to none"
-UNITS = ("groups", "neurons", "hidden")
-REFITTED = (  # those that add the outputs of two matrices a layer to the residual stream, as they are
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "SmolLM3ForCausalLM",
-    "GemmaForCausalLM",
-    "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
-    "OPTForCausalLM",
-)
 HEAD_ROWS = 2048  # of the output head, refitted at a time
-
-
-class Linear(NamedTuple):
-    """A matrix of a layer, by its module; what its outputs and inputs carry, with repeats."""
-
-    name: str
-    out: tuple[int, str]
-    into: tuple[int, str]
-
-
-class Site(NamedTuple):
-    """Matrices that read the same activations; norm: whose output these are, None behind units."""
-
-    linears: list[Linear]
-    norm: str | None
 
 
 def changes(kept: Kept, model: PreTrainedModel) -> bool:
     """Whether anything is cut, so that there is something to refit."""
     sizes = sizes_of(model)
     return kept.widths != sizes.full or len(_kept_layers(kept, sizes.layers)) < sizes.layers
-
-
-def check_known(model: PreTrainedModel) -> None:
-    """Raise CapgapError, naming the tensor, if a model has one that the refit does not support.
-
-    The weights are not looked at; a model without any will do.
-    """
-    family = family_of(type(model).__name__)
-    if type(model).__name__ not in REFITTED:
-        raise CapgapError(
-            f"{type(model).__name__}: the refit does not support this architecture, but "
-            f"{', '.join(REFITTED)}; {REFUSED}"
-        )
-    linears, (inner_norms, outer_norms) = _linears(model, family), family.norms
-    if len(outer_norms) != 1:
-        raise CapgapError(
-            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, where the refit "
-            f"knows one, behind the last; {REFUSED}"
-        )
-    for name, parameter in model.named_parameters():
-        kinds, layer = family.kinds(name)
-        carried = [kind for _, kind in kinds if kind in UNITS]
-        module, _, what = name.rpartition(".")
-        if layer is not None:
-            module = module.removeprefix(f"{family.layers}.{layer}.")
-            fitted = what in ("weight", "bias") and module in [*linears, *inner_norms]
-            known = fitted or (parameter.ndim == 1 and "hidden" not in carried)
-        else:
-            known = name in family.outer_embedding or module in outer_norms
-        if carried and not known:
-            raise CapgapError(f"{name}: the refit does not support this tensor; {REFUSED}")
-
-
-def _linears(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
-    """The matrices of a layer by their modules."""
-    found = {}
-    for name, module in model.get_submodule(f"{family.layers}.0").named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 2:
-            first, second = family.kinds(f"{family.layers}.0.{name}.weight")[0]
-            out, into = (second, first) if _transposed(module) else (first, second)
-            found[name] = Linear(name, out, into)
-    return found
 
 
 @torch.no_grad()
@@ -137,7 +77,7 @@ def refit(
 ) -> None:
     """Refit a student that was cut out of a teacher, in place, on calibration sequences.
 
-    rows: sequences in a forward pass. folder: where unnamed files hold activations of all sequences
+    teacher: in float32, in memory or with its layers on disk (`load_frozen`). rows: sequences in a forward pass. folder: where unnamed files hold activations of all sequences
     while it lasts, about two times tokens x hidden channels in float32 of the teacher and as much of
     the student. A student from which nothing was cut stays as it is. Raises
     CapgapError, naming the tensor or module, where the architecture has something that is not
@@ -166,97 +106,31 @@ class _Refit:
         halves = half_B[:, None].expand_as(inputs_BT).split(rows)
         self.halves = [half.reshape(-1).to(self.device) for half in halves]
         inner, (self.outer_norm,) = self.family.norms
-        self.linears = _linears(teacher, self.family)
-        self.kinds = {
-            name: kind_of(teacher.get_submodule(self._path(0, name)).float(), name)
-            for name in inner
-        }
-        self.last_norm = teacher.get_submodule(self.outer_norm).float()
+        self.linears = linears_of(teacher, self.family)
+        [self.kinds] = [
+            {name: kind_of(layer.get_submodule(name), name) for name in inner}
+            for _, layer in layer_by_layer(teacher).resident([0])
+        ]
+        self.last_norm = teacher.get_submodule(self.outer_norm)
         self.last_kind = kind_of(self.last_norm, self.outer_norm)
         self.basis: Basis | None = None
-        self.behind: list[
-            torch.Tensor
-        ] = []  # the whole model's streams behind the last write fitted
 
     def run(self) -> None:
         if self.kept.widths.hidden < self.sizes.full.hidden:
             self.basis = self._principal_basis()
             self._turn_ends()
-        whole = self._stream(self.teacher)
-        pruned = self._stream(self.student)
+        whole = Walk(self.teacher, self.batches, self.folder)
+        pruned = Walk(self.student, self.batches, self.folder)
         place = 0
-        for at in range(self.sizes.layers):
-            layer = whole.layer(at)
+        for at, _ in whole.layers():
             if at in self.layers:
-                small = pruned.layers[place]
-                self._turn_norms(layer, small)
-                for site in self._sites(whole, layer, at):
-                    self._fit(site, whole, layer, at, pruned, small, place)
-                pruned.advance(small, place)
-                whole.step()  # to the stream after the last write
+                self._fit_layer(At(whole, at), At(pruned, place))
+                pruned.advance(place)
+                whole.step()  # to the streams behind the last write
                 place += 1
             else:
-                whole.advance(layer, at)
+                whole.advance(at)
         self._fit_head(whole.streams, pruned.streams)
-
-    def _stream(self, model: PreTrainedModel) -> Layers:
-        return Layers(model, self.family, self.batches, self.device, self.folder)
-
-    # --- one layer of the whole model ------------------------------------------------------------
-
-    def _path(self, layer: int, name: str) -> str:
-        return f"{self.family.layers}.{layer}.{name}"
-
-    def _sites(self, whole: Layers, layer, at: int) -> list[Site]:
-        """The matrices of a layer in the order in which it uses them; checks what is assumed."""
-        read, normed, written = [], {}, []
-
-        def before(name):
-            return lambda module, args: read.append((name, args[0]))
-
-        def behind_norm(name):
-            return lambda module, args, output: normed.update({name: output})
-
-        hooks = [("before", name, before(name)) for name in self.linears]
-        hooks += [("after", name, behind_norm(name)) for name in self.kinds]
-        hooks += [
-            ("after", linear.name, lambda module, args, output: written.append(output))
-            for linear in self.linears.values()
-            if _writes(linear)
-        ]
-        out = whole.pass_through(layer, at, 0, hooks)
-        stream = whole.streams[0]
-        added = sum(output.reshape(stream.shape) for output in written)
-        if not torch.allclose(out, stream + added, rtol=1e-3, atol=1e-3 * out.abs().mean().item()):
-            raise CapgapError(
-                f"{type(self.teacher).__name__}: what {self._path(at, '')[:-1]} adds to the residual "
-                f"stream is not the sum of its output matrices, as the refit takes it to be; {REFUSED}"
-            )
-        if not read or not _writes(self.linears[read[-1][0]]):
-            raise CapgapError(
-                f"{self._path(at, '')[:-1]}: its last matrix does not write to the residual stream, as "
-                f"the refit takes it to; {REFUSED}"
-            )
-        sites: list[tuple[torch.Tensor, Site]] = []
-        for name, given in read:
-            linear = self.linears[name]
-            same = [s for z, s in sites if z.data_ptr() == given.data_ptr()]
-            if given.numel() // given.shape[-1] != stream.shape[0] * stream.shape[1]:
-                raise CapgapError(
-                    f"{self._path(at, name)}: reads a part of the tokens only, which the refit does "
-                    f"not support; {REFUSED}"
-                )
-            if same:
-                same[0].linears.append(linear)
-                continue
-            norms = [n for n, z in normed.items() if z.data_ptr() == given.data_ptr()]
-            if linear.into[1] == "hidden" and not norms:
-                raise CapgapError(
-                    f"{self._path(at, name)}: reads the residual stream without a norm before it, "
-                    f"which the refit does not support; {REFUSED}"
-                )
-            sites.append((given, Site([linear], norms[0] if norms else None)))
-        return [site for _, site in sites]
 
     # --- the hidden dimension --------------------------------------------------------------------
 
@@ -275,14 +149,10 @@ class _Refit:
 
             return hook
 
-        whole = self._stream(self.teacher)
-        for at in range(self.sizes.layers):
-            layer = whole.layer(at)
-            hooks = [("before", name, add(kind)) for name, kind in self.kinds.items()]
-            for batch in range(len(self.batches)):
-                whole.streams[batch] = whole.pass_through(
-                    layer, at, batch, hooks if at in self.layers else ()
-                )
+        whole = Walk(self.teacher, self.batches, self.folder)
+        hooks = [("before", name, add(kind)) for name, kind in self.kinds.items()]
+        for at, _ in whole.layers():
+            whole.advance(at, hooks if at in self.layers else ())
         for batch in range(len(self.batches)):
             add(self.last_kind)(None, (whole.streams[batch],))
         return principal_basis(moments, self.kept.hidden, centred=self.last_kind.centred)
@@ -301,24 +171,19 @@ class _Refit:
             ):
                 out.copy_(times * self.basis.narrow(rows))
         norm = self.student.get_submodule(self.outer_norm)
-        if not _tied(self.student):
+        if not is_tied(self.student):
             self._turn_norm(self.last_norm, norm, self.last_kind)
             return
         rows_dD, gain = self.basis.rows_dD, self.last_kind.gain(self.last_norm)
         gain_d = (rows_dD * gain @ rows_dD.T).diagonal() / self.basis.scale**2 / times
         norm.weight.copy_(gain_d - self.last_kind.offset)
-        if _bias(norm) is not None:
+        if bias_of(norm) is not None:
             norm.bias.copy_(rows_dD @ self.last_norm.bias.double() / self.basis.scale / times)
-
-    def _turn_norms(self, layer, small) -> None:
-        if self.basis is not None:
-            for name, kind in self.kinds.items():
-                self._turn_norm(layer.get_submodule(name), small.get_submodule(name), kind)
 
     def _turn_norm(self, norm, small, kind: NormKind) -> None:
         """Leave the gain of a norm to its readers; its bias stays as far as they can undo theirs."""
         small.weight.fill_(1 - kind.offset)
-        if _bias(small) is not None:
+        if bias_of(small) is not None:
             widened = self.basis.widen(kind.gain(norm))
             small.bias.copy_(torch.linalg.pinv(widened) @ norm.bias.double())
 
@@ -326,66 +191,67 @@ class _Refit:
         """Streams of the whole model, last dimension D, as the pruned model's."""
         return streams.double() if self.basis is None else self.basis.narrow(streams)
 
-    # --- one site of a layer ---------------------------------------------------------------------
+    # --- a layer ---------------------------------------------------------------------------------
 
-    def _fit(self, site, whole, layer, at, pruned, small, place) -> None:
-        if site.norm is not None:
-            self._fit_readers(site, whole, layer, at, pruned, small, place)
-            return
-        for linear in site.linears:
-            self._fit_writer(linear, whole, layer, at, pruned, small, place)
+    def _fit_layer(self, whole: At, pruned: At) -> None:
+        if self.basis is not None:
+            for name, kind in self.kinds.items():
+                self._turn_norm(whole.module(name), pruned.module(name), kind)
+        path = f"{self.family.layers}.{whole.place}"
+        for site in sites_of_layer(whole, self.linears, self.kinds, path):
+            if site.norm is not None:
+                self._fit_readers(site.linears, site.norm, whole, pruned)
+                continue
+            for linear in site.linears:
+                self._fit_writer(linear, whole, pruned)
 
-    def _fit_readers(self, site, whole, layer, at, pruned, small, place) -> None:
+    def _fit_readers(self, linears: list[Linear], norm: str, whole: At, pruned: At) -> None:
         """One map from the norm's output in the pruned model to that in the whole one, for all."""
-        norm = layer.get_submodule(site.norm)
-        biased = [_bias(small.get_submodule(linear.name)) is not None for linear in site.linears]
-        first = site.linears[0].name
+        biased = [bias_of(pruned.module(linear.name)) is not None for linear in linears]
+        first = linears[0].name
         fit = self._regression(self.kept.widths.hidden, self.sizes.full.hidden, all(biased))
         for batch, half_N in enumerate(self.halves):
-            z, want = (
-                self._read(layers, one, where, batch, first)
-                for layers, one, where in ((pruned, small, place), (whole, layer, at))
-            )
-            fit.add(z, want, half_N)
-        wide, shift = fit.solve(self._widened(norm, self.kinds[site.norm]))
-        for linear in site.linears:
-            module = layer.get_submodule(linear.name)
-            rows = self._kept_rows(linear.out, _matrix(module), at)
-            _set_matrix(small.get_submodule(linear.name), rows @ wide)
-            if _bias(module) is not None:
-                bias = self._kept_rows(linear.out, module.bias.double(), at)
-                small.get_submodule(linear.name).bias.copy_(bias + rows @ shift)
+            fit.add(self._read(pruned, batch, first), self._read(whole, batch, first), half_N)
+        wide, shift = fit.solve(self._widened(whole.module(norm), self.kinds[norm]))
+        for linear in linears:
+            module, fitted = whole.module(linear.name), pruned.module(linear.name)
+            rows = self._kept_rows(linear.out, matrix_of(module), whole.place)
+            set_matrix(fitted, rows @ wide)
+            if bias_of(module) is not None:
+                bias = self._kept_rows(linear.out, module.bias.double(), whole.place)
+                fitted.bias.copy_(bias + rows @ shift)
 
     def _widened(self, norm, kind: NormKind) -> torch.Tensor:
         if self.basis is None:
             return torch.eye(self.sizes.full.hidden, dtype=torch.float64, device=norm.weight.device)
         return self.basis.widen(kind.gain(norm))
 
-    def _fit_writer(self, linear, whole, layer, at, pruned, small, place) -> None:
+    def _fit_writer(self, linear: Linear, whole: At, pruned: At) -> None:
         """The map from the kept units to what the whole model writes."""
-        module, fitted = layer.get_submodule(linear.name), small.get_submodule(linear.name)
-        matrix = _matrix(module)
+        module, fitted = whole.module(linear.name), pruned.module(linear.name)
+        matrix, at = matrix_of(module), whole.place
         units = self._channels(linear.into, at, matrix.shape[1])
         prior = self._kept_rows(linear.out, matrix, at).index_select(1, units)
-        fit = self._regression(prior.shape[1], prior.shape[0], _bias(fitted) is not None)
+        fit = self._regression(prior.shape[1], prior.shape[0], bias_of(fitted) is not None)
         for batch, half_N in enumerate(self.halves):
-            z, before = self._write(pruned, small, place, batch, linear, reach=False)
-            _, want = self._write(whole, layer, at, batch, linear, reach=True)
-            if _writes(linear):
-                whole.behind[batch] = want.reshape(whole.streams.shapes[batch])  # pyright: ignore[reportAttributeAccessIssue]
+            z, before = self._write(pruned, batch, linear, reach=False)
+            _, want = self._write(whole, batch, linear, reach=True)
+            if writes(linear):
+                behind = whole.walk.behind
+                behind[batch] = want.reshape(behind.shapes[batch])
                 want = self._narrow(want) - before
             else:
-                want = self._kept_rows(linear.out, want.double().T, at).T  # pyright: ignore[reportAttributeAccessIssue]
+                want = self._kept_rows(linear.out, want.double().T, at).T
             fit.add(z, want, half_N)
         weight, bias = fit.solve(prior)
-        _set_matrix(fitted, weight)
-        if _bias(fitted) is not None:
+        set_matrix(fitted, weight)
+        if bias_of(fitted) is not None:
             fitted.bias.copy_(bias)
 
     def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
         return Regression(inputs, outputs, self.device, intercept=intercept)
 
-    def _read(self, layers: Layers, layer, at: int, batch: int, name: str) -> torch.Tensor:
+    def _read(self, layer: At, batch: int, name: str) -> torch.Tensor:
         """What a matrix reads, N x inputs."""
         read = []
 
@@ -393,10 +259,12 @@ class _Refit:
             read.append(args[0])
             raise Reached
 
-        layers.pass_through(layer, at, batch, [("before", name, hook)])
+        layer.pass_through(batch, [("before", name, hook)])
         return read[0].flatten(0, -2)
 
-    def _write(self, layers, layer, at, batch, linear: Linear, *, reach: bool):
+    def _write(
+        self, layer: At, batch: int, linear: Linear, *, reach: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What a matrix reads, and its output (N x outputs).
 
         Of a matrix that writes to the residual stream, the stream instead: before the write, or, to
@@ -416,16 +284,16 @@ class _Refit:
             written.append(output)
             raise Reached
 
-        others = [other.name for other in self.linears.values() if _writes(other)]
+        others = [other.name for other in self.linears.values() if writes(other)]
         hooks = [("before", linear.name, before)]
         hooks += [("after", name, after) for name in others if name != linear.name]
         if reach:
             hooks += [("after", linear.name, last)]
-        layers.pass_through(layer, at, batch, hooks)
+        layer.pass_through(batch, hooks)
         z = read[0].flatten(0, -2)
-        if not _writes(linear):
-            return z, written[-1].flatten(0, -2) if reach else None
-        stream = layers.streams[batch].double().flatten(0, -2)
+        if not writes(linear):
+            return z, written[-1].flatten(0, -2) if reach else z.new_empty(0)
+        stream = layer.walk.streams[batch].double().flatten(0, -2)
         return z, sum((output.double().reshape(stream.shape) for output in written), stream)
 
     def _channels(self, carried: tuple[int, str], at: int, size: int) -> torch.Tensor:
@@ -452,8 +320,8 @@ class _Refit:
             self.student.get_output_embeddings(),
         )
         before = self.teacher.get_output_embeddings()
-        biased = _bias(head) is not None
-        tied = _tied(self.student)
+        biased = bias_of(head) is not None
+        tied = is_tied(self.student)
         fit = self._regression(self.kept.widths.hidden, self.sizes.full.hidden, biased and not tied)
         for batch, half_N in enumerate(self.halves):
             read, want = norm(pruned[batch]), self.last_norm(whole[batch])
@@ -479,7 +347,7 @@ class _Refit:
         mine, theirs = (_second_moments(head.weight, other.weight) for other in (head, before))
         system, wanted = mine * gram, (mine @ gram).diagonal()
         wanted = (theirs @ cross).diagonal() - wanted
-        if _bias(norm) is not None:
+        if bias_of(norm) is not None:
             side = mine * inputs[:, None]
             system = torch.cat(
                 [torch.cat([system, side], dim=1), torch.cat([side.T, count * mine], dim=1)]
@@ -488,7 +356,7 @@ class _Refit:
         damped = system + 1e-10 * system.diagonal().mean() * torch.eye(len(system)).to(system)
         change = torch.linalg.solve(damped, wanted)
         gain = self.last_kind.gain(norm)
-        if _bias(norm) is not None:
+        if bias_of(norm) is not None:
             norm.bias.copy_((1 + change[:d]) * norm.bias.double() + change[d:])
         norm.weight.copy_((1 + change[:d]) * gain - self.last_kind.offset)
 
@@ -504,30 +372,3 @@ def _second_moments(left_VI: torch.Tensor, right_VO: torch.Tensor) -> torch.Tens
     )
     left_sum, right_sum = means
     return total - torch.outer(left_sum, right_sum) / rows
-
-
-def _writes(linear: Linear) -> bool:
-    return linear.out[1] == "hidden"
-
-
-def _tied(model: PreTrainedModel) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def _bias(module: torch.nn.Module) -> torch.Tensor | None:
-    return getattr(module, "bias", None)
-
-
-def _transposed(module: torch.nn.Module) -> bool:
-    """Whether its weight is inputs x outputs, as GPT-2's."""
-    return type(module).__name__ == "Conv1D"
-
-
-def _matrix(module: torch.nn.Module) -> torch.Tensor:
-    """The weight of a module, outputs x inputs in float64."""
-    weight = module.weight.double()
-    return weight.T if _transposed(module) else weight
-
-
-def _set_matrix(module: torch.nn.Module, matrix: torch.Tensor) -> None:
-    module.weight.copy_(matrix.T if _transposed(module) else matrix)

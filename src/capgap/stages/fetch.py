@@ -42,7 +42,7 @@ def run(
             "trim_vocabulary: give the corpus whose text decides what stays (--corpus)"
         )
     folder, gguf = _locate(teacher)
-    model = _load_gguf(folder, gguf) if gguf else load_model(folder)
+    model = _load_gguf(folder, gguf) if gguf else load_model(folder, dtype=None)
     tokenizer = _load_tokenizer(folder, gguf)
     params = count_params(model)
     if teacher.params_non_embedding not in (None, params.non_embedding):

@@ -33,14 +33,13 @@ from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import (
     compute_device,
-    load_model,
     load_shape,
     load_tokenizer,
     read_lineage,
     save_model,
     tokenizer_digest,
 )
-from capgap.engine.streaming import load_unread
+from capgap.engine.streaming import load_by_layer, load_unread
 from capgap.errors import CapgapError
 from capgap.pruning.importance import MICRO_BATCH_TOKENS
 from capgap.pruning.refit import check_known, refit
@@ -122,14 +121,14 @@ def _refitted(
             "refit is least_squares, so text is needed to refit on: name token streams (--tokens) or a "
             "text (--text), or set --refit none"
         )
-    teacher = load_model(folder, dtype=None)  # mapped: of its layers one is in memory at a time
+    scratch.mkdir(parents=True, exist_ok=True)
+    teacher = load_by_layer(folder, scratch)
     streams, length = Streams(tokens_folder), settings.sequence_length
     inputs_BT, _ = calibration(settings, teacher, folder, streams)
     # each window once: of a short text the halves that judge a ridge would be the same
     inputs_BT = inputs_BT[: max(1, (len(streams["train"]) - 1) // length - 1)]
     rows = max(1, MICRO_BATCH_TOKENS // length)
     student = student.to(compute_device())
-    scratch.mkdir(parents=True, exist_ok=True)
     refit(student, teacher, kept, inputs_BT, rows=rows, folder=scratch)
     return student.cpu()
 
