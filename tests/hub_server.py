@@ -111,6 +111,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.hub.asked.append((self.command, self.path, self.headers.get("Range")))
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        if not path.strip("/"):
+            return self.answer(200, "the hub")
         try:
             if path.startswith("/api/"):
                 return self.api(path.removeprefix("/api/").split("/"))

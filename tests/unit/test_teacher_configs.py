@@ -150,5 +150,25 @@ def test_only_config_json_is_fetched_from_the_hub(study, tmp_path, monkeypatch):
         assert hub.downloads("model.safetensors") == []
 
 
+def test_an_unreachable_hub_is_asked_once_for_all_teachers(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("capgap.data.hub.try_to_load_from_cache", lambda *_, **__: None)
+    asked = []
+    monkeypatch.setattr(
+        "socket.create_connection", lambda where, *_, **__: asked.append(where) or refuse()
+    )
+
+    def refuse():
+        raise ConnectionRefusedError(111, "refused")
+
+    with pytest.raises(CapgapError, match="the hub cannot be reached") as refused:
+        complete(load_study(study))
+    assert all(name in str(refused.value) for name in study["teachers"])
+    assert asked == [("127.0.0.1", 9)]
+    assert "Retrying" not in capsys.readouterr().err
+
+
 def test_the_table_of_the_tests_covers_the_shipped_studies():
     assert {model for model, _ in pinned()} == set(MODELS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 
+import httpx2
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -54,7 +56,23 @@ def download_config(model: str, revision: str) -> Path:
     held = try_to_load_from_cache(model, "config.json", revision=revision)
     if isinstance(held, str):
         return Path(held).parent
+    if not constants.HF_HUB_OFFLINE and not _reachable(constants.ENDPOINT):
+        raise Absent(
+            f"{model} at {revision} is not in the cache, and {constants.ENDPOINT} not reachable"
+        )
     return _download("model", model, revision, allow_patterns=["config.json"])
+
+
+@cache
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub answers at all, asked once; its library would ask six times for every file."""
+    try:
+        httpx2.head(endpoint, timeout=10)
+    except (httpx2.ConnectError, httpx2.ConnectTimeout):
+        return False
+    except HTTPError:  # it answers, though not to this
+        return True
+    return True
 
 
 def download_files(dataset: str, revision: str, files: list[str]) -> None:
