@@ -310,6 +310,10 @@ def test_memory_of_several_processes_by_hand():
     assert shared.optimizer == 2 * part
     whole_at_a_time = 4 * (ends + 2 * layer)
     assert shared.weights == shared.gradients == shared.teacher == part + whole_at_a_time
+    smaller = settings.model_copy(update={"micro_batch_tokens": 512})  # two, that add up
+    added = device_memory.training(model, smaller, model, processes=4, shard=True)
+    assert added.gradients == 4 * 124_439_808
+    assert added.weights == shared.weights
 
 
 def test_several_processes_take_as_many_devices_and_the_same_device_hours():

@@ -110,14 +110,14 @@ def test_two_processes_with_copies_follow_the_curve_of_one(job):
 
 @pytest.mark.slow
 def test_a_state_of_two_that_share_a_model_goes_on_in_one(job):
-    """Only the second process gets SIGTERM; both save and stop after the same step."""
+    """Only the second process gets SIGTERM; both give up the same step between micro-batches."""
     _, alone = job("alone")
     ended, cut = job("cut", "--shard", processes=2, ends=("1", "3"))
-    assert "terminated after step 4/8" in ended.stderr
+    assert "terminated after step 3/8" in ended.stderr
     assert not (cut / "train.json").exists()
     done, _ = job("cut")
     assert done.returncode == 0, done.stderr
-    assert "resumed after step 4/8" in done.stdout
+    assert "resumed after step 3/8" in done.stdout
     check_equal(alone, cut)
 
 
@@ -145,8 +145,67 @@ def test_a_state_of_one_goes_on_in_two_that_share_the_model(job):
     assert ended.returncode == 75
     done, cut = job("cut", "--shard", processes=2, settings=settings)
     assert done.returncode == 0, done.stderr
-    assert "resumed after step 4/8" in done.stdout
+    assert "resumed after step 3/8" in done.stdout
     check_equal(alone, cut)
+
+
+# A sharded run of one step with four micro-batches in bfloat16: what is exchanged, and which whole
+# matrices of layers are cast, whose copies the backward pass would keep.
+COUNTED = """
+import json, sys
+from pathlib import Path
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from capgap.config import Training
+from capgap.config.shapes import LlamaShape
+from capgap.data.token_streams import Streams
+from capgap.engine.models import llama_config, new_model
+from capgap.engine.objectives import data_objective
+from capgap.engine.parallel import join
+from capgap.engine.run_plan import plan_run
+from capgap.engine.training import train
+from functools import partial
+
+work, streams = map(Path, sys.argv[1:])
+settings = Training(sequence_length=16, batch_tokens=128, micro_batch_tokens=16, validations=1,
+                    precision="bfloat16")
+shape = LlamaShape(2, 24, 3, 3, 8, 40, 64, False)
+model = new_model(llama_config(shape, max_positions=128, bos_id=0, eos_id=0), 0)
+layer = {tuple(p.shape) for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2}
+casts = []
+class Counted(TorchDispatchMode):
+    names = []
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        if "_to_copy" in str(function) and (kwargs or {}).get("dtype") == torch.bfloat16:
+            casts.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+objective = partial(data_objective, precision="bfloat16")
+with join(shard=True) as dist, Counted() as counted:
+    train(model, Streams(streams), plan_run(settings, 128), objective, scratch=work / "s",
+          say=lambda line: None, dist=dist)
+    if dist.rank == 0:
+        print("COUNTS", json.dumps([[n for n in counted.names if "c10d" in n], [c for c in casts if c in layer]]))
+"""
+
+
+def test_shards_exchange_gradients_once_a_step_and_layers_are_gathered_in_bfloat16(
+    token_streams, tmp_path
+):
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(script), str(tmp_path), str(token_streams())],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[:3000]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("COUNTS"))
+    names, casts = json.loads(line.removeprefix("COUNTS "))
+    assert sum("reduce_scatter" in name for name in names) == 3  # two layers and the rest, once each, of four micro-batches
+    assert casts == []  # layers arrive in bfloat16
 
 
 def test_unequal_parts_are_refused():

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import signal
 
 import pytest
@@ -19,7 +20,7 @@ from capgap.engine.onednn_matmul import fast_products
 from capgap.engine.parallel import ForwardWrapper
 from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import intact
 
 
@@ -273,6 +274,58 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     run(whole, streams, tmp_path / "whole")
     run(resumed, streams, tmp_path / "cut")
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def interrupting(at):
+    """The data's objective, and SIGTERM to this process in its call of this number."""
+    calls = []
+
+    def objective(*arguments):
+        calls.append(None)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return data_objective(*arguments)
+
+    return objective
+
+
+@pytest.mark.parametrize("call", [1, 22])  # of four micro-batches a step
+def test_sigterm_gives_up_the_step_and_keeps_the_state_before_it(
+    token_streams, tiny_model, tmp_path, call
+):
+    streams, chosen, done = Streams(token_streams()), settings(micro_batch_tokens=16), call // 4
+    whole, cut, resumed = tiny_model(), tiny_model(), tiny_model()
+    run(whole, streams, tmp_path / "whole", micro_batch_tokens=16)
+    plan = plan_run(chosen, 64 * 12, 0)
+    with pytest.raises(Terminated, match=f"terminated after step {done}/12; the state is saved"):
+        train(cut, streams, plan, interrupting(call), scratch=tmp_path / "cut", say=lambda _: None)
+    assert checkpoints.latest(tmp_path / "cut").name == f"step-{done:09d}"
+    assert all(parameter.grad is None for parameter in cut.parameters())
+    run(resumed, streams, tmp_path / "cut", micro_batch_tokens=16)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(("saving_s", "saved"), [(0.01, [2, 4, 6, 8, 10]), (10.0, [2])])
+def test_states_that_take_long_to_save_are_saved_more_rarely(
+    token_streams, tiny_model, tmp_path, monkeypatch, saving_s, saved
+):
+    now, found, save = [0.0], [], checkpoints.save
+
+    def step(*arguments):
+        now[0] += 0.6
+        return data_objective(*arguments)
+
+    def slow(scratch, done, *rest):
+        now[0] += saving_s
+        found.append(done)
+        save(scratch, done, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", slow)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    plan = plan_run(settings(), 64 * 12, 0)
+    options = {"scratch": tmp_path, "checkpoint_seconds": 1.0, "say": lambda line: None}
+    train(tiny_model(), Streams(token_streams()), plan, step, **options)
+    assert found == saved
 
 
 def test_sigterm_is_left_as_it_was_after_a_run(token_streams, tiny_model, tmp_path):

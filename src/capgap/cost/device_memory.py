@@ -100,13 +100,16 @@ def training(
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)
+    gradients = _held(student, "float32", shards)
+    if shards > 1 and tokens < batch:  # micro-batches add to whole gradients, exchanged at the end
+        gradients = FLOAT * student.params
     passing = 0
     if teacher:
         logits *= 3  # student's, teacher's, target distribution
         passing = FLOAT * tokens * (transient_channels(teacher, scores) + teacher.hidden)
     return Memory(
         weights=_held(student, "float32", shards),
-        gradients=_held(student, "float32", shards),
+        gradients=gradients,
         optimizer=2 * parameters,
         teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,  # pyright: ignore[reportAttributeAccessIssue]
         activations=FLOAT * tokens * (saved + gradient_of_scores) + passing,

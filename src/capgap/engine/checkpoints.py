@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from capgap.engine.parallel import like, whole_tensor
+from capgap.engine.parallel import ONE_PROCESS, DistContext, like, whole_tensor
+from capgap.errors import CapgapError
 from capgap.records.artifacts import intact, is_first_process, publish_folder
 
 KEEP = 2
@@ -26,7 +27,7 @@ def save(
     scratch: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
 ) -> None:
     """Save the state after `step` steps; `notes` is the loop's own state, as JSON."""
-    write(scratch / f"step-{step:09d}", step, model, optimizer, notes)
+    write(_folder_of(scratch, step), step, model, optimizer, notes)
     for old in _steps(scratch)[KEEP:] if is_first_process() else []:
         shutil.rmtree(old)
 
@@ -36,18 +37,30 @@ def load_latest(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     at_most: int | None = None,
+    dist: DistContext = ONE_PROCESS,
 ) -> tuple[int, dict] | None:
     """Restore the newest intact state in place; returns (steps done, notes), None if there is none.
 
-    at_most: states after more steps than this are skipped.
+    at_most: states after more steps than this are skipped. The first process checks the states.
     """
+    step = dist.sum(torch.tensor(_newest_step(scratch, at_most) if dist.rank == 0 else 0)).item()
+    return None if step < 0 else load(_folder_of(scratch, step), model, optimizer)
+
+
+def _newest_step(scratch: Path, at_most: int | None) -> int:
+    """Steps done in the newest intact state, -1 if there is none."""
     for folder in _steps(scratch):
-        if at_most is not None and int(folder.name.removeprefix("step-")) > at_most:
+        step = int(folder.name.removeprefix("step-"))
+        if at_most is not None and step > at_most:
             continue
         if whole(folder):
-            return load(folder, model, optimizer)
+            return step
         print(f"checkpoint {folder} is damaged and was skipped", flush=True)
-    return None
+    return -1
+
+
+def _folder_of(scratch: Path, step: int) -> Path:
+    return scratch / f"step-{step:09d}"
 
 
 def whole(folder: Path) -> bool:
@@ -94,6 +107,11 @@ def load(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict]:
     """Restore a state in place; returns (steps done, notes)."""
+    if not folder.is_dir():
+        raise CapgapError(
+            f"{folder}: the first process has this state and another does not see it; put scratch "
+            "where all processes see the same files"
+        )
     weights = load_file(folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -102,7 +120,7 @@ def load(
     for key, value in load_file(folder / MOMENTS).items():
         name, key = key.rsplit("/", 1)
         moments.setdefault(name, {})[key] = value
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if moments else ():  # none before a first step
         optimizer.state[parameter] = {
             key: like(parameter, value).to(parameter.device)
             if value.shape == parameter.shape

@@ -81,7 +81,7 @@ class Distillation:
     @torch.no_grad()
     def _targets(self, inputs_BT, starts_B) -> ModelOutput | PartialTargets:
         if isinstance(self.teacher, TargetStore):
-            kept = self.teacher.read(starts_B)
+            kept = self.teacher.read(starts_B.cpu())  # FSDP moves all arguments to its device
             return PartialTargets(*(value.to(inputs_BT.device) for value in kept))
         precision = self.settings.precision_of_teacher
         if isinstance(self.teacher, ForwardWrapper):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from capgap.engine.models import compute_device
 from capgap.errors import CapgapError
 
 CPU = torch.device("cpu")
+LONGEST_WAIT = timedelta(hours=1)  # for the first process, which writes and checks states
 
 
 class ForwardWrapper(torch.nn.Module):
@@ -55,11 +57,15 @@ class DistContext:
         return self.shard and self.size > 1
 
     def distribute(
-        self, model: torch.nn.Module, prepare: Callable[[torch.nn.Module], None] = lambda part: None
+        self,
+        model: torch.nn.Module,
+        prepare: Callable[[torch.nn.Module], None] = lambda part: None,
+        precision: str = "float32",
     ) -> torch.nn.Module:
         """Wrap a model and move it to this process's device; with `shard`, only its own shard.
 
-        prepare: called on every layer, then on the model, before it moves.
+        prepare: called on every layer, then on the model, before it moves. precision: in bfloat16 the
+        layers of a sharded model are gathered so; gradients are summed in float32.
         """
         whole = ForwardWrapper(model)
         if not self.is_sharded:
@@ -67,12 +73,15 @@ class DistContext:
             whole.to(self.device)
         else:  # layers are moved one at a time, because the whole model may not fit
             from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
             mesh = init_device_mesh(self.device.type, (self.size,))
+            # else autocast would cast whole layers, and their copies would stay for the backward pass
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+            options = {"mp_policy": policy} if precision == "bfloat16" else {}
             for layer in decoder_layers(model):
                 prepare(layer)
-                fully_shard(layer, mesh=mesh)
+                fully_shard(layer, mesh=mesh, **options)
             prepare(model)
             fully_shard(whole, mesh=mesh)
         return whole
@@ -85,9 +94,13 @@ class DistContext:
             whole, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def no_sync(self, whole: torch.nn.Module) -> AbstractContextManager:
-        """Context of all but the last micro-batch of a step, in which DDP exchanges no gradients."""
-        return whole.no_sync() if isinstance(whole, DistributedDataParallel) else nullcontext()
+    def micro_batch(self, whole: torch.nn.Module, *, last: bool) -> AbstractContextManager:
+        """Context of a micro-batch; gradients are exchanged in the last one of a step only."""
+        if self.is_sharded:
+            whole.set_requires_gradient_sync(last)
+        elif isinstance(whole, DistributedDataParallel) and not last:
+            return whole.no_sync()
+        return nullcontext()
 
     def reshard(self, whole: torch.nn.Module) -> None:
         """Release the unsharded weights that FSDP keeps after a forward pass without a backward."""
@@ -138,7 +151,8 @@ def join(shard: bool = False) -> Iterator[DistContext]:
     if size == 1:
         yield DistContext(device=device)
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
     yield DistContext(rank, size, device, shard)
     torch.distributed.destroy_process_group()
 

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +39,7 @@ CURVE_COLUMNS = (
 WATCHED = CURVE_COLUMNS.split(",")[2:]  # what trackers get; their step is the tokens
 
 COMPILER = "inductor"
+SAVING_SHARE = 0.03  # of the time, at most
 TRUNK = "trunk"  # folder of the state at the end of a trunk, in scratch
 
 # (model, inputs B x T, labels (B T), starts B, scale) -> (loss, sums of its parts in nats)
@@ -128,7 +128,7 @@ def train(
         output_form(model)  # probe the model before it is sharded and compiled
         if hasattr(objective, "on"):
             objective = objective.on(dist)
-        whole = dist.distribute(model)
+        whole = dist.distribute(model, precision=settings.precision)
         prepare(model, settings)  # after sharding, because FSDP changes the class of layers
         ddp_model = dist.data_parallel(whole)
     optimizer = make_optimizer(model, settings)
@@ -150,7 +150,7 @@ def train(
         return loss
 
     before_fork = None if fork is None or checkpoints.whole(scratch / TRUNK) else fork
-    restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork)
+    restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork, dist=dist)
     if restored is None and trunk is not None:
         restored = checkpoints.load(trunk, model, optimizer)
         if fork is None or restored[0] > fork:
@@ -170,7 +170,7 @@ def train(
         for row in curve:
             watch(int(row[1]), dict(zip(WATCHED, row[2:], strict=True)))
         model.train()
-        clock, last_saved = _Clock(steps, settings.batch_tokens, done), time.monotonic()
+        clock, saver = _Clock(steps, settings.batch_tokens, done), _Saver(checkpoint_seconds)
         bos_id = streams.meta.bos_id
         batches = _batches(stream, plan, done, model.device, bos_id=bos_id, mask=mask)
         for step, batch in zip(range(done, steps), batches, strict=True):
@@ -181,9 +181,13 @@ def train(
             _seed(
                 model.device, (plan.seed << 32) + step + (dist.rank << 24)
             )  # dropout, if there is any
-            data_ce, teacher_term = _step(
-                ddp_model, optimizer, batch, settings, objective, rate, dist
+            means = _step(
+                ddp_model, optimizer, batch, settings, objective, rate, dist, lambda: stop.asked
             )
+            if means is None:
+                checkpoints.save(scratch, step, model, optimizer, {"curve": curve})
+                raise _terminated(step, steps, scratch)
+            data_ce, teacher_term = means
             if not math.isfinite(data_ce + teacher_term):
                 raise hints.diverged("loss or gradient", rate, batch)
             if step + 1 in plan.measured_steps:
@@ -196,18 +200,43 @@ def train(
             if said and step + 1 not in plan.measured_steps:
                 tokens = (step + 1) * settings.batch_tokens
                 watch(tokens, dict(zip(WATCHED, (rate, data_ce, teacher_term), strict=False)))
-            due = time.monotonic() - last_saved > checkpoint_seconds
-            due, ended = dist.any_process(due, stop.asked)
+            due, ended = dist.any_process(saver.due, stop.asked)
             if (due or ended) and step + 1 < steps:
-                checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
-                last_saved = time.monotonic()
+                with saver:
+                    checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
                 if ended:
-                    raise Terminated(
-                        f"terminated after step {step + 1}/{steps}; the state is saved in {scratch}, "
-                        "run again to go on"
-                    )
+                    raise _terminated(step + 1, steps, scratch)
     model.eval()
     return Outcome(curve, steps, plan.tokens)
+
+
+class _Saver:
+    """Decides when a state is due: after some seconds, or more if it takes long to save one.
+
+    0 seconds: after every step.
+    """
+
+    def __init__(self, every_s: float):
+        self.every_s, self.last = every_s, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self.last > self.every_s
+
+    def __enter__(self) -> None:
+        self.begun = time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        self.last = time.monotonic()
+        if self.every_s:
+            self.every_s = max(self.every_s, (self.last - self.begun) / SAVING_SHARE)
+
+
+def _terminated(step: int, steps: int, scratch: Path) -> Terminated:
+    return Terminated(
+        f"terminated after step {step}/{steps}; the state is saved in {scratch}, run again to go on"
+    )
 
 
 def _seed(device: torch.device, seed: int) -> None:
@@ -272,11 +301,13 @@ def _step(
     objective: Objective,
     rate: float,
     dist: DistContext = ONE_PROCESS,
-) -> tuple[float, float]:
+    asked_to_end: Callable[[], bool] = lambda: False,
+) -> tuple[float, float] | None:
     """One optimizer step; mean parts of the loss over the global batch, nats per token.
 
     Means are over all tokens of the step that are not ignored, independent of micro-batches and
     processes. If the gradient norm is not finite, the loss is NaN and the weights stay unchanged.
+    asked_to_end: looked at between micro-batches; None is returned then, and nothing has changed.
     """
     counted = max(1, int((batch.labels != IGNORED).sum()))
     mine = dist.own_sequences(len(batch.labels))
@@ -288,12 +319,15 @@ def _step(
     for number, (inputs, labels, starts) in enumerate(parts_of_batch, 1):
         inputs, labels = (part.to(dist.device, non_blocking=True) for part in (inputs, labels))
         last = number == len(parts_of_batch)
-        with nullcontext() if last else dist.no_sync(ddp_model):
+        with dist.micro_batch(ddp_model, last=last):
             loss, parts = ddp_model(
                 objective, inputs, labels.reshape(-1), starts, dist.size * (1 / counted)
             )
             loss.backward()
         sums += torch.stack(parts).cpu()
+        if not last and dist.any_process(asked_to_end())[0]:
+            optimizer.zero_grad(set_to_none=True)
+            return None
     norm = torch.nn.utils.clip_grad_norm_(ddp_model.parameters(), settings.clip_norm)
     data_ce, teacher_term = (dist.sum(sums) / counted).tolist()
     if math.isfinite(whole_tensor(norm).item()):
