@@ -20,11 +20,11 @@ rule harness_teacher:
         paths.timing("harness_teacher", paths.TEACHER_DIR)
     conda:
         "../envs/harness.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("harness_teacher"),
         runtime=NEEDS.runtime("harness_teacher"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         spec=spec("harness", STUDY.harness and STUDY.harness.stage()),
     shell:
@@ -47,11 +47,11 @@ rule harness_final:
         paths.timing("harness_final", paths.ROOT)
     conda:
         "../envs/harness.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("harness_final"),
         runtime=NEEDS.runtime("harness_final"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         spec=spec("harness", STUDY.harness and STUDY.harness.stage()),
     shell:

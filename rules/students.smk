@@ -22,11 +22,11 @@ rule prune_student:
         paths.log("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}")),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("prune_student"),
         runtime=NEEDS.runtime("prune_student"),
         gpu=NEEDS.devices if STUDY.prune.refit != "none" else 0,
-        tasks=1,
     params:
         timing=paths.timing("prune_student", paths.INIT_DIR.replace("{init}", "pruned-{teacher}")),
         spec=spec("prune", STUDY.prune.cutting()),
@@ -84,14 +84,13 @@ rule distill_student:
         paths.log("distill_student", paths.RUN_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.processes
+    threads: NEEDS.cores * NEEDS.processes
     resources:
         mem_mb=NEEDS.mem_mb("distill_student"),
         runtime=NEEDS.runtime("distill_student"),
         gpu=NEEDS.devices * NEEDS.processes,
         processes=NEEDS.processes,
         shard=int(STUDY.plan.shard),
-        tasks=1,
     params:
         timing=paths.timing("distill_student", paths.RUN_DIR),
         spec=spec("distill", STUDY.distill),
@@ -118,11 +117,11 @@ rule evaluate_student:
         paths.log("evaluate_student", paths.RUN_DIR),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_student"),
         runtime=NEEDS.runtime("evaluate_student"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         timing=paths.timing("evaluate_student", paths.RUN_DIR),
         spec=spec("evaluate", STUDY.evaluate),

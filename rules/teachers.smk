@@ -22,14 +22,13 @@ rule pretrain_teacher:
         teacher=one_of(PRETRAINED),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.processes
+    threads: NEEDS.cores * NEEDS.processes
     resources:
         mem_mb=NEEDS.mem_mb("pretrain_teacher"),
         runtime=NEEDS.runtime("pretrain_teacher"),
         gpu=NEEDS.devices * NEEDS.processes,
         processes=NEEDS.processes,
         shard=int(STUDY.plan.shard),
-        tasks=1,
     params:
         timing=paths.timing("pretrain_teacher", paths.TEACHER_DIR),
         spec=spec("pretrain", pretrain_settings),
@@ -82,11 +81,11 @@ rule evaluate_teacher:
         paths.log("evaluate_teacher", paths.TEACHER_DIR),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_teacher"),
         runtime=NEEDS.runtime("evaluate_teacher"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         timing=paths.timing("evaluate_teacher", paths.TEACHER_DIR),
         spec=spec("evaluate", STUDY.evaluate),
@@ -109,11 +108,11 @@ rule score_importance:
         paths.log("score_importance", paths.TEACHER_DIR),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("score_importance"),
         runtime=NEEDS.runtime("score_importance"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         timing=paths.timing("score_importance", paths.TEACHER_DIR),
         spec=spec("score", score_settings),
@@ -136,11 +135,11 @@ rule cache_teacher:
         paths.log("cache_teacher", paths.TEACHER_DIR),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("cache_teacher"),
         runtime=NEEDS.runtime("cache_teacher"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         timing=paths.timing("cache_teacher", paths.TEACHER_DIR),
         spec=spec("cache_teacher", targets_stage()),

@@ -204,7 +204,9 @@ def test_shards_exchange_gradients_once_a_step_and_layers_are_gathered_in_bfloat
     assert done.returncode == 0, done.stderr[:3000]
     line = next(line for line in done.stdout.splitlines() if line.startswith("COUNTS"))
     names, casts = json.loads(line.removeprefix("COUNTS "))
-    assert sum("reduce_scatter" in name for name in names) == 3  # two layers and the rest, once each, of four micro-batches
+    assert (
+        sum("reduce_scatter" in name for name in names) == 3
+    )  # two layers and the rest, once each, of four micro-batches
     assert casts == []  # layers arrive in bfloat16
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,12 @@ def test_profiles_agree_on_what_decides_a_rerun(name):
     for key in ("keep-going", "rerun-incomplete", "rerun-triggers", "max-checksum-file-size"):
         assert profile[key] == default[key]
     assert profile["logger"] == ["capgap"]
+
+
+def test_no_rule_states_tasks():
+    """The Slurm plugin would start the script of a GPU job once for every GPU (--ntasks-per-gpu)."""
+    rules = (PROFILES.parent / "rules").glob("*.smk")
+    assert not [path for path in rules if re.search(r"^ {8}tasks=\d", path.read_text(), re.M)]
 
 
 # --- devices of one machine -----------------------------------------------------------------------
@@ -161,7 +168,7 @@ def kube():
 
 def test_a_job_of_kubernetes_asks_for_what_the_plan_says(kube, tmp_path, monkeypatch):
     script, job = tmp_path / "job.sh", {"rule": "distill_student", "threads": 2}
-    job["resources"] = {"mem_mb": 1500, "runtime": 30, "gpu": 1, "tasks": 1}
+    job["resources"] = {"mem_mb": 1500, "runtime": 30, "gpu": 1}
     script.write_text(f"#!/bin/sh\n# properties = {json.dumps(job)}\npython -m snakemake\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAPGAP_RUN", "abc")

@@ -19,6 +19,7 @@ from capgap.cost.speed import Assumed
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0
 LEAST_MINUTES = 10
+CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading each have a thread
 
 
 class Requests:
@@ -28,6 +29,7 @@ class Requests:
         self.study, self.cost = study, StudyCost(study)
         self.speed = Assumed(study.plan.device, study.plan.mfu)
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
+        self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
         self.processes = study.plan.processes  # of a training job
         # seeds of one run cost the same, and a study asks for each of its jobs several times
         self._needs = cache(self._needs)
