@@ -335,6 +335,26 @@ def test_several_processes_take_as_many_devices_and_the_same_device_hours():
     assert together_mb == pytest.approx(alone_mb + 1.25 * 3 * own_mb, abs=4)
 
 
+def test_jobs_longer_than_a_cluster_allows_run_in_slices():
+    study = real("gpt2")
+    run = {"student": "32M", "init": "pruned-gpt2", "teacher": "gpt2", "tokens": "50M"}
+    whole = Requests(study)
+    minutes, memory_mb = whole.runtime("distill_student")(run, 1), whole.mem_mb("distill_student")
+    limit = math.ceil(minutes / 3) + 1  # three slices
+    limited = study.model_copy(
+        update={"plan": study.plan.model_copy(update={"max_runtime": limit})}
+    )
+    asked = Requests(limited)
+    assert [asked.runtime("distill_student")(run, n) for n in (1, 2, 9)] == [limit] * 3
+    needed = memory_mb(run, 1)
+    memory = [asked.mem_mb("distill_student")(run, n) for n in (1, 2, 3, 4, 5)]
+    assert memory == [needed, needed, needed, 2 * needed, 3 * needed]
+    assert whole.retries == 3
+    trained = (job for job in whole.cost.jobs if job.rule == "distill_student")
+    longest_s = max(whole.speed.seconds(job) for job in trained)
+    assert asked.retries == 3 + math.ceil(math.ceil(3 * longest_s / 60) / limit) - 1
+
+
 def test_a_shape_of_another_size_is_refused():
     data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
     shape = real("gpt2").plan.shapes["gpt2"].model_dump(exclude_none=True)

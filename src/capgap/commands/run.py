@@ -25,6 +25,7 @@ from capgap.commands import clean, plan
 from capgap.commands.summary import run as print_summary
 from capgap.commands.verify import check, refuse
 from capgap.config.study_file import load_study
+from capgap.cost.requests import Requests
 from capgap.cost.saved_work import saved_work
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
@@ -104,6 +105,8 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     root = Path(paths.ROOT.format(study=study.study))
     look = private.only_looks(snakemake_options)
     options = snakemake_options
+    if study.plan.max_runtime and "--retries" not in options:
+        options = [*options, "--retries", str(Requests(study).retries)]
     if look and (unfinished := ledger.unfinished(root)):  # a run removes these and makes them again
         options = [*options, "--forcerun", *unfinished]
     command = snakemake_command(study_file, options)

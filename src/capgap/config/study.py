@@ -140,6 +140,12 @@ class Plan(Section):
         description="whether these share weights, gradients, optimizer and teacher (FSDP2) instead of "
         "having a copy each (DDP)",
     )
+    max_runtime: int | None = Field(
+        None,
+        ge=10,
+        description="minutes that a cluster gives a job at most; longer jobs are sent again until they "
+        "are finished, each time continuing from their last checkpoint",
+    )
     mfu: float = Field(
         0.4, gt=0, le=1, description="achieved share of the device's peak, for large models"
     )

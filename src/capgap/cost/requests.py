@@ -1,7 +1,9 @@
 """
-A job's requests to the workflow engine: main memory, time, devices and tasks, from the plan.
+A job's requests to the workflow engine: main memory, time and devices, from the plan.
 
-Memory and time grow with the attempt, so that a job that was short of either gets more.
+Memory and time grow with the attempt, so that a job that was short of either gets more. A job that takes
+longer than a cluster allows (`plan.max_runtime`) runs in slices: attempts that end at the limit and do
+not count as failures.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from functools import cache
 from capgap.config import Study
 from capgap.config.devices import CPU
 from capgap.cost.device_fit import refuse_misfits
-from capgap.cost.job_costs import StudyCost
+from capgap.cost.job_costs import Job, StudyCost
 from capgap.cost.speed import Assumed
 
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0
 LEAST_MINUTES = 10
+FAILURES = 3  # after which a job is given up, as `retries` of the profiles
 CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading each have a thread
 
 
@@ -44,11 +47,34 @@ class Requests:
 
     def mem_mb(self, rule: str) -> Callable[..., int]:
         """Main memory of a rule's jobs, MB."""
-        return lambda wildcards, attempt: attempt * self._of(rule, wildcards)[0]
+
+        def asked(wildcards, attempt: int) -> int:
+            memory_mb, minutes = self._of(rule, wildcards)
+            return memory_mb * max(1, attempt - self._slices(minutes) + 1)
+
+        return asked
 
     def runtime(self, rule: str) -> Callable[..., int]:
         """Time limit of a rule's jobs, minutes."""
-        return lambda wildcards, attempt: attempt * self._of(rule, wildcards)[1]
+
+        def asked(wildcards, attempt: int) -> int:
+            minutes = attempt * self._of(rule, wildcards)[1]
+            return min(minutes, self.study.plan.max_runtime or minutes)
+
+        return asked
+
+    @property
+    def retries(self) -> int:
+        """How often the longest job of the study may be sent again."""
+        minutes = (self._minutes(job) for job in self.cost.jobs)
+        return FAILURES + max(map(self._slices, minutes)) - 1
+
+    def _slices(self, minutes: int) -> int:
+        """Attempts that a job needs if each is ended at the limit."""
+        return math.ceil(minutes / (self.study.plan.max_runtime or minutes))
+
+    def _minutes(self, job: Job) -> int:
+        return math.ceil(max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60))
 
     def _of(self, rule: str, wildcards) -> tuple[int, int]:
         names = ("teacher", "student", "init", "tokens")
@@ -56,5 +82,4 @@ class Requests:
 
     def _needs(self, rule, teacher, student, init, tokens) -> tuple[int, int]:
         job = self.cost.job(rule, teacher=teacher, student=student, init=init, tokens=tokens)
-        minutes = max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60)
-        return math.ceil(MEMORY_MARGIN * job.host_mb), math.ceil(minutes)
+        return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)
