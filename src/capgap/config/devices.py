@@ -2,7 +2,8 @@
 Devices by name: what they hold and how fast they are at best.
 
 Peaks are the makers' data sheets, dense, without sparsity; float32 is the rate of plain float32
-arithmetic, which is what a float32 study gets unless it allows TF32.
+arithmetic, which is what a float32 study gets unless it allows TF32. T4 and V100 have no units for
+bfloat16, which is computed at the rate of float32 there. Memory is what the driver reports.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ class Device:
     """One accelerator."""
 
     memory_gib: float
-    peak_tflops_16bit: float
+    peak_tflops_bfloat16: float
     peak_tflops_float32: float
 
 
 DEVICES = {
-    "t4-16gb": Device(15, 65, 8.1),
-    "v100-32gb": Device(32, 125, 15.7),
+    "t4-16gb": Device(15, 8.1, 8.1),
+    "v100-32gb": Device(32, 15.7, 15.7),
     "l4-24gb": Device(22, 121, 30.3),
     "rtx4090-24gb": Device(24, 165, 82.6),
     "a10-24gb": Device(22, 125, 31.2),
     "a100-40gb": Device(40, 312, 19.5),
     "a100-80gb": Device(80, 312, 19.5),
     "h100-80gb": Device(80, 989, 67),
-    "h200-141gb": Device(131, 989, 67),
-    "b200-180gb": Device(167, 2250, 80),
+    "h200-141gb": Device(140, 989, 67),
+    "b200-180gb": Device(179, 2250, 80),
 }
 DEVICE_NAMES = (CPU, *DEVICES)

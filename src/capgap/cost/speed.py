@@ -51,9 +51,9 @@ class Assumed:
             self.flops_per_s = {"float32": reached, "bfloat16": reached}
             self.startup_s = JOB_STARTUP_S
         else:
-            full, half = DEVICES[device].peak_tflops_float32, DEVICES[device].peak_tflops_16bit
+            full, half = DEVICES[device].peak_tflops_float32, DEVICES[device].peak_tflops_bfloat16
             self.name = (
-                f"{device}, {full:g} TFLOP/s in float32 and {half:g} in 16 bits at {mfu:.0%}"
+                f"{device}, {full:g} TFLOP/s in float32 and {half:g} in bfloat16 at {mfu:.0%}"
             )
             self.flops_per_s = {"float32": full * mfu * 1e12, "bfloat16": half * mfu * 1e12}
             self.startup_s = DEVICE_STARTUP_S
