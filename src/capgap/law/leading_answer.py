@@ -50,7 +50,7 @@ class LeadingLaw:
 
     @property
     def of_losses(self) -> bool:
-        """Whether it is a law of the loss, and not the power law."""
+        """Whether the leading law is a law of the loss, not the power law."""
         return self.law.leading in NAMES
 
     @cached_property
@@ -153,7 +153,7 @@ def _alone(value: float) -> Interval:
 
 
 def _notes(answer: Recommendation, law: LawRecord, ranked: list[RankedTeacher]) -> list[str]:
-    """The notes on the runs, and which teachers are as good as the best."""
+    """The notes on the runs that still hold, and one on teachers as good as the best."""
     notes = [text for text in answer.notes if text.startswith("in the pilot")]
     tie = [one for one in ranked if one.within_tie]
     if len(tie) > 1:
