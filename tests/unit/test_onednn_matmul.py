@@ -6,7 +6,7 @@ from pruning_models import MODELS, VOCAB, build
 from transformers import StaticCache
 
 from capgap.engine import attention, forward, onednn_matmul
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 
 ZEN5 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True, "amx_tile": False}
 
@@ -26,7 +26,7 @@ def test_products_keep_float32(shape, turned):
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner), torch.randn(columns, inner).T
     exact = a.double() @ b.double()
-    with fast_products():
+    with use_onednn():
         found = (b.T.contiguous() @ a.T).T if turned else a @ b
         added = torch.zeros(rows, columns).addmm_(a, b)
     scale = a.abs().double() @ b.abs().double()
@@ -43,26 +43,26 @@ def permissions():
 def test_the_setting_holds_inside_alone(monkeypatch):
     monkeypatch.setattr(onednn_matmul, "onednn_is_better", lambda: True)
     before, general = permissions(), torch.get_float32_matmul_precision()
-    with fast_products():
+    with use_onednn():
         inside = permissions()
         assert onednn_matmul.SETTING.fp32_precision == "bf16"
-        assert onednn_matmul.products_are_fast()
-        with fast_products():
+        assert onednn_matmul.onednn_in_use()
+        with use_onednn():
             onednn_matmul.dot(torch.ones(2), torch.ones(2))
             assert permissions() == inside
         assert permissions() == inside
-    with pytest.raises(ZeroDivisionError), fast_products():
+    with pytest.raises(ZeroDivisionError), use_onednn():
         raise ZeroDivisionError
     onednn_matmul.dot(torch.ones(2), torch.ones(2))
     assert permissions() == before
     assert torch.get_float32_matmul_precision() == general
-    assert not onednn_matmul.products_are_fast()
+    assert not onednn_matmul.onednn_in_use()
 
 
 def test_the_dot_product_is_mkls_inside_as_well():
     a, b = torch.randn(7, 900), torch.randn(7, 900)
     expected = torch.dot(a.reshape(-1), b.reshape(-1))
-    with fast_products():
+    with use_onednn():
         assert torch.equal(onednn_matmul.dot(a, b), expected)
 
 
@@ -124,7 +124,7 @@ def passes(model, ids):
 def counted(monkeypatch, fast=True):
     """Calls of attention by whole products, from now on as if products were fast."""
     calls, apply = [], attention._Attention.apply
-    monkeypatch.setattr(attention, "products_are_fast", lambda: fast)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: fast)
     monkeypatch.setattr(
         attention._Attention, "apply", lambda *a: calls.append(a[0].shape) or apply(*a)
     )
@@ -208,7 +208,7 @@ def test_what_is_not_plain_goes_to_pytorch(case, monkeypatch):
 @pytest.mark.parametrize("option", ["softcap", "position_bias", "cache"])
 def test_options_that_change_scores_go_to_pytorch(option, monkeypatch):
     seen = []
-    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: True)
     monkeypatch.setattr(
         attention, "sdpa_attention_forward", lambda *a, **options: seen.append(options)
     )
@@ -218,7 +218,7 @@ def test_options_that_change_scores_go_to_pytorch(option, monkeypatch):
 
 
 def test_the_scale_is_that_of_the_width_where_none_is_said(monkeypatch):
-    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: True)
     heads = torch.randn(1, 2, 4, 16)
     module = torch.nn.Module()
     unsaid, _ = attention.attend(module, heads, heads, heads, None)

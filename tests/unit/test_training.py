@@ -16,7 +16,7 @@ from capgap.engine import checkpoints, losses, parallel, training
 from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.losses import IGNORED
 from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.parallel import ForwardWrapper
 from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
@@ -334,7 +334,7 @@ def test_sigterm_is_left_as_it_was_after_a_run(token_streams, tiny_model, tmp_pa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@fast_products()
+@use_onednn()
 def gradients(model, batch, chosen):
     """Gradients of one batch of the mixture, and its loss, computed as the settings say."""
     training.prepare(model.train(), chosen)
@@ -380,7 +380,7 @@ def test_layers_of_every_family_are_computed_again(name):
             inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         training.prepare(model, chosen)
         torch.manual_seed(0)  # GPT-2 and OPT drop out
-        with fast_products():
+        with use_onednn():
             data_objective(model, tokens, tokens.reshape(-1), None, 1 / 48)[0].backward()
         gradients.append([p.grad for p in model.parameters()])
         again = 2 if chosen.activation_checkpointing else 1

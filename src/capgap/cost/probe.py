@@ -32,7 +32,7 @@ from capgap.data.sources import corpus_files
 from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import save_model, tokenizer_digest
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.records.artifacts import publish_folder, write_text
@@ -76,7 +76,7 @@ def calibrate(study: Study) -> Calibration:
     return result
 
 
-@fast_products()
+@use_onednn()
 def matmul_gflops(width: int = 1024) -> float:
     """GFLOP/s of one thread in a float32 matrix product."""
     a, b = torch.randn(width, width), torch.randn(width, width)

@@ -25,7 +25,7 @@ from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import hold_frozen, model_output
 from capgap.engine.models import llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.run_plan import plan_run
 from capgap.engine.teacher_targets import TargetStore, reduce_to_targets
 from capgap.pruning.importance import measure
@@ -140,10 +140,10 @@ class Rates:
             with publish_folder(out / "model") as folder:
                 lineage = Lineage(kind="teacher", name="random", params=count_params(model))
                 save_model(model, folder, lineage, tokenizer=folder)
-            place = Place(out / "targets", out / "state", 1e9)
+            run_paths = RunPaths(out / "targets", out / "state", 1e9)
             with redirect_stdout(io.StringIO()):
                 settings = self.study.distill.targets_stage()
-                cache_teacher.run(settings, out / "model", self.streams.folder, place)
+                cache_teacher.run(settings, out / "model", self.streams.folder, run_paths)
         return TargetStore(out / "targets")
 
     def _targets(self, model: Model) -> Rate:

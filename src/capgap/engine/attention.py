@@ -21,7 +21,7 @@ from transformers import modeling_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from capgap.config.shapes import WHOLE_ATTENTION
-from capgap.engine.onednn_matmul import products_are_fast
+from capgap.engine.onednn_matmul import onednn_in_use
 
 
 class _Attention(torch.autograd.Function):
@@ -79,12 +79,12 @@ def whole_attention() -> Iterator[None]:
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
     """Attention as transformers calls it.
 
-    Outside of `fast_products`, and for long sequences or other masks, PyTorch's kernel is used.
+    Outside of `use_onednn`, and for long sequences or other masks, PyTorch's kernel is used.
     """
     length = query.shape[2]
     plain = attention_mask is None and not dropout and _causal(module, options)
     here = query.device.type == "cpu" and query.dtype == key.dtype == torch.float32
-    here = here and products_are_fast() and not torch.is_autocast_enabled("cpu")
+    here = here and onednn_in_use() and not torch.is_autocast_enabled("cpu")
     alike = key.shape == value.shape and key.shape[2] == length  # one token sees its cache
     if not (plain and here and alike and 1 < length <= WHOLE_ATTENTION):
         return sdpa_attention_forward(

@@ -28,7 +28,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from capgap.config.shapes import chunk_tokens
-from capgap.engine.onednn_matmul import dot, fast_products
+from capgap.engine.onednn_matmul import dot, use_onednn
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
 ROW_ELEMENTS = 2**17  # elements of a block, half a megabyte; two blocks fit into a core's own cache
@@ -121,7 +121,7 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    @fast_products()
+    @use_onednn()
     def forward(
         ctx, hidden_ND, head_VD, cap, labels_N, targets, differentiate, weights, scale, chunk
     ):
@@ -375,7 +375,7 @@ def mixture_loss(
 
 
 @torch.no_grad()
-@fast_products()
+@use_onednn()
 def data_ce_sum(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor | None,

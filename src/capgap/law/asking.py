@@ -87,7 +87,7 @@ def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: i
 
 
 def read_both(law_path: str | Path, runs_path: str | Path) -> tuple[LawRecord, pd.DataFrame]:
-    """A law and its table, with the metric and the excluded runs of the fit."""
+    """A law and its table, read as it was when the law was fitted."""
     law = LawRecord.read(law_path)
     return law, read_runs(runs_path, law.metric, law.excluded)
 

@@ -32,7 +32,7 @@ import torch
 
 from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.streaming import LayerByLayer, autocast, layer_by_layer, ready, weight_of
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
@@ -55,7 +55,7 @@ def mask_gradients(
     by_layer = layer_by_layer(model, precision)
     totals = _zeros(model, _shapes(sizes_of(model)))
     for block in by_layer.blocks(batches, kept_layers=len(by_layer.layers)):
-        with fast_products():
+        with use_onednn():
             _add_gradients(by_layer, family, block, totals)
     return totals
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.stream_file import StreamFile
 from capgap.engine.streaming import Batch, Call, layer_by_layer
 
@@ -57,7 +57,7 @@ class Walk:
         """
         layer, stream = self.by_layer.layers[place], self.streams[batch]
         with ExitStack() as stack:
-            stack.enter_context(fast_products())
+            stack.enter_context(use_onednn())
             for when, name, hook in hooks:
                 module = layer.get_submodule(name)
                 before = when == "before"
