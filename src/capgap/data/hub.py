@@ -133,7 +133,7 @@ def open_gate(kind: str, name: str) -> str:
 
 
 def _check(where: str, folder: Path) -> None:
-    """Compare files in the cache with the hub's hashes, and remove damaged ones.
+    """Check files in the cache against the hub's hashes, and remove damaged ones.
 
     The cache links each file to one named after its hash: SHA-256 of a large file, git's of others.
     """

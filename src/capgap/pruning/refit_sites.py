@@ -17,7 +17,7 @@ from capgap.pruning.layerwise import At
 
 REFUSED = "set prune.refit to none"
 UNITS = ("groups", "neurons", "hidden")
-REFITTED = (  # those that add the outputs of two matrices a layer to the residual stream, as they are
+REFITTED = (  # architectures whose layers add just the outputs of two matrices to the residual stream
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
@@ -31,7 +31,7 @@ REFITTED = (  # those that add the outputs of two matrices a layer to the residu
 
 
 class Linear(NamedTuple):
-    """A matrix of a layer, by its module; what its outputs and inputs carry, with repeats."""
+    """A matrix of a layer, by its module; (repeats, kind of unit) of its outputs and inputs."""
 
     name: str
     out: tuple[int, str]
@@ -39,7 +39,7 @@ class Linear(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Matrices that read the same activations; norm: whose output these are, None behind units."""
+    """Matrices that read the same activations. norm: the norm that puts them out, None for units."""
 
     linears: list[Linear]
     norm: str | None
@@ -48,7 +48,7 @@ class Site(NamedTuple):
 def check_known(model: PreTrainedModel) -> None:
     """Raise CapgapError, naming the tensor, if a model has one that the refit does not support.
 
-    The weights are not looked at; a model without any will do.
+    Weights are not read; a model on the meta device suffices.
     """
     family = family_of(type(model).__name__)
     if type(model).__name__ not in REFITTED:
@@ -59,8 +59,8 @@ def check_known(model: PreTrainedModel) -> None:
     linears, (inner_norms, outer_norms) = linears_of(model, family), family.norms
     if len(outer_norms) != 1:
         raise CapgapError(
-            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, where the refit "
-            f"knows one, behind the last; {REFUSED}"
+            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, but the refit "
+            f"supports only one, after the last layer; {REFUSED}"
         )
     for name, parameter in model.named_parameters():
         kinds, layer = family.kinds(name)

@@ -14,7 +14,9 @@ from capgap.pruning.importance import Importance
 from capgap.records.artifacts import open_folder, sha256
 
 FILE = "importance.safetensors"
-WEIGHTS_KEY = "weights_sha256"  # the only metadata: safetensors writes several in no fixed order
+WEIGHTS_KEY = (
+    "weights_sha256"  # the only entry, because safetensors writes several in no fixed order
+)
 
 
 def weights_digest(model_folder: Path) -> str:

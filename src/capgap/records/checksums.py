@@ -168,7 +168,7 @@ class KnownDigests:
         return value
 
     def learn(self, path: str | Path, value: str) -> None:
-    """Remember the digest of a file that was just written from bytes with that digest."""
+        """Remember the digest of a file that was just written from bytes with that digest."""
         status = os.stat(path)
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
         self.known[f"{self.algorithm}:{path}"] = [*state, value]
