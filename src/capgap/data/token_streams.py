@@ -22,9 +22,10 @@ import torch
 
 from capgap.engine.losses import IGNORED
 from capgap.errors import CapgapError
-from capgap.records.artifacts import open_folder, sha256
+from capgap.records.artifacts import open_folder
 from capgap.records.checksums import read_manifest
 from capgap.records.paths import MANIFEST, TOKENS_RECORD
+from capgap.records.reading import digest
 from capgap.records.run_records import TokenStreams
 
 
@@ -70,7 +71,7 @@ class Streams:
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
             return read_manifest(self.folder / MANIFEST)[name].sha256
-        return sha256(self.folder / name)
+        return digest(self.folder / name)
 
 
 class Batch(NamedTuple):

@@ -232,24 +232,17 @@ def noise_of(law: JointLaw) -> list[NoiseComponent]:
 
 def _replicated(runs: GroupedRuns, name: str) -> bool:
     """Whether runs that agree in every coarser draw differ in the draw of this component."""
-    above = {
-        "order": ("tokens_N", "student_N", "init_draw_N", "teacher_draw_N"),
-        "block": ("tokens_N", "student_N"),
-        "trunk": ("student_N", "init_draw_N", "teacher_draw_N"),
-        "init": ("student_N", "teacher_draw_N"),
-        "teacher": ("teacher_size_N",),
+    fields = {
+        "order": ("seed_N", "tokens_N", "student_N", "init_draw_N", "teacher_draw_N"),
+        "block": ("seed_N", "tokens_N", "student_N"),
+        "trunk": ("seed_N", "student_N", "init_draw_N", "teacher_draw_N"),
+        "init": ("init_draw_N", "student_N", "teacher_draw_N"),
+        "teacher": ("teacher_draw_N", "teacher_size_N"),
     }
-    draw = {
-        "order": ("seed_N",),
-        "block": ("seed_N",),
-        "trunk": ("seed_N",),
-        "init": ("init_draw_N",),
-        "teacher": ("teacher_draw_N",),
-    }
-    if name not in above:
+    if name not in fields:
         return False
-    each = runs.index(*above[name], *draw[name]).max()
-    return bool(each > runs.index(*above[name]).max())
+    draw, *coarser = fields[name]
+    return bool(runs.index(draw, *coarser).max() > runs.index(*coarser).max())
 
 
 def optima_of(fit: Fit, settings: Law, own: bool = True) -> list[Optimum]:

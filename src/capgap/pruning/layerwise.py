@@ -28,7 +28,7 @@ class Reached(Exception):
     """Raised by a hook to end a layer's forward pass after the part that is needed."""
 
 
-class Walk:
+class LayerPass:
     """The residual streams of all batches before a layer, B x T x D each; at first before layer 0.
 
     folder: of the temporary file of the streams.
@@ -78,16 +78,16 @@ class Walk:
         self.streams, self.behind = self.behind, self.streams
 
 
-class At(NamedTuple):
+class CurrentLayer(NamedTuple):
     """The layer that a pass has in memory, with the streams before it."""
 
-    walk: Walk
+    layer_pass: LayerPass
     place: int
 
     def module(self, name: str) -> torch.nn.Module:
         """A module of the layer."""
-        return self.walk.by_layer.layers[self.place].get_submodule(name)
+        return self.layer_pass.by_layer.layers[self.place].get_submodule(name)
 
     def pass_through(self, batch: int, hooks: Iterable[tuple[str, str, Callable]]):
-        """See `Walk.pass_through`."""
-        return self.walk.pass_through(self.place, batch, hooks)
+        """See `LayerPass.pass_through`."""
+        return self.layer_pass.pass_through(self.place, batch, hooks)

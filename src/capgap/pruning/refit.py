@@ -39,7 +39,7 @@ from transformers import PreTrainedModel
 from capgap.engine.stream_file import StreamFile
 from capgap.engine.streaming import layer_by_layer
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import At, Reached, Walk
+from capgap.pruning.layerwise import CurrentLayer, LayerPass, Reached
 from capgap.pruning.least_squares import Regression
 from capgap.pruning.refit_sites import (
     UNITS,
@@ -119,12 +119,12 @@ class _Refit:
         if self.kept.widths.hidden < self.sizes.full.hidden:
             self.basis = self._principal_basis()
             self._turn_ends()
-        whole = Walk(self.teacher, self.batches, self.folder)
-        pruned = Walk(self.student, self.batches, self.folder)
+        whole = LayerPass(self.teacher, self.batches, self.folder)
+        pruned = LayerPass(self.student, self.batches, self.folder)
         place = 0
         for at, _ in whole.layers():
             if at in self.layers:
-                self._fit_layer(At(whole, at), At(pruned, place))
+                self._fit_layer(CurrentLayer(whole, at), CurrentLayer(pruned, place))
                 pruned.advance(place)
                 whole.step()  # to the streams behind the last write
                 place += 1
@@ -149,7 +149,7 @@ class _Refit:
 
             return hook
 
-        whole = Walk(self.teacher, self.batches, self.folder)
+        whole = LayerPass(self.teacher, self.batches, self.folder)
         hooks = [("before", name, add(kind)) for name, kind in self.kinds.items()]
         for at, _ in whole.layers():
             whole.advance(at, hooks if at in self.layers else ())
@@ -193,7 +193,7 @@ class _Refit:
 
     # --- a layer ---------------------------------------------------------------------------------
 
-    def _fit_layer(self, whole: At, pruned: At) -> None:
+    def _fit_layer(self, whole: CurrentLayer, pruned: CurrentLayer) -> None:
         if self.basis is not None:
             for name, kind in self.kinds.items():
                 self._turn_norm(whole.module(name), pruned.module(name), kind)
@@ -205,7 +205,9 @@ class _Refit:
             for linear in site.linears:
                 self._fit_writer(linear, whole, pruned)
 
-    def _fit_readers(self, linears: list[Linear], norm: str, whole: At, pruned: At) -> None:
+    def _fit_readers(
+        self, linears: list[Linear], norm: str, whole: CurrentLayer, pruned: CurrentLayer
+    ) -> None:
         """Fit one map from the norm's output in the pruned model to that in the whole, for all readers."""
         biased = [bias_of(pruned.module(linear.name)) is not None for linear in linears]
         first = linears[0].name
@@ -226,7 +228,7 @@ class _Refit:
             return torch.eye(self.sizes.full.hidden, dtype=torch.float64, device=norm.weight.device)
         return self.basis.widen(kind.gain(norm))
 
-    def _fit_writer(self, linear: Linear, whole: At, pruned: At) -> None:
+    def _fit_writer(self, linear: Linear, whole: CurrentLayer, pruned: CurrentLayer) -> None:
         """Fit the map from the kept units to the output of the whole model."""
         module, fitted = whole.module(linear.name), pruned.module(linear.name)
         matrix, at = matrix_of(module), whole.place
@@ -237,7 +239,7 @@ class _Refit:
             z, before = self._write(pruned, batch, linear, reach=False)
             _, want = self._write(whole, batch, linear, reach=True)
             if writes(linear):
-                behind = whole.walk.behind
+                behind = whole.layer_pass.behind
                 behind[batch] = want.reshape(behind.shapes[batch])
                 want = self._narrow(want) - before
             else:
@@ -251,7 +253,7 @@ class _Refit:
     def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
         return Regression(inputs, outputs, self.device, intercept=intercept)
 
-    def _read(self, layer: At, batch: int, name: str) -> torch.Tensor:
+    def _read(self, layer: CurrentLayer, batch: int, name: str) -> torch.Tensor:
         """The inputs of a matrix, N x inputs."""
         read = []
 
@@ -263,7 +265,7 @@ class _Refit:
         return read[0].flatten(0, -2)
 
     def _write(
-        self, layer: At, batch: int, linear: Linear, *, reach: bool
+        self, layer: CurrentLayer, batch: int, linear: Linear, *, reach: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What a matrix reads, and its output (N x outputs).
 
@@ -293,7 +295,7 @@ class _Refit:
         z = read[0].flatten(0, -2)
         if not writes(linear):
             return z, written[-1].flatten(0, -2) if reach else z.new_empty(0)
-        stream = layer.walk.streams[batch].double().flatten(0, -2)
+        stream = layer.layer_pass.streams[batch].double().flatten(0, -2)
         return z, sum((output.double().reshape(stream.shape) for output in written), stream)
 
     def _channels(self, carried: tuple[int, str], at: int, size: int) -> torch.Tensor:

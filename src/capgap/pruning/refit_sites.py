@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from capgap.errors import CapgapError
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import At
+from capgap.pruning.layerwise import CurrentLayer
 
 REFUSED = "set prune.refit to none"
 UNITS = ("groups", "neurons", "hidden")
@@ -89,7 +89,7 @@ def linears_of(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
 
 
 def sites_of_layer(
-    layer: At, linears: dict[str, Linear], norms: Iterable[str], layer_name: str
+    layer: CurrentLayer, linears: dict[str, Linear], norms: Iterable[str], layer_name: str
 ) -> list[Site]:
     """The matrices of a layer in the order in which it uses them; checks what is assumed."""
     read, normed, written = [], {}, []
@@ -108,11 +108,11 @@ def sites_of_layer(
         if writes(linear)
     ]
     out = layer.pass_through(0, hooks)
-    stream = layer.walk.streams[0]
+    stream = layer.layer_pass.streams[0]
     added = sum(output.reshape(stream.shape) for output in written)
     if not torch.allclose(out, stream + added, rtol=1e-3, atol=1e-3 * out.abs().mean().item()):
         raise CapgapError(
-            f"{type(layer.walk.by_layer.model).__name__}: what {layer_name} adds to the residual "
+            f"{type(layer.layer_pass.by_layer.model).__name__}: what {layer_name} adds to the residual "
             f"stream is not the sum of its output matrices, as the refit takes it to be; {REFUSED}"
         )
     if not read or not writes(linears[read[-1][0]]):

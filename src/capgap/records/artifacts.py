@@ -346,16 +346,11 @@ def describe(folder: Path) -> dict:
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {
         "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+            name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)}
             for name in names
             if name != MANIFEST and not is_dropping(Path(name).name)
         }
     }
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    return digest(path)
 
 
 def differences(folder: str | Path) -> list[str]:
@@ -363,7 +358,7 @@ def differences(folder: str | Path) -> list[str]:
     folder = folder_of(folder)
     manifest = (folder / MANIFEST).as_posix()
     try:
-        entries = {manifest: {sha256(folder / MANIFEST)}}
+        entries = {manifest: {digest(folder / MANIFEST)}}
     except Unreadable as error:
         return [str(error)]
     files = {name: Path(name) for name in files_below(folder)}
@@ -385,7 +380,7 @@ def content_digest(path: str | Path) -> str:
     """
     folder = folder_of(path)
     if folder.is_file():
-        return sha256(folder)
+        return digest(folder)
     if (folder / MANIFEST).is_file():
         digests = {name: entry.sha256 for name, entry in read_manifest(folder / MANIFEST).items()}
     else:

@@ -61,9 +61,7 @@ def enter(output: str | Path) -> None:
     output = Path(output)
     if output.is_absolute() or output.parts[:1] != (RESULTS,) or not is_inside(str(output)):
         return
-    note = PENDING / output
-    note.parent.mkdir(parents=True, exist_ok=True)
-    _replace(note, f"{digest(output)}\n")
+    announce(output, digest(output))
 
 
 def announce(output: str | Path, sha256: str) -> None:
