@@ -339,7 +339,7 @@ def matmul_rate() -> float:
 
 
 PARTS = {
-    "attention": ("_Attention", "scaled_dot_product"),
+    "attention": ("WholeAttention", "scaled_dot_product"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"),
     "optimizer": ("_fused_adamw", "Optimizer.step", "_foreach", "clip_grad"),
 }

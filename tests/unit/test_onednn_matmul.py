@@ -80,13 +80,13 @@ def test_the_dot_product_is_mkls_inside_as_well():
 def test_only_processors_that_do_not_round_are_asked(processor, better, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
-    monkeypatch.setattr(onednn_matmul, "_keeps_float32", lambda: True)
+    monkeypatch.setattr(onednn_matmul, "keeps_float32", lambda: True)
     assert onednn_matmul.onednn_is_better() == (better and torch.backends.mkldnn.is_available())
 
 
 def test_a_gpu_does_the_work_itself(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5)
-    monkeypatch.setattr(onednn_matmul, "_keeps_float32", lambda: True)
+    monkeypatch.setattr(onednn_matmul, "keeps_float32", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not onednn_matmul.onednn_is_better()
 
@@ -98,14 +98,14 @@ def test_a_processor_that_rounds_all_the_same_is_found_out(side, keeps, monkeypa
         return torch.mm(*(factor.double() for factor in factors)).float()
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    assert onednn_matmul._keeps_float32() == keeps
+    assert onednn_matmul.keeps_float32() == keeps
 
 
 def test_the_question_may_be_asked_anywhere():
     """Within autocast and for models without weights, whose products are none in float32."""
-    expected = onednn_matmul._keeps_float32()
+    expected = onednn_matmul.keeps_float32()
     with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        assert onednn_matmul._keeps_float32() == expected
+        assert onednn_matmul.keeps_float32() == expected
 
 
 # --- attention --------------------------------------------------------------------------------
@@ -123,10 +123,10 @@ def passes(model, ids):
 
 def counted(monkeypatch, fast=True):
     """Calls of attention by whole products, from now on as if products were fast."""
-    calls, apply = [], attention._Attention.apply
+    calls, apply = [], attention.WholeAttention.apply
     monkeypatch.setattr(attention, "onednn_in_use", lambda: fast)
     monkeypatch.setattr(
-        attention._Attention, "apply", lambda *a: calls.append(a[0].shape) or apply(*a)
+        attention.WholeAttention, "apply", lambda *a: calls.append(a[0].shape) or apply(*a)
     )
     return calls
 
@@ -154,7 +154,7 @@ def test_attention_against_the_formula():
     query = torch.tensor([[1.0, 0, 0, 0], [2.0, 0, 0, 0]]).view(1, 1, 2, 4)
     key = torch.tensor([[3.0, 0, 0, 0], [1.0, 0, 0, 0]]).view(1, 1, 2, 4)
     value = torch.tensor([[1.0, 0, 0, 0], [0.0, 1, 0, 0]]).view(1, 1, 2, 4)
-    out = attention._Attention.apply(query, key, value, 0.5)[0, 0]
+    out = attention.WholeAttention.apply(query, key, value, 0.5)[0, 0]
     first = torch.tensor([3.0, 1.0]).softmax(0)  # 2 x 3 / 2 and 2 x 1 / 2
     assert torch.allclose(out[0], torch.tensor([1.0, 0, 0, 0]))
     assert torch.allclose(out[1, :2], first)

@@ -24,11 +24,12 @@ from capgap.config.shapes import WHOLE_ATTENTION
 from capgap.engine.onednn_matmul import onednn_in_use
 
 
-class _Attention(torch.autograd.Function):
+class WholeAttention(torch.autograd.Function):
     """softmax(scale Q K^T + mask) V and its gradients; queries of one key share a product."""
 
     @staticmethod
     def forward(ctx, query_BHTD, key_BKTD, value_BKTD, scale):
+        """The outputs, B x H x T x D, with a causal mask."""
         batch, heads, length, width = query_BHTD.shape
         sets = batch * key_BKTD.shape[1]
         groups = heads // key_BKTD.shape[1]
@@ -45,6 +46,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BHTD):
+        """Gradients by query, key and value."""
         query, key, value, weights = ctx.saved_tensors
         batch, _, length, width = grad_BHTD.shape
         kept = (batch, len(key) // max(batch, 1), length, width)
@@ -91,7 +93,7 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    return _Attention.apply(query, key, value, scale).transpose(1, 2).contiguous(), None
+    return WholeAttention.apply(query, key, value, scale).transpose(1, 2).contiguous(), None
 
 
 def _causal(module, options: dict) -> bool:

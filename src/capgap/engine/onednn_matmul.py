@@ -78,10 +78,10 @@ def onednn_is_better() -> bool:
         return False
     if not has.get("avx512_f") or "intel" in str(has.get("cpu_name")).lower():
         return False
-    return not any(has.get(unit) for unit in ROUNDING_UNITS) and _keeps_float32()
+    return not any(has.get(unit) for unit in ROUNDING_UNITS) and keeps_float32()
 
 
-def _keeps_float32() -> bool:
+def keeps_float32() -> bool:
     """Whether oneDNN's products keep the 24 bits of float32 factors on both sides."""
     cpu = torch.device("cpu")
     factor = torch.rand(64, 64, generator=torch.Generator().manual_seed(0), device=cpu)
