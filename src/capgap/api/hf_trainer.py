@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, Trainer
 
-from capgap.api.own_loop import Objective
 from capgap.config import Distill
 from capgap.config.study_file import check_section
+from capgap.config.training_settings import Objective
 from capgap.engine.forward import model_output
 from capgap.engine.losses import IGNORED, ModelOutput, mixture_loss
 from capgap.engine.models import load_model, vocabulary_rows

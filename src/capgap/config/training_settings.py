@@ -11,6 +11,7 @@ from capgap.config.section import Count, Precision, Section, Share
 from capgap.config.teacher_settings import TeacherShape
 
 LossOn = Literal["all", "completions"]
+Objective = Literal["soft_ce", "forward_kl", "reverse_kl", "jensen_shannon"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 LOSS_ON = "tokens that count in the loss: all, or of conversations the completions"
 
@@ -195,7 +196,7 @@ TARGET_ENTRIES = {"top_k": 16, "sampled": 48}  # 96 bytes each for vocabularies 
 class Distill(Training):
     """How a student is trained; `grid` and `final` have the tokens, seeds and teachers."""
 
-    objective: Literal["soft_ce", "forward_kl", "reverse_kl", "jensen_shannon"] = Field(
+    objective: Objective = Field(
         "soft_ce",
         description="the teacher's term: soft_ce (cross-entropy under the teacher's distribution, "
         "the paper's), forward_kl (the same less the teacher's entropy), reverse_kl, "

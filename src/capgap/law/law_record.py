@@ -13,6 +13,9 @@ from capgap.errors import CapgapError
 from capgap.records.run_records import Record
 
 SCHEMA_VERSION = 2  # of law.json
+RivalName = Literal["busbridge", "p2"]
+LawName = Literal["power_law", "two_causes", RivalName]  # that `recommend` can use
+Basis = Literal[LawName, "line", "nearest_student"]
 
 
 class Interval(Record):
@@ -326,7 +329,7 @@ class LawRecord(Record):
     rivals: list[RivalFit] = Field([])
     scores: list[Score] = Field([])
     two_causes: TwoCausesFit | None = None
-    leading: Literal["power_law", "two_causes", "busbridge", "p2"] | None = None
+    leading: LawName | None = None
     # the law with the lowest mean regret over what it had not seen; `recommend` uses it
     leading_reason: str = "not scored"
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
@@ -379,7 +382,7 @@ class Recommendation(Record):
     tokens: int
     status: Literal["recommended", "abstains"]
     reason: str | None  # why no teacher is recommended; None if one is
-    basis: Literal["power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"]
+    basis: Basis
     basis_note: str
     law_tokens: int  # budget of the law that was used
     teacher_params_star: Interval | None  # T*; None if it is taken from the nearest student
@@ -402,9 +405,7 @@ class Choice(Record):
     student_params_non_embedding: int
     tokens: int  # budget of the final run
     law_tokens: int  # budget of the law that was used
-    basis: Literal[
-        "power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"
-    ]  # the last if no law could be fitted
+    basis: Basis  # nearest_student if no law could be fitted
     basis_note: str
     teacher_params_star: Interval | None  # T* at this student size and budget
     chosen: str

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -38,10 +39,10 @@ from scipy import stats
 
 from capgap.config import Law
 from capgap.config.run_grid import pruned_from
-from capgap.law.law_record import Interval, LeftOut, Pick, Score
+from capgap.law.law_record import Interval, LawName, LeftOut, Pick, Score
 from capgap.law.means import SAME_LOG_SIZE, spent_flops
 
-LAWS = ("power_law", "two_causes", "busbridge", "p2")  # what `recommend` can use
+LAWS = get_args(LawName)
 LEARNED = (*LAWS, "ratio")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
 KINDS = ("students", "budgets", "teachers")

@@ -7,6 +7,13 @@ from collections.abc import Iterable
 from capgap.config.counts import SUFFIXES, format_count
 from capgap.law.law_record import Interval
 
+LAW_NAMES = {
+    "power_law": "the joint law of T*",
+    "two_causes": "the law of two causes",
+    "busbridge": "the law of Busbridge et al.",
+    "p2": "the P2 law",
+}
+
 
 def about(size: float) -> str:
     """A size to three digits: 412345.6 -> '412k', -11498000 -> '-11.5M'."""
