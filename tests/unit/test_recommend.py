@@ -11,7 +11,6 @@ from law_worlds import simulate as simulate_shared
 
 from capgap.commands.recommend import main, published, text
 from capgap.config import Law
-from capgap.config.shapes import simple_training_flops
 from capgap.errors import CapgapError
 from capgap.law.asking import ask as run
 from capgap.law.law_record import LawRecord
@@ -23,6 +22,11 @@ from capgap.stages.choose import run as choose
 from capgap.stages.fit import run as fit_table
 
 CURVATURE = 0.25
+
+
+def flops(student, teacher, tokens):
+    """Training compute of a distillation: 6 S D + 2 T D."""
+    return 6 * student * tokens + 2 * teacher * tokens
 
 
 def simulate(seed=0, students=STUDENTS, ladder=LADDER, **world):
@@ -74,7 +78,7 @@ def test_teachers_are_ranked_by_what_the_truth_says_they_cost(pilot):
         loss = 4 * 12.5**-0.06 * 2**-0.025 + truth[size]  # the simulator's level
         assert row.predicted_loss.value == pytest.approx(loss, abs=0.01)
         assert row.predicted_loss.low < loss < row.predicted_loss.high
-        assert row.train_flops == simple_training_flops(125e3, size, 1e6)
+        assert row.train_flops == flops(125e3, size, 1e6)
     values = [row.predicted_regret.value for row in answer.ranked]
     assert values == sorted(values)
     assert answer.within_tie == ["t280000"]
@@ -134,12 +138,10 @@ def test_the_arm_without_a_teacher_prices_doing_without(armed):
 
 def test_compute_saved_is_that_of_the_other_teachers(pilot):
     answer = run(*pilot, student=125_000)
-    every = [simple_training_flops(125e3, t, 1e6) for t in LADDER[1:]]
+    every = [flops(125e3, t, 1e6) for t in LADDER[1:]]
     assert answer.exhaustive_flops == pytest.approx(sum(every))
-    assert answer.saved_flops == pytest.approx(
-        sum(every) - simple_training_flops(125e3, 280e3, 1e6)
-    )
-    pilot_flops = sum(2 * simple_training_flops(s, t, 1e6) for s in STUDENTS for t in LADDER)
+    assert answer.saved_flops == pytest.approx(sum(every) - flops(125e3, 280e3, 1e6))
+    pilot_flops = sum(2 * flops(s, t, 1e6) for s in STUDENTS for t in LADDER)
     assert answer.pilot_flops == pytest.approx(pilot_flops)
 
 
