@@ -37,12 +37,22 @@ from capgap.law.grouped_runs import group_runs
 from capgap.law.joint_law import fit_joint
 from capgap.law.predict import predict, regrets
 from capgap.law.regression import fit_law, optima_of
-from capgap.law.simulate import Design, World, kink, line, per_token, power, shared_ladder, simulate
+from capgap.law.simulate import Design, Star, World, line, power, shared_ladder, simulate
 
 WIDE = np.array([5, 7.1, 10, 14.4, 20.5, 29, 41, 58, 82, 116, 164, 232, 328, 464, 656]) * 1e3
 COARSE = WIDE[::2]
 NOISE = {"order_sd": 0.003, "init_sd": 0.004}
 THREE, FIVE = (6e3, 12e3, 24e3), (6e3, 9e3, 13e3, 19e3, 28e3)
+
+
+def per_token(ratio: float, exponent: float) -> Star:
+    """T*/S = ratio (D / S / 25)^exponent: a law in tokens per student parameter."""
+    return lambda s, d: ratio * s * (d / s / 25) ** exponent
+
+
+def kink(star: Star, tokens: float, b: float) -> Star:
+    """A law up to some tokens, and T* ~ D^b from there."""
+    return lambda s, d: star(s, min(d, tokens)) * max(1.0, d / tokens) ** b
 
 
 def _one_budget(students: Sequence[float], ladder: np.ndarray, teachers: int, **runs) -> Design:

@@ -149,7 +149,7 @@ def measure(name: str, vocab: int, tokens: int, repeats: int) -> dict:
     """Run one implementation in this process."""
     import torch
 
-    from capgap.engine.onednn_matmul import fast_products
+    from capgap.engine.onednn_matmul import use_onednn
 
     torch.manual_seed(0)
     hs, ws = torch.randn(tokens, STUDENT_HIDDEN), torch.randn(vocab, STUDENT_HIDDEN) / 16
@@ -165,7 +165,7 @@ def measure(name: str, vocab: int, tokens: int, repeats: int) -> dict:
         return loss.item()
 
     if "tuned" in name:
-        call = fast_products()(call)
+        call = use_onednn()(call)
     call()
     hs.grad = ws.grad = None
     gc.collect()
@@ -208,12 +208,12 @@ def matmul_floor(vocab: int, tokens: int) -> float:
     """CPU seconds of the four matrix products alone, at the speed of one large product here."""
     import torch
 
-    from capgap.engine.onednn_matmul import fast_products
+    from capgap.engine.onednn_matmul import use_onednn
 
     size = 2048
     a, b = torch.randn(size, size), torch.randn(size, size)
     seconds = []
-    with fast_products():
+    with use_onednn():
         a @ b
         for _ in range(5):
             start = time.process_time()

@@ -104,12 +104,12 @@ def write_streams(pair: dict, folder: Path) -> None:
 
 def cached_targets(teacher, settings, folder: Path):
     """What `capgap cache-teacher` keeps of the teacher."""
-    from capgap.engine.resuming import Place
+    from capgap.engine.resuming import RunPaths
     from capgap.engine.teacher_targets import TargetStore
     from capgap.stages import cache_teacher
 
     teacher.save_pretrained(folder / "teacher")
-    place = Place(folder / "targets", folder / "scratch", 60)
+    place = RunPaths(folder / "targets", folder / "scratch", 60)
     cache_teacher.run(settings.targets_stage(), folder / "teacher", folder / "tokens", place)
     return TargetStore(folder / "targets")
 
@@ -238,9 +238,9 @@ def ours_kept(pair: dict, folder: Path) -> list[float]:
 
 def tuned(run: Callable[..., list[float]], pair: dict, folder: Path) -> list[float]:
     """A peer whose products and attention are computed as ours are."""
-    from capgap.engine.onednn_matmul import fast_products
+    from capgap.engine.onednn_matmul import use_onednn
 
-    with fast_products():
+    with use_onednn():
         return run(pair, folder)
 
 
@@ -326,11 +326,11 @@ def matmul_rate() -> float:
     """FLOPs per CPU second of one large matrix product here."""
     import torch
 
-    from capgap.engine.onednn_matmul import fast_products
+    from capgap.engine.onednn_matmul import use_onednn
 
     size, seconds = 2048, []
     a, b = torch.randn(size, size), torch.randn(size, size)
-    with fast_products():
+    with use_onednn():
         for _ in range(6):
             start = time.process_time()
             a @ b
@@ -339,7 +339,7 @@ def matmul_rate() -> float:
 
 
 PARTS = {
-    "attention": ("_Attention", "scaled_dot_product"),
+    "attention": ("WholeAttention", "scaled_dot_product"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"),
     "optimizer": ("_fused_adamw", "Optimizer.step", "_foreach", "clip_grad"),
 }

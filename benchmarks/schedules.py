@@ -23,7 +23,7 @@ from capgap.config import Distill
 from capgap.config.counts import format_count, parse_count
 from capgap.config.run_grid import pruned_from
 from capgap.config.study_file import load_study
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.records import paths
 from capgap.stages import distill
 
@@ -58,7 +58,7 @@ def train(study: str, settings: Distill, student: str, teacher: str, seed: int, 
                 streams,
                 tokens=tokens,
                 seed=seed,
-                place=Place(out, Path(folder, "scratch"), 1e9),
+                run_paths=RunPaths(out, Path(folder, "scratch"), 1e9),
                 trunk=trunk,
             )
             seconds = time.process_time() - before

@@ -33,7 +33,7 @@ from capgap.config import Cut, Evaluate, Score, TargetsStage
 from capgap.config.shapes import LlamaShape
 from capgap.engine.counting import count_params
 from capgap.engine.models import LINEAGE, llama_config, load_shape
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.pruning.solver import Target
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import Lineage, TokenStreams
@@ -110,7 +110,7 @@ def step(name: str, root: Path, out: Path, sequences: int) -> None:
                 sequence_length=LENGTH,
                 batch_tokens=2 * LENGTH,
             )
-            place = Place(out / "targets", out / "scratch", 600.0)
+            place = RunPaths(out / "targets", out / "scratch", 600.0)
             cache_teacher.run(settings, model, tokens, place)
 
 

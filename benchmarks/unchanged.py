@@ -26,7 +26,8 @@ sys.path.insert(0, str(SOURCE / "tests/workflow"))
 
 from repository import RESULTS, Repository, write_study  # noqa: E402
 
-from capgap.records.artifacts import describe, sha256  # noqa: E402
+from capgap.records.artifacts import describe  # noqa: E402
+from capgap.records.reading import digest  # noqa: E402
 from capgap.workflow import ledger  # noqa: E402
 
 
@@ -42,7 +43,7 @@ def add_payload(study: Repository, gigabytes: float) -> int:
         manifest.write_text(text, encoding="utf-8")
     for output, record in ledger.read_all(RESULTS).items():
         known = {
-            name: f"sha256:{sha256(Path(name))}" for name in record.get("input_checksums") or {}
+            name: f"sha256:{digest(Path(name))}" for name in record.get("input_checksums") or {}
         }
         path = ledger.location(ledger.RECORDS, output)
         path.write_text(json.dumps({**record, "input_checksums": known}))

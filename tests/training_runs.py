@@ -45,14 +45,14 @@ def run(
     )
 
 
-def dying(at, reached):
-    """A `plan` for `run` whose runs are interrupted: `at(step)` says when; steps begun are noted."""
+def dying(at, reached, error=KeyboardInterrupt):
+    """A `plan` for `run` that raises before steps for which `at(step)` holds; notes begun steps."""
 
     @dataclass(frozen=True)
     class Dying(RunPlan):
         def learning_rate(self, step):
             if at(step):
-                raise KeyboardInterrupt
+                raise error
             reached.append(step)
             return super().learning_rate(step)
 

@@ -28,9 +28,9 @@ def dying(owner, name):
     setattr(owner, name, call)
 module = sys.argv[1]
 sys.argv = [module, *sys.argv[2:]]
-import capgap.records.artifacts
+import ctypes
 for owner, name in [(os, "rename"), (os, "replace"), (os, "fsync"), (os, "mkdir"), (os, "rmdir"),
-                    (os, "unlink"), (capgap.records.artifacts, "_exchange")]:
+                    (os, "unlink"), (ctypes, "CDLL")]:
     dying(owner, name)
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """

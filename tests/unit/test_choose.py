@@ -1,20 +1,12 @@
-import numpy as np
 import pandas as pd
 import pytest
+from law_worlds import LADDER, STUDENTS, simulate
 
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.law_record import Choice
 from capgap.law.regression import law_record
-from capgap.law.simulate import simulate_runs
 from capgap.stages.choose import main, neighbour_of, run
-
-STUDENTS = (60e3, 100e3, 160e3)
-LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)
-
-
-def simulate(seed=0, students=STUDENTS, ladder=LADDER, **world):
-    return simulate_runs(np.random.default_rng(seed), students, [ladder] * len(students), **world)
 
 
 @pytest.fixture

@@ -188,11 +188,11 @@ def test_activations_are_what_autograd_saves(name, neurons, monkeypatch):
     model = build(name)
     ids = torch.randint(VOCAB, (4, 48))
     shape = counted(model).whole()
-    monkeypatch.setattr(attention, "products_are_fast", lambda: False)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: False)
     assert device_memory.saved_channels(shape) * ids.numel() == pytest.approx(
         saved_floats(model, ids), rel=0.05
     )
-    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: True)
     counted_floats = device_memory.saved_channels(shape, scores=48) * ids.numel()
     saved = saved_floats(model, ids)
     assert 0.95 * saved < counted_floats < (1.25 if name == "neox" else 1.05) * saved
@@ -206,7 +206,7 @@ from capgap.cost import device_memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.engine.forward import hidden_states
 from capgap.engine.models import llama_config, new_model
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.config.shapes import LlamaShape
 
 def status(key):
@@ -218,7 +218,7 @@ model = new_model(llama_config(shape, max_positions=512, bos_id=0, eos_id=0), 0)
 if checkpointed:
     model.gradient_checkpointing_enable({"use_reentrant": False})
 ids = torch.zeros(4, 512, dtype=torch.int64)
-with fast_products():
+with use_onednn():
     hidden_states(model, ids[:1]).sum().backward()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")

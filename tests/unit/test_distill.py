@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
 from capgap.engine import streaming
 from capgap.engine.models import load_model, tokenizer_digest
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.run_plan import RunPlan
 from capgap.errors import CapgapError
 from capgap.records.artifacts import differences
@@ -42,7 +42,7 @@ def world(tmp_path_factory):
         pack.run(root / "corpus", folder / "tokenizer", folder / "tokens")
         shape = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
         stage = PretrainStage(tokens=640, **shape, **SHORT)
-        place = Place(folder / "teacher", folder / "scratch", 60)
+        place = RunPaths(folder / "teacher", folder / "scratch", 60)
         pretrain.run(stage, f"t{vocab}", folder / "tokens", folder / "tokenizer", place)
     shutil.copytree(root / "v270", root / "other")
     return root
@@ -68,7 +68,7 @@ def run(
         world / "v270" / "tokens",
         tokens=tokens,
         seed=seed,
-        place=Place(out, out / "scratch", seconds),
+        run_paths=RunPaths(out, out / "scratch", seconds),
         trunk=trunk,
         targets=targets,
     )
@@ -146,7 +146,7 @@ def test_twice_the_same_bytes(world, tmp_path):
 
 
 def place(out):
-    return Place(out, out.parent / "scratch", 60)
+    return RunPaths(out, out.parent / "scratch", 60)
 
 
 KEPT = {"teacher_targets": "top_k", "target_entries": 270, "unique_tokens": 320}
@@ -454,7 +454,7 @@ def test_weights_of_a_teacher_start_with_the_given_deviation(world, tmp_path, in
     shape = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24}
     stage = PretrainStage(tokens=64, init_std=init_std, **shape, **{**SHORT, "learning_rate": 1e-9})
     folder = world / "v270"
-    place = Place(tmp_path / "teacher", tmp_path / "scratch", 60)
+    place = RunPaths(tmp_path / "teacher", tmp_path / "scratch", 60)
     pretrain.run(stage, "t", folder / "tokens", folder / "tokenizer", place)
     model = load_model(tmp_path / "teacher/model")
     weights = torch.cat([layer.self_attn.q_proj.weight.flatten() for layer in model.model.layers])

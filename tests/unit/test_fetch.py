@@ -18,7 +18,8 @@ from capgap.data import packages
 from capgap.engine.counting import count_params
 from capgap.engine.models import load_model, read_lineage
 from capgap.errors import CapgapError
-from capgap.records.artifacts import publish_folder, sha256
+from capgap.records.artifacts import publish_folder
+from capgap.records.reading import digest
 from capgap.stages import fetch
 
 torch.set_num_threads(1)
@@ -158,9 +159,9 @@ def package(tmp_path, monkeypatch, model, tokenizer):
 
 
 def test_a_gguf_file_of_a_package_becomes_safetensors(package, tmp_path, model, params, tokenizer):
-    digest = sha256(package / "tiny.gguf")
+    expected = digest(package / "tiny.gguf")
     source = ["--source", "package", "--package", "tiny_llm", "--params-non-embedding", params]
-    out = run(tmp_path, *source, "--file", "tiny.gguf", "--sha256", digest)
+    out = run(tmp_path, *source, "--file", "tiny.gguf", "--sha256", expected)
     arrived = AutoModelForCausalLM.from_pretrained(out)
     ids = token_ids()
     torch.testing.assert_close(logits(arrived, ids), logits(model, ids), rtol=1e-4, atol=1e-4)

@@ -12,8 +12,8 @@ from capgap.law import claims
 from capgap.law.claims import overall_of
 from capgap.law.flatness import is_flat, pooled_differences
 from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import Limits, fit_joint
-from capgap.law.law_record import ArmEffects
+from capgap.law.joint_law import fit_joint
+from capgap.law.law_record import ArmEffects, Interval
 from capgap.law.regression import fit_law, law_record, optima_of
 from capgap.law.simulate import Design, World, power, simulate_study
 from capgap.law.simulate import simulate as simulate_world
@@ -28,15 +28,19 @@ def judged(runs, settings=QUICK, effects=()):
     return overall, {claim.name: claim for claim in overall.claims}
 
 
+def interval(value, low, high):
+    return Interval(value=value, low=low, high=high)
+
+
 def test_equal_different_and_neither():
-    inside, across, outside = Limits(1, 0.9, 1.1), Limits(1, 0.8, 1.3), Limits(1.5, 1.3, 1.9)
+    inside, across, outside = interval(1, 0.9, 1.1), interval(1, 0.8, 1.3), interval(1.5, 1.3, 1.9)
     assert claims.equal(inside, 0.85, 1.15)
     assert not claims.equal(across, 0.85, 1.15)
     assert not claims.beyond(across, 0.85, 1.15)
     assert claims.beyond(outside, 0.85, 1.15)
-    assert not claims.equal(Limits(1, None, 1.1), 0.85, 1.15)
-    assert not claims.beyond(Limits(1, None, 1.3), 0.85, 1.15)
-    assert claims.beyond(Limits(0.3, None, 0.8), 0.85, 1.15)
+    assert not claims.equal(interval(1, None, 1.1), 0.85, 1.15)
+    assert not claims.beyond(interval(1, None, 1.3), 0.85, 1.15)
+    assert claims.beyond(interval(0.3, None, 0.8), 0.85, 1.15)
 
 
 def test_the_published_law_is_supported():

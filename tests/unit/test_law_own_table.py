@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from law_worlds import simulate_runs
 
 from capgap.config.run_grid import NONE
 from capgap.law.law_record import LawRecord
-from capgap.law.simulate import simulate_runs, simulate_study
+from capgap.law.simulate import simulate_study
 from capgap.law.words import about
 
 STUDENTS = (300e6, 500e6, 800e6, 1.3e9)

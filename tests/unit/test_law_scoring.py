@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from causes_worlds import simulate_causes
 from pilots import pilot
 
 from capgap.config import Law
@@ -12,7 +13,6 @@ from capgap.law.regression import law_record
 from capgap.law.scores import scores_of
 from capgap.law.scoring import KINDS, LEARNED, RULES, leading, nearest, score_laws
 from capgap.law.simulate import simulate_study
-from capgap.law.simulate_causes import simulate_causes
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = tuple(np.geomspace(75e3, 1.6e6, 5))

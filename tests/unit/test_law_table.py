@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from causes_worlds import simulate_causes
 
 from capgap.config import Law
 from capgap.config.study_file import check_section
@@ -8,7 +9,6 @@ from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
 from capgap.law.metric import METRICS
 from capgap.law.regression import law_record
-from capgap.law.simulate_causes import simulate_causes
 from capgap.law.table import family_monotone, read_runs, read_table
 from capgap.records.run_records import RunRow
 from capgap.stages.collect import to_csv
@@ -225,7 +225,6 @@ def test_scales_by_hand():
     assert METRICS["accuracy"].to_scale(0.8) == pytest.approx(np.log(0.25))
     assert METRICS["accuracy"].to_scale(0.9) < METRICS["accuracy"].to_scale(0.8)
     for metric in METRICS.values():
-        assert metric.from_scale(metric.to_scale(0.3)) == pytest.approx(0.3)
         step = 1e-6  # the error of a small difference, to first order
         moved = abs(metric.to_scale(0.3 + step) - metric.to_scale(0.3))
         assert metric.sd_to_scale(step, 0.3) == pytest.approx(moved, rel=1e-4)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from causes_worlds import PILOT, family_loss, simulate_causes
 from pilots import pilot
 
 from capgap.config.run_grid import NONE
 from capgap.law.causes_fit import fit_two_causes
 from capgap.law.causes_form import NAMES, damage
 from capgap.law.means import cell_table
-from capgap.law.simulate_causes import PILOT, family_loss, simulate_causes
 from capgap.law.teacher_family import family_of
 
 CENTRE = (13e3, 5e5)  # of `simulate_causes`

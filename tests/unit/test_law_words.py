@@ -1,7 +1,7 @@
 import pytest
 
 from capgap.law.law_record import Interval
-from capgap.law.words import about, listed, span
+from capgap.law.words import about, bracketed, listed, span
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,11 @@ from capgap.law.words import about, listed, span
 )
 def test_about(size, text):
     assert about(size) == text
+
+
+def test_bracketed():
+    assert bracketed(Interval(value=0.291, low=0.02, high=0.5551)) == "0.29 [0.02, 0.56]"
+    assert bracketed(Interval(value=1, low=None, high=None)) == "1.00 [no limit, no limit]"
 
 
 def test_span_and_listed():

@@ -53,12 +53,8 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Several chunks of several blocks and parts of the head, the last of each smaller."""
-    monkeypatch.setattr(losses, "chunk_tokens", lambda vocab: 7)
-    monkeypatch.setattr(losses, "ROW_ELEMENTS", 3 * 50)
-    monkeypatch.setattr(losses, "COLUMNS", 8)
+# Two chunks of two blocks each, and two parts of the head; the last block and part are smaller.
+SEVERAL = {"tokens": 300, "vocab": 1124}
 
 
 def dense(hidden, head, labels, teacher_logits, objective, beta, weight, temperature):
@@ -123,17 +119,16 @@ def test_hand_computed_two_tokens_three_words():
         assert loss.item() == pytest.approx(0.5 * data + 0.5 * teacher, rel=1e-6)
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 @pytest.mark.parametrize(
     ("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 0.7), (1.0, 1.0), (0.0, 1.0)]
 )
 def test_gradients_agree_with_the_dense_formula(objective, beta, weight, temperature):
-    hidden, head, labels, targets = problem()
-    labels[[3, 8, 30]] = IGNORED  # masked in both terms
+    hidden, head, labels, targets = problem(**SEVERAL)
+    labels[[3, 8, 299]] = IGNORED  # masked in both terms
     teacher_logits = targets.hidden @ targets.head.T
     expected = (
-        dense(hidden, head, labels, teacher_logits, objective, beta, weight, temperature) / 31
+        dense(hidden, head, labels, teacher_logits, objective, beta, weight, temperature) / 300
     )
     loss, _ = mixture_loss(
         hidden,
@@ -144,7 +139,7 @@ def test_gradients_agree_with_the_dense_formula(objective, beta, weight, tempera
         weight=weight,
         temperature=temperature,
         beta=beta,
-        scale=1 / 31,
+        scale=1 / 300,
     )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(
@@ -160,10 +155,9 @@ def _again(hidden, head, labels, targets):
     return mixture_loss(hidden, head, labels, targets)[0]
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_gradients_are_exact_in_double_precision(objective, beta):
-    hidden, head, labels, targets = problem(tokens=9, dtype=torch.float64)
+    hidden, head, labels, targets = problem(**SEVERAL, dtype=torch.float64)
     teacher_logits = targets.hidden @ targets.head.T
     expected = dense(hidden, head, labels, teacher_logits, objective, beta, 0.4, 1.7)
     loss, _ = mixture_loss(
@@ -175,10 +169,9 @@ def test_gradients_are_exact_in_double_precision(objective, beta):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_bfloat16_agrees_with_float32_of_the_same_numbers(objective, beta):
-    hidden, head, labels, targets = problem(dtype=torch.bfloat16)
+    hidden, head, labels, targets = problem(**SEVERAL, dtype=torch.bfloat16)
     teacher_logits = targets.hidden @ targets.head.T
     wide = [x.detach().float().requires_grad_() for x in (hidden, head)]
     expected = dense(*wide, labels, teacher_logits.float(), objective, beta, 0.5, 1.0)
@@ -201,43 +194,43 @@ def test_a_tied_head_gets_the_gradients_of_both_its_uses(objective, beta):
     )
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), OBJECTIVES)
 def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, beta):
-    hidden, head, labels, targets = problem()
-    labels = labels % 40  # entries of the tokenizer
+    hidden, head, labels, targets = problem(**SEVERAL)
+    labels = labels % 1100  # entries of the tokenizer
     padded = ModelOutput(
         targets.hidden, torch.cat([targets.head, torch.randn(14, 20)])
     )  # otherwise padded
     loss, _ = mixture_loss(
-        *(hidden, head[:40], labels, ModelOutput(padded.hidden, padded.head[:40])),
+        *(hidden, head[:1100], labels, ModelOutput(padded.hidden, padded.head[:1100])),
         objective=objective,
         beta=beta,
     )
-    teacher_logits = targets.hidden @ targets.head[:40].T
-    expected = dense(hidden, head[:40], labels, teacher_logits, objective, beta, 0.5, 1.0)
+    teacher_logits = targets.hidden @ targets.head[:1100].T
+    expected = dense(hidden, head[:1100], labels, teacher_logits, objective, beta, 0.5, 1.0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(
         gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert not gradients(
-        mixture_loss(hidden, head[:40], labels, ModelOutput(padded.hidden, padded.head[:40]))[0],
+        mixture_loss(hidden, head[:1100], labels, ModelOutput(padded.hidden, padded.head[:1100]))[
+            0
+        ],
         head,
-    )[0][40:].any()
+    )[0][1100:].any()
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
 def test_padding_counts_in_neither_part(objective, beta):
-    hidden, head, labels, targets = problem()
+    hidden, head, labels, targets = problem(**SEVERAL)
     if objective is None:  # what a cached targets says
         targets, objective = (
-            PartialTargets(torch.randint(0, 50, (31, 4)), torch.rand(31, 4)),
+            PartialTargets(torch.randint(0, 1124, (300, 4)), torch.rand(300, 4)),
             "soft_ce",
         )
-    padding = torch.zeros(31, dtype=torch.bool)
-    padding[[0, 7, 8, 30]] = True
+    padding = torch.zeros(300, dtype=torch.bool)
+    padding[[0, 7, 8, 299]] = True
     options = {"objective": objective, "beta": beta}
     kept = mixture_loss(
         *(hidden[~padding], head, labels[~padding], targets.keep(~padding)), **options
@@ -339,14 +332,13 @@ def full_probabilities(targets, temperature=1.0):
     return torch.softmax(targets.hidden @ targets.head.T / temperature, 1)
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 0.7)])
 def test_masses_are_a_target_of_the_cross_entropy(weight, temperature):
-    hidden, head, labels, _ = problem()
+    hidden, head, labels, _ = problem(**SEVERAL)
     labels[4] = IGNORED
-    ids = torch.randint(0, 50, (31, 8))  # some repeat
-    masses = torch.softmax(torch.randn(31, 8), 1)
-    target = torch.zeros(31, 50).scatter_add_(1, ids, masses)
+    ids = torch.randint(0, 1124, (300, 8))  # some repeat
+    masses = torch.softmax(torch.randn(300, 8), 1)
+    target = torch.zeros(300, 1124).scatter_add_(1, ids, masses)
     teacher_logits = target.clamp_min(1e-30).log() * temperature  # a teacher that says exactly this
     expected = dense(hidden, head, labels, teacher_logits, "soft_ce", None, weight, temperature)
     loss, parts = mixture_loss(
@@ -388,11 +380,10 @@ def test_a_partial_targets_allows_soft_cross_entropy_alone():
         mixture_loss(hidden, head, labels[:1], partial, objective="reverse_kl")
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("tied", [False, True])
 def test_data_alone_agrees_with_cross_entropy(tied):
-    hidden, head, labels, _ = problem()
-    hidden = head[:31] if tied else hidden
+    hidden, head, labels, _ = problem(**SEVERAL)
+    hidden = head[:300] if tied else hidden
     labels[5] = IGNORED
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
     loss, _ = data_loss(hidden, head, labels, scale=0.5)
@@ -403,9 +394,8 @@ def test_data_alone_agrees_with_cross_entropy(tied):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("small_chunks")
 def test_bfloat16_data_alone_agrees_with_float32_of_the_same_numbers():
-    hidden, head, labels, _ = problem(dtype=torch.bfloat16)
+    hidden, head, labels, _ = problem(**SEVERAL, dtype=torch.bfloat16)
     wide = [x.detach().float().requires_grad_() for x in (hidden, head)]
     expected = torch.nn.functional.cross_entropy(wide[0] @ wide[1].T, labels, reduction="sum")
     loss, _ = data_loss(hidden, head, labels)
@@ -431,11 +421,11 @@ def test_large_logits_do_not_overflow():
         )
 
 
-@pytest.mark.parametrize("entries", [1, 20, 21, 22, 50])
-def test_evaluation_sums_the_same_cross_entropy(entries, small_chunks):
+@pytest.mark.parametrize("entries", [1, 1023, 1024, 1025, 2050])
+def test_evaluation_sums_the_same_cross_entropy(entries):
     torch.manual_seed(1)
     hidden, head = torch.randn(entries, 4), 5 * torch.randn(entries, 4)
-    labels = torch.randperm(entries)  # parts of 21 entries: each is some token's first and last
+    labels = torch.randperm(entries)  # parts of 1024 entries: each is the label of some token
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
     assert data_ce_sum(hidden, head, labels) == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
 

@@ -6,7 +6,7 @@ from pruning_models import MODELS, VOCAB, build
 from transformers import StaticCache
 
 from capgap.engine import attention, forward, onednn_matmul
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 
 ZEN5 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True, "amx_tile": False}
 
@@ -26,7 +26,7 @@ def test_products_keep_float32(shape, turned):
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner), torch.randn(columns, inner).T
     exact = a.double() @ b.double()
-    with fast_products():
+    with use_onednn():
         found = (b.T.contiguous() @ a.T).T if turned else a @ b
         added = torch.zeros(rows, columns).addmm_(a, b)
     scale = a.abs().double() @ b.abs().double()
@@ -43,26 +43,26 @@ def permissions():
 def test_the_setting_holds_inside_alone(monkeypatch):
     monkeypatch.setattr(onednn_matmul, "onednn_is_better", lambda: True)
     before, general = permissions(), torch.get_float32_matmul_precision()
-    with fast_products():
+    with use_onednn():
         inside = permissions()
         assert onednn_matmul.SETTING.fp32_precision == "bf16"
-        assert onednn_matmul.products_are_fast()
-        with fast_products():
+        assert onednn_matmul.onednn_in_use()
+        with use_onednn():
             onednn_matmul.dot(torch.ones(2), torch.ones(2))
             assert permissions() == inside
         assert permissions() == inside
-    with pytest.raises(ZeroDivisionError), fast_products():
+    with pytest.raises(ZeroDivisionError), use_onednn():
         raise ZeroDivisionError
     onednn_matmul.dot(torch.ones(2), torch.ones(2))
     assert permissions() == before
     assert torch.get_float32_matmul_precision() == general
-    assert not onednn_matmul.products_are_fast()
+    assert not onednn_matmul.onednn_in_use()
 
 
 def test_the_dot_product_is_mkls_inside_as_well():
     a, b = torch.randn(7, 900), torch.randn(7, 900)
     expected = torch.dot(a.reshape(-1), b.reshape(-1))
-    with fast_products():
+    with use_onednn():
         assert torch.equal(onednn_matmul.dot(a, b), expected)
 
 
@@ -80,13 +80,13 @@ def test_the_dot_product_is_mkls_inside_as_well():
 def test_only_processors_that_do_not_round_are_asked(processor, better, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
-    monkeypatch.setattr(onednn_matmul, "_keeps_float32", lambda: True)
+    monkeypatch.setattr(onednn_matmul, "keeps_float32", lambda: True)
     assert onednn_matmul.onednn_is_better() == (better and torch.backends.mkldnn.is_available())
 
 
 def test_a_gpu_does_the_work_itself(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5)
-    monkeypatch.setattr(onednn_matmul, "_keeps_float32", lambda: True)
+    monkeypatch.setattr(onednn_matmul, "keeps_float32", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not onednn_matmul.onednn_is_better()
 
@@ -98,14 +98,14 @@ def test_a_processor_that_rounds_all_the_same_is_found_out(side, keeps, monkeypa
         return torch.mm(*(factor.double() for factor in factors)).float()
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    assert onednn_matmul._keeps_float32() == keeps
+    assert onednn_matmul.keeps_float32() == keeps
 
 
 def test_the_question_may_be_asked_anywhere():
     """Within autocast and for models without weights, whose products are none in float32."""
-    expected = onednn_matmul._keeps_float32()
+    expected = onednn_matmul.keeps_float32()
     with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        assert onednn_matmul._keeps_float32() == expected
+        assert onednn_matmul.keeps_float32() == expected
 
 
 # --- attention --------------------------------------------------------------------------------
@@ -123,10 +123,10 @@ def passes(model, ids):
 
 def counted(monkeypatch, fast=True):
     """Calls of attention by whole products, from now on as if products were fast."""
-    calls, apply = [], attention._Attention.apply
-    monkeypatch.setattr(attention, "products_are_fast", lambda: fast)
+    calls, apply = [], attention.WholeAttention.apply
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: fast)
     monkeypatch.setattr(
-        attention._Attention, "apply", lambda *a: calls.append(a[0].shape) or apply(*a)
+        attention.WholeAttention, "apply", lambda *a: calls.append(a[0].shape) or apply(*a)
     )
     return calls
 
@@ -154,7 +154,7 @@ def test_attention_against_the_formula():
     query = torch.tensor([[1.0, 0, 0, 0], [2.0, 0, 0, 0]]).view(1, 1, 2, 4)
     key = torch.tensor([[3.0, 0, 0, 0], [1.0, 0, 0, 0]]).view(1, 1, 2, 4)
     value = torch.tensor([[1.0, 0, 0, 0], [0.0, 1, 0, 0]]).view(1, 1, 2, 4)
-    out = attention._Attention.apply(query, key, value, 0.5)[0, 0]
+    out = attention.WholeAttention.apply(query, key, value, 0.5)[0, 0]
     first = torch.tensor([3.0, 1.0]).softmax(0)  # 2 x 3 / 2 and 2 x 1 / 2
     assert torch.allclose(out[0], torch.tensor([1.0, 0, 0, 0]))
     assert torch.allclose(out[1, :2], first)
@@ -208,7 +208,7 @@ def test_what_is_not_plain_goes_to_pytorch(case, monkeypatch):
 @pytest.mark.parametrize("option", ["softcap", "position_bias", "cache"])
 def test_options_that_change_scores_go_to_pytorch(option, monkeypatch):
     seen = []
-    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: True)
     monkeypatch.setattr(
         attention, "sdpa_attention_forward", lambda *a, **options: seen.append(options)
     )
@@ -218,7 +218,7 @@ def test_options_that_change_scores_go_to_pytorch(option, monkeypatch):
 
 
 def test_the_scale_is_that_of_the_width_where_none_is_said(monkeypatch):
-    monkeypatch.setattr(attention, "products_are_fast", lambda: True)
+    monkeypatch.setattr(attention, "onednn_in_use", lambda: True)
     heads = torch.randn(1, 2, 4, 16)
     module = torch.nn.Module()
     unsaid, _ = attention.attend(module, heads, heads, heads, None)

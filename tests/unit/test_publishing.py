@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -159,8 +160,8 @@ def test_a_manifest_may_not_name_what_lies_outside(tmp_path):
 
 
 KILL = """
-import os, sys
-from capgap.records import artifacts
+import ctypes, os, shutil, sys
+from capgap.records.artifacts import publish_folder
 fall_back, out, left = sys.argv[1] == "1", sys.argv[2], int(sys.argv[3])
 def dying(name):
     real = getattr(owner, name)
@@ -171,15 +172,12 @@ def dying(name):
         left -= 1
         return real(*given, **options)
     return call
+for owner, name in [(os, "rename"), (os, "replace"), (ctypes, "CDLL"), (shutil, "rmtree"),
+                    (os, "fsync"), (os, "umask")]:
+    setattr(owner, name, dying(name))
 if fall_back:
-    def refused(*_):
-        raise OSError(22, "not here")
-    artifacts._exchange = refused
-for owner, name in [(artifacts.os, "rename"), (artifacts.os, "replace"), (artifacts, "_exchange"),
-                    (artifacts.shutil, "rmtree"), (artifacts, "_sync"), (artifacts.os, "umask")]:
-    if not (fall_back and name == "_exchange"):
-        setattr(owner, name, dying(name))
-with artifacts.publish_folder(out) as folder:
+    ctypes.CDLL = lambda *_, **__: object()  # a C library without renameat2
+with publish_folder(out) as folder:
     (folder / "sub").mkdir()
     (folder / "sub" / "a.txt").write_text("new")
 """
@@ -213,24 +211,12 @@ def test_a_killed_writers_folder_is_collected_and_a_living_ones_is_not(tmp_path)
     assert intact(tmp_path / "alive")
 
 
-def test_collecting_puts_back_what_a_kill_between_two_renames_moved(tmp_path, monkeypatch):
+def test_collecting_puts_back_what_a_kill_between_two_renames_moved(tmp_path):
     make(tmp_path / "x", "old")
-    monkeypatch.setattr(artifacts, "_exchange", lambda *_: (_ for _ in ()).throw(OSError(22, "")))
-    monkeypatch.setattr(artifacts, "_remove", lambda _: None)
-    real, calls = os.rename, []
-
-    def killed_at_the_second(source, target):
-        calls.append(target)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", killed_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-    monkeypatch.undo()
+    temporary = tmp_path / ".x.tmp"
+    temporary.mkdir()
+    (temporary / ".lock").touch()
+    (tmp_path / "x").rename(temporary / "old")
     collect_temporaries(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert text_in(tmp_path / "x") == "old"
@@ -238,14 +224,16 @@ def test_collecting_puts_back_what_a_kill_between_two_renames_moved(tmp_path, mo
 
 def test_everything_is_on_the_disk_before_it_is_in_place(tmp_path, monkeypatch):
     """Files, folders and manifest before the exchange; the folder above it after."""
-    events = []
-    real_sync, real_put = artifacts._sync, artifacts._put
-    monkeypatch.setattr(
-        artifacts, "_sync", lambda path: (events.append(path.name), real_sync(path))
-    )
-    monkeypatch.setattr(
-        artifacts, "_put", lambda new, out: (events.append("put"), real_put(new, out))
-    )
+    events, opened, real_open, real_replace = [], {}, os.open, os.replace
+
+    def opening(path, *arguments, **options):
+        number = real_open(path, *arguments, **options)
+        opened[number] = Path(path).name
+        return number
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "fsync", lambda number: events.append(opened[number]))
+    monkeypatch.setattr(os, "replace", lambda *ends: (events.append("put"), real_replace(*ends)))
     make(tmp_path / "x")
     put = events.index("put")
     assert set(events[:put]) == {"sub", "a.txt", "manifest.json", "new"}

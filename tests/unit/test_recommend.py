@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from law_worlds import case
+from law_worlds import FIVE as STUDENTS
+from law_worlds import LADDER, case
+from law_worlds import simulate as simulate_shared
 
 from capgap.commands.recommend import main, published, text
 from capgap.config import Law
@@ -14,19 +16,21 @@ from capgap.law.asking import ask as run
 from capgap.law.law_record import LawRecord
 from capgap.law.predict import beyond
 from capgap.law.regression import law_record
-from capgap.law.simulate import simulate_runs, simulate_study
-from capgap.law.table import train_flops
+from capgap.law.simulate import simulate_study
 from capgap.records import paths
 from capgap.stages.choose import run as choose
 from capgap.stages.fit import run as fit_table
 
-STUDENTS = (60e3, 80e3, 100e3, 130e3, 160e3)
-LADDER = (80e3, 150e3, 280e3, 530e3, 990e3)
 CURVATURE = 0.25
 
 
+def flops(student, teacher, tokens):
+    """Training compute of a distillation: 6 S D + 2 T D."""
+    return 6 * student * tokens + 2 * teacher * tokens
+
+
 def simulate(seed=0, students=STUDENTS, ladder=LADDER, **world):
-    return simulate_runs(np.random.default_rng(seed), students, [ladder] * len(students), **world)
+    return simulate_shared(seed, students, ladder, **world)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_teachers_are_ranked_by_what_the_truth_says_they_cost(pilot):
         loss = 4 * 12.5**-0.06 * 2**-0.025 + truth[size]  # the simulator's level
         assert row.predicted_loss.value == pytest.approx(loss, abs=0.01)
         assert row.predicted_loss.low < loss < row.predicted_loss.high
-        assert row.train_flops == train_flops(125e3, size, 1e6)
+        assert row.train_flops == flops(125e3, size, 1e6)
     values = [row.predicted_regret.value for row in answer.ranked]
     assert values == sorted(values)
     assert answer.within_tie == ["t280000"]
@@ -132,16 +136,12 @@ def test_the_arm_without_a_teacher_prices_doing_without(armed):
     assert rules["no teacher"].expected_regret_nats == pytest.approx(gain, abs=0.005)
 
 
-def test_compute_by_hand():
-    assert train_flops(3e9, 7e9, 1e11) == 1e11 * (18e9 + 14e9)
-
-
 def test_compute_saved_is_that_of_the_other_teachers(pilot):
     answer = run(*pilot, student=125_000)
-    every = [train_flops(125e3, t, 1e6) for t in LADDER[1:]]
+    every = [flops(125e3, t, 1e6) for t in LADDER[1:]]
     assert answer.exhaustive_flops == pytest.approx(sum(every))
-    assert answer.saved_flops == pytest.approx(sum(every) - train_flops(125e3, 280e3, 1e6))
-    pilot_flops = sum(2 * train_flops(s, t, 1e6) for s in STUDENTS for t in LADDER)
+    assert answer.saved_flops == pytest.approx(sum(every) - flops(125e3, 280e3, 1e6))
+    pilot_flops = sum(2 * flops(s, t, 1e6) for s in STUDENTS for t in LADDER)
     assert answer.pilot_flops == pytest.approx(pilot_flops)
 
 

@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 import torch
-from training_runs import BASE, run, weights
+from training_runs import BASE, dying, run, weights
 
 from capgap.config import Distill
 from capgap.data.token_streams import Streams
-from capgap.engine import checkpoints, training
+from capgap.engine import checkpoints
 from capgap.engine.resuming import JOB, collect_states, discard, hold_state, state_key
+from capgap.errors import CapgapError
 from capgap.records.artifacts import publish_folder
 
 LESS_MEMORY = [
@@ -24,27 +25,20 @@ LESS_MEMORY = [
 
 @pytest.mark.parametrize("less", LESS_MEMORY, ids=str)
 def test_less_memory_resumes_and_ends_as_an_undisturbed_run(
-    token_streams, tiny_model, tmp_path, monkeypatch, less
+    token_streams, tiny_model, tmp_path, less
 ):
     streams, key = Streams(token_streams()), state_key(Distill(**BASE), {}, [])
     assert state_key(Distill(**BASE, **less), {}, []) == key
     whole = tiny_model()
     run(whole, streams, tmp_path / "whole")
 
-    real, calls = training._step, []
-
-    def short_of_memory(*arguments):
-        calls.append(1)
-        if len(calls) == 7:
-            raise MemoryError
-        return real(*arguments)
-
-    monkeypatch.setattr(training, "_step", short_of_memory)
-    with pytest.raises(training.CapgapError, match="out of memory at step 7/12"):
-        run(tiny_model(), streams, tmp_path / key, seconds=0)
+    begun = []
+    short_of_memory = dying(lambda step: step == 6, begun, MemoryError)
+    with pytest.raises(CapgapError, match="out of memory at step 7/12"):
+        run(tiny_model(), streams, tmp_path / key, seconds=0, plan=short_of_memory)
     resumed = tiny_model()
-    run(resumed, streams, tmp_path / key, **less)
-    assert len(calls) == 7 + 6  # six steps were done
+    run(resumed, streams, tmp_path / key, plan=dying(lambda step: False, begun), **less)
+    assert begun == list(range(12))  # the first six were not repeated
     assert not torch.equal(weights(resumed), weights(tiny_model()))
     if less == {"activation_checkpointing": True}:
         assert torch.equal(weights(resumed), weights(whole))
@@ -107,16 +101,7 @@ def test_a_checkpoint_without_a_sound_manifest_is_passed_over_and_replaced(
 
 def run_until(model, streams, scratch, *, step):
     """Stop after the state of a step is saved."""
-    with pytest.MonkeyPatch.context() as patch:
-        real = checkpoints.save
-
-        def save(folder, done, *rest):
-            real(folder, done, *rest)
-            if done == step:
-                raise KeyboardInterrupt
-
-        patch.setattr(checkpoints, "save", save)
-        run(model, streams, scratch, seconds=0)
+    run(model, streams, scratch, seconds=0, plan=dying(lambda begun: begun == step, []))
 
 
 def state(root, name, out):

@@ -16,7 +16,7 @@ from capgap.engine import memory_limit, streaming
 from capgap.engine.counting import count_params
 from capgap.engine.forward import model_output
 from capgap.engine.models import load_model, save_model
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.streaming import is_streamed, layer_by_layer, load_frozen, ready
 from capgap.errors import CapgapError
 from capgap.pruning.importance import measure
@@ -132,7 +132,7 @@ def test_the_stages_publish_the_same(tiny_model, token_streams, tmp_path):
     )
     for name, stream in (("whole", False), ("streamed", True)):
         score.run(scoring, folder, tokens, tmp_path / f"{name}-scores", stream=stream)
-        place = Place(tmp_path / f"{name}-targets", tmp_path / f"{name}-scratch", 60.0)
+        place = RunPaths(tmp_path / f"{name}-targets", tmp_path / f"{name}-scratch", 60.0)
         cache_teacher.run(targets, folder, tokens, place, stream=stream)
     scores = [load_file(tmp_path / f"{n}-scores/importance.safetensors") for n in NAMES]
     for key, value in scores[0].items():

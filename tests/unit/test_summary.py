@@ -53,7 +53,7 @@ def test_the_answer_comes_first_then_costs_verdict_and_report(shown, law):
         for word in ("answer", "cost of another", "final student", "published law", "report.html")
     ]
     assert places == sorted(places)
-    assert "take t340k" in text or "guess is t340k" in text or "t340k" in text
+    assert "t340k" in text
 
 
 def test_an_optimum_that_the_init_makes_is_called_so(shown, law):

@@ -16,7 +16,7 @@ from capgap.engine.forward import hidden_states, output_head
 from capgap.engine.losses import ModelOutput, mixture_loss
 from capgap.engine.models import save_model
 from capgap.engine.objectives import Distillation
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.teacher_targets import TargetStore, draw
 from capgap.errors import CapgapError, Terminated
 from capgap.records.artifacts import differences
@@ -32,7 +32,7 @@ def stage(kind="top_k", entries=64, **changes):
 
 
 def place(out, seconds=60.0):
-    return Place(out, out.parent / "scratch", seconds)
+    return RunPaths(out, out.parent / "scratch", seconds)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from training_runs import BASE, dying, run, settings, weights
 
 from capgap.config import Distill, Training
 from capgap.data.token_streams import Streams
-from capgap.engine import checkpoints, losses, parallel, training
+from capgap.engine import checkpoints, training
 from capgap.engine.forward import decoder_layers, output_form
-from capgap.engine.losses import IGNORED
+from capgap.engine.losses import IGNORED, data_loss
 from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.parallel import ForwardWrapper
 from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
@@ -224,13 +224,16 @@ def test_out_of_memory_names_the_micro_batch_and_keeps_the_checkpoint(
     assert intact(tmp_path / "step-000000003")
 
 
-def test_out_of_memory_in_the_loss_names_its_chunk(
-    token_streams, tiny_model, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(losses, "_differentiate_data", lambda *_: torch.empty(2**42))
+def test_out_of_memory_in_the_loss_names_its_chunk(token_streams, tiny_model, tmp_path):
+    def greedy(model, inputs, *rest):
+        one, tokens = torch.zeros(1, 1), 2**20
+        labels = torch.zeros(1, dtype=torch.int64).expand(tokens)
+        return data_loss(one.expand(tokens, 1), one.expand(2**22, 1), labels, chunk=tokens)
+
     changes = {"micro_batch_tokens": 16, "activation_checkpointing": True, "loss_chunk_tokens": 8}
+    plan = plan_run(settings(**changes), 64 * 12)
     with pytest.raises(CapgapError) as caught:
-        run(tiny_model(), Streams(token_streams()), tmp_path, **changes)
+        train(tiny_model(), Streams(token_streams()), plan, greedy, scratch=tmp_path)
     message = str(caught.value)
     assert "step 1/12, in the loss; no checkpoint was saved yet" in message
     assert "set loss_chunk_tokens to 4 (now 8, of 64 logits each)" in message
@@ -238,14 +241,14 @@ def test_out_of_memory_in_the_loss_names_its_chunk(
     assert "set activation_checkpointing" not in message
 
 
-def test_out_of_memory_before_the_first_step_names_the_teacher(
-    token_streams, tiny_model, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(parallel, "ForwardWrapper", lambda _: torch.empty(2**42))
-    chosen, streams = Distill(**BASE), Streams(token_streams())
-    objective = Distillation(tiny_model(seed=9), chosen)
+def test_out_of_memory_before_the_first_step_names_the_teacher(token_streams, tiny_model, tmp_path):
+    class LargeTeacher:
+        def on(self, dist):
+            return torch.empty(2**42)
+
+    streams, plan = Streams(token_streams()), plan_run(Distill(**BASE), 64)
     with pytest.raises(CapgapError) as caught:
-        train(tiny_model(), streams, plan_run(chosen, 64), objective, scratch=tmp_path)
+        train(tiny_model(), streams, plan, LargeTeacher(), scratch=tmp_path)
     message = str(caught.value)
     assert "in loading the models; no checkpoint was saved yet" in message
     assert "set teacher_precision to bfloat16 (now float32), or shard the model" in message
@@ -334,7 +337,7 @@ def test_sigterm_is_left_as_it_was_after_a_run(token_streams, tiny_model, tmp_pa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@fast_products()
+@use_onednn()
 def gradients(model, batch, chosen):
     """Gradients of one batch of the mixture, and its loss, computed as the settings say."""
     training.prepare(model.train(), chosen)
@@ -380,7 +383,7 @@ def test_layers_of_every_family_are_computed_again(name):
             inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         training.prepare(model, chosen)
         torch.manual_seed(0)  # GPT-2 and OPT drop out
-        with fast_products():
+        with use_onednn():
             data_objective(model, tokens, tokens.reshape(-1), None, 1 / 48)[0].backward()
         gradients.append([p.grad for p in model.parameters()])
         again = 2 if chosen.activation_checkpointing else 1

@@ -17,13 +17,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, Trainer
 
-from capgap.api.own_loop import Objective
 from capgap.config import Distill
 from capgap.config.study_file import check_section
+from capgap.config.training_settings import Objective
 from capgap.engine.forward import model_output
 from capgap.engine.losses import IGNORED, ModelOutput, mixture_loss
 from capgap.engine.models import load_model, vocabulary_rows
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.errors import CapgapError
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # of accelerate's mixed precision
@@ -102,7 +102,7 @@ class DistillationMixin(_TrainerLike):
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """A step whose passes forward and backward use the same products, as checkpointing needs."""
-        with fast_products():
+        with use_onednn():
             return super().training_step(*arguments, **named)
 
     def compute_loss(

@@ -32,7 +32,7 @@ from capgap.config import Distill, Evaluate, Prune, Score, TargetsStage
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.engine.models import load_model
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.errors import CapgapError, shown
 from capgap.pruning.solver import Target
 from capgap.records.artifacts import check_filled, check_folder, folder_of
@@ -185,7 +185,7 @@ def cache_teacher(teacher: PathLike, text: Text, *, out: PathLike, **settings: A
     chosen = check_section(TargetsStage, settings, "cache_teacher")
     folder, out = _model_folder(teacher), _new_folder(out)
     with _streams(text, folder) as tokens, _state(out, targets_stage) as scratch:
-        return Targets(out, targets_stage.run(chosen, folder, tokens, Place(out, scratch, 60.0)))
+        return Targets(out, targets_stage.run(chosen, folder, tokens, RunPaths(out, scratch, 60.0)))
 
 
 @undisturbed
@@ -235,7 +235,7 @@ def distill(
             streams,
             tokens=budget,
             seed=seed,
-            place=Place(out, scratch, checkpoint_seconds),
+            run_paths=RunPaths(out, scratch, checkpoint_seconds),
             targets=_path(targets),
         )
     return Trained(out / "model", record, pd.read_csv(out / CURVE))

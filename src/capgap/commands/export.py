@@ -39,9 +39,9 @@ from capgap.records.artifacts import (
     check_folder,
     open_folder,
     publish_folder,
-    sha256,
 )
 from capgap.records.checksums import read_manifest
+from capgap.records.reading import digest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stages.base import run_stage
@@ -183,7 +183,7 @@ def run(
             ["capgap", "export", *(str(w) for o in options.items() if o[1] for w in o)]
         ),
         out_name=out.name,
-        weights=sha256(model / "model.safetensors"),
+        weights=digest(model / "model.safetensors"),
     )
     text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
     with publish_folder(out, manifest=False) as folder:

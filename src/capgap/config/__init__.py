@@ -1,8 +1,8 @@
 """
 Settings of a study: every key, its unit and its limits are defined here and nowhere else.
 
-A study is one YAML file, which `capgap.config.study_file` reads into `Study`. The workflow hands each
-stage the one section it needs; a stage run by hand takes the same fields as command-line options.
+A study is one YAML file, which `capgap.config.study_file` reads into `Study`. The workflow passes each
+stage the one section it needs; on a command line the same fields are options.
 This package imports no torch.
 """
 

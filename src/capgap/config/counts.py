@@ -1,4 +1,4 @@
-"""Counts as people write them: 60k, 2.5M, 7B, 1,000,000, 3e9."""
+"""Counts written as 60k, 2.5M, 7B, 1,000,000 or 3e9."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COUNT = re.compile(
 def parse_count(value: Any) -> Any:
     """Turn '60k', '2.5M', '7B', '1,000,000' or '3e9' into an integer; leave numbers as they are.
 
-    Upper and lower case of a suffix are the same. Raises ValueError for text that is no count.
+    The case of a suffix does not matter. Raises ValueError for text that is no count.
     """
     if not isinstance(value, str):
         return value
@@ -35,7 +35,7 @@ def parse_count(value: Any) -> Any:
 
 
 def format_count(count: int) -> str:
-    """Write a count as a name, without loss: 60000 -> '60k', 2500000 -> '2.5M', 128116700 -> '128.1167M'.
+    """A count as a short name, exactly: 60000 -> '60k', 2500000 -> '2.5M', 128116700 -> '128.1167M'.
 
     The largest suffix that needs at most six decimals is taken, and the digits alone if none does.
     """

@@ -1,7 +1,7 @@
 """
-Devices by name: what they hold and how fast they are at best.
+Devices by name, with their memory and peak speed.
 
-Peaks are the makers' data sheets, dense, without sparsity; float32 is the rate of plain float32
+Peaks are from the makers' data sheets, dense, without sparsity; float32 is the rate of plain float32
 arithmetic, which is what a float32 study gets unless it allows TF32. T4 and V100 have no units for
 bfloat16, which is computed at the rate of float32 there. Memory is what the driver reports.
 """

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, on which finished models may be measured as well."""
+"""Settings of lm-evaluation-harness, on whose tasks finished models may be measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PLAIN = {"lambada_openai": 0, "wikitext": 0}
 NO_CODE = PLAIN | {"mmlu": 5, "ceval-valid": 5, "drop": 3, "bbh": 3, "gsm8k": 8}
 # by name of the preset: few-shot examples by name of the task
 PRESETS = {"minima": NO_CODE | {"humaneval": 0}, "minima-no-code": NO_CODE, "plain": PLAIN}
-RUN_CODE = ("humaneval", "mbpp")  # starts of the names of tasks that run what a model writes
+RUN_CODE = ("humaneval", "mbpp")  # prefixes of the names of tasks that run generated code
 
 
 def _parse_tasks(value):
-    """On a command line tasks are like mmlu=5,lambada_openai=0."""
+    """Parse tasks on a command line, like mmlu=5,lambada_openai=0."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]
@@ -28,7 +28,7 @@ Shots = Annotated[int, Field(ge=0)]
 
 
 class HarnessStage(Section):
-    """What a model is measured on."""
+    """The tasks on which a model is measured."""
 
     preset: Literal["minima", "minima-no-code", "plain"] | None = Field(
         None,
@@ -83,7 +83,7 @@ class HarnessStage(Section):
 
 
 class Harness(HarnessStage):
-    """What models of a study are measured on beside its held-out text; changes no other result."""
+    """Tasks on which models are measured besides held-out text; they change no other result."""
 
     teachers: list[str] | None = Field(
         None, description="names of the teachers to measure; all if not set"
@@ -91,10 +91,10 @@ class Harness(HarnessStage):
     final: bool = Field(True, description="whether the final student is measured")
 
     def measured(self, teachers: Iterable[str]) -> list[str]:
-        """Names of the models to measure out of all teachers; the final student's is empty."""
+        """Names of the models to measure, of all teachers; '' is the final student."""
         named = list(teachers) if self.teachers is None else self.teachers
         return [*named, ""] if self.final else [*named]
 
     def stage(self) -> HarnessStage:
-        """The part that decides one model's results."""
+        """The settings that decide the results of one model."""
         return HarnessStage(**{key: getattr(self, key) for key in HarnessStage.model_fields})

@@ -77,7 +77,7 @@ class Depth(Section):
 
 
 class Cut(Depth, Calibration):
-    """What is cut out of a teacher whose units have scores, and what becomes of the rest."""
+    """How a student is cut out of a scored teacher, and how its weights are refitted."""
 
     refit: Literal["none", "least_squares"] = Field(
         "none",
@@ -91,15 +91,15 @@ class Prune(Cut, Score):
     """How a teacher is pruned to a student's init."""
 
     def scoring(self) -> Score:
-        """The part that decides the scores."""
+        """The settings that decide the scores."""
         return Score(**{key: getattr(self, key) for key in Score.model_fields})
 
     def cutting(self) -> Cut:
-        """The part that decides, beside the scores, what is cut."""
+        """The settings that decide, besides the scores, what is cut."""
         return Cut(**{key: getattr(self, key) for key in Cut.model_fields})
 
     def shaping(self) -> Depth:
-        """The part that decides the shape of what is left."""
+        """The settings that decide the shape of the student."""
         return Depth(**{key: getattr(self, key) for key in Depth.model_fields})
 
 

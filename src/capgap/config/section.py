@@ -1,4 +1,4 @@
-"""What every section of a study's settings has in common."""
+"""The base class of all sections of a study's settings, and common types."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class Section(BaseModel):
     """A group of settings: unknown keys are errors and values never change after loading."""
 
     memory_only: ClassVar[frozenset[str]] = frozenset()  # settings that change rounding at most
-
     watch_only: ClassVar[frozenset[str]] = frozenset()  # settings that change no bit and no rerun
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -26,7 +25,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, data: Any) -> Any:
-        """YAML reads yes and on as true, which would count as 1."""
+        """Refuse true for a number: YAML reads yes and on as true, and pydantic reads that as 1."""
         for key, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(key)
             if field is None or bool in (field.annotation, *get_args(field.annotation)):

@@ -1,5 +1,5 @@
 """
-Shapes of transformer models and what follows from them: parameters by group and FLOPs.
+Shapes of transformer models, their parameters by group, and FLOPs.
 
 Pure arithmetic, no torch: the plan of a study needs these numbers before any model exists.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WHOLE_ATTENTION = 512  # tokens of the longest sequence whose scores a CPU holds whole
+WHOLE_ATTENTION = 512  # tokens; up to this length a CPU computes all attention scores at once
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def simple_training_flops(student_params: float, teacher_params: float, tokens: 
     """6 N_S D + 2 N_T D: the accounting of the literature, without attention.
 
     Reproduces the FLOPs that arXiv 2311.07052 publishes: 4.0e21 for a student of 3B from a teacher
-    of 7B at 126B tokens. `teacher_params` is 0 if no teacher is asked.
+    of 7B at 126B tokens. `teacher_params` is 0 without a teacher, or with cached targets.
     """
     return (6 * student_params + 2 * teacher_params) * tokens
 
@@ -78,7 +78,7 @@ def simple_training_flops(student_params: float, teacher_params: float, tokens: 
 def chunk_tokens(vocab: int) -> int:
     """Tokens whose logits a loss holds at once.
 
-    Few enough to stay in a core's cache with a small vocabulary, and to be little beside the model
-    with a large one; many enough to keep matrix products busy.
+    Few enough that the logits fit a core's cache if the vocabulary is small, and are small compared
+    with the model if it is large; enough for efficient matrix products.
     """
     return max(176, min(256, 2**22 // vocab // 32 * 32))

@@ -1,6 +1,4 @@
-"""
-Read a study from its file and report all problems at once, each with key, value and fix.
-"""
+"""Read a study from its file and report all problems at once, each with key, value and fix."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ def load_study(source: str | Path | dict) -> Study:
         found = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
         text = "\n  ".join([f"{name} has {found}:", *lines])
         if any(problem["loc"] for problem in error.errors()):
-            text += "\nwhether the sections fit together is looked at once this is mended"
+            text += "\nwhether the sections fit together is checked once this is fixed"
         raise CapgapError(text) from None
 
 
@@ -43,7 +41,7 @@ def check_section(section: Any, data: dict, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, with a key that stands twice in one section an error: the first would be lost."""
+    """YAML in which a repeated key in one section is an error, because the first would be lost."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -83,7 +81,7 @@ def _read_yaml(path: Path) -> dict:
     return data
 
 
-# Pydantic's messages for wrong types, in words that fit a YAML file.
+# Messages for pydantic's type errors that fit a YAML file.
 WANTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is wanted"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number is wanted"),
@@ -97,7 +95,7 @@ WANTED = {
 
 
 def _explain(problem: dict, root: Any) -> list[str]:
-    """Turn one pydantic problem into sentences with key, value, meaning of the key and hint."""
+    """Sentences on one pydantic problem, with key, value, meaning of the key and a hint."""
     kind, loc, value = problem["type"], problem["loc"], problem["input"]
     if kind == "extra_forbidden":
         key, _, sections = _place(loc[:-1], root)
@@ -120,9 +118,9 @@ def _explain(problem: dict, root: Any) -> list[str]:
 
 
 def _place(loc: tuple, root: Any) -> tuple[str, Any, list[type[Section]]]:
-    """A pydantic location as (key in the file, its field, sections that may stand there).
+    """(key in the file, its field, sections allowed there) of a pydantic location.
 
-    Pydantic puts the members of unions into a location; the file does not know them.
+    A pydantic location also has the members of unions, which are no keys of the file.
     """
     parts, field, sections, named = [], None, sections_in(root), False
     for part in loc:

@@ -66,7 +66,7 @@ class PretrainedTeacher(TeacherShape):
 
 
 class FetchedTeacher(Section):
-    """What all teachers that are not trained here have in common."""
+    """The common settings of all teachers that are not trained in the study."""
 
     params_non_embedding: Count | None = Field(
         None,
@@ -114,7 +114,7 @@ Teacher = Annotated[
 
 
 class ModelShape(Section):
-    """Shape of a model that is not here yet, so that its cost can be told; all layers alike."""
+    """Shape of a model that is not fetched yet, from which its cost is computed; all layers alike."""
 
     family: Literal[
         "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "stablelm",

@@ -1,4 +1,4 @@
-"""The text, and what turns it into tokens."""
+"""Settings of the text and of the tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGES_COLUMN = Field(
 
 
 class CorpusSplit(Section):
-    """How documents are shared out: whole, unless one is much longer than the share of a split."""
+    """How documents are split: whole, unless one is much larger than the share of a split."""
 
     validation_share: float = Field(
         0.03, gt=0, lt=0.5, description="share of the corpus bytes held out for validation"

@@ -1,4 +1,4 @@
-"""How models are trained and distilled, and what is kept of a teacher's targets."""
+"""Settings of training, of distillation and of a teacher's cached targets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from capgap.config.section import Count, Precision, Section, Share
 from capgap.config.teacher_settings import TeacherShape
 
 LossOn = Literal["all", "completions"]
+Objective = Literal["soft_ce", "forward_kl", "reverse_kl", "jensen_shannon"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 LOSS_ON = "tokens that count in the loss: all, or of conversations the completions"
 
 
 def _names(value: Any) -> Any:
-    """A list given on the command line, like [tensorboard, wandb] or one name."""
+    """Parse a list on the command line, like [tensorboard, wandb] or one name."""
     return re.findall(r"[^\s,\[\]]+", value) if isinstance(value, str) else value
 
 
@@ -147,7 +148,7 @@ class Pretrain(FromScratch):
         return self
 
     def recipe(self) -> dict:
-        """All that is the same for every teacher, by key."""
+        """The settings that all teachers share, by key."""
         return self.model_dump(exclude={"tokens", "tokens_per_param"})
 
     def tokens_of(self, params: int) -> int:
@@ -156,7 +157,7 @@ class Pretrain(FromScratch):
 
 
 class PretrainStage(FromScratch, TeacherShape):
-    """Everything that decides one teacher trained here."""
+    """All settings that decide one teacher that is trained here."""
 
     tokens: Count = Field(gt=0, description="training tokens")
 
@@ -165,7 +166,7 @@ TARGETS_BATCH_TOKENS = 4096
 
 
 class TargetsStage(Section):
-    """Everything that decides, beside teacher and text, what is kept of a teacher's targets."""
+    """All settings, besides teacher and text, that decide a teacher's cached targets."""
 
     memory_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
@@ -184,7 +185,7 @@ class TargetsStage(Section):
     seed: int = Field(0, ge=0, description="seed of the draws")
 
     def bytes_per_token(self, vocab: int) -> int:
-        """Bytes that the targets of one token take on disk: ids, and float16 masses for top_k."""
+        """Bytes on disk of the targets of one token: ids, and float16 probabilities for top_k."""
         id_bytes = 2 if vocab <= 2**16 else 4
         return self.entries * (id_bytes if self.kind == "sampled" else 2 * id_bytes + 2)
 
@@ -193,9 +194,9 @@ TARGET_ENTRIES = {"top_k": 16, "sampled": 48}  # 96 bytes each for vocabularies 
 
 
 class Distill(Training):
-    """How a student is trained; the tokens, seeds and teachers stand in `grid` and `final`."""
+    """How a student is trained; `grid` and `final` have the tokens, seeds and teachers."""
 
-    objective: Literal["soft_ce", "forward_kl", "reverse_kl", "jensen_shannon"] = Field(
+    objective: Objective = Field(
         "soft_ce",
         description="the teacher's term: soft_ce (cross-entropy under the teacher's distribution, "
         "the paper's), forward_kl (the same less the teacher's entropy), reverse_kl, "
@@ -241,7 +242,7 @@ class Distill(Training):
         return self.teacher_precision or self.precision
 
     def targets_stage(self) -> TargetsStage:
-        """The part that decides what is kept of the teacher's targets."""
+        """The settings that decide the cached targets."""
         return TargetsStage(
             kind=self.teacher_targets,
             entries=self.target_entries or TARGET_ENTRIES[self.teacher_targets],

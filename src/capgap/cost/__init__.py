@@ -1,14 +1,18 @@
 """
-What a study costs before it is paid for. Pure arithmetic: no torch, no network, no model at hand.
+The cost of a study before it runs, by arithmetic: no torch, no network and no model is needed, except
+by `probe` and `rates`, which measure.
 
-architectures.py  the shape of a model, known or declared, and of the students cut from it
-memory.py         bytes a job holds
-sizes.py          text and models of a study
-host.py           main memory a job asks for
-jobs.py           every job of a study with its tokens, FLOPs, memory, disk and downloads
-schedule.py       critical path, and the time on N devices
-fit.py            what a device cannot hold, and what would make it fit
-speed.py          seconds of a job, assumed or measured
-probe.py          seconds and memory on this machine, from a minute of measurement
-requests.py       what a job asks the workflow engine for
+architectures    shape of a model that need not exist yet, and of the students cut from it
+teacher_configs  sizes and shapes of fetched teachers, from their config.json or GGUF header
+study_sizes      sizes of the text and of the models of a study
+device_memory    bytes that a job holds on its device, by kind
+host_memory      main memory of a job
+job_costs        every job of a study with its tokens, FLOPs, memory, disk and downloads
+makespan         critical path, and the time on N workers
+device_fit       jobs that a device cannot hold, and what would make them fit
+speed            seconds of a job, assumed or measured
+probe, rates     calibration: seconds and memory on this machine, measured in a minute
+requests         resources that a job requests from Snakemake
+proposal         a study that fits into a budget of time, for `capgap init`
+saved_work       finished work that a pull would bring instead
 """

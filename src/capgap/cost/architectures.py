@@ -39,7 +39,7 @@ FAMILY_OF_CLASS = {
 
 @dataclass(frozen=True)
 class Traits:
-    """What the parameters of a family follow from, beside its widths."""
+    """Features of a family that decide its number of parameters, besides the widths."""
 
     gated: bool = True  # three matrices in the MLP, not two
     norms: int = 2  # in a layer
@@ -76,12 +76,12 @@ TRAITS = {
 TIED_BY_DEFAULT = (
     "gemma", "gemma2", "gemma3", "falcon", "falcon_7b", "falcon_rw", "gpt2", "opt",
 )  # fmt: skip
-LEARNED_POSITIONS = {"gpt2": 0, "opt": 2}  # entries beside those of the context
+LEARNED_POSITIONS = {"gpt2": 0, "opt": 2}  # entries of the table besides those of the context
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the cost of one model follows from; widths in channels, all layers alike."""
+    """The sizes that decide the cost of one model; widths in channels, all layers alike."""
 
     family: str
     layers: int
@@ -93,7 +93,7 @@ class Model:
     vocab: int
     norm: int  # parameters of the norms
     non_embedding: int  # parameters without embeddings and output head
-    embedding: int  # parameters of the embeddings and, where separate, of the output head
+    embedding: int  # parameters of the embeddings, and of the output head unless it is tied
     idle: int = 0  # parameters of the experts that a token is not routed to
 
     @property
@@ -118,7 +118,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A teacher's shape and how parameters follow from the widths of what is cut from it."""
+    """A teacher's shape, and the parameter count of students cut from it as a polynomial of widths."""
 
     family: str
     vocab: int
@@ -131,9 +131,10 @@ class Architecture:
 
     @cache  # noqa: B019 - a few architectures a process
     def pruned(self, params: int, depth: Depth, like: Sizes | None = None) -> Model:
-        """What pruning to `params` parameters without embeddings leaves; CapgapError if none.
+        """The student that pruning to `params` parameters without embeddings gives.
 
-        like: sizes of the model that lends its shape, where students of several teachers share it.
+        like: sizes of the model that lends its shape, if students of several teachers share one.
+        Raises CapgapError if no student is near enough.
         """
         target = Target("params", params)
         if like is None:
@@ -214,7 +215,7 @@ def architecture(shape: ModelShape) -> Architecture:
 
 
 def pretrained_architecture(shape: TeacherShape, vocab: int) -> Architecture:
-    """The architecture of a teacher that is trained here."""
+    """The architecture of a teacher that the study trains; vocab: entries of the vocabulary."""
     own = {key: getattr(shape, key) for key in ("layers", "hidden", "heads", "kv_heads")}
     return architecture(
         ModelShape(family="llama", intermediate=shape.intermediate, vocab=vocab, tied=True, **own)
@@ -222,7 +223,7 @@ def pretrained_architecture(shape: TeacherShape, vocab: int) -> Architecture:
 
 
 def _variant(family: str, config: dict) -> str:
-    """The family with the biases and norms that a configuration asks for."""
+    """The variant of a family with the biases and norms of a configuration."""
     if family == "stablelm" and config.get("use_qkv_bias"):
         return "stablelm_biased"
     if family == "stablelm" and config.get("use_parallel_residual"):
@@ -233,14 +234,17 @@ def _variant(family: str, config: dict) -> str:
 
 
 def shape_of_config(config: dict, where: str) -> ModelShape:
-    """The shape that a Hugging Face `config.json` describes; `where` names it in messages."""
+    """The shape that a Hugging Face `config.json` describes.
+
+    where: name of the file for messages. Raises CapgapError for an architecture that is not counted.
+    """
     name = (config.get("architectures") or ["?"])[0]
     if name not in FAMILY_OF_CLASS:
         raise CapgapError(
             f"{where}: {name} is an architecture whose cost is not known; known are "
             + ", ".join(FAMILY_OF_CLASS)
         )
-    if isinstance(config.get("text_config"), dict):  # of a model for pictures too
+    if isinstance(config.get("text_config"), dict):  # a multimodal model
         config = {"tie_word_embeddings": config.get("tie_word_embeddings")} | config["text_config"]
     family = _variant(FAMILY_OF_CLASS[name], config)
     keys = {

@@ -1,6 +1,4 @@
-"""
-Which jobs a device cannot hold, and what would make them fit.
-"""
+"""Jobs that a device cannot hold, and what would make them fit."""
 
 from __future__ import annotations
 
@@ -14,9 +12,9 @@ from capgap.cost.job_costs import Job, StudyCost
 from capgap.errors import CapgapError
 
 GIB = 2**30
-SHARDS = (2, 4, 8, 16, 32, 64)  # devices that sharing is suggested for
-TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # settings of a rule
-ROUNDED = ("distill_student", "cache_teacher")  # which can hold the teacher in bfloat16
+SHARDS = (2, 4, 8, 16, 32, 64)  # numbers of devices that may be suggested for FSDP
+TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # section by rule
+ROUNDED = ("distill_student", "cache_teacher")  # rules that can hold the teacher in bfloat16
 MEASURED = ("evaluate_teacher", "evaluate_student")
 USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
 

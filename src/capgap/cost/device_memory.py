@@ -1,11 +1,11 @@
 """
-Bytes a job holds at its peak, group by group. Matrices of a teacher count in its precision,
-everything else as float32; with `precision: bfloat16` activations take less.
+Peak memory of a job in bytes, by kind. A teacher's matrices count in its precision, everything else
+as float32; with `precision: bfloat16` activations take less than is counted.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
-by layer in channels a token; a test counts the tensors that autograd really saves. Attention keeps
-queries, keys, values and its output; on a CPU also the scores, where sequences are short and products
-oneDNN's (`engine.attention`; counted on every CPU). Dropout, which GPT-2 and OPT have, is left out.
+by layer in channels per token; a test compares them with the tensors that autograd saves. Attention
+keeps queries, keys, values and its output, and on a CPU also the scores of short sequences
+(`engine.attention` with oneDNN; counted on every CPU). The dropout of GPT-2 and OPT is not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCORE_TOKENS = 1024  # of a forward pass when scoring (pruning/importance.py)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by what holds them."""
+    """Bytes by kind of content."""
 
     weights: int = 0
     gradients: int = 0
@@ -41,10 +41,10 @@ class Memory:
 
 
 def saved_channels(model: Model, *, checkpointed: bool = False, scores: int = 0) -> int:
-    """Floats a token that the backward pass needs, without the loss.
+    """Floats per token that the backward pass needs, without those of the loss.
 
-    checkpointed: whether only the input of each layer is kept, and one layer at a time made again.
-    scores: of attention, which are kept for a token and a head.
+    checkpointed: activation checkpointing, which keeps the input of each layer and recomputes one
+    layer at a time. scores: attention scores that are kept per token and head.
     """
     layer, ends = _layer_channels(model)
     layer += model.heads * scores
@@ -54,7 +54,7 @@ def saved_channels(model: Model, *, checkpointed: bool = False, scores: int = 0)
 
 
 def _layer_channels(model: Model) -> tuple[int, int]:
-    """Floats a token that one layer keeps, and what is kept outside of the layers."""
+    """Floats per token that one layer keeps, and that are kept outside the layers."""
     d, a, k, f = model.hidden, model.attention, model.key_value, model.neurons
     traits = TRAITS[model.family]
     if traits.gated:
@@ -72,7 +72,7 @@ def _layer_channels(model: Model) -> tuple[int, int]:
 
 
 def transient_channels(model: Model, scores: int = 0) -> int:
-    """Floats a token that one layer holds at a time in a forward pass without gradients."""
+    """Floats per token that one layer holds in a forward pass without gradients."""
     channels = 3 * model.hidden + 2 * model.attention + 2 * model.key_value + 3 * model.neurons
     return channels + model.heads * scores
 
@@ -88,8 +88,8 @@ def training(
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
-    scores: see `saved_channels`. shard: whether the processes share the models, each gathering a
-    layer at a time and the ends.
+    scores: see `saved_channels`. shard: FSDP, in which each process gathers a layer at a time,
+    embeddings and output head.
     """
     batch = settings.batch_tokens // processes
     tokens = min(settings.micro_batch_tokens or batch, batch)
@@ -120,7 +120,7 @@ def training(
 def _held(model: Model, precision: str, shards: int = 1) -> int:
     """Bytes of a frozen model's weights on one of the processes that share it.
 
-    Whole at a time though shared are the embeddings, a layer and the next one.
+    While it runs, a process also gathers the embeddings, the current layer and the next one.
     """
     tables = FLOAT * (model.params - model.non_embedding)  # float32 in every precision
     layers = BYTES[precision] * model.non_embedding
@@ -171,10 +171,10 @@ def scoring(
     precision: str = "float32",
     on_disk: bool = False,
 ) -> Memory:
-    """Peak of scoring importance by mask gradients: inputs of all layers, and one layer that is run
-    again, with masked copies and the gradients of all that, twice: the allocator keeps as much.
+    """Peak of scoring importance by mask gradients: inputs of all layers, and one recomputed layer with
+    masked copies and their gradients. The layer counts twice, because the allocator keeps as much.
 
-    on_disk: whether the layers and their inputs are there.
+    on_disk: whether the layers and their inputs are on disk.
     """
     tokens = max(SCORE_TOKENS, sequence_length)
     layer = replace(model, layers=1)
@@ -189,16 +189,16 @@ def scoring(
 
 
 def cutting(teacher: Model, student: Model) -> Memory:
-    """Peak of cutting one model out of another: what is cut already, and a table of embeddings that
-    is being cut, as it lies in the file and after the cut of either dimension."""
+    """Peak of cutting one model out of another: the tensors already cut, and the embedding table, as
+    read from the file and after the cut of each dimension."""
     return Memory(
         weights=FLOAT * student.params, teacher=3 * FLOAT * teacher.vocab * teacher.hidden
     )
 
 
 def refitting(teacher: Model, student: Model, sequence_length: int, scores: int = 0) -> Memory:
-    """Peak of refitting a student: it, the teacher's ends and one of its layers, as it lies in the
-    file and in use; one forward pass of either; sums and solutions in float64."""
+    """Peak of refitting a student: its weights; the teacher's embeddings, head and one layer, as read
+    from the file and in use; a forward pass of each model; sums and solutions in float64."""
     tokens = max(SCORE_TOKENS, sequence_length)
     of_layer = teacher.non_embedding // teacher.layers
     inputs = max(student.neurons, student.attention, student.hidden)

@@ -1,6 +1,4 @@
-"""
-Main memory of the jobs of a study.
-"""
+"""Main memory of the jobs of a study."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.study_sizes import StudySizes
 
 MEGA = 10**6
-BASE_MB = {"torch": 420, "text": 250, "law": 350}  # a job's memory before it holds anything
+BASE_MB = {"torch": 420, "text": 250, "law": 350}  # of a job with its imports, without any data
 CUDA_MB = 2500  # more for a process on a device: libraries and context; assumed
 TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
-TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text, at a time
-TEXT_MOST_MB = {"prepare_corpus": 500, "make_tokenizer": 1500, "pack_tokens": 700}  # they stream
+TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text in memory
+TEXT_MOST_MB = {"prepare_corpus": 500, "make_tokenizer": 1500, "pack_tokens": 700}  # as they stream
 LAW_RULES = (
     *("collect_runs", "fit_law", "choose_teacher"),
     *("compare_final", "write_metrics", "write_report"),
@@ -25,15 +23,15 @@ LAW_RULES = (
 
 
 def base_mb(rule: str) -> int:
-    """Memory of a rule's job before it holds anything, MB of 10^6 bytes."""
+    """Memory of a rule's job with its imports, without any data, MB of 10^6 bytes."""
     return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
 
 
 def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **_: str) -> int:
-    """Peak of main memory of a job, in MB of 10^6 bytes, given the wildcards of its rule.
+    """Peak main memory of a job, MB of 10^6 bytes, given the wildcards of its rule.
 
-    With a device the device holds the tensors. Main memory then holds weights as they lie in files,
-    once for all processes, and in training the state that the first process writes.
+    On a device, main memory holds only the weights as they are in files, once for all processes, and
+    in training the checkpoint that the first process writes.
     """
     base, on_device = base_mb(rule), sizes.study.plan.device != CPU
     if on_device and rule not in TEXT_RULES + LAW_RULES:

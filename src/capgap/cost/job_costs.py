@@ -1,10 +1,11 @@
 """
-Every job of a study with what it costs, from the settings alone.
+Every job of a study and its cost, from the settings alone.
 
-FLOPs are counted as in capgap.config.shapes: 2 per weight and token forward, head included, input
-embedding not (it is a look-up), plus attention; training costs three forward passes of the student
-(four with activation checkpointing) and one of the teacher. Passes over validation text count as well. Without attention and embedding
-terms this is the 6 N_S D + 2 N_T D of the literature (`capgap.config.shapes.simple_training_flops`).
+FLOPs are counted as in capgap.config.shapes: 2 per weight and token forward, with the output head,
+without the input embedding (it is a look-up), plus attention. Training costs three forward passes of
+the student (four with activation checkpointing) and one of the teacher. Passes over validation text
+count as well. Without attention and embedding terms this is the 6 N_S D + 2 N_T D of the literature
+(`capgap.config.shapes.simple_training_flops`).
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
 CHECKPOINTS = 3  # two are kept while a third is written
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
-
-
 # tokens of all prompts and answers of a task with the shots of the published table, millions, about
 TASK_MTOKENS = {
     "mmlu": 10,
@@ -53,9 +52,9 @@ OTHER_TASK_MTOKENS = 5
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that pass through a model in one way."""
+    """Tokens of one kind of pass through a model."""
 
-    kind: str  # pretrain, train, distill, targets, evaluate, score; or text, and tokens are bytes
+    kind: str  # pretrain, train, distill, targets, evaluate, score; or text, whose tokens are bytes
     tokens: int
     flops: int
     teacher_flops: int = 0  # of these, in distillation
@@ -69,11 +68,11 @@ class Job:
     output: str  # the output that stands for the job
     needs: tuple[str, ...]  # outputs of other jobs
     work: tuple[Work, ...] = ()
-    device: Memory | None = None  # what lies on each device; None for a job that needs none
+    device: Memory | None = None  # on each device; None for a job that needs none
     processes: int = 1  # which share the job, each with a device
     precision: str = "float32"  # of its matrix products
     teacher_precision: str = "float32"  # of the teacher's, in distillation
-    host_mb: int = 0  # what lies in main memory, on a machine without such a device
+    host_mb: int = 0  # peak main memory
     disk_bytes: int = 0
     scratch_bytes: int = 0  # while it runs
     download_bytes: int = 0
@@ -94,7 +93,7 @@ class StudyCost(StudySizes):
     """The jobs of a study."""
 
     def final_teachers(self) -> list[str]:
-        """The law's choice where it is made, else as many teachers as it may ask for, the dearest."""
+        """The teachers that the law chose; before it is fitted, as many of the largest ones."""
         if self.study.final is None:
             return []
         student, made = self.study.final.student, Path(self.path(paths.CHOICE))
@@ -127,7 +126,7 @@ class StudyCost(StudySizes):
             return self._start(student, init or run_grid.pruned_from(teacher), replica)
         if rule in ("distill_student", "evaluate_student"):
             run = run_grid.Run(student, init, teacher, tokens, int(seed), replica)
-            trained, measured = self._run(run, self.budgets, ())
+            trained, measured = self._run(run)
             return trained if rule == "distill_student" else measured
         if rule in ("harness_teacher", "harness_final"):
             return self._harness(teacher, replica)
@@ -148,7 +147,6 @@ class StudyCost(StudySizes):
         """All jobs, each after the ones it needs."""
         study, grid = self.study, self.grid
         final = run_grid.final_runs(study, self.final_teachers())
-        corpus, tokens = self.path(paths.CORPUS), self.path(paths.TOKENS)
         jobs = [self._corpus()]
         draws = run_grid.teacher_draws(study)
         teachers = [self._teacher(*draw) for draw in draws]
@@ -162,7 +160,7 @@ class StudyCost(StudySizes):
             jobs += [self._targets(*draw) for draw in run_grid.teaching(study, runs)]
         jobs += [self._start(*init) for init in _inits(grid)]
         for run in grid:
-            jobs += self._run(run, self.budgets, ())
+            jobs += self._run(run)
         metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in grid]
         measured = [
             self.path(paths.TEACHER_METRICS, teacher=n, replica=level) for n, level in draws
@@ -182,7 +180,7 @@ class StudyCost(StudySizes):
             jobs.append(light("choose_teacher", choice, [law]))
             after = [self._start(*init) for init in _inits(final)]
             for run in final:
-                after += self._run(run, self.budgets, (choice,))
+                after += self._run(run, after=(choice,))
             jobs += [job for job in after if job.output not in made]
             metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in final]
             jobs.append(light("compare_final", final_json, [choice, *metrics]))
@@ -192,7 +190,6 @@ class StudyCost(StudySizes):
             light("write_metrics", self.path(paths.STUDY_METRICS), [law, *ends]),
             light("write_report", self.path(paths.REPORT), [table, law, *ends]),
         ]
-        assert {corpus, tokens} <= {job.output for job in jobs}
         return jobs
 
     # --- one job each ---------------------------------------------------------------------------
@@ -391,13 +388,13 @@ class StudyCost(StudySizes):
         )
 
     def _refit_scratch(self, student: Model, teacher: str) -> int:
-        """Residual streams of all calibration tokens, twice in either model."""
+        """Bytes of the residual streams of all calibration tokens, twice for each model."""
         prune, hidden = self.study.prune, self.architecture(teacher).whole().hidden
         tokens = prune.calibration_sequences * prune.sequence_length
         return 2 * FLOAT * tokens * (hidden + student.hidden)
 
     def _refit(self, student: Model, teacher: Model) -> Work:
-        """Forward passes, sums of products in float64, which takes twice as long, and solutions."""
+        """Forward passes, second moments in float64 (twice as slow) and solutions of linear systems."""
         length = self.study.prune.sequence_length
         tokens = self.study.prune.calibration_sequences * length
         passes = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
@@ -408,16 +405,15 @@ class StudyCost(StudySizes):
         return Work("score", tokens, round(tokens * (passes + sums) + solved))
 
     def _trunk_tokens(self, run: run_grid.Run) -> int:
-        """Tokens of a run that larger budgets go on from; 0 if the schedule has no trunk."""
+        """Tokens of a run's stable phase, from which larger budgets continue; 0 unless wsd."""
         return plan_run(self.study.distill, parse_count(run.tokens)).trunk_tokens
 
-    def _run(
-        self, run: run_grid.Run, budgets: dict[run_grid.Run, list[int]], after: tuple[str, ...]
-    ) -> list[Job]:
+    def _run(self, run: run_grid.Run, after: tuple[str, ...] = ()) -> list[Job]:
+        """Training and evaluation of a run, which also wait for the outputs in `after`."""
         names, settings = run._asdict(), self.study.distill
         model = self.student(run.student, run.init)
         tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
-        shorter = run_grid.next_smaller(run, budgets) if settings.schedule == "wsd" else None
+        shorter = run_grid.next_smaller(run, self.budgets) if settings.schedule == "wsd" else None
         flops = _passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
         kind, of_teacher = "train", 0
@@ -466,5 +462,5 @@ def _inits(runs: list[run_grid.Run]) -> list[tuple[str, str, str]]:
 
 
 def _passes(settings: Training) -> int:
-    """Forward passes that a step of training costs; with checkpointing it makes one again."""
+    """Cost of a training step in forward passes; with activation checkpointing one is repeated."""
     return 4 if settings.activation_checkpointing else 3

@@ -1,8 +1,8 @@
 """
-How long a study takes: its critical path, and the time on N workers.
+Time of a study: its critical path, and the makespan on N workers.
 
-Workers are the study's devices, or cores of this machine if it names none. Jobs that need no
-device run beside the others and wait for nobody but their inputs.
+Workers are the study's devices, or cores of this machine without one. Jobs that need no device
+do not take a worker and only wait for their inputs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Schedule:
 def schedule(
     jobs: list[Job], seconds: Callable[[Job], float], workers: int, *, uses_worker=None
 ) -> Schedule:
-    """Schedule jobs, those first that have the longest chain behind them.
+    """List scheduling: ready jobs with the longest remaining chain first.
 
-    jobs: each after the ones it needs; needs that are not among them are done. uses_worker: which
-    jobs take workers, one for each process, by default all.
+    jobs: in topological order; inputs that no job makes exist already. uses_worker: whether a job
+    takes workers, one per process; by default all do.
     """
     uses_worker = uses_worker or (lambda job: True)
 

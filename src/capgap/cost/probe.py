@@ -1,8 +1,9 @@
 """
-A minute of measurement on this machine: what work costs in CPU seconds, and what a job's start costs.
+Calibration: a minute of measurements of CPU time and memory on this machine.
 
-Rates come from the engine's own loops on random models of the study's smallest and largest shapes;
-start-up and memory from running each stage once on next to no work. CPU seconds are of one thread.
+Rates come from the engine's own loops on random models of the study's smallest and largest shapes.
+Start-up time and memory come from one run of each stage on very little work. CPU seconds are those
+of one thread.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from capgap.data.sources import corpus_files
 from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import save_model, tokenizer_digest
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.errors import CapgapError
 from capgap.law.simulate import simulate_study
 from capgap.records.artifacts import publish_folder, write_text
@@ -45,14 +46,14 @@ TOKENIZER_SAMPLE_BYTES = 20 * MEGA
 
 
 class Run(NamedTuple):
-    """What a finished process took."""
+    """Resources that a finished process used."""
 
     cpu_s: float
     peak_mb: float
 
 
 def calibrate(study: Study) -> Calibration:
-    """Measure and write scratch/calibration.json; prints what it is doing."""
+    """Measure this machine, write scratch/calibration.json and return its contents."""
     torch.set_num_threads(1)
     begun = time.monotonic()
     study = study.model_copy(update={"plan": study.plan.model_copy(update={"device": CPU})})
@@ -76,9 +77,10 @@ def calibrate(study: Study) -> Calibration:
     return result
 
 
-@fast_products()
-def matmul_gflops(width: int = 1024) -> float:
+@use_onednn()
+def matmul_gflops() -> float:
     """GFLOP/s of one thread in a float32 matrix product."""
+    width = 1024
     a, b = torch.randn(width, width), torch.randn(width, width)
     torch.mm(a, b)
     begun, count = time.process_time(), 0
@@ -91,7 +93,7 @@ def matmul_gflops(width: int = 1024) -> float:
 REPORT_PEAK = """
 import atexit, os, re, resource, runpy, sys
 def report():
-    try:  # a new process' own peak; the other one starts at that of the process it was forked from
+    try:  # the peak of this process alone; ru_maxrss starts at that of the process it was forked from
         text = open("/proc/self/status").read()
         peak = int(re.search(r"VmHWM:\\s*(\\d+)", text)[1])
     except OSError:
@@ -119,7 +121,7 @@ def run_stage_process(words: list, folder: Path) -> Run:
 
 
 def _length(study: Study) -> int:
-    """Tokens of a stream that is long enough for every loop that is measured."""
+    """Number of tokens of a stream that is long enough for every measured loop."""
     longest = max(
         study.evaluate.batch_tokens,
         study.evaluate.sequence_length,
@@ -167,9 +169,9 @@ class _Probe:
     # --- text -----------------------------------------------------------------------------------
 
     def text(self) -> dict[str, dict[str, float]]:
-        """Start-up, memory and seconds a MB of the text stages, by rule.
+        """Start-up, memory and seconds per MB of the text stages, by rule.
 
-        Training a tokenizer does not grow with the text in proportion: it gets as much as can be.
+        The time to train a tokenizer is not proportional to the text, so it gets a large sample.
         """
         found: dict[str, dict[str, float]] = {"startup_s": {}, "base_mb": {}, "s_per_mb": {}}
 
@@ -199,7 +201,7 @@ class _Probe:
         return found
 
     def _sample(self, limit: int) -> tuple[Path, int]:
-        """Folder of some MB of the study's text, or of made-up words, and its bytes."""
+        """(folder with some MB of the study's text, or of made-up words; its size in bytes)."""
         corpus, out = self.study.corpus, self.folder / f"sample-{limit}"
         out.mkdir()
         files: list[Path] = []
@@ -225,7 +227,7 @@ class _Probe:
     # --- law ------------------------------------------------------------------------------------
 
     def law(self) -> dict[str, Run]:
-        """The stages behind the runs, on made-up losses of the study's own design, by rule."""
+        """The stages after the runs, on simulated losses of the study's own grid, by rule."""
         study, sizes = self.study, sorted(run_grid.teacher_sizes(self.study).values())
         table, law = self.folder / "runs.csv", self.folder / "law.json"
         simulate_study(
@@ -260,7 +262,7 @@ class _Probe:
     # --- start-up -------------------------------------------------------------------------------
 
     def starts(self, rates: dict) -> tuple[dict[str, float], dict[str, float]]:
-        """CPU seconds and memory of each torch stage beside its work, by rule."""
+        """CPU seconds and memory (MB) of each torch stage besides its work, by rule."""
         study = self.study
         sizes = run_grid.teacher_sizes(study)
         name = min(sizes, key=sizes.get)
@@ -269,7 +271,7 @@ class _Probe:
             return {}, {}
         model = random_model(self.cost.architecture(name).whole())
         teacher = self._published(model, "teacher", name)
-        imports_s = 0.0  # which the job host has done once for all jobs
+        imports_s = 0.0  # not counted, because the job host imports once for all jobs
         if job_host.possible():
             imports_s = run_stage_process(["capgap.stages.distill", "--help"], self.folder).cpu_s
         startup: dict[str, float] = {}
@@ -313,7 +315,10 @@ class _Probe:
         )  # fmt: skip
         students = [size for size in study.grid.students if size < sizes[name]]
         if "prune_student" in jobs and students:
-            start, plain = self.folder / "start", {"refit": "none"}  # which counts as other work
+            start, plain = (
+                self.folder / "start",
+                {"refit": "none"},
+            )  # a refit counts as work of its own
             stage(
                 "prune_student",
                 ["capgap.stages.prune", teacher, "--importance", importance, "--params", min(students),
@@ -346,11 +351,11 @@ class _Probe:
         return startup, base
 
     def _validated(self, settings: Training, length: int) -> int:
-        """Tokens of validation in a run of one step, at its start and at its end."""
+        """Validation tokens of a run of one step, which validates at its start and its end."""
         return 2 * min(settings.validation_tokens, length)
 
     def _counted_mb(self, job: Job, teacher: str) -> float:
-        """What the job that was run holds beside its base: that of its rule, smallest teacher."""
+        """Counted memory of the job that was run, MB, without the base of its rule."""
         held = host_mb(
             self.cost,
             job.rule,

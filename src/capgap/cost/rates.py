@@ -1,6 +1,6 @@
 """
-What the engine's work costs on this machine: CPU seconds a token, from its own loops on random models
-of the study's smallest and largest shapes.
+CPU seconds per token on this machine, by kind of work, measured in the engine's own loops on random
+models of the study's smallest and largest shapes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import hold_frozen, model_output
 from capgap.engine.models import llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.run_plan import plan_run
 from capgap.engine.teacher_targets import TargetStore, reduce_to_targets
 from capgap.pruning.importance import measure
@@ -36,7 +36,7 @@ from capgap.stages import cache_teacher
 LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
 SECONDS_PER_POINT = 1.2
 
-# FLOPs a token, CPU seconds a token
+# FLOPs per token, CPU seconds per token
 Rate = tuple[float, float]
 
 
@@ -56,14 +56,14 @@ def random_model(model: Model):
 
 
 class Rates:
-    """Measures the work of a study on random streams; scratch: folder for what that needs."""
+    """Measures the work of a study on random streams; scratch: folder for temporary files."""
 
     def __init__(self, cost: StudyCost, streams: Path, scratch: Path):
         self.cost, self.study = cost, cost.study
         self.streams, self.scratch = Streams(streams), scratch
 
     def _extremes(self, pairs: list[tuple[Model, Model | None]]) -> list[tuple]:
-        """The pair with the fewest and the one with the most FLOPs a token, where small enough."""
+        """The pairs with the fewest and the most FLOPs per token, of those that are small enough."""
 
         def flops(pair):
             student, teacher = pair
@@ -73,7 +73,7 @@ class Rates:
         return list(dict.fromkeys([min(small, key=flops), max(small, key=flops)])) if small else []
 
     def measured(self) -> dict[str, list[Rate]]:
-        """By kind of work the rates of the extremes."""
+        """Rates of the smallest and the largest models by kind of work."""
         study, cost = self.study, self.cost
         runs = [
             *run_grid.grid_runs(study.grid, run_grid.teacher_sizes(study)),
@@ -134,16 +134,16 @@ class Rates:
         return flops, _seconds_each(steps) / settings.batch_tokens
 
     def _kept(self, teacher: Model) -> TargetStore:
-        """A random teacher's targets."""
+        """Cached targets of a random teacher."""
         out, model = self.scratch / "targets" / repr(teacher), random_model(teacher)
         if not out.exists():
             with publish_folder(out / "model") as folder:
                 lineage = Lineage(kind="teacher", name="random", params=count_params(model))
                 save_model(model, folder, lineage, tokenizer=folder)
-            place = Place(out / "targets", out / "state", 1e9)
+            run_paths = RunPaths(out / "targets", out / "state", 1e9)
             with redirect_stdout(io.StringIO()):
                 settings = self.study.distill.targets_stage()
-                cache_teacher.run(settings, out / "model", self.streams.folder, place)
+                cache_teacher.run(settings, out / "model", self.streams.folder, run_paths)
         return TargetStore(out / "targets")
 
     def _targets(self, model: Model) -> Rate:

@@ -1,7 +1,7 @@
 """
-A job's requests to the workflow engine: main memory, time and devices, from the plan.
+Resources that jobs request from Snakemake, from the plan: main memory, time, devices and processes.
 
-Memory and time grow with the attempt, so that a job that was short of either gets more. A job that takes
+Memory and time grow with the attempt, so that a job that ran out of either gets more. A job that takes
 longer than a cluster allows (`plan.max_runtime`) runs in slices: attempts that end at the limit and do
 not count as failures.
 """
@@ -34,12 +34,12 @@ class Requests:
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
         self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
         self.processes = study.plan.processes  # of a training job
-        # seeds of one run cost the same, and a study asks for each of its jobs several times
+        # Snakemake asks several times for each job, and runs that differ in their seed cost the same
         self._needs = cache(self._needs)
 
     def check_sizes(self) -> None:
         """Raise CapgapError for student sizes that no pruning gives."""
-        assert self.cost.jobs
+        _ = self.cost.jobs  # computing them solves for every student's shape
 
     def check_fit(self) -> None:
         """Raise CapgapError for jobs that plan.device cannot hold, with what would make them fit."""

@@ -1,8 +1,8 @@
 """
-What a pull would save a run that is about to compute: finished work that dvc.lock names.
+Finished work that a run is about to compute again although `capgap pull` would fetch it.
 
-Only what is known on this machine counts, and no network is asked: dvc.lock, the listings and records
-in DVC's cache if they are there, and the plan. A run with nothing to do never gets here.
+It is found without a network: in dvc.lock, in the listings and records in DVC's cache if they are
+there, and in the plan. A run that has nothing to do does not look for it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from capgap.workflow import ledger, private, remote, stores
 
 
 def saved_work(study: Study, wanted: dict[str, dict | None]) -> str | None:
-    """A sentence about finished work that can be fetched instead of computed; None if there is none.
+    """A note on finished work that can be fetched instead of computed; None if there is none.
 
-    wanted: outputs that are to be made, each with the spec it will be made with (None: not known).
+    wanted: outputs of the coming run, each with the spec that it will be made with, None if unknown.
     """
     try:
         saved = remote.read_lock(study.study)
     except CapgapError:
-        return None  # nothing was saved here, or something else; `capgap pull` explains
+        return None  # nothing was saved, or dvc.lock is damaged, which `capgap pull` reports
     try:
         settings = private.settings()
         cache = private.cache_folder(settings)
         found = _in_cache(cache, saved, wanted)
-    except Exception:  # of DVC's settings or of a damaged cache: not a reason to stop a run
+    except Exception:  # DVC's settings or cache are damaged, which is no reason to stop a run
         return None
     if found is None:  # a clone that pulled nothing: its listings are in the remote
         if Path(paths.ROOT.format(study=study.study)).is_dir() or not _same_settings():
@@ -70,7 +70,7 @@ def saved_work(study: Study, wanted: dict[str, dict | None]) -> str | None:
 def _in_cache(
     cache: Path, saved: dict[str, remote.Saved], wanted: dict[str, dict | None]
 ) -> tuple[float, list[str], bool] | None:
-    """Seconds, outputs and whether all are in the cache, of wanted outputs that were saved.
+    """(seconds, outputs, whether all are in the cache) of the wanted outputs that were saved.
 
     None if the listings are not in the cache. An output counts if its saved record was made with the
     spec that is wanted now.
@@ -122,7 +122,7 @@ def _remote_name(settings: dict) -> str:
 
 
 def wanted_of(jobs: Iterable) -> dict[str, dict | None]:
-    """Outputs of Snakemake's jobs with the spec that each is to be made with."""
+    """Outputs of Snakemake's jobs, each with the spec that it will be made with."""
     return {
         os.fspath(output): json.loads(job.params.spec) if job.params.get("spec") else None
         for job in jobs

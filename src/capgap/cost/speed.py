@@ -1,11 +1,8 @@
-"""
-Seconds of a job: on a device by its peak, on this machine by what was measured there.
-"""
+"""Seconds of a job: on a device from its peak FLOP/s, on this machine from a calibration."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from capgap.config import Study
 from capgap.config.devices import CPU, DEVICES
@@ -17,27 +14,13 @@ from capgap.workflow import job_host
 CALIBRATION = Path("scratch/calibration.json")
 DEVICE_STARTUP_S = 40.0  # imports, loading, first kernels
 JOB_STARTUP_S = 5.0
-FORK_STARTUP_S = 0.5  # of a job that is a fork of the job host: loading its models
+FORK_STARTUP_S = 0.5  # of a fork of the job host, which only loads its models
 FORKED = ("pretrain_teacher", "evaluate_teacher", "score_importance", "cache_teacher")
 FORKED += ("prune_student", "random_init_student", "distill_student", "evaluate_student")
-ASSUMED_GFLOPS = 15.0  # of a core, small models, where nothing was measured
+ASSUMED_GFLOPS = 15.0  # of a core with small models, without a calibration
 ASSUMED_TEXT_S_PER_MB = 1.0
 DOWNLOAD_BYTES_PER_S = 50e6
 READ_BYTES_PER_S = 2e9  # of a local NVMe disk; weights are read while the layer before computes
-
-
-class Speed(Protocol):
-    """What jobs cost in seconds."""
-
-    name: str
-
-    def seconds(self, job: Job) -> float:
-        """Seconds of a job on as many workers as it has processes."""
-        ...
-
-    def memory_mb(self, job: Job) -> float:
-        """Peak of main memory, MB of 10^6 bytes."""
-        ...
 
 
 class Assumed:
@@ -59,7 +42,7 @@ class Assumed:
             self.startup_s = DEVICE_STARTUP_S
 
     def seconds(self, job: Job) -> float:
-        """Start-up, FLOPs, text and download."""
+        """Seconds of a job on as many workers as it has processes: start-up, FLOPs, text, download."""
         text = sum(work.tokens for work in job.work if work.kind == "text")
         of_teacher = sum(work.teacher_flops for work in job.work)
         computing = (job.flops - of_teacher) / self.flops_per_s[job.precision]
@@ -75,7 +58,7 @@ class Assumed:
         )
 
     def memory_mb(self, job: Job) -> float:
-        """As counted."""
+        """Peak main memory as counted, MB of 10^6 bytes."""
         return job.host_mb
 
 
@@ -87,7 +70,7 @@ class Measured:
         self.name = f"this machine, measured on the models of study {calibration.study}"
 
     def seconds(self, job: Job) -> float:
-        """Start-up, and each work at the measured rate of its kind."""
+        """Seconds of a job on as many workers as it has processes, at the measured rates."""
         total = self.calibration.startup_s.get(job.rule, JOB_STARTUP_S)
         for work in job.work:
             if work.kind == "text":
@@ -99,7 +82,7 @@ class Measured:
         return total + job.download_bytes / DOWNLOAD_BYTES_PER_S
 
     def _per_token(self, kind: str, flops: float) -> float:
-        """Linear in the FLOPs of a token, through the smallest and the largest case measured."""
+        """Seconds per token: linear in FLOPs per token through the smallest and the largest model."""
         points = self.calibration.rates.get(kind)
         if not points:
             return flops / (self.calibration.matmul_gflops * 1e9)
@@ -110,12 +93,14 @@ class Measured:
         return max(low_s + slope * (flops - low_flops), low_s / 2)
 
     def memory_mb(self, job: Job) -> float:
-        """What is counted, over the measured base of the rule."""
+        """Peak main memory, MB of 10^6 bytes: as counted, on the measured base of the rule."""
         measured = self.calibration.base_mb.get(job.rule)
         return job.host_mb if measured is None else job.host_mb - base_mb(job.rule) + measured
 
 
-DECIDING = (
+Speed = Assumed | Measured
+
+DECIDING = (  # settings with which tokens of equal FLOPs take different times
     "precision",
     "teacher_precision",
     "teacher_targets",
@@ -125,7 +110,7 @@ DECIDING = (
 
 
 def computed_as(study: Study) -> dict[str, dict[str, str | bool]]:
-    """By section the settings with which a token of the same FLOPs takes another time."""
+    """The settings in DECIDING by section, without those that are not set."""
     sections = {"pretrain": study.pretrain, "distill": study.distill}
     return {
         name: {key: value for key, value in settings if key in DECIDING and value is not None}
@@ -135,7 +120,7 @@ def computed_as(study: Study) -> dict[str, dict[str, str | bool]]:
 
 
 def speed_of(study: Study, device: str) -> Speed:
-    """The calibration if the study runs on this machine and one was made, else the table."""
+    """Measured speed if the study runs on this machine and it was calibrated, else the assumed one."""
     assumed = Assumed(device, study.plan.mfu)
     if device != CPU or not CALIBRATION.is_file():
         return assumed

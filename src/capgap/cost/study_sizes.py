@@ -1,6 +1,4 @@
-"""
-How large the text and the models of a study are, from its settings and from what is here already.
-"""
+"""Sizes of the text and of the models of a study, from its settings and from existing files."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ class StudySizes:
 
     @cached_property
     def streams(self) -> TokenStreams | None:
-        """Counts of the packed text, where it is there already."""
+        """Counts of the packed text; None if it is not packed yet."""
         meta = Path(self.path(paths.TOKENS)).with_name("meta.json")
         return TokenStreams.read(meta) if meta.is_file() else None
 
@@ -77,7 +75,7 @@ class StudySizes:
 
     @cached_property
     def bytes_per_token(self) -> float:
-        """Bytes of text a token."""
+        """Bytes of text per token."""
         if self.streams:
             return self.corpus_bytes / sum(self.streams.tokens.values())
         vocab = self.vocab
@@ -109,7 +107,7 @@ class StudySizes:
         return {name: self._architecture(name) for name in self.study.teachers}
 
     def architecture(self, teacher: str) -> Architecture:
-        """Shape of one teacher, its vocabulary trimmed where the study says so."""
+        """Shape of one teacher, with its trimmed vocabulary if the study trims it."""
         return self.architectures[teacher]
 
     def _architecture(self, name: str) -> Architecture:
@@ -123,7 +121,7 @@ class StudySizes:
         return architecture(shape)
 
     def _shape(self, name: str, teacher) -> ModelShape:
-        """Declared, or read from what is here; else a guess, noted."""
+        """The declared shape, or that of config.json if it is here; else a guess, with a note."""
         if name in self.study.plan.shapes:
             return self.study.plan.shapes[name]
         folders = [Path(self.path(paths.TEACHER_MODEL, teacher=name)).parent]
@@ -144,7 +142,7 @@ class StudySizes:
         return run_grid.shape_teachers(self.study)
 
     def student(self, student: str, init: str) -> Model:
-        """Shape of a student, from its size and its start."""
+        """Shape of a student, from its size and its init. Raises CapgapError if no cut is possible."""
         prune, lends = self.study.prune, self.shape_teacher[student]
         teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
         like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
@@ -154,7 +152,7 @@ class StudySizes:
             raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
 
     def refit_memory(self, cut: Model, teacher: str) -> Memory:
-        """Peak of refitting what was cut out of a teacher."""
+        """Peak memory of refitting a student that was cut out of a teacher."""
         length = self.study.prune.sequence_length
         whole = self.architecture(teacher).whole()
         return device_memory.refitting(whole, cut, length, self.scores(length))
@@ -162,7 +160,7 @@ class StudySizes:
     def distill_memory(
         self, student: str, init: str, teacher: str, *, alone: bool = False
     ) -> Memory:
-        """Memory of one process of a distillation; `alone` as in training_memory."""
+        """Memory of one process of a distillation; alone: as in `training_memory`."""
         absent = teacher == run_grid.NONE or self.caches_targets
         taught_by = None if absent else self.architecture(teacher).whole()
         model = self.student(student, init)
@@ -208,7 +206,10 @@ class StudySizes:
     def training_memory(
         self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
     ) -> Memory:
-        """Memory of one process of a training job; `alone` if it had no others to share with."""
+        """Memory of one process of a training job.
+
+        alone: count it as if it were the only process, whatever plan.processes is.
+        """
         plan, scores = self.study.plan, self.scores(settings.sequence_length, settings.precision)
         if alone:
             return device_memory.training(model, settings, teacher, scores=scores)
@@ -222,12 +223,12 @@ class StudySizes:
         )
 
     def scores(self, sequence_length: int, precision: str = "float32") -> int:
-        """Scores of attention that are held at once, for a token and a head."""
+        """Attention scores that are held at once, per token and head."""
         whole = self.study.plan.device == CPU and precision == "float32"
         return sequence_length if whole and sequence_length <= WHOLE_ATTENTION else 0
 
     def harness_model(self, teacher: str) -> Model:
-        """A teacher, or without a name the final student, as its shape teacher would give it."""
+        """A teacher, or without a name the final student, pruned from the teacher that lends its shape."""
         if teacher:
             return self.architecture(teacher).whole()
         size = format_count(self.study.final.student)
@@ -239,7 +240,7 @@ class StudySizes:
 
     @property
     def caches_targets(self) -> bool:
-        """Whether a teacher reads the text once for all students."""
+        """Whether the targets of a teacher are computed once for all students."""
         return self.study.distill.teacher_targets != "online"
 
 

@@ -1,7 +1,7 @@
 """
-Sizes and shapes of teachers that come from elsewhere, read from what comes with their weights.
+Sizes and shapes of fetched teachers, before their weights are here.
 
-Only config.json is read, or the header of a GGUF file: a kB or so, before any weights are here.
+Only config.json, about a kB, or the header of a GGUF file is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from capgap.data.places import check_contained, named_place
 from capgap.errors import CapgapError
 from capgap.records.reading import read_json
 
-# What changes the parameters of a family that `architecture` counts.
+# Settings that add parameters which `architecture` does not count, with their usual values.
 UNUSUAL = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 
 

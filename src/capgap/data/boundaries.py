@@ -1,5 +1,5 @@
 """
-The tokens that a tokenizer puts around a text, as its models saw them in training.
+The special tokens that a tokenizer adds around a text, as its models saw them in training.
 
 A model that was trained with a token before every text (Gemma, Llama 3) predicts badly without it, so
 it is put before every document and at the start of every window that is cut from a stream.

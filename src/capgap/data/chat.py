@@ -1,8 +1,8 @@
 """
 Conversations as tokens, by the tokenizer's chat template, with a mask of the completions.
 
-A completion is the assistant's text up to the token that ends its turn. It is found by the template's
-mark (`{% generation %}`); without one, the text up to a turn must be a prefix of the text with it.
+A completion is the assistant's text up to the token that ends its turn. The template marks it with
+`{% generation %}`; without that mark, the text up to a turn must be a prefix of the text with it.
 """
 
 # N tokens of a conversation
@@ -41,7 +41,7 @@ class Conversation(NamedTuple):
 
 
 class ChatEncoder:
-    """Encodes conversations as a model with this tokenizer reads them."""
+    """Encodes conversations by the chat template of a tokenizer."""
 
     def __init__(self, encoder: Encoder):
         self.encoder, self.tokenizer = encoder, encoder.tokenizer
@@ -63,7 +63,7 @@ class ChatEncoder:
         """One conversation, closed by the end-of-text token unless it ends with that already.
 
         messages: JSON. name: of the document, for messages. Raises CapgapError if the template
-        refuses the conversation, or does not show where completions begin.
+        refuses the conversation, or if the beginning of a completion cannot be found.
         """
         turns = json.loads(messages)
         text, spans = self._rendered(name, turns)
@@ -80,7 +80,7 @@ class ChatEncoder:
         return Conversation(ids.astype(self.encoder.dtype), mask, len(text.encode()), completions)
 
     def _encode(self, text: str, special: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and the characters at which they start; `special`: special tokens count as text."""
+        """(ids, index of the character at which each starts). special: encode special tokens as text."""
         backend = self.encoder.backend
         backend.encode_special_tokens = special
         encoded = backend.encode(text, add_special_tokens=False)

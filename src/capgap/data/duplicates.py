@@ -1,5 +1,5 @@
 """
-Documents of one split that occur in another as well, as exact copies or near duplicates.
+Find documents of one split that also occur in another, as exact copies or near duplicates.
 
 Near duplicates by MinHash (Broder 1997) in its one-permutation form (Li, Owen, Zhang 2012): hashes
 of all runs of five words fall into 64 bins, and the smallest of each bin is kept. The probability
@@ -29,7 +29,7 @@ BINS, BAND = 64, 4
 SIMILAR = 0.8  # Jaccard similarity from which two documents are near duplicates
 EMPTY = np.uint32(2**32 - 1)
 SHOWN = 5
-TRIED = 16  # documents of one band that are compared in one go; later ones find the others
+TRIED = 16  # documents of one band that are compared at once; the others are compared later
 HELD_OUT = ("validation", "test")
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
@@ -43,7 +43,7 @@ class Sketch(NamedTuple):
 
 
 def find_duplicates(corpus: Path, processes: int = 1) -> dict[str, Duplicates]:
-    """How many documents of each held-out split have a twin in a split before it, with examples.
+    """Count the documents of each held-out split with a duplicate in an earlier split, with examples.
 
     The order of splits is train, validation, test.
     """
@@ -58,7 +58,7 @@ def find_duplicates(corpus: Path, processes: int = 1) -> dict[str, Duplicates]:
 
 
 class _Twins:
-    """The documents of a held-out split, and which of them have been found elsewhere."""
+    """The documents of a held-out split, and which of them were found in other splits."""
 
     def __init__(self, batches: list[tuple[list[str], Sketch]]):
         self.names = [name for names, _ in batches for name in names]
@@ -69,7 +69,7 @@ class _Twins:
         self.near: dict[int, str] = {}
 
     def seek(self, names: list[str], other: Sketch) -> None:
-        """Note which documents have a twin among others."""
+        """Record which documents have a duplicate among others."""
         for i, first, last in self.by_text.matches(other.exact_N):
             start = self.by_text.starts[first]
             self.exact |= dict.fromkeys(self.by_text.documents[start:last].tolist(), names[i])
@@ -95,13 +95,15 @@ class _Twins:
 
 
 class _Index:
-    """Documents by a value that several may share; some 12 bytes for each of both."""
+    """An index from a value to the documents that have it; about 12 bytes per document and value."""
 
     def __init__(self, values: np.ndarray):
         documents, flat = _flat(values)
         order = np.argsort(flat, kind="stable")
         self.values, self.documents = flat[order], documents[order].astype(np.int32)
-        self.starts = np.arange(len(flat), dtype=np.int32)  # of a value's documents still to try
+        self.starts = np.arange(
+            len(flat), dtype=np.int32
+        )  # first document of each value that is still to be compared
 
     def matches(self, values: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """Matches of other values: the other's document, and the first and last index here."""
@@ -112,7 +114,7 @@ class _Index:
 
 
 def _flat(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents and values, one of each, without zeros."""
+    """Pairs of document and value as two arrays, without zero values."""
     documents = np.repeat(np.arange(len(values)), values[0].size if len(values) else 1)
     return documents[values.ravel() != 0], values[values != 0]
 
@@ -133,7 +135,7 @@ def _named_sketch(batch: tuple[list[str], list[str]]) -> tuple[list[str], Sketch
 
 
 def sketch(texts: list[str]) -> Sketch:
-    """Sketches of some texts; capitals, punctuation and spacing count in exact comparison alone."""
+    """Sketches of some texts; case, punctuation and spacing only matter for exact copies."""
     exact_N = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:8]) or 1 for t in texts]
     keys_S = _runs_of_words([text.lower().encode() for text in texts])  # document, bin and value
     keys_S.sort()
@@ -186,7 +188,7 @@ def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: equal values stay equal, others are scattered."""
+    """The finaliser of SplitMix64, a hash of 64-bit values."""
     values = (values ^ values >> 30) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> 27) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> 31

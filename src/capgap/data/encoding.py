@@ -1,6 +1,6 @@
 """
-Text to token ids. A text that spells a special token, like `<|endoftext|>`, gives the tokens of its
-characters, because only the packer may mark where documents begin and end.
+Text to token ids. A text that spells a special token, like `<|endoftext|>`, is encoded character by
+character, because only the packer may mark the beginning and the end of documents.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from capgap.errors import CapgapError
 
 
 class Encoder:
-    """A tokenizer as documents are encoded with it: no special tokens but those put in here.
+    """Encodes documents with a tokenizer, without special tokens except those in `around`.
 
     around: ids before and after every document; none if None.
     """
@@ -30,7 +30,7 @@ class Encoder:
         self.backend.no_padding()
 
     def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """Ids of each text as an array of `dtype`. Raises CapgapError if a text ends itself."""
+        """Ids of each text, arrays of `dtype`; CapgapError if a text contains the end-of-text token."""
         texts = list(texts)
         self.backend.encode_special_tokens = True  # leave those of the text unrecognised
         found = self.backend.encode_batch_fast(texts, add_special_tokens=False)

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from capgap.errors import CapgapError
-from capgap.records.artifacts import sha256
+from capgap.records.reading import digest
 
 HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
 MODEL_FILES = [
@@ -133,7 +133,7 @@ def open_gate(kind: str, name: str) -> str:
 
 
 def _check(where: str, folder: Path) -> None:
-    """Compare files in the cache with the hub's hashes, and remove damaged ones.
+    """Check files in the cache against the hub's hashes, and remove damaged ones.
 
     The cache links each file to one named after its hash: SHA-256 of a large file, git's of others.
     """
@@ -146,7 +146,7 @@ def _check(where: str, folder: Path) -> None:
                 "HF_HOME to a folder where symbolic links work, unset HF_HUB_DISABLE_SYMLINKS, and "
                 "use a hub or mirror that gives hashes as ETag"
             )
-        if said != (sha256(path) if len(said) == 64 else _git_sha1(path)):
+        if said != (digest(path) if len(said) == 64 else _git_sha1(path)):
             damaged.append(path.relative_to(folder).as_posix())
             path.resolve().unlink()
             path.unlink()

@@ -1,4 +1,4 @@
-"""Paths outside of a study's folder may be read if a setting names them, but not through a link."""
+"""Allow paths outside of a study's folder if a setting names them, but not through a link."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from capgap.errors import CapgapError
 
 
 def named_place(path: str | Path, setting: str) -> Path:
-    """The path of a setting, which may lie anywhere if the setting itself shows it.
+    """The path of a setting, which may be anywhere if the setting itself shows that.
 
     Raises CapgapError if a path inside this folder leads out of it by a link, because links come
     with branches and archives and are not visible in the study file.

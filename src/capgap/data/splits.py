@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-MOST = 1.5  # times the share that a split may hold
-ENOUGH = 0.9  # of the share, with which no further document is cut
-LEAST = 0.5  # of what is missing, that a piece may have
+MOST = 1.5  # largest split, in multiples of its target
+ENOUGH = 0.9  # share of the target at which no further document is cut
+LEAST = 0.5  # smallest piece, as a share of what the target lacks
 
 Cut = Callable[[int, int, int, int, int], int | None]  # document, start, least, wanted, most
 

@@ -91,7 +91,7 @@ def text_batches(corpus: Path, split: str) -> Iterator[tuple[list[str], list[str
 
 
 def split_texts(corpus: Path, split: str) -> Iterator[str]:
-    """Texts of one split, one by one; the contents of conversations."""
+    """Texts of one split, one by one; of conversations, the contents of their messages."""
     chat = is_chat(corpus, split)
     for _, texts in text_batches(corpus, split):
         yield from map(spoken, texts) if chat else texts

@@ -22,9 +22,10 @@ import torch
 
 from capgap.engine.losses import IGNORED
 from capgap.errors import CapgapError
-from capgap.records.artifacts import open_folder, sha256
+from capgap.records.artifacts import open_folder
 from capgap.records.checksums import read_manifest
 from capgap.records.paths import MANIFEST, TOKENS_RECORD
+from capgap.records.reading import digest
 from capgap.records.run_records import TokenStreams
 
 
@@ -70,7 +71,7 @@ class Streams:
         name = f"{split}.npy"
         if (self.folder / MANIFEST).is_file():
             return read_manifest(self.folder / MANIFEST)[name].sha256
-        return sha256(self.folder / name)
+        return digest(self.folder / name)
 
 
 class Batch(NamedTuple):
@@ -105,8 +106,8 @@ def training_batch(
 
     mask: tokens of the stream that count; labels of others are IGNORED.
 
-    Each epoch visits the windows in a new order. They are those of `lattice`, or, where
-    `unique_tokens` is not set, the whole stream, cut at a new offset each epoch.
+    Each epoch visits the windows in a new order. They are those of `lattice`, or, if `unique_tokens` is
+    not set, the whole stream, cut at a new offset each epoch.
     """
     if unique_tokens is None:
         windows = max(1, (len(stream) - 1) // sequence_length - 1)
@@ -132,11 +133,10 @@ def training_batch(
 
 
 def begin(tokens_BT: torch.Tensor, bos_id: int | None) -> torch.Tensor:
-    """Windows that begin as the tokenizer begins a text, in place: a window's first token, which
-    nothing predicts, is `bos_id`, unless that is None.
+    """Replace the first token of every window by `bos_id`, in place, unless that is None.
 
-    As many tokens are predicted as before; those of a model that was trained so are predicted as
-    it was trained.
+    The first token is never predicted, so the number of predicted tokens stays, and a model that was
+    trained with this token before every text finds it there.
     """
     if bos_id is not None:
         tokens_BT[:, 0] = bos_id
@@ -154,10 +154,10 @@ def _epoch(
 
 @lru_cache(maxsize=2)
 def lattice(length: int, sequence_length: int, unique_tokens: int) -> np.ndarray:
-    """Starts, ascending, of the windows that `unique_tokens` of a stream of `length` stand for.
+    """Starts, ascending, of `unique_tokens` tokens' worth of windows in a stream of `length` tokens.
 
-    They are spread over the stream at random places that depend on nothing but the two lengths,
-    and more tokens add windows to those of fewer. Raises CapgapError if the stream is too short.
+    They are spread over the stream at random places that depend only on the two lengths, and more
+    tokens add windows to those of fewer. Raises CapgapError if the stream is too short.
     """
     every, count = (length - 1) // sequence_length, unique_tokens // sequence_length
     if not 0 < count <= every:

@@ -21,14 +21,15 @@ from transformers import modeling_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from capgap.config.shapes import WHOLE_ATTENTION
-from capgap.engine.onednn_matmul import products_are_fast
+from capgap.engine.onednn_matmul import onednn_in_use
 
 
-class _Attention(torch.autograd.Function):
+class WholeAttention(torch.autograd.Function):
     """softmax(scale Q K^T + mask) V and its gradients; queries of one key share a product."""
 
     @staticmethod
     def forward(ctx, query_BHTD, key_BKTD, value_BKTD, scale):
+        """The outputs, B x H x T x D, with a causal mask."""
         batch, heads, length, width = query_BHTD.shape
         sets = batch * key_BKTD.shape[1]
         groups = heads // key_BKTD.shape[1]
@@ -45,6 +46,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BHTD):
+        """Gradients by query, key and value."""
         query, key, value, weights = ctx.saved_tensors
         batch, _, length, width = grad_BHTD.shape
         kept = (batch, len(key) // max(batch, 1), length, width)
@@ -79,19 +81,19 @@ def whole_attention() -> Iterator[None]:
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
     """Attention as transformers calls it.
 
-    Outside of `fast_products`, and for long sequences or other masks, PyTorch's kernel is used.
+    Outside of `use_onednn`, and for long sequences or other masks, PyTorch's kernel is used.
     """
     length = query.shape[2]
     plain = attention_mask is None and not dropout and _causal(module, options)
     here = query.device.type == "cpu" and query.dtype == key.dtype == torch.float32
-    here = here and products_are_fast() and not torch.is_autocast_enabled("cpu")
+    here = here and onednn_in_use() and not torch.is_autocast_enabled("cpu")
     alike = key.shape == value.shape and key.shape[2] == length  # one token sees its cache
     if not (plain and here and alike and 1 < length <= WHOLE_ATTENTION):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    return _Attention.apply(query, key, value, scale).transpose(1, 2).contiguous(), None
+    return WholeAttention.apply(query, key, value, scale).transpose(1, 2).contiguous(), None
 
 
 def _causal(module, options: dict) -> bool:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from capgap.engine.losses import ModelOutput, cap_
 from capgap.engine.mmap_weights import release
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.errors import CapgapError, out_of_memory
 
 PROBED_TOKENS = 8
@@ -150,7 +150,7 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def _logits_of(call: torch.nn.Module, ids_BT: torch.Tensor, **others) -> torch.Tensor | None:
-    with fast_products():
+    with use_onednn():
         return getattr(call(input_ids=ids_BT, use_cache=False, **others), "logits", None)
 
 
@@ -175,7 +175,7 @@ def _head_input(
 def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> torch.Tensor:
     """What enters the output head, (B T) x D, of a model whose logits are not dense.
 
-    A backward pass belongs into the same `fast_products`.
+    A backward pass belongs into the same `use_onednn`.
     """
     return _head_input(model, input_ids_BT).flatten(0, 1)
 

@@ -22,19 +22,20 @@ processed in blocks of rows that fit into the cache.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from capgap.config.shapes import chunk_tokens
-from capgap.engine.onednn_matmul import dot, fast_products
+from capgap.config.training_settings import Objective
+from capgap.engine.onednn_matmul import dot, use_onednn
 
 IGNORED = -100  # label of a token that counts in neither part, as in transformers
 ROW_ELEMENTS = 2**17  # elements of a block, half a megabyte; two blocks fit into a core's own cache
 LEAST_ROWS = 8  # rows of a block; with fewer the calls cost more than the cache saves
 COLUMNS = 1024  # of the head that a CPU multiplies by at once, so that they stay in its cache
-OBJECTIVES = ("soft_ce", "forward_kl", "reverse_kl", "jensen_shannon")
+OBJECTIVES = get_args(Objective)
 
 
 class LossParts(NamedTuple):
@@ -121,7 +122,7 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    @fast_products()
+    @use_onednn()
     def forward(
         ctx, hidden_ND, head_VD, cap, labels_N, targets, differentiate, weights, scale, chunk
     ):
@@ -375,7 +376,7 @@ def mixture_loss(
 
 
 @torch.no_grad()
-@fast_products()
+@use_onednn()
 def data_ce_sum(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor | None,

@@ -20,28 +20,28 @@ SETTING = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessI
 MKL, ONEDNN = "ieee", "bf16"  # values of PyTorch's setting that select each library
 ROUNDING_UNITS = ("amx_tile", "amx_bf16", "amx_fp16", "avx10_2")
 
-_fast = False  # whether oneDNN multiplies at the moment
+_in_use = False  # whether oneDNN multiplies at the moment
 
 
 @contextmanager
-def fast_products() -> Iterator[None]:
+def use_onednn() -> Iterator[None]:
     """Within this context oneDNN multiplies matrices if that is faster and exact on this processor.
 
     Forward and backward pass of a loss must run in the same context, because checkpointed layers are
     recomputed in the backward pass and must save the same tensors. Not for several threads.
     """
-    global _fast
-    if _fast or not onednn_is_better():
+    global _in_use
+    if _in_use or not onednn_is_better():
         yield
         return
     from capgap.engine.attention import whole_attention  # which is computed by these products
 
-    _fast = True
+    _in_use = True
     try:
         with _multiplied_by(ONEDNN), whole_attention():
             yield
     finally:
-        _fast = False
+        _in_use = False
 
 
 @contextmanager
@@ -53,15 +53,15 @@ def _multiplied_by(library: str) -> Iterator[None]:
         SETTING.fp32_precision = before
 
 
-def products_are_fast() -> bool:
+def onednn_in_use() -> bool:
     """Whether oneDNN multiplies at the moment."""
-    return _fast
+    return _in_use
 
 
 def dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Sum of the products of all entries. Never uses oneDNN, which is ten times slower for this."""
     first, second = first.reshape(-1), second.reshape(-1)
-    if not _fast:
+    if not _in_use:
         return torch.dot(first, second)
     with _multiplied_by(MKL):
         return torch.dot(first, second)
@@ -78,10 +78,10 @@ def onednn_is_better() -> bool:
         return False
     if not has.get("avx512_f") or "intel" in str(has.get("cpu_name")).lower():
         return False
-    return not any(has.get(unit) for unit in ROUNDING_UNITS) and _keeps_float32()
+    return not any(has.get(unit) for unit in ROUNDING_UNITS) and keeps_float32()
 
 
-def _keeps_float32() -> bool:
+def keeps_float32() -> bool:
     """Whether oneDNN's products keep the 24 bits of float32 factors on both sides."""
     cpu = torch.device("cpu")
     factor = torch.rand(64, 64, generator=torch.Generator().manual_seed(0), device=cpu)

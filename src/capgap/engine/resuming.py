@@ -28,7 +28,7 @@ JOB = "job.json"  # names the output that a state belongs to; locked while the j
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPaths:
     """Folders of a job's output and state, and how it runs; none of it changes the result."""
 
     out: Path

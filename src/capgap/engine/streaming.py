@@ -28,7 +28,7 @@ from capgap.config.devices import FITS_SHARE, STREAMS_SHARE
 from capgap.engine.forward import decoder_layers, hold_frozen, output_form
 from capgap.engine.memory_limit import available_bytes
 from capgap.engine.models import NotOneByOne, compute_device, load_hollow, load_model, load_shape
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.stored_tensors import StoredTensors
 from capgap.engine.stream_file import StreamFile
 from capgap.errors import CapgapError
@@ -164,7 +164,7 @@ class LayerByLayer:
         with torch.no_grad():
             for _ in self.resident([0]):
                 as_held = autocast(self.model, self.precision)
-                with self._standing(act), fast_products(), as_held:
+                with self._standing(act), use_onednn(), as_held:
                     self.model(input_ids=ids_BT, use_cache=False)
                     output_form(self.model)
         self.start(ids_BT)
@@ -188,7 +188,7 @@ class LayerByLayer:
             return self._returned(handed[-1])
 
         try:
-            with self._standing(act), fast_products(), autocast(self.model, self.precision):
+            with self._standing(act), use_onednn(), autocast(self.model, self.precision):
                 self.model(input_ids=ids_BT, use_cache=False)
         except _Reached as reached:
             if len(calls) == len(self.layers):
@@ -261,7 +261,7 @@ class LayerByLayer:
         """
         begun = [self.start(batch[0].to(self.model.device)) for batch in block]
         streams = [one.stream for one in begun]
-        with fast_products():
+        with use_onednn():
             for place, _ in self.resident(range(len(self.layers))):
                 if asked():
                     return

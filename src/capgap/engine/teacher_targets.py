@@ -37,7 +37,7 @@ from capgap.config.shapes import chunk_tokens
 from capgap.data.token_streams import begin, lattice
 from capgap.engine.forward import model_output
 from capgap.engine.losses import ModelOutput, PartialTargets
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.resuming import Stop
 from capgap.engine.streaming import ready
 from capgap.engine.time_left import duration
@@ -217,7 +217,7 @@ def _uniforms(seed: int, start: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, start])).random(length)
 
 
-@fast_products()
+@use_onednn()
 def reduce_to_targets(
     output: ModelOutput, draws_N: torch.Tensor, settings: TargetsStage
 ) -> list[dict[str, torch.Tensor]]:

@@ -24,7 +24,7 @@ from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.hints import RunHints
 from capgap.engine.losses import IGNORED, LossParts
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
 from capgap.engine.resuming import Stop
 from capgap.engine.run_plan import RunPlan
@@ -160,7 +160,7 @@ def train(
             )
     done = 0 if restored is None else restored[0]
     _check_same(done, dist, scratch)
-    with hints, Stop() as stop, fast_products():
+    with hints, Stop() as stop, use_onednn():
         hints.step, hints.loading = done, False
         if restored is None:
             curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]

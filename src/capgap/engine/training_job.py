@@ -21,7 +21,7 @@ from capgap.engine import checkpoints, training
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.models import save_model
 from capgap.engine.parallel import DistContext, join
-from capgap.engine.resuming import Place, digest, discard, hold_state, state_key
+from capgap.engine.resuming import RunPaths, digest, discard, hold_state, state_key
 from capgap.engine.run_plan import plan_run
 from capgap.errors import CapgapError
 from capgap.records.artifacts import is_first_process, open_folder, publish_folder, write_text
@@ -54,26 +54,26 @@ class TrainingJob:
     trunk: Path | None = None  # of the same run at a smaller budget; saves time, changes nothing
 
 
-def train_and_publish(job: TrainingJob, place: Place) -> TrainRecord:
+def train_and_publish(job: TrainingJob, run_paths: RunPaths) -> TrainRecord:
     """Train the job's model, publish it with its curve and record, and return the record.
 
     If the schedule has a trunk, the state at its end is published as well. Only the first process
     publishes; all return the record.
     """
-    with join(place.shard) as dist:
-        return _train_and_publish(job, place, dist)
+    with join(run_paths.shard) as dist:
+        return _train_and_publish(job, run_paths, dist)
 
 
-def _train_and_publish(job: TrainingJob, place: Place, dist: DistContext) -> TrainRecord:
+def _train_and_publish(job: TrainingJob, run_paths: RunPaths, dist: DistContext) -> TrainRecord:
     model, settings, lineage, inputs = job.model, job.settings, job.lineage, job.inputs
     plan = plan_run(settings, lineage.tokens, lineage.seed)
     facts = lineage.model_dump(mode="json")
-    scratch = place.scratch / state_key(settings, facts, inputs)
+    scratch = run_paths.scratch / state_key(settings, facts, inputs)
     key = trunk_key(settings, facts, inputs)
-    place.out.mkdir(parents=True, exist_ok=True)  # fail before the work if it cannot be written
-    held = hold_state(scratch, place.out) if is_first_process() else None
+    run_paths.out.mkdir(parents=True, exist_ok=True)  # fail before the work if it cannot be written
+    held = hold_state(scratch, run_paths.out) if is_first_process() else None
     trackers = settings.track if is_first_process() else []
-    with tracked(trackers, place.out) as watch:
+    with tracked(trackers, run_paths.out) as watch:
         outcome = training.train(
             model,
             job.streams,
@@ -81,7 +81,7 @@ def _train_and_publish(job: TrainingJob, place: Place, dist: DistContext) -> Tra
             job.objective,
             scratch=scratch,
             trunk=None if job.trunk is None else _open_trunk(job.trunk, key),
-            checkpoint_seconds=place.checkpoint_seconds,
+            checkpoint_seconds=run_paths.checkpoint_seconds,
             watch=watch,
             dist=dist,
         )
@@ -108,8 +108,8 @@ def _train_and_publish(job: TrainingJob, place: Place, dist: DistContext) -> Tra
     )
     finished = _whole_model(model)
     if is_first_process():
-        _publish(finished, outcome, record, place.out, scratch, job.tokenizer, key)
-        discard(scratch, place.out)
+        _publish(finished, outcome, record, run_paths.out, scratch, job.tokenizer, key)
+        discard(scratch, run_paths.out)
         held.close()
     dist.wait()
     return record

@@ -1,10 +1,10 @@
 """
-What a recommendation adds from the runs, and the limits it must state.
+Add the measured losses to a recommendation, and abstain if the law does not reach that far.
 
-The losses that were measured for the student and budget stand beside the predictions. An answer is not
-a recommendation if the best teacher would be no larger than the student, or if student or tokens lie
-further beyond the runs than the runs themselves reach: a law seen over a factor of r is followed to r
-times its ends (and to twice them in any case), because its form was not tested over a longer range.
+The answer abstains if the best teacher would be no larger than the student, or if the student or the
+tokens lie further beyond the runs than the runs themselves span: a law fitted over a factor of r is
+followed to r times its ends (and to twice them in any case), because its form was not tested over a
+longer range.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 
 from capgap.law.law_record import Interval, LawRecord, Optimum, Recommendation
+from capgap.law.means import SAME_LOG_SIZE
 from capgap.law.words import about, budget, span
 
-SAME = 0.01  # of log size; students this close are one size
-LEAST_REACH = 2.0  # times beyond the runs that is never too far
-STEP = 2.0  # size of the teacher to add, in multiples of the end of the ladder
+LEAST_REACH = 2.0  # factor beyond the runs that is always allowed
+STEP = 2.0  # suggested size of a new teacher, in multiples of the ladder's end
 
 
 def limited(answer: Recommendation, law: LawRecord) -> Recommendation:
-    """An answer with what was measured there, and with the reasons for which it abstains."""
+    """The answer with measured losses added; it abstains if it is beyond what the law can support."""
     near = nearest(law, answer.student_params_non_embedding, answer.tokens)
     here = near if _same(near, answer) else None
     reason = answer.reason
@@ -29,7 +29,7 @@ def limited(answer: Recommendation, law: LawRecord) -> Recommendation:
         if too_far:
             answer = _without_predictions(answer)
         reason = too_far or _below_student(answer) or reason
-    note = None if reason == law.reason else _edge(near, here is not None, answer)
+    note = None if reason == law.reason else _censored_note(near, here is not None, answer)
     return answer.model_copy(
         update={
             "ranked": answer.ranked if here is None else _measured(answer, here),
@@ -52,7 +52,7 @@ def nearest(law: LawRecord, student: float, tokens: float) -> Optimum:
 
 def _same(near: Optimum, answer: Recommendation) -> bool:
     size = abs(math.log(near.student_params_non_embedding / answer.student_params_non_embedding))
-    return size < SAME and near.tokens == answer.tokens
+    return size < SAME_LOG_SIZE and near.tokens == answer.tokens
 
 
 def _measured(answer: Recommendation, here: Optimum) -> list:
@@ -91,7 +91,7 @@ def _too_far(answer: Recommendation, law: LawRecord) -> str | None:
         ("token budget", answer.tokens_extrapolation, [o.tokens for o in law.optima]),
     ):
         reach = max(studied) / min(studied)
-        if factor > max(LEAST_REACH, reach) * (1 + SAME):
+        if factor > max(LEAST_REACH, reach) * (1 + SAME_LOG_SIZE):
             return (
                 f"the {what} lies {factor:.3g} times beyond the runs, which themselves span only a "
                 f"factor of {reach:.2g}: the law was not tested over such a range"
@@ -100,7 +100,7 @@ def _too_far(answer: Recommendation, law: LawRecord) -> str | None:
 
 
 def _without_predictions(answer: Recommendation) -> Recommendation:
-    """The answer less its losses, which so far away follow from the law's form and not from runs."""
+    """The answer without predicted losses, which here would rest on the law's form and not on runs."""
     unknown = {"predicted_loss": None, "predicted_regret": None, "within_tie": None}
     return answer.model_copy(
         update={
@@ -113,8 +113,8 @@ def _without_predictions(answer: Recommendation) -> Recommendation:
     )
 
 
-def _edge(near: Optimum, here: bool, answer: Recommendation) -> str | None:
-    """Which teacher to add if the best one measured is at the edge of its ladder."""
+def _censored_note(near: Optimum, here: bool, answer: Recommendation) -> str | None:
+    """A note on which teacher to add if the best one measured is an end of its ladder."""
     if near.status not in ("lower_bound", "upper_bound"):
         return None
     cell = next(cell for cell in near.cells if cell.teacher == near.best_teacher)

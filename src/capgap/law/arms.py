@@ -1,18 +1,18 @@
 """
-Is it the teacher, or the start that pruning it leaves behind?
+The effect of a student's init against the effect of its teacher, from the control arms.
 
-At a fixed student size a larger teacher means heavier pruning, hence a worse start. Control arms
-take the two apart at one student size and budget:
+At a fixed student size a larger teacher means heavier pruning, hence a worse init. The control arms
+separate the two effects at one student size and budget:
 
-  start    span of the losses over pruned starts, none of them with a teacher (no_teacher); without
-           that arm, the span over starts under one teacher, the median over teachers
+  init     span of the losses over pruned inits, all trained without a teacher (no_teacher); without
+           that arm, the span over inits under one teacher, and of that the median over teachers
            (cross_teacher)
-  teacher  span over teachers at one fixed start, the median over starts (cross_teacher rows and the
-           random start)
+  teacher  span over teachers at one fixed init, and of that the median over inits (cross_teacher
+           and random_init)
 
-A span over K means is never 0: the span that noise alone exceeds in 5 % of cases is given beside
-it (studentized range). Whether an optimum inside the grid shows at a fixed start is judged by the
-same rules as the main arm's (`shape.py`).
+A span over K means is never 0, so the record also holds the span that noise alone exceeds with
+probability 1 - confidence (studentized range). Whether the curve at a fixed init has an optimum
+inside the grid is decided by the rules of the main arm (`single_optima.judge`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ from capgap.law.joint_law import JointLaw
 from capgap.law.law_record import ArmEffects
 from capgap.law.single_optima import Means, Shape, judge
 
-DOMINANT = 2.0  # times; an effect this much larger than the other one is called the cause
-
 
 def effects_of(runs: pd.DataFrame, law: JointLaw | None, settings: Law) -> list[ArmEffects]:
-    """Effects for every student and budget that has a control arm; `runs` as `read_runs`.
+    """Effects for every student and budget that has a control arm; `runs` as `read_runs` returns.
 
-    Without a joint law the noise is not known, and no span is compared with it.
+    Without a joint law the noise is unknown, and spans are not compared with it.
     """
     found = []
     for (student, tokens), group in runs.groupby(["student", "tokens"], sort=True):
@@ -76,7 +74,7 @@ def _effects(
 
 
 def _noise_span(group: pd.DataFrame, law: JointLaw | None, confidence: float) -> float | None:
-    """The span over as many means as there are teachers that noise exceeds at 1 - confidence."""
+    """Span of the means of as many teachers that noise exceeds with probability 1 - confidence, nats."""
     if law is None:
         return None
     teachers = max(2, group.loc[group["teacher"] != NONE, "teacher"].nunique())
@@ -95,12 +93,12 @@ def _variances(law: JointLaw) -> tuple[float, float]:
 
 
 def _shapes(group: pd.DataFrame, law: JointLaw | None, settings: Law) -> dict[str, Shape]:
-    """Shape over teachers at each fixed start with three teachers or more."""
+    """Shape of the curve over teachers at each fixed init with three teachers or more."""
     shapes: dict[str, Shape] = {}
     if law is None:
         return shapes
     own, _ = _variances(law)
-    shared = law.component_variances.get("teacher", 0.0)  # the init is the same one
+    shared = law.component_variances.get("teacher", 0.0)  # all these runs have the same init
     for init, rows in group[group["teacher"] != NONE].groupby("init", sort=True):
         if rows["teacher_params_non_embedding"].nunique() < 3:
             continue

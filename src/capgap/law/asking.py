@@ -65,7 +65,8 @@ def answer(
             "a smaller student"
         )
     cells = cell_table(runs, law.size)
-    found = recommend(fit, law, larger, student, tokens, spent_flops(cells), _published(law))
+    slope = law.lines[0].published_slope
+    found = recommend(fit, law, larger, student, tokens, spent_flops(cells), slope)
     return by_leading(found, law, cells)
 
 
@@ -110,10 +111,6 @@ def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
     if found != recorded or len(main_arm(runs)) != law.n_runs:
         raise CapgapError(f"{where} do not belong together: fit the law again on this table")
     return fit
-
-
-def _published(law: LawRecord) -> float:
-    return law.lines[0].published_slope
 
 
 def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int]:

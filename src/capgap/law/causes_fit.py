@@ -22,8 +22,8 @@ from capgap.law.two_causes import TwoCauses
 STARTS = 8  # a power of two
 NOISE_FLOOR = 1e-6  # nats
 SOFT_SHARE = 0.56489  # mean of z^2 / sqrt(1 + z^2) over a standard normal z
-PASSES = 6  # of fit and noise in turn
-MOST_WIDE = 1.0  # width of an interval of g that leaves open whether teachers help at all or fully
+PASSES = 6  # alternations of fit and noise estimate
+MOST_WIDE = 1.0  # width of g's interval beyond which g may be 0 as well as 1
 
 
 def _minimise(cells: CauseCells, start_P: np.ndarray, noise: float) -> tuple[np.ndarray, float]:
@@ -97,13 +97,12 @@ def _solve(
 def fit_two_causes(
     cells: pd.DataFrame,
     confidence: float = 0.95,
-    intervals: bool = True,
     near: TwoCauses | None = None,
 ) -> TwoCauses | str:
-    """Fit the law to all arms of a table (`means.cell_table`), or return why it is not available.
+    """Fit the law to all arms of a table (`means.cell_table`), or return why that is impossible.
 
-    intervals: whether to leave out each teacher in turn. near: a fit of almost the same cells, to
-    start from; it leaves out nothing.
+    confidence: of the intervals. near: a fit of almost the same cells to start from; no teacher is
+    then left out, so there are no intervals.
     """
     use = _usable(cells)
     if isinstance(use, str):
@@ -118,7 +117,7 @@ def fit_two_causes(
     x, noise = _solve(arrays, starts, near.noise if near else rough, PASSES)
     p, k = len(NAMES), arrays.draw_NK.shape[1]
     without = []
-    for draw in range(k) if k >= 3 and intervals and near is None else ():
+    for draw in range(k) if k >= 3 and near is None else ():
         kept = arrays.select(~arrays.draw_NK[:, draw])
         without.append(_solve(kept, x[None, :p], noise, 2)[0][:p])
     rest_N = arrays.loss_N - above_level(x[:p], arrays) - x[p:][arrays.group_N]
@@ -150,7 +149,7 @@ def fit_two_causes(
 
 
 def _usable(cells: pd.DataFrame) -> pd.DataFrame | str:
-    """Cells that the law is about, with `cut` (log T/S) and `kind` of the init; or why there are none."""
+    """The cells that the law describes, with `cut` (log T/S) and `kind` of the init, or why not."""
     if (
         "teacher_loss" not in cells
         or cells.loc[cells["teacher"] != NONE, "teacher_loss"].isna().all()

@@ -43,9 +43,9 @@ class CauseCells:
 def damage(
     theta_P: np.ndarray, cut: np.ndarray, size: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
-    """Nats that an init cut by log(T/S) = `cut` loses; size and tokens are logs about the centre.
+    """Damage, nats, of an init pruned by log(T/S) = `cut`; formula in `two_causes.py`.
 
-    Broadcasts; real or complex.
+    size, tokens: log S and log D about the centre. Arguments broadcast and may be complex.
     """
     _, log_rate, by_tokens, by_size, log_ceiling = theta_P
     z = np.exp(log_rate - log_ceiling - by_tokens * tokens - by_size * size) * cut

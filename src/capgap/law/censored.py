@@ -1,18 +1,19 @@
 """
 A straight line through optima, some of which are censored (Tobin 1958).
 
-An optimum inside the grid is a value, one at the edge says only that T* lies below the second
-smallest or above the second largest teacher. Leaving the latter out selects: with scatter, the
-optima that happen to fall inside the grid are not a fair sample. With normal scatter sd about the
-line, the likelihood of a value is its density and that of a bound the probability beyond it:
+An optimum inside the grid is a value. An optimum at its edge is censored: T* lies below the second
+smallest or above the second largest teacher. Leaving the censored ones out would bias the line,
+because with scatter the optima that happen to fall inside the grid are not a fair sample. With
+normal scatter sd about the line, the likelihood of a value is its density and that of a bound is the
+probability beyond it:
 
   log L = sum_values [-log sd - r^2 / 2] + sum_bounds log Phi(+-r),   r = (T* - a - b S) / sd
 
 In Olsen's parameters h = 1/sd, (a, b)/sd it is concave (Olsen 1978), so Newton's method from any
 start finds its one maximum. The interval of a coefficient holds the values whose profile likelihood
 lies within n log(1 + t^2 / (n - p)) / 2 of the maximum, n the optima inside the grid, p the
-coefficients and t Student's quantile at n - p degrees of freedom: with no bound this is the t
-interval of least squares exactly, and the estimate is least squares'.
+coefficients and t Student's quantile at n - p degrees of freedom. Without bounds both estimate and
+interval are exactly those of least squares.
 
 Shapes: I values, C bounds, P coefficients.
 """
@@ -28,7 +29,7 @@ from scipy.special import log_ndtr
 from capgap.errors import CapgapError
 
 LOG_ROOT_2PI = np.log(2 * np.pi) / 2
-FAR = 1e6  # standard errors beyond which an interval is called open
+FAR = 1e6  # standard errors beyond which an interval counts as open
 
 
 @dataclass(frozen=True)

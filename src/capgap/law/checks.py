@@ -1,10 +1,10 @@
 """
-Checks of the joint law: runs that do not belong, students and teachers off it, counts of size.
+Checks of the joint law: outlying runs, students and teachers off the law, and counts of size.
 
 A run is predicted from all others by the fitted law and its noise (leave-one-out residuals of
 generalised least squares): with P = V^-1 - V^-1 X (X' V^-1 X)^-1 X' V^-1, the prediction misses run
-i by (P r)_i / P_ii with variance 1 / P_ii. For an outlier both fit and noise are made anew without
-the run, so that it can neither pull the curve nor widen the noise that judges it.
+i by (P r)_i / P_ii with variance 1 / P_ii. A suspected outlier is judged by a fit without it, so that
+it can neither pull the curve nor widen the noise estimate.
 
 Shapes: N runs, P parameters with the groups' levels.
 """
@@ -27,9 +27,9 @@ from capgap.law.table import main_arm
 from capgap.law.words import listed
 
 OUTLIER = 6.0  # studentized residual that stops the fit
-SUSPECT = 0.75  # share of what an outlier's residual can be in a fit that contains it
-SUSPECTS = 3  # runs tried
-RARE = 0.001  # chance, over all runs, at which a residual above OUTLIER is still allowed
+SUSPECT = 0.75  # share of the largest residual that an outlier can have in a fit that contains it
+SUSPECTS = 3  # runs that are left out in turn at most
+RARE = 0.001  # probability, over all runs, above which a residual beyond OUTLIER is allowed
 OFF_FAMILY = 0.9  # level at which a teacher's effect excludes 0
 MISFIT_LEVEL = 0.05
 
@@ -185,7 +185,7 @@ def teacher_effects(law: JointLaw) -> list[TeacherEffect]:
 
 
 def size_counts(runs: pd.DataFrame, settings: Law) -> list[SizeCount]:
-    """How well the law fits under every count of size whose columns the table has filled."""
+    """How well the law fits under every count of size whose columns are complete in the table."""
     main, found = main_arm(runs), []
     for name, columns in SIZES.items():
         if all(column in main and main[column].notna().all() for column in columns):

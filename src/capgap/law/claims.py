@@ -22,19 +22,20 @@ The claims:
                 no: it differs for one of them.
   tokens        T* moves with D for one student. yes: the exponent differs from 0. no: it is equal.
 
-The published law, a line close to a proportion and the same for all budgets, is *contradicted* if a
-claim but the last is no or the last is yes, *supported* if interior, proportional and ratio are yes
-(for the budgets tried if the last is unknown), and the runs are *inconclusive* otherwise.
+The published law is a line close to a proportion, the same for all budgets. It is *contradicted* if one
+of the first four claims is no or if `tokens` is yes. It is *supported* if interior, proportional and
+ratio are yes (only for the budgets tried if `tokens` is unknown). Otherwise the runs are
+*inconclusive*.
 
 When the law is flat: capgap.law.flatness.
 
 The cause, from the control arms, if T* lies inside the ladder:
 
-  init     a fixed start was tried with three teachers or more and shows no interior optimum
-           anywhere, or the start's effect is more than twice the teacher's (both measured, the
-           start's above noise)
-  teacher  an interior optimum shows at a fixed start and the teacher's effect is more than twice
-           the start's
+  init     no fixed init that was tried with three teachers or more has an interior optimum, or
+           the effect of the init is more than twice that of the teacher (both measured, the
+           init's above noise)
+  teacher  a fixed init has an interior optimum, and the effect of the teacher is more than twice
+           that of the init
   both     anything between
   unknown  the arms do not show both effects
 """
@@ -48,12 +49,12 @@ import numpy as np
 
 from capgap.config import Law
 from capgap.law.flatness import FLAT_TIES, is_flat
-from capgap.law.joint_law import JointLaw, Limits
-from capgap.law.law_record import ArmEffects, Claim, Interval, Line, Optimum, Overall
+from capgap.law.joint_law import JointLaw
+from capgap.law.law_record import ArmEffects, Claim, Interval, Optimum, Overall
 from capgap.law.metric import METRICS
-from capgap.law.words import about, budget, listed
+from capgap.law.words import about, bracketed, budget, listed
 
-CLAIMS_JUDGED = 4  # of which any alone can contradict
+CLAIMS_JUDGED = 4  # any of them alone can contradict the law
 DOMINANT = 2.0  # times; an effect this much larger than the other one is called the cause
 
 
@@ -64,7 +65,7 @@ def overall_of(
     effects: list[ArmEffects],
     settings: Law,
 ) -> Overall:
-    """Judge the claims, the law and its cause. why_not: why there is no joint law, if so."""
+    """Judge the claims, the law and its cause. why_not: the reason if `law` is None."""
     if law is None:
         names = ("interior", "grows", "proportional", "ratio", "tokens")
         claims = [_unknown(name, why_not) for name in names]
@@ -92,32 +93,17 @@ def overall_of(
     return Overall(status=status, reason=reason, claims=claims, cause=cause, cause_reason=why)
 
 
-def interval(limits: Limits) -> Interval:
-    """The same numbers as a record."""
-    return Interval(value=limits.value, low=limits.low, high=limits.high)
-
-
-def equal(limits: Limits, low: float, high: float) -> bool:
+def equal(limits: Interval, low: float, high: float) -> bool:
     """Whether an interval lies wholly between two values."""
     if limits.low is None or limits.high is None:
         return False
     return low <= limits.low and limits.high <= high
 
 
-def beyond(limits: Limits, low: float, high: float) -> bool:
+def beyond(limits: Interval, low: float, high: float) -> bool:
     """Whether an interval lies wholly below or above two values."""
     below = limits.high is not None and limits.high < low
     return below or (limits.low is not None and limits.low > high)
-
-
-def excludes(found: Interval | None, value: float) -> bool:
-    """Whether an interval, open if a limit is None, lies on one side of a value."""
-    return found is not None and beyond(Limits(found.value, found.low, found.high), value, value)
-
-
-def grows(line: Line) -> bool:
-    """Whether a fitted line's slope lies above 0 beyond doubt."""
-    return line.slope is not None and line.slope.low is not None and line.slope.low > 0
 
 
 def _strict(settings: Law, tests: int = 1) -> float:
@@ -154,17 +140,15 @@ def _misses(optimum: Optimum, published_slope: float) -> bool:
     return optimum.place in ("below", "above") and min(sizes) < expected < max(sizes)
 
 
-def _by_size(law: JointLaw, confidence: float) -> tuple[Limits | None, str]:
+def _by_size(law: JointLaw, confidence: float) -> tuple[Interval | None, str]:
     found = law.exponent(1, 0, confidence)
     if found is not None:
         return found, "at equal tokens"
     return law.exponent(1, 1, confidence), "at equal tokens per parameter"
 
 
-def _growth_reason(limits: Limits, how: str) -> str:
-    return (
-        f"T* scales as S to the power {_span(limits)} {how} (1 would be in proportion, 0 no growth)"
-    )
+def _growth_reason(limits: Interval, how: str) -> str:
+    return f"T* scales as S to the power {bracketed(limits)} {how} (1 would be in proportion, 0 no growth)"
 
 
 def _grows(law: JointLaw, settings: Law) -> Claim:
@@ -175,7 +159,7 @@ def _grows(law: JointLaw, settings: Law) -> Claim:
     margin = settings.exponent_margin
     common = {
         "name": "grows",
-        "estimate": interval(limits),
+        "estimate": limits,
         "reference": 0.0,
         "margin": margin,
         "reason": _growth_reason(limits, how),
@@ -210,14 +194,14 @@ def _tokens(law: JointLaw, settings: Law) -> Claim:
             reason = "tokens and student sizes vary together, so their effects cannot be separated"
         return _unknown("tokens", reason)
     strict = law.exponent(0, 1, _strict(settings))
-    reason = f"T* scales as D to the power {_span(limits)} for one student (0 would be no effect of tokens)"
+    reason = f"T* scales as D to the power {bracketed(limits)} for one student (0 would be no effect of tokens)"
     found = _compared("tokens", limits, strict, 0.0, settings.exponent_margin, reason)
     turned = {"yes": "no", "no": "yes", "unknown": "unknown"}[found.answer]
     return found.model_copy(update={"answer": turned})
 
 
 def _compared(
-    name: str, limits: Limits, strict: Limits, reference: float, margin: float, reason: str
+    name: str, limits: Interval, strict: Interval, reference: float, margin: float, reason: str
 ) -> Claim:
     """A number against a reference; yes if equal."""
     ends = reference - margin, reference + margin
@@ -231,7 +215,7 @@ def _compared(
         answer=answer,
         verdict=verdict,
         reason=reason,
-        estimate=interval(limits),
+        estimate=limits,
         reference=reference,
         margin=margin,
     )
@@ -260,7 +244,7 @@ def _ratio(law: JointLaw, settings: Law) -> Claim:
     use = away or [(limits, c) for limits, _, c in found]
     size_of, tokens_of = 0, 1
     texts = [
-        f"{_span(limits.apply(np.exp))} for {about(c[size_of])} at {budget(round(c[tokens_of]))}"
+        f"{bracketed(limits.apply(np.exp))} for {about(c[size_of])} at {budget(round(c[tokens_of]))}"
         for limits, c in (use if len(use) < 3 else [use[0], use[-1]])
     ]
     middle = use[len(use) // 2][0].apply(np.exp)
@@ -277,16 +261,10 @@ def _ratio(law: JointLaw, settings: Law) -> Claim:
         answer=answer,
         verdict=verdict,
         reason=reason + listed(texts),
-        estimate=interval(middle),
+        estimate=middle,
         reference=settings.published_slope,
         margin=settings.ratio_margin,
     )
-
-
-def _span(limits: Limits) -> str:
-    """'0.29 [0.02, 0.56]', with 'no limit' on an open side."""
-    low, high = ("no limit" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
-    return f"{limits.value:.2f} [{low}, {high}]"
 
 
 def _cause(optima: list[Optimum], effects: list[ArmEffects], unit: str) -> tuple[str, str]:

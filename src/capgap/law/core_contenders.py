@@ -1,4 +1,4 @@
-"""How the laws of T* are fitted to some of the runs, for scoring against the laws of the loss."""
+"""Refits of the laws of T* to a part of the runs, for scoring against the laws of the loss."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ def _power_law(settings: Law) -> Contender:
             star = law.star(case.size, case.tokens, settings.confidence)
             if star is None:
                 return "the runs that are left do not determine T* there"
-            interval = Interval(value=star.value, low=star.low, high=star.high)
-            return nearest(case.teachers, star.value), interval
+            return nearest(case.teachers, star.value), star
 
         return choose
 
@@ -55,7 +54,7 @@ def _ratio(cells: pd.DataFrame, own: Mapping[tuple[str, int], Interval]) -> Cont
     def contender(_: pd.DataFrame, kept: pd.DataFrame) -> Choose | str:
         logs: dict[int, list[float]] = {}
         for key, teachers in _teachers(kept).items():
-            if key in own and teachers == tried[key]:  # of which nothing is left out
+            if key in own and teachers == tried[key]:  # nothing of this group is left out
                 logs.setdefault(key[1], []).append(float(np.log(own[key].value / sizes[key[0]])))
 
         def choose(case: Case) -> tuple[int, None] | str:

@@ -6,9 +6,10 @@ With u = log(T / S), u* = log(T* / S) and x = u - u*, a student's loss lies abov
     f = C E_k(x),   C = exp(log_c + k (u* - u0)),   E_k(x) = (exp(k x) - k x - 1) / k^2
 
 E_k has its minimum 0 at x = 0, second derivative 1 and third derivative k there; E_0 = x^2 / 2. For
-k < 0 the curve is steep toward small teachers and nearly straight toward large ones: a teacher's
-help that falls as (T/S)^k against damage that grows as log(T/S). The factor exp(k (u* - u0)) keeps
-that help the same for all students and budgets, so that only the slope of the damage moves u*.
+k < 0 the curve is steep toward small teachers and nearly straight toward large ones, as a teacher's
+help that saturates as (T/S)^k and a damage that grows as log(T/S) would make it. The factor
+exp(k (u* - u0)) keeps that help equal for all students and budgets, so that only the slope of the
+damage moves u*.
 
 All functions broadcast.
 """

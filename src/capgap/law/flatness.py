@@ -1,9 +1,9 @@
 """
 Whether teacher size makes a difference: a parabola in log T/S, the same in all groups.
 
-It is fitted with the noise of the runs alone, at every draw of that noise, so that what is not known
-of it - above all how far teachers of one size differ, which few teachers show - enters test and
-bounds with its own degrees of freedom.
+It is fitted with the noise of the runs alone, at every draw of that noise, so that test and bounds
+account for the uncertainty of the noise: above all of how far teachers of one size differ, about
+which a few teachers say little.
 
 The law is flat if the parabola is not significant (half of alpha) and the ends and the middle of the
 ladder are shown to differ by at most four ties: two one-sided tests at alpha (Schuirmann 1987).
@@ -30,9 +30,9 @@ ENDS = (0.1, 0.9)  # quantiles of log T/S over the runs that stand for the ends 
 class Pooled:
     """Differences of loss: lower end to middle, middle to upper end, end to end; nats."""
 
-    p: float  # that there are none
+    p: float  # p-value of no difference
     difference_3: np.ndarray
-    bound_3: np.ndarray  # that their sizes stay below, each at the stated confidence
+    bound_3: np.ndarray  # upper bounds of their absolute values, each at the stated confidence
 
 
 def pooled_differences(law: JointLaw, confidence: float) -> Pooled:
@@ -71,7 +71,7 @@ def pooled_differences(law: JointLaw, confidence: float) -> Pooled:
 
 
 def is_flat(law: JointLaw, settings: Law) -> bool:
-    """Whether teacher size makes no difference that matters."""
+    """Whether teacher size makes no difference that matters, by the rule of the module."""
     found = pooled_differences(law, settings.confidence)
     small = found.bound_3 <= FLAT_TIES * settings.tie_nats
     return bool(found.p >= (1 - settings.confidence) / 2 and small.all())

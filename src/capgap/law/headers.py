@@ -1,5 +1,5 @@
 """
-Names of the columns of a table of runs: what people call them, and what the law calls them.
+Synonyms of the columns of a table of runs, and the canonical names they stand for.
 
 Headers are compared without case, spaces, hyphens and units in brackets, so that `Val loss (nats)`
 is `val_loss`. The canonical names are the fields of `run_records.RunRow`, which documents them.
@@ -17,7 +17,7 @@ from capgap.records.run_records import RunRow
 
 CANONICAL = tuple(RunRow.model_fields)
 LOSS, TEACHER_LOSS = "val_loss_nats_per_token", "teacher_val_loss_nats_per_token"
-MEASURED = {  # what the outcome of a run is called, by metric
+MEASURED = {  # headers of the outcome of a run, by metric
     "loss": (
         f"{LOSS} val_loss loss valid_loss validation_loss eval_loss final_loss "
         "val_loss_nats loss_nats nll cross_entropy ce"
@@ -26,7 +26,7 @@ MEASURED = {  # what the outcome of a run is called, by metric
     "error": "error error_rate err val_error test_error",
     "accuracy": "accuracy acc val_accuracy val_acc test_accuracy test_acc",
 }
-ANY_METRIC = ("mean", "value", "score", "result")  # of the metric that is asked for
+ANY_METRIC = ("mean", "value", "score", "result")  # of whichever metric was chosen
 SPREAD = {  # columns of a table of means
     "sd": "sd std stdev std_dev standard_deviation loss_sd loss_std sd_loss val_loss_sd val_loss_std",
     "se": "se sem stderr standard_error std_err loss_se",
@@ -99,12 +99,12 @@ def canonical(header: str) -> str | None:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a file holds what, by number."""
+    """The columns of a file by their number."""
 
     known: dict[str, int]  # by canonical name
     outcome: int
     metric: Metric  # of the outcome
-    teacher_outcome: tuple[Metric, int] | None  # how the teachers themselves were measured
+    teacher_outcome: tuple[Metric, int] | None  # metric and column of the teachers' own values
     spread: dict[str, int]  # sd, se, n of a table of means
     ignored: list[str]  # headers that the law does not use
 

@@ -6,11 +6,11 @@ The joint fit of all runs, with the best teacher size T*(S, D) as its parameter.
 with s = log S and d = log D about their means, so that T* ~ S^a D^b, and F the curve of `curve.py`.
 Every group of student and budget has a level of its own. Where the students or budgets of a study
 do not vary, or vary in proportion, only some combinations of alpha, a and b can be known: u* is then
-written in a basis of those (`basis`), and asking for another one gives nothing.
+written in a basis of those (`Axes.basis_3Q`), and any other combination is reported as undetermined.
 
 Errors have a covariance V (`noise.py`). Levels are removed by projection, the rest is found by
-Levenberg-Marquardt steps from many starts at once. Weak normal priors hold what runs leave open: k,
-and, far wider than any finding, alpha, a and b.
+Levenberg-Marquardt steps from many starts at once. Normal priors hold what the runs leave
+open: a weak one of k, and very wide ones of alpha, a and b.
 
 Shapes: N runs, M runs less groups, P parameters, Q combinations of (alpha, a, b), B starts.
 """
@@ -28,14 +28,15 @@ from capgap.law.grouped_runs import GroupedRuns
 K_PRIOR = (-1.0, 1.0)  # mean and standard deviation
 COEFFICIENT_SD = (6.0, 6.0, 6.0)  # of alpha about the middle of the ladder, of a about 1, of b
 LOG_C_PRIOR = (np.log(0.1), 5.0)
-HEAT = 6  # steps after which only the best starts go on
-FINALISTS = 8  # of them
+STEPS = 60  # Levenberg-Marquardt steps at most
+SCREENING_STEPS = 6  # steps after which only the FINALISTS lowest objectives continue
+FINALISTS = 8
 SPREAD = 0.02  # least standard deviation of a combination of log S and log D that counts as varied
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The coordinates of u*: where log S and log D are centred, and what the study can tell apart."""
+    """The coordinates of u*: the centre of log S and log D, and the combinations the runs determine."""
 
     centre: np.ndarray  # log S, log D
     basis_3Q: np.ndarray  # orthonormal columns in (alpha, a - 1, b) that the runs determine
@@ -136,12 +137,11 @@ def solve(
     remove_MN: np.ndarray,
     starts_BP: np.ndarray,
     fixed: np.ndarray | None = None,
-    steps: int = 60,
 ) -> Solution:
     """Lowest objective from some starts, by Levenberg-Marquardt steps in all of them at once.
 
-    After HEAT steps the FINALISTS with the lowest objectives go on.
-    fixed: directions (P, F) in which parameters keep their starting values.
+    starts_BP: parameters to start from. fixed: directions (P, F) in which parameters keep their
+    starting values. Raises CapgapError if no start leads to a finite objective.
     """
     free = np.eye(curves.p) if fixed is None else np.linalg.svd(fixed.T)[2][fixed.shape[1] :].T
     target_M = remove_MN @ loss_N
@@ -156,8 +156,8 @@ def solve(
     rest_BM, prior_BP, slope_BNP, now_B = parts(x_BP)
     damp_B = np.full(len(x_BP), 1e-2)
     prior_F = curves.prior_PP @ free
-    for step in range(steps):
-        if step == HEAT and len(x_BP) > FINALISTS:
+    for step in range(STEPS):
+        if step == SCREENING_STEPS and len(x_BP) > FINALISTS:
             best_B = np.argsort(now_B, kind="stable")[:FINALISTS]
             x_BP, rest_BM, prior_BP, slope_BNP, now_B, damp_B = (
                 values[best_B] for values in (x_BP, rest_BM, prior_BP, slope_BNP, now_B, damp_B)
@@ -188,7 +188,7 @@ def solve(
 
 
 def starting_points(curves: Curves, runs: GroupedRuns) -> np.ndarray:
-    """Starts over the ladder's reach, for several exponents, skews and curvatures."""
+    """Starts over the range of teachers, for several exponents, skews and curvatures, (B, P)."""
     low, high = np.percentile(runs.log_ratio_N, [0, 100])
     coefficients = [
         curves.axes.basis_3Q.T @ np.array([alpha, a, b])

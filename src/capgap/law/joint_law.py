@@ -1,12 +1,12 @@
 """
 The law of a study: the joint fit with its noise, and the intervals of everything that follows.
 
-Fit and noise are found in turn, the noise from the model linearised at the fit. An interval of a
-weighted sum of (alpha, a, b) - an exponent, or log T* of any student and budget - is that of the
-mixture of normals over draws of the noise. Where the objective is not quadratic out to its ends the
-profile takes over if it is wider: the end is where the objective, minimised over everything else,
-has risen as far as a quadratic one would have. A side on which it never does is open: the runs only
-bound T*.
+Fit and noise alternate; the noise is estimated from the model linearised at the fit. An exponent and
+log T* of a student and budget are weighted sums of (alpha, a, b). The interval of such a sum is that
+of a mixture of normals over draws of the noise. If the objective is not quadratic out to its ends,
+the profile interval replaces it if it is wider: its end is where the objective, minimised over
+everything else, has risen as far as a quadratic one would have. A side on which it never rises so
+far is open: the runs only bound T*.
 
 Shapes as in `joint_fit.py` and `noise.py`; K teachers.
 """
@@ -22,37 +22,16 @@ from scipy import optimize, special
 from capgap.law import joint_fit, noise
 from capgap.law.curve import bowl
 from capgap.law.grouped_runs import GroupedRuns
+from capgap.law.law_record import Interval
 
-TURNS = 4  # of noise and fit
+TURNS = 4  # alternations of noise and fit
 FIRST_SD = (
     0.01  # nats, of the fit before the noise is known; weighs the runs against the prior of k
 )
-SETTLED = 3e-3  # of a parameter; the noise need not be known better
-QUADRATIC = 0.2  # of the rise of the objective; a smaller shortfall is not worth a profile
-OPEN = 3.0  # of log T* or an exponent from the estimate; a side without an end before is open
+SETTLED = 3e-3  # change of a parameter at which the alternation ends
+QUADRATIC = 0.2  # relative error of the quadratic rise below which no profile is computed
+OPEN = 3.0  # a side whose end is further than this from the estimate (log T*, exponent) is open
 REGRET_DRAWS = 2048
-
-
-@dataclass(frozen=True)
-class Limits:
-    """An estimate with its interval; None on a side that the runs leave open."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @property
-    def width(self) -> float:
-        """Distance of the ends, infinite if one is open."""
-        if self.low is None or self.high is None:
-            return np.inf
-        return self.high - self.low
-
-    def apply(self, function) -> Limits:
-        """The same for an increasing function of the number."""
-        return Limits(
-            *(None if v is None else float(function(v)) for v in (self.value, self.low, self.high))
-        )
 
 
 @dataclass(frozen=True)
@@ -67,24 +46,28 @@ class Solved:
     covariance_PP: np.ndarray
 
 
-def interval_of(solved: Solved, weight_P: np.ndarray, low: float, high: float) -> Limits:
-    """A weighted sum of the parameters between offsets from the estimate, or by the profile.
+def interval_of(solved: Solved, weight_P: np.ndarray, offsets: tuple[float, float]) -> Interval:
+    """Interval of a weighted sum of the parameters: the offsets about the estimate, or the profile.
 
-    The profile replaces an end if it is wider there; if it leaves a side open, the standard error
-    says nothing, and both ends are the profile's.
+    The profile replaces an end if it is wider there. If it leaves a side open, the standard error
+    means nothing, and both ends are taken from the profile.
     """
     value = float(weight_P @ solved.x_P)
-    ends = [_end(solved, weight_P, offset, narrower=False) for offset in (low, high)]
+    ends = [_end(solved, weight_P, offset, narrower=False) for offset in offsets]
     if None in ends:
         ends = [
             end if end is None else _end(solved, weight_P, offset, narrower=True)
-            for end, offset in zip(ends, (low, high), strict=True)
+            for end, offset in zip(ends, offsets, strict=True)
         ]
-    return Limits(value, *(None if end is None else value + end for end in ends))
+    low, high = (None if end is None else value + end for end in ends)
+    return Interval(value=value, low=low, high=high)
 
 
 def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) -> float | None:
-    """An end of an interval less the estimate."""
+    """Distance of an interval's end from the estimate, None for an open side.
+
+    narrower: whether the profile also replaces an end that lies further out.
+    """
     covariance_P = solved.covariance_PP @ weight_P
     variance = float(weight_P @ covariance_P)
     rise, direction_P = offset**2 / variance, covariance_P / variance
@@ -93,7 +76,7 @@ def _end(solved: Solved, weight_P: np.ndarray, offset: float, narrower: bool) ->
     def gap(distance: float) -> float:
         """Rise of the objective with the sum held at a distance, less the required rise.
 
-        Kept, because a second search from other starts may end elsewhere.
+        Results are kept, because a second search from other starts may end elsewhere.
         """
         if distance not in gaps:
             near = min(passed, key=lambda d: abs(d - distance))
@@ -168,7 +151,7 @@ class JointLaw:
 
     @cached_property
     def run_noise_NN(self) -> np.ndarray:
-        """The same without the parts that say how far the fitted curves are off."""
+        """The same without the components for errors of the fitted form (`noise.FORM`)."""
         variance_J = self.components.variances(self.mode_J[None])[0].copy()
         form = [j for j, n in enumerate(self.components.names) if n in noise.FORM]
         variance_J[form] = 0.0
@@ -197,32 +180,31 @@ class JointLaw:
         """Weights of (alpha, a - 1, b) in log T*/S of a student and budget."""
         return self.axes.coordinates(np.float64(size), np.float64(tokens))
 
-    def log_ratio(self, size: float, tokens: float, confidence: float) -> Limits | None:
+    def log_ratio(self, size: float, tokens: float, confidence: float) -> Interval | None:
         """log T*/S of a student (parameters) at a budget (tokens); None if it is not determined."""
         return self.combination(self.weights(size, tokens), confidence)
 
-    def star(self, size: float, tokens: float, confidence: float) -> Limits | None:
+    def star(self, size: float, tokens: float, confidence: float) -> Interval | None:
         """T* in parameters; None if the runs do not determine it."""
         found = self.log_ratio(size, tokens, confidence)
         return None if found is None else found.apply(lambda u: size * np.exp(u))
 
-    def exponent(self, by_size: float, by_tokens: float, confidence: float) -> Limits | None:
+    def exponent(self, by_size: float, by_tokens: float, confidence: float) -> Interval | None:
         """by_size a + by_tokens b; None if the runs do not determine it."""
         found = self.combination(np.array([0.0, by_size, by_tokens]), confidence)
         return None if found is None else found.apply(lambda v: v + by_size)
 
-    def combination(self, weight_3: np.ndarray, confidence: float) -> Limits | None:
+    def combination(self, weight_3: np.ndarray, confidence: float) -> Interval | None:
         """A weighted sum of (alpha, a - 1, b)."""
         if not self.axes.determines(weight_3):
             return None
         weight_P = self._padded(weight_3)
-        low, high = self._offsets(weight_P, confidence)
-        return interval_of(self.solved, weight_P, low, high)
+        return interval_of(self.solved, weight_P, self._offsets(weight_P, confidence))
 
     def multipliers(self, weight_3: np.ndarray, confidence: float) -> tuple[float, float]:
         """Ends of the interval of a weighted sum in standard errors at the most likely noise.
 
-        Further out than a normal's, because the noise is not known exactly.
+        They are further out than a normal's, because the noise is not known exactly.
         """
         weight_P = self._padded(weight_3)
         se = np.sqrt(weight_P @ self.covariance_PP @ weight_P)
@@ -242,7 +224,7 @@ class JointLaw:
         low, high = (
             mixture_quantile(step_R, sd_R, self.draws.weight_R, p) for p in (tail, 1 - tail)
         )
-        # the estimate is inside its interval however the draws lean
+        # the interval must hold the estimate, even if the draws lie to one side
         return min(low, -0.25 * sd_R.min()), max(high, 0.25 * sd_R.min())
 
     @cached_property
@@ -327,7 +309,10 @@ def weighted_quantiles(value_R: np.ndarray, weight_R: np.ndarray, shares) -> lis
 
 
 def fit_joint(runs: GroupedRuns, noise_sd: float | None = None) -> JointLaw:
-    """Fit the law to the runs of the main arm. noise_sd: of one run, nats, if it is known."""
+    """Fit the law to the runs of the main arm. noise_sd: of one run, nats, if it is known.
+
+    Raises CapgapError as `joint_fit.solve`.
+    """
     axes = joint_fit.axes_of(runs)
     curves = joint_fit.Curves(runs, axes)
     n = len(runs.loss_N)
@@ -357,7 +342,7 @@ def fit_joint(runs: GroupedRuns, noise_sd: float | None = None) -> JointLaw:
 def linearise(
     runs: GroupedRuns, curves: joint_fit.Curves, components: noise.Components, x_P: np.ndarray
 ) -> noise.Linearised:
-    """The model about some parameters."""
+    """The model linearised about some parameters."""
     (f_N,), (slope_NP,) = curves.evaluate(x_P[None])
     group_N = runs.group_N
     levels_NG = (group_N[:, None] == np.arange(group_N.max() + 1)).astype(float)

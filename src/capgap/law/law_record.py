@@ -1,8 +1,9 @@
-"""What the files of the law contain, and of what follows from it: law.json, choice.json, final.json."""
+"""The contents of law.json, choice.json and final.json."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,6 +13,9 @@ from capgap.errors import CapgapError
 from capgap.records.run_records import Record
 
 SCHEMA_VERSION = 2  # of law.json
+RivalName = Literal["busbridge", "p2"]
+LawName = Literal["power_law", "two_causes", RivalName]  # that `recommend` can use
+Basis = Literal[LawName, "line", "nearest_student"]
 
 
 class Interval(Record):
@@ -20,6 +24,11 @@ class Interval(Record):
     value: float
     low: float | None
     high: float | None
+
+    def apply(self, function: Callable[[float], float]) -> Interval:
+        """The interval of an increasing function of the estimated number."""
+        low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))
+        return Interval(value=float(function(self.value)), low=low, high=high)
 
 
 class Exponents(Record):
@@ -31,16 +40,16 @@ class Exponents(Record):
 
 
 class NoiseComponent(Record):
-    """One part of the noise; what each is: capgap.law.noise."""
+    """One variance component of the noise; capgap.law.noise defines them."""
 
     name: Literal["order", "block", "trunk", "init", "teacher", "scatter", "curvature", "misfit"]
     sd: Interval  # nats per token; of log T* (scatter), log curvature, or a share of the excess (misfit)
-    source: Literal["replicas", "residuals", "prior", "stated"]  # what it mostly rests on
-    includes: list[str]  # parts that this study cannot tell from it
+    source: Literal["replicas", "residuals", "prior", "stated"]  # what the estimate mostly rests on
+    includes: list[str]  # components that this study cannot separate from it
 
 
 class Misfit(Record):
-    """Whether students differ from the common law and curve beyond noise."""
+    """Whether students deviate from the common law and curve beyond noise."""
 
     p: float | None  # F test; None without degrees of freedom
     students: list[str]  # those that do so most, if p is small
@@ -123,9 +132,9 @@ class Line(Record):
     tokens_per_param: float | None
     status: Literal["fitted", "not_identifiable"]
     reason: str
-    slope: Interval | None
-    intercept: Interval | None
-    ratio_through_origin: Interval | None  # T* = ratio S
+    slope: Interval | None = None
+    intercept: Interval | None = None
+    ratio_through_origin: Interval | None = None  # T* = ratio S
     n_students: int  # interior optima used
     n_bounds: int = 0  # optima at an edge of the ladder, used as bounds
     published_slope: float
@@ -140,22 +149,22 @@ class RivalFit(Record):
     status: Literal["identified", "not_identifiable", "failed", "not_available"]
     # not_identifiable: some constants are held because the runs cannot determine them
     reason: str
-    constants: dict[str, float]
-    free: list[str]
-    held: list[str]
-    n_cells: int
-    rms_log_loss: float | None
+    constants: dict[str, float] = Field({})
+    free: list[str] = Field([])
+    held: list[str] = Field([])
+    n_cells: int = 0
+    rms_log_loss: float | None = None
 
 
 class StartExplains(Record):
-    """How far the loss of the start explains differences within a student size and budget."""
+    """How much of the differences within a student size and budget the loss of the init explains."""
 
     n_cells: int
     r_squared_start: float
     r_squared_teacher: float  # by log T/S and its square
     r_squared_both: float
-    p_teacher: float  # F test: teacher size explains nothing beyond the start
-    p_start: float  # F test: the start explains nothing beyond teacher size
+    p_teacher: float  # F test: teacher size explains nothing beyond the init
+    p_start: float  # F test: the init explains nothing beyond teacher size
 
 
 class Pick(Record):
@@ -185,15 +194,15 @@ class Score(Record):
     status: Literal["scored", "not_available"]
     reason: str
     n_cases: int
-    mean_regret_nats: float | None  # observed loss of its choice above the observed best
-    max_regret_nats: float | None
-    hit_rate: float | None  # choice within tie_nats of the best
-    chance_hit_rate: float | None  # the same for a teacher at random
-    interval_coverage: float | None  # share of its intervals that hold the T* left out
-    n_intervals: int
-    pilot_flops: float | None  # of the runs it was fitted to
-    choice_flops: float | None  # of one run with its choice
-    exhaustive_flops: float | None  # of one run with every teacher
+    mean_regret_nats: float | None = None  # observed loss of its choice above the observed best
+    max_regret_nats: float | None = None
+    hit_rate: float | None = None  # choice within tie_nats of the best
+    chance_hit_rate: float | None = None  # the same for a teacher at random
+    interval_coverage: float | None = None  # share of its intervals that hold the T* left out
+    n_intervals: int = 0
+    pilot_flops: float | None = None  # of the runs it was fitted to
+    choice_flops: float | None = None  # of one run with its choice
+    exhaustive_flops: float | None = None  # of one run with every teacher
     left_out: list[LeftOut] = Field([])  # by kind, then all; empty for no_teacher and chance
     picks: list[Pick] = Field([])  # of a law or rule that names a teacher, case by case
 
@@ -254,15 +263,15 @@ class TwoCausesFit(Record):
 
 
 class ArmEffects(Record):
-    """Effects of start and teacher at one student size and budget, nats per token."""
+    """Effects of init and teacher at one student size and budget, nats per token."""
 
     student: str
     tokens: int
-    start_nats: float | None  # span over pruned starts
-    teacher_nats: float | None  # span over teachers at a fixed start
+    start_nats: float | None  # span over pruned inits
+    teacher_nats: float | None  # span over teachers at a fixed init
     noise_nats: float | None  # span that noise alone exceeds in 5 % of cases
     fixed_start_shapes: dict[str, str]  # by init
-    gain_nats: float | None  # own teacher against none at the same start
+    gain_nats: float | None  # own teacher against none at the same init
 
 
 class Claim(Record):
@@ -288,7 +297,7 @@ class Overall(Record):
 
 
 class LawRecord(Record):
-    """`law.json`: what the regression found."""
+    """`law.json`: the results of the regression."""
 
     schema_version: Literal[2] = 2
     n_runs: int
@@ -320,11 +329,11 @@ class LawRecord(Record):
     rivals: list[RivalFit] = Field([])
     scores: list[Score] = Field([])
     two_causes: TwoCausesFit | None = None
-    leading: Literal["power_law", "two_causes", "busbridge", "p2"] | None = None
+    leading: LawName | None = None
     # the law with the lowest mean regret over what it had not seen; `recommend` uses it
     leading_reason: str = "not scored"
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
-    start_explains: StartExplains | None = None  # None without losses of the starts
+    start_explains: StartExplains | None = None  # None without losses of the inits
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -349,7 +358,7 @@ class RankedTeacher(Record):
     teacher: str
     teacher_params_non_embedding: int
     ratio: float  # to the student's size
-    predicted_loss: Interval | None  # nats per token; None if no surface could be fitted
+    predicted_loss: Interval | None  # nats per token; None without a joint law
     predicted_regret: Interval | None  # above the best teacher offered, nats
     within_tie: bool | None  # predicted to be as good as the best
     measured_loss: Interval | None = None  # if this student, budget and teacher are in the table
@@ -367,16 +376,16 @@ class RuleRegret(Record):
 
 
 class Recommendation(Record):
-    """What `capgap recommend` answers."""
+    """The answer of `capgap recommend`."""
 
     student_params_non_embedding: int
     tokens: int
     status: Literal["recommended", "abstains"]
     reason: str | None  # why no teacher is recommended; None if one is
-    basis: Literal["power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"]
+    basis: Basis
     basis_note: str
     law_tokens: int  # budget of the law that was used
-    teacher_params_star: Interval | None  # T*; None if only a nearest student could be asked
+    teacher_params_star: Interval | None  # T*; None if it is taken from the nearest student
     target_params: float  # T*, or what the nearest student suggests
     ranked: list[RankedTeacher]  # best first
     within_tie: list[str]  # teachers predicted within tie_nats of the best
@@ -391,14 +400,12 @@ class Recommendation(Record):
 
 
 class Choice(Record):
-    """`choice.json`: the teacher the law chooses for a student size, and what it is held against."""
+    """`choice.json`: the teacher that the law chooses for a student size, and its alternatives."""
 
     student_params_non_embedding: int
     tokens: int  # budget of the final run
     law_tokens: int  # budget of the law that was used
-    basis: Literal[
-        "power_law", "line", "two_causes", "busbridge", "p2", "nearest_student"
-    ]  # the last where no law could be fitted
+    basis: Basis  # nearest_student if no law could be fitted
     basis_note: str
     teacher_params_star: Interval | None  # T* at this student size and budget
     chosen: str

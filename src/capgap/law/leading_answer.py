@@ -23,14 +23,9 @@ from capgap.law.rivals.loss_laws import LossLaw
 from capgap.law.scores import RIVALS, pruned_main
 from capgap.law.teacher_family import TeacherFamily, family_of
 from capgap.law.two_causes import TwoCauses
-from capgap.law.words import about, budget, listed, span
+from capgap.law.words import LAW_NAMES, about, budget, listed, span
 
 AT_END = 1.1  # times beyond an end of the family that still has its loss
-NAMES = {
-    "two_causes": "the law of two causes",
-    "busbridge": "the law of Busbridge et al.",
-    "p2": "the P2 law",
-}
 
 
 def by_leading(answer: Recommendation, law: LawRecord, cells: pd.DataFrame) -> Recommendation:
@@ -50,8 +45,8 @@ class LeadingLaw:
 
     @property
     def of_losses(self) -> bool:
-        """Whether it is a law of the loss, and not the power law."""
-        return self.law.leading in NAMES
+        """Whether the leading law is a law of the loss, not the power law."""
+        return self.law.leading not in (None, "power_law")
 
     @cached_property
     def family(self) -> TeacherFamily:
@@ -77,9 +72,7 @@ class LeadingLaw:
             return answer
         losses = teacher_losses(self.cells, self.family, answer.ranked)
         if isinstance(losses, str):
-            note = (
-                f"{NAMES[self.law.leading]} predicts best ({self.law.leading_reason}), but {losses}"
-            )
+            note = f"{LAW_NAMES[self.law.leading]} predicts best ({self.law.leading_reason}), but {losses}"
             return answer.model_copy(update={"notes": [*answer.notes, note]})
         costs = _two_causes if self.law.leading == "two_causes" else _rival
         return costs(answer, self, losses)
@@ -153,7 +146,7 @@ def _alone(value: float) -> Interval:
 
 
 def _notes(answer: Recommendation, law: LawRecord, ranked: list[RankedTeacher]) -> list[str]:
-    """The notes on the runs, and which teachers are as good as the best."""
+    """The notes on the runs that still hold, and one on teachers as good as the best."""
     notes = [text for text in answer.notes if text.startswith("in the pilot")]
     tie = [one for one in ranked if one.within_tie]
     if len(tie) > 1:
@@ -204,7 +197,7 @@ def _ranked(
             "status": "abstains" if why_not else "recommended",
             "reason": why_not,
             "basis": law.leading,
-            "basis_note": f"{NAMES[law.leading]} ({law.leading_reason}): {note}",
+            "basis_note": f"{LAW_NAMES[law.leading]} ({law.leading_reason}): {note}",
             "teacher_params_star": star,
             "target_params": (
                 star.value if star is not None else float(best.teacher_params_non_embedding)

@@ -9,8 +9,8 @@ bounds (`censored.py`). The error of T* grows with T*, so each optimum i has the
 with v_i the variance of T*_i from the noise and tau the relative scatter of the optima about the
 line: the smallest tau >= 0 at which the weighted squares of the distances are no larger than their
 degrees of freedom (Mandel and Paule 1970). The interval is the t interval of this regression, which
-holds noise and scatter alike (Knapp and Hartung 2003); few optima may lie on a line by luck, so it
-is never narrower than the noise of the optima alone makes it.
+covers both noise and scatter (Knapp and Hartung 2003). It is never narrower than the noise of the
+optima alone makes it, because a few optima may lie on a line by luck.
 
 Students whose budgets are in proportion to their size have no budget in common: their line is drawn
 at equal tokens per parameter.
@@ -33,7 +33,7 @@ from capgap.law.single_optima import Located
 from capgap.law.words import listed
 
 BAND_POINTS = 25
-LEAST = 3  # optima; a line through two has no scatter to judge it by
+LEAST = 3  # optima; a line through two of them has no residual scatter
 LEAST_SCATTER = 1e-6  # of T*/S; keeps the weights of optima without noise finite
 SAME_TOKENS_PER_PARAM = 0.05  # of the log; students are cut to nearly the size that was asked for
 
@@ -48,7 +48,7 @@ class Level:
 
 
 def levels_of(located: list[Located]) -> list[Level]:
-    """Every budget; and every number of tokens per parameter at which no budget is shared."""
+    """Every budget; if too few students share one, every number of tokens per parameter instead."""
     levels = []
     for tokens in sorted({place.tokens for place in located}):
         levels.append(Level(tokens, None, [p for p in located if p.tokens == tokens]))
@@ -86,7 +86,7 @@ class FittedLine:
 
     @cached_property
     def noise_I(self) -> np.ndarray:
-        """Standard error of T*_i / S_i, at the mean ratio: a T* that came out small weighs no more."""
+        """Standard error of T*_i / S_i at the mean ratio, so that a low estimate gets no extra weight."""
         return float(np.exp(np.mean(np.log(self.star_I / self.student_I)))) * self.error_I
 
     @cached_property
@@ -215,9 +215,6 @@ def describe_line(level: Level, fitted: FittedLine | None, settings: Law) -> Lin
                 f"{len(inside)} of {len(places)} students have their optimum inside the teachers tried, "
                 f"and a line needs {LEAST} of different sizes{_others(places)}"
             ),
-            slope=None,
-            intercept=None,
-            ratio_through_origin=None,
             **common,
         )
     slope = _interval(*fitted.estimate(fitted.line, [0.0, 1.0]))
@@ -235,7 +232,7 @@ def describe_line(level: Level, fitted: FittedLine | None, settings: Law) -> Lin
 
 
 def _others(places: list[Located]) -> str:
-    """Which students have no optimum inside the ladder, and what becomes of them."""
+    """The students without an optimum inside the ladder, and how each of them is used."""
     words = {
         "upper_bound": "best with the smallest teacher, which gives only a bound",
         "lower_bound": "best with the largest teacher, which gives only a bound",

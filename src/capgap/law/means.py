@@ -1,11 +1,13 @@
-"""Mean loss of runs that only the order of the data tells apart, with the compute they took."""
+"""Means over runs that differ only in the order of their data, with the compute they took."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from capgap.config.shapes import simple_training_flops
 from capgap.law.grouped_runs import SIZES
 
+SAME_LOG_SIZE = 0.01  # students whose log sizes differ by less are one student size
 DRAW = ["student", "init", "teacher", "tokens", "arm", "teacher_seed", "init_seed"]
 SOURCE = {
     "loss": "val_loss_nats_per_token",
@@ -20,7 +22,7 @@ def cell_table(runs: pd.DataFrame, size: str = "non_embedding") -> pd.DataFrame:
     size: what student_params and teacher_params count, a key of `grouped_runs.SIZES`.
     Columns: those of DRAW, student_params, teacher_params, loss, flops (of one run), n (runs),
     own_share (of the tokens not taken over from the stable phase of a smaller budget), and
-    teacher_loss, start_loss and teacher_family where the table has them. Rows of means count as their n runs.
+    teacher_loss, start_loss and teacher_family if the table has them. Rows of means count as their n runs.
     """
     sizes = dict(zip(("student_params", "teacher_params"), SIZES[size], strict=True))
     have = sizes | {new: old for new, old in SOURCE.items() if old in runs}
@@ -29,7 +31,7 @@ def cell_table(runs: pd.DataFrame, size: str = "non_embedding") -> pd.DataFrame:
     weight = runs["n"].fillna(1) if "n" in runs else pd.Series(1.0, runs.index)
     totals = runs[DRAW].assign(n=weight)
     student, teacher = (runs[name].astype(float) for name in SIZES["non_embedding"])
-    by_rule = runs["tokens"] * (6 * student + 2 * teacher.fillna(0))
+    by_rule = simple_training_flops(student, teacher.fillna(0), runs["tokens"])
     runs["flops"] = runs["train_flops"].fillna(by_rule) if "train_flops" in runs else by_rule
     have |= {"flops": "flops", "own_share": "own_share"}
     for new, old in have.items():
@@ -51,7 +53,7 @@ def averaged(runs: pd.DataFrame) -> pd.DataFrame:
     loss = SOURCE["loss"]
     runs = runs.assign(**{name: 0 for name in DRAW if name not in runs})
     if "n" in runs and (runs["n"] > 1).any():
-        return runs  # of means already
+        return runs  # is a table of means already
     means = runs.groupby(DRAW, as_index=False, sort=True).first()
     spread = runs.groupby(DRAW, sort=True)[loss].agg(["mean", "size", "std"])
     return means.assign(

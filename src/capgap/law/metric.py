@@ -1,5 +1,5 @@
 """
-What the runs were measured by, and the scale on which the law is fitted.
+The metric of the runs, and the scale on which the law is fitted.
 
 The law is fitted to values for which lower is better and differences add up:
 
@@ -56,16 +56,13 @@ class Metric:
         if self.name == "perplexity" and value <= 1:
             return "but a perplexity must be greater than 1"
         if self.unit == "logits" and value > 1:
-            return f"but {self._article()} lies between 0 and 1; write 0.57 or 57% instead of 57"
+            return f"but an {self.name} lies between 0 and 1; write 0.57 or 57% instead of 57"
         if self.unit == "logits" and not 0 < value < 1:
             return (
-                f"but {self._article()} of exactly 0 or 1, or below 0, has no logit; give "
+                f"but an {self.name} of exactly 0 or 1, or below 0, has no logit; give "
                 "(right + 0.5) / (questions + 1) instead"
             )
         return None
-
-    def _article(self) -> str:
-        return f"an {self.name}"
 
     def to_scale(self, value: np.ndarray | float) -> np.ndarray | float:
         """Values of the metric on the scale of the fit, on which lower is better."""
@@ -75,15 +72,6 @@ class Metric:
             return np.log(value)
         share = value if self.name == "error" else 1 - np.asarray(value)
         return np.log(share) - np.log1p(-share)
-
-    def from_scale(self, value: np.ndarray | float) -> np.ndarray | float:
-        """The inverse of `to_scale`."""
-        if self.name == "loss":
-            return value
-        if self.name == "perplexity":
-            return np.exp(value)
-        share = 1 / (1 + np.exp(-np.asarray(value)))
-        return share if self.name == "error" else 1 - share
 
     def sd_to_scale(self, sd: float, value: float) -> float:
         """A standard deviation about a value, on the scale of the fit (first order)."""
@@ -101,7 +89,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(name: str) -> Metric:
-    """A metric by its name; CapgapError lists those there are."""
+    """A metric by its name; CapgapError with all names for an unknown one."""
     if name not in METRICS:
         raise CapgapError(f"metric is '{name}', not one of {', '.join(METRICS)}")
     return METRICS[name]

@@ -13,12 +13,12 @@ The error of a run is the sum of independent normal parts, each drawn anew for
   misfit   every run, in proportion to its fitted excess over its group's best teacher: curves are
            not exactly of the fitted form, and least so far from the optimum
 
-A part whose draws are those of another one is left out, and its share belongs to the other one. The
-standard deviations have lognormal priors, scaled by the order's, from replicas of the default
-study's family: without replicas the runs contain little about how much a teacher shared by all students
-moves them. Their posterior is the restricted likelihood (REML; Patterson and Thompson 1971) times
-the priors, about its mode a multivariate t by importance sampling, so that every later interval
-averages over what is not known of the noise.
+A component whose draws coincide with those of another one is left out, and the other one includes its
+variance. The standard deviations have lognormal priors, scaled by the order's, from replicas of the
+default study's family: without replicas the runs contain little about how much a teacher shared by
+all students moves them. The posterior is the restricted likelihood (REML; Patterson and Thompson
+1971) times the priors. It is sampled by importance sampling from a multivariate t about its mode, so
+that every later interval averages over the uncertainty of the noise.
 
 Shapes: N runs, J components, R draws of the noise, P columns of the linearised model.
 """
@@ -46,12 +46,12 @@ PRIORS = {
     "curvature": (0.05, 1.2),
     "misfit": (0.02, 1.2),
 }
-FORM = ("scatter", "curvature", "misfit")  # how far the fitted form is off; not of single runs
-LEAST_SD = 1e-5  # nats, of the order: below what a loss is evaluated to, and keeps V regular
+FORM = ("scatter", "curvature", "misfit")  # errors of the fitted form, not of single runs
+LEAST_SD = 1e-5  # nats, of the order: below the precision of an evaluation; keeps V regular
 ORDER_SD = 2.0  # of the log of the order's standard deviation about the residuals'; hardly a prior
 STATED_SD = 0.1  # the same about a stated value
-DRAWS = 512  # of which a tenth still weighs something if components are hard to tell apart
-CHUNK = 32  # draws at a time
+DRAWS = 512  # only a tenth of them have weight if components are hard to separate
+CHUNK = 32  # draws that are evaluated at a time
 COARSEST_LAST = {
     "block": ("tokens_N", "student_N", "seed_N"),
     "trunk": ("student_N", "init_draw_N", "teacher_draw_N", "seed_N"),
@@ -62,7 +62,7 @@ COARSEST_LAST = {
 
 @dataclass(frozen=True)
 class Components:
-    """The components a table can have, with who shares a draw."""
+    """The components that a table can have, and which runs share a draw of each."""
 
     names: tuple[str, ...]  # J, order first
     index: dict[str, np.ndarray]  # draw of every run, of the components with shared draws
@@ -104,14 +104,14 @@ def components_of(
     for name in COARSEST_LAST:
         index = draws_of(runs, name)
         if index.max() == 0 or (name == "block" and np.array_equal(index, runs.group_N)):
-            continue  # every run shares it, or the level of its group takes it
+            continue  # all runs share one draw, or the level of their group absorbs it
         same = next((n for n, other in kept.items() if np.array_equal(other, index)), None)
-        # with a stated order the rest of a run's noise is another component's, even if alike
+        # if the order is stated, the rest of a run's noise belongs to the other component
         if same is None or (same == "order" and stated):
             kept[name] = index
         elif same == "order":
             includes["order"] = (*includes.get("order", ()), name)
-        else:  # named by the coarser one
+        else:  # the coarser one keeps its name
             kept[name] = kept.pop(same)
             includes[name] = (*includes.pop(same, ()), same)
             medians = prior[name][0], prior[same][0]
@@ -173,7 +173,10 @@ def parts_at(
 
 
 def marginal(parts: Components, near: Linearised, phi_RJ: np.ndarray):
-    """Of every noise: log posterior (R,), correction of the parameters (R, P), its covariance."""
+    """For every draw of the noise: log posterior (R,), step of the parameters (R, P), its covariance.
+
+    The covariance is (R, P, P). phi_RJ: standardised log standard deviations.
+    """
     variance_RJ = parts.variances(phi_RJ)
     v_RCC = np.tensordot(variance_RJ, near.part_JCC, axes=1)
     lower_RCC = np.linalg.cholesky(v_RCC)
@@ -196,7 +199,7 @@ def marginal(parts: Components, near: Linearised, phi_RJ: np.ndarray):
 
 @dataclass(frozen=True)
 class NoiseDraws:
-    """Draws of the noise with their weights, and what each makes of the linearised parameters."""
+    """Weighted draws of the noise, and the linearised parameters given each."""
 
     phi_RJ: np.ndarray
     weight_R: np.ndarray  # sums to 1

@@ -1,9 +1,9 @@
 """
-What the law predicts: T* of any student and budget, and what a wrong teacher costs there.
+Predictions of the law: T* of any student and budget, and the cost of another teacher there.
 
 T* comes from the joint law or from the line of exactly this budget, whichever has the narrower
-interval (`Prediction.basis`). Where neither determines it - one student size, say - the ratio T*/S of
-the nearest group in log size and tokens stands in, without an interval.
+interval (`Prediction.basis`). If neither determines it, as with one student size, the ratio T*/S of the
+nearest group in log size and tokens is used, without an interval.
 
 The cost of a teacher is the joint law's curve at its distance to T*: its value is that at the fit,
 its interval comes from draws of all parameters. The level of the loss is a line in log S and log D
@@ -12,9 +12,9 @@ losses.
 
 The recommendation abstains if
   - there is no joint law, or the law is flat
-  - T* is only bounded at the nearest group and had to be taken from there
-  - the interval of T* spans all teachers on offer and none of them is predicted to be worse than the
-    best by more than the tie for sure
+  - T* is taken from the nearest group, and only a bound is known there
+  - the interval of T* spans all teachers on offer, and no teacher's regret exceeds the tie with its
+    whole interval
 
 Shapes: K teachers on offer, R draws.
 """
@@ -28,15 +28,15 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, stats
 
+from capgap.config.shapes import simple_training_flops
 from capgap.law.joint_law import JointLaw, weighted_quantiles
 from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
+from capgap.law.means import SAME_LOG_SIZE
 from capgap.law.metric import METRICS
 from capgap.law.regression import Fit
-from capgap.law.table import train_flops
 from capgap.law.words import about, budget, listed, span
 
-FAR = 100.0  # times beyond the students tried, the furthest that a student for a teacher is looked for
-SAME = 0.01  # of log size; students this close are one size
+FAR = 100.0  # factor beyond the students tried within which a student for a teacher is sought
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Prediction:
 
     basis: Literal["power_law", "line", "nearest_student"]
     star: Interval | None  # parameters; None by the nearest student
-    value: float  # parameters; 0 if nothing is known
+    value: float  # T*, parameters
     law_tokens: int  # nearest budget of the table
     note: str
     like: tuple[float, float]  # student and tokens at which the joint law's curve is taken
-    bounded: bool = False  # by the nearest student: its T* is only bounded
+    bounded: bool = False  # whether the nearest student's T* is only bounded
 
 
 def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Prediction:
@@ -81,14 +81,11 @@ def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Predi
 def _candidates(
     fit: Fit, student: float, tokens: float, confidence: float
 ) -> list[tuple[str, Interval, str]]:
-    """Basis, T* and words of the joint law and of the line, as far as they give one."""
+    """(basis, T*, note) of the joint law and of the line, of those that determine T*."""
     found = []
     star = None if fit.joint is None else fit.joint.star(student, tokens, confidence)
     if star is not None:
-        interval = Interval(value=star.value, low=star.low, high=star.high)
-        found.append(
-            ("power_law", interval, _reach(fit, "the joint law", interval, student, tokens))
-        )
+        found.append(("power_law", star, _reach(fit, "the joint law", star, student, tokens)))
     for level, line in fit.lines:
         if line is not None and level.tokens == tokens:
             interval = line.predict(student)
@@ -126,7 +123,7 @@ def _reach(fit: Fit, what: str, star: Interval, student: float, tokens: float) -
 def _nearest(
     fit: Fit, student: float, tokens: float, law_tokens: int, confidence: float
 ) -> Prediction:
-    """The ratio of the nearest group, and why it had to be that."""
+    """A prediction by the ratio T*/S of the nearest group, with the reason in its note."""
     near = min(
         fit.located,
         key=lambda p: (abs(math.log(p.size / student)) + abs(math.log(p.tokens / tokens)), p.size),
@@ -174,7 +171,7 @@ def _excess(
     size, tokens = found.like
     shift_R = np.zeros(len(law.parameter_draws[1]))
     at = law.star(size, tokens, confidence)
-    if at is None or found.value <= 0:
+    if at is None:
         return None
     move = 0.0
     if found.basis == "line":  # the curve of the joint law about the T* of the line
@@ -191,17 +188,17 @@ def _excess(
 
 
 def _around(value: float, draw_R: np.ndarray, weight_R: np.ndarray, confidence: float) -> Interval:
-    """A value with the quantiles of its draws, which hold it."""
+    """A value with the quantiles of its draws as limits, widened if they do not contain it."""
     tail = (1 - confidence) / 2
     low, high = weighted_quantiles(draw_R, weight_R, (tail, 1 - tail))
     return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value)))
 
 
 def level_of(fit: Fit, student: float, tokens: float, confidence: float) -> Interval | None:
-    """Lowest loss of a student at a budget over all teachers, with a prediction interval.
+    """Lowest loss of a student at a budget over all teachers, nats per token, with its interval.
 
-    A group of the table is used as it is; elsewhere a line in log S and log D through the groups,
-    whose interval is open with no degree of freedom left. None without a joint law.
+    A group of the table has its own level. Any other comes from a plane in log S and log D through the
+    groups, whose prediction interval is open without a degree of freedom. None without a joint law.
     """
     law = fit.joint
     if law is None:
@@ -212,14 +209,14 @@ def level_of(fit: Fit, student: float, tokens: float, confidence: float) -> Inte
     floor_G = np.bincount(group_N, floor_N) / np.bincount(group_N)
     size_G, tokens_G = runs.size_N[runs.first_G], runs.tokens_N[runs.first_G]
     t = stats.t.ppf((1 + confidence) / 2, law.noise_df)
-    same = np.flatnonzero((np.abs(np.log(size_G / student)) < SAME) & (tokens_G == tokens))
+    same = np.flatnonzero((np.abs(np.log(size_G / student)) < SAME_LOG_SIZE) & (tokens_G == tokens))
     if len(same):
         own = group_N == same[0]
         half = t * math.sqrt(law.run_noise_NN[np.ix_(own, own)].mean())
         value = float(floor_G[same[0]])
         return Interval(value=value, low=value - half, high=value + half)
     columns = np.log(np.column_stack([size_G, tokens_G]))
-    use = np.ptp(columns, axis=0) > SAME
+    use = np.ptp(columns, axis=0) > SAME_LOG_SIZE
     centre = columns.mean(axis=0)
     design = np.column_stack([np.ones(len(columns)), (columns - centre)[:, use]])
     row = np.concatenate([[1.0], (np.log([student, tokens]) - centre)[use]])
@@ -277,7 +274,7 @@ def recommend(
     student: int,
     tokens: int,
     pilot_flops: float,
-    published_slope: float = 2.5,
+    published_slope: float,
 ) -> Recommendation:
     """Rank teachers (parameters by name, at least one) for a student at a budget."""
     found = predict(fit, student, tokens, law.confidence)
@@ -299,14 +296,13 @@ def recommend(
             predicted_loss=None if regret_K is None else _loss(level, regret_K[k]),
             predicted_regret=None if regret_K is None else regret_K[k],
             within_tie=None if regret_K is None else names[k] in tie,
-            train_flops=train_flops(student, size_K[k], tokens),
+            train_flops=simple_training_flops(student, size_K[k], tokens),
         )
         for k in order
     ]
     why_not = _abstain(law, found, size_K, regret_K)
     everything = sum(teacher.train_flops for teacher in ranked)
     ratios = np.concatenate([np.exp(place.runs.log_ratio_N) for place in fit.located])
-    beyond_ratio = beyond(found.value / student, list(ratios)) if found.value > 0 else math.inf
     return Recommendation(
         student_params_non_embedding=student,
         tokens=tokens,
@@ -321,7 +317,7 @@ def recommend(
         within_tie=tie,
         student_extrapolation=beyond(student, [place.size for place in fit.located]),
         tokens_extrapolation=beyond(tokens, [place.tokens for place in fit.located]),
-        teacher_extrapolation=min(beyond_ratio, 1e9),
+        teacher_extrapolation=min(beyond(found.value / student, list(ratios)), 1e9),
         rules=_rules(law, names, size_K, regret_K, student, tokens, published_slope),
         exhaustive_flops=everything,
         saved_flops=everything - ranked[0].train_flops,
@@ -345,10 +341,8 @@ def _order(regret_K: list[Interval] | None, found: Prediction, size_K: np.ndarra
     """Teachers by predicted regret, or by their distance to T* in log size."""
     if regret_K is not None:
         away_K = np.array([regret.value for regret in regret_K])
-    elif found.value > 0:
-        away_K = np.abs(np.log(size_K / found.value))
     else:
-        away_K = size_K
+        away_K = np.abs(np.log(size_K / found.value))
     return np.argsort(away_K, kind="stable")
 
 
@@ -395,7 +389,7 @@ def _rules(
             rule=rule,
             teacher=names[k],
             expected_regret_nats=None if regret_K is None else regret_K[k].value,
-            train_flops=train_flops(student, size_K[k], tokens),
+            train_flops=simple_training_flops(student, size_K[k], tokens),
         )
         for rule, k in picks.items()
     ]
@@ -403,13 +397,13 @@ def _rules(
         rule="no teacher",
         teacher=None,
         expected_regret_nats=_without(law, student, tokens),
-        train_flops=train_flops(student, 0, tokens),
+        train_flops=simple_training_flops(student, 0, tokens),
     )
     return [*rules, alone]
 
 
 def _without(law: LawRecord, student: int, tokens: int) -> float | None:
-    """What the own teacher takes off the loss of the nearest student and budget with that arm."""
+    """Loss above that with the own teacher if there is none, nats: of the nearest control run."""
     sizes = {o.student: o.student_params_non_embedding for o in law.optima}
     known = [e for e in law.effects if e.gain_nats is not None and e.student in sizes]
     if not known:

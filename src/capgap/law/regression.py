@@ -1,4 +1,4 @@
-"""The whole regression: from a table of runs to the record of the law."""
+"""The whole regression: the law of a table of runs, and its record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 from capgap.config import Law
 from capgap.law.arms import effects_of
 from capgap.law.checks import misfit_of, outlier_in, size_counts, teacher_effects
-from capgap.law.claims import interval, overall_of
+from capgap.law.claims import overall_of
 from capgap.law.flatness import is_flat
 from capgap.law.grouped_runs import GroupedRuns, group_runs
 from capgap.law.joint_fit import axes_of
@@ -33,9 +33,9 @@ from capgap.law.scores import scores_of
 from capgap.law.single_optima import Located, locate, shape_of
 from capgap.law.start_test import start_test
 from capgap.law.table import family_monotone, main_arm
-from capgap.law.words import about, budget, listed
+from capgap.law.words import about, bracketed, budget, listed
 
-TOKENS_PER_PARAM = 25.0  # at which T*/S is reported: the published law's own is near it
+TOKENS_PER_PARAM = 25.0  # at which T*/S is reported; the published law was measured near it
 INFORMED_NATS = (
     0.1  # divergence of a posterior from its prior; one that is nearer rests on the prior
 )
@@ -43,7 +43,7 @@ INFORMED_NATS = (
 
 @dataclass(frozen=True)
 class Fit:
-    """Everything the regression computed."""
+    """All results of the regression."""
 
     runs: GroupedRuns
     joint: JointLaw | None
@@ -55,7 +55,7 @@ class Fit:
 def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
     """Fit the joint law, every optimum and every line; `runs` as `read_runs` returns it.
 
-    Raises CapgapError naming a run that no law can hold (`law.exclude` leaves it out).
+    Raises CapgapError for a table without a main arm, and for an outlier, naming the run.
     """
     grouped = group_runs(main_arm(runs), settings.size)
     why_not = _why_not(grouped, settings)
@@ -92,7 +92,8 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
     """The content of `law.json`."""
     fit = fit_law(runs, settings)
     law, cells = fit.joint, cell_table(runs, settings.size)
-    optima, lines = optima_of(fit, settings), lines_of(fit, settings)
+    optima = optima_of(fit, settings)
+    lines = [describe_line(level, fitted, settings) for level, fitted in fit.lines]
     effects = effects_of(runs, law, settings)
     overall = overall_of(law, fit.why_not, optima, effects, settings)
     return LawRecord(
@@ -151,8 +152,7 @@ def exponents_of(law: JointLaw | None, settings: Law) -> Exponents:
     }
     found = {}
     for name, weights in names.items():
-        limits = None if law is None else law.exponent(*weights, settings.confidence)
-        found[name] = None if limits is None else interval(limits)
+        found[name] = None if law is None else law.exponent(*weights, settings.confidence)
     return Exponents(**found)
 
 
@@ -162,7 +162,7 @@ def _ratio_at(law: JointLaw | None, settings: Law) -> Interval | None:
         return None
     size = float(np.exp(law.axes.centre[0]))
     limits = law.log_ratio(size, TOKENS_PER_PARAM * size, settings.confidence)
-    return None if limits is None else interval(limits.apply(np.exp))
+    return None if limits is None else limits.apply(np.exp)
 
 
 def _published_at(law: JointLaw | None, settings: Law) -> Interval | None:
@@ -205,7 +205,7 @@ def _curve(law: JointLaw) -> CurveForm:
 
 
 def noise_of(law: JointLaw) -> list[NoiseComponent]:
-    """Components of the noise with what they rest on."""
+    """Components of the noise, each with what its estimate rests on."""
     draws, found = law.draws, []
     for j, name in enumerate(law.components.names):
         median, low, high = law.sd[name]
@@ -231,25 +231,18 @@ def noise_of(law: JointLaw) -> list[NoiseComponent]:
 
 
 def _replicated(runs: GroupedRuns, name: str) -> bool:
-    """Whether some runs differ in one draw of a component, and in nothing above it."""
-    above = {
-        "order": ("tokens_N", "student_N", "init_draw_N", "teacher_draw_N"),
-        "block": ("tokens_N", "student_N"),
-        "trunk": ("student_N", "init_draw_N", "teacher_draw_N"),
-        "init": ("student_N", "teacher_draw_N"),
-        "teacher": ("teacher_size_N",),
+    """Whether runs that agree in every coarser draw differ in the draw of this component."""
+    fields = {
+        "order": ("seed_N", "tokens_N", "student_N", "init_draw_N", "teacher_draw_N"),
+        "block": ("seed_N", "tokens_N", "student_N"),
+        "trunk": ("seed_N", "student_N", "init_draw_N", "teacher_draw_N"),
+        "init": ("init_draw_N", "student_N", "teacher_draw_N"),
+        "teacher": ("teacher_draw_N", "teacher_size_N"),
     }
-    draw = {
-        "order": ("seed_N",),
-        "block": ("seed_N",),
-        "trunk": ("seed_N",),
-        "init": ("init_draw_N",),
-        "teacher": ("teacher_draw_N",),
-    }
-    if name not in above:
+    if name not in fields:
         return False
-    each = runs.index(*above[name], *draw[name]).max()
-    return bool(each > runs.index(*above[name]).max())
+    draw, *coarser = fields[name]
+    return bool(runs.index(draw, *coarser).max() > runs.index(*coarser).max())
 
 
 def optima_of(fit: Fit, settings: Law, own: bool = True) -> list[Optimum]:
@@ -284,10 +277,10 @@ def _optimum(
         tokens=round(place.tokens),
         status=place.status,
         reason=reasons[place.status],
-        teacher_params=None if star is None else interval(star),
-        ratio=None if star is None else interval(star.apply(lambda t: t / place.size)),
+        teacher_params=star,
+        ratio=None if star is None else star.apply(lambda t: t / place.size),
         place=_place(star, sizes),
-        own_teacher_params=interval(place.own.limits) if own and place.own else None,
+        own_teacher_params=place.own.limits if own and place.own else None,
         best_teacher=best.teacher,
         within_tie=within,
         cells=cells,
@@ -296,7 +289,7 @@ def _optimum(
     )
 
 
-def _place(star, sizes: np.ndarray) -> str:
+def _place(star: Interval | None, sizes: np.ndarray) -> str:
     """The position of T* relative to the teacher ladder."""
     if star is None:
         return "not_identifiable"
@@ -344,15 +337,10 @@ def _cells(place: Located, law: JointLaw | None, settings: Law) -> list[TeacherC
 def own_optima(fit: Fit) -> dict[tuple[str, int], Interval]:
     """T* of each student and budget alone, if it is interior."""
     return {
-        (place.student, round(place.tokens)): interval(place.own.limits)
+        (place.student, round(place.tokens)): place.own.limits
         for place in fit.located
         if place.status == "interior" and place.own is not None
     }
-
-
-def lines_of(fit: Fit, settings: Law) -> list[Line]:
-    """Records of the lines."""
-    return [describe_line(level, fitted, settings) for level, fitted in fit.lines]
 
 
 def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
@@ -364,18 +352,18 @@ def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
         law.exponent(*w, settings.confidence) for w in ((1, 0), (0, 1), (1, 1))
     )
     if by_size is not None:
-        parts.append(f"S to the power {_power(by_size)}")
+        parts.append(f"S to the power {bracketed(by_size)}")
     if by_tokens is not None:
-        parts.append(f"D to the power {_power(by_tokens)}")
+        parts.append(f"D to the power {bracketed(by_tokens)}")
     if by_size is None and together is not None:
-        parts.append(f"S to the power {_power(together)} at equal tokens per parameter")
+        parts.append(f"S to the power {bracketed(together)} at equal tokens per parameter")
     text = (
         f"T* scales as {listed(parts)}"
         if parts
         else "One student at one budget gives an optimum, but no law"
     )
     if by_size is not None and together is not None:
-        text += f", and as S to the power {_power(together)} at equal tokens per parameter"
+        text += f", and as S to the power {bracketed(together)} at equal tokens per parameter"
     for line in lines:
         if line.status == "fitted":
             at = (
@@ -389,8 +377,3 @@ def _verdict(law: JointLaw | None, lines: list[Line], settings: Law) -> str:
                 f"{about(round(abs(line.intercept.value)))}"
             )
     return text + "."
-
-
-def _power(limits) -> str:
-    low, high = ("no limit" if end is None else f"{end:.2f}" for end in (limits.low, limits.high))
-    return f"{limits.value:.2f} [{low}, {high}]"

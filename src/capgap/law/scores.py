@@ -1,7 +1,7 @@
 """
 The laws of the loss beside the laws of T*: their fits, how they are scored, and which one leads.
 
-Laws of the loss are refitted from their fit to all cells, which takes milliseconds.
+Laws of the loss are refitted from their fit to all cells, because that takes milliseconds.
 """
 
 from __future__ import annotations

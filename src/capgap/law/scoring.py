@@ -18,9 +18,9 @@ is the lowest of noisy means, so regrets are a little too large, alike for every
   no_teacher    the init of the smallest teacher, trained on the data alone (its own observed loss)
   chance        a random teacher: means over all of them
 
-The law that leads is the one of LAWS with the lowest mean regret over all that was left out; where it
-gives no answer, a random teacher is scored instead. Intervals are t intervals over students, because what is
-left out of one student shares its noise.
+The law that leads is the one of LAWS with the lowest mean regret over all that was left out; if a law
+gives no answer, a random teacher is scored instead. Intervals are t intervals over students, because the
+cases of one student share their noise.
 
 Compute is training FLOPs: the column of the table, else 6 S D + 2 T D. Pilot: all runs the law needed,
 those of the other student sizes. Choice: one run with the chosen teacher. Exhaustive: one run with each
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -38,14 +39,13 @@ from scipy import stats
 
 from capgap.config import Law
 from capgap.config.run_grid import pruned_from
-from capgap.law.law_record import Interval, LeftOut, Pick, Score
-from capgap.law.means import spent_flops
+from capgap.law.law_record import Interval, LawName, LeftOut, Pick, Score
+from capgap.law.means import SAME_LOG_SIZE, spent_flops
 
-LAWS = ("power_law", "two_causes", "busbridge", "p2")  # what `recommend` can use
+LAWS = get_args(LawName)
 LEARNED = (*LAWS, "ratio")
 RULES = ("least_damage", "fixed_ratio", "next_size_up", "largest", "no_teacher", "chance")
 KINDS = ("students", "budgets", "teachers")
-SAME = 0.01  # of log size; students this close are one size
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Case:
         pd.DataFrame
     )  # main arm by teacher size: teacher, teacher_params, teacher_loss, loss, ...
     no_teacher: float | None  # observed loss of the init of the smallest teacher without one
-    own: Interval | None  # its own T*, only where interior
+    own: Interval | None  # T* by its own curve, if that is interior
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -199,7 +199,7 @@ def _answers(
     cells: pd.DataFrame,
     out: list[_Out],
 ) -> list[_Answer]:
-    """What a law chooses for everything that is left out in turn."""
+    """The choices of a law when everything is left out in turn."""
     answers = []
     for kind, runs_N, cells_N, concerned in out:
         kept_runs, kept_cells = runs[~runs_N], cells[~cells_N]
@@ -256,7 +256,7 @@ def _of_student(case: Case) -> OutOf:
 
 def _same_student(case: Case, student: str, size: float) -> bool:
     """Whether a run is of a student left out: inits of one student differ a little in size."""
-    return case.student == student or abs(np.log(size / case.size)) < SAME
+    return case.student == student or abs(np.log(size / case.size)) < SAME_LOG_SIZE
 
 
 def _where(name: str, values: list) -> OutOf:
@@ -392,25 +392,11 @@ def _pilot(law: str, case: Case, cells: pd.DataFrame) -> float:
 
 
 def _empty(law: str, reason: str) -> Score:
-    return Score(
-        law=law,
-        status="not_available",
-        reason=reason,
-        n_cases=0,
-        mean_regret_nats=None,
-        max_regret_nats=None,
-        hit_rate=None,
-        chance_hit_rate=None,
-        interval_coverage=None,
-        n_intervals=0,
-        pilot_flops=None,
-        choice_flops=None,
-        exhaustive_flops=None,
-    )
+    return Score(law=law, status="not_available", reason=reason, n_cases=0)
 
 
 def _no_teacher(cases: list[Case], settings: Law) -> Score:
-    """Doing without a teacher, scored by the loss that the control arm observed."""
+    """The score of training without a teacher, by the loss that the control arm observed."""
     have = [case for case in cases if case.no_teacher is not None]
     if not have:
         return _empty("no_teacher", "the table has no arm without a teacher")
@@ -425,8 +411,6 @@ def _no_teacher(cases: list[Case], settings: Law) -> Score:
         max_regret_nats=float(np.max(regrets)),
         hit_rate=float(np.mean([r <= settings.tie_nats for r in regrets])),
         chance_hit_rate=_chance(have, settings).hit_rate,
-        interval_coverage=None,
-        n_intervals=0,
         pilot_flops=0.0,
         choice_flops=float(np.mean(flops)),
         exhaustive_flops=float(np.mean([c.teachers["flops"].sum() for c in have])),
@@ -448,8 +432,6 @@ def _chance(cases: list[Case], settings: Law) -> Score:
         max_regret_nats=float(np.max([r.max() for r in regret])),
         hit_rate=hit,
         chance_hit_rate=hit,
-        interval_coverage=None,
-        n_intervals=0,
         pilot_flops=0.0,
         choice_flops=float(np.mean([c.teachers["flops"].mean() for c in cases])),
         exhaustive_flops=float(np.mean([c.teachers["flops"].sum() for c in cases])),

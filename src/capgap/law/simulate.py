@@ -1,5 +1,5 @@
 """
-Studies with a known law, to see whether the regression finds it.
+Simulated studies with a known law, which show whether the regression recovers it.
 
 The loss of a student of size S, distilled for D tokens from a teacher of size T, is
 
@@ -26,7 +26,7 @@ Star = Callable[[float, float], float]  # (S, D) -> T*
 
 @dataclass(frozen=True)
 class World:
-    """A truth: the law of T*, the curves about it, and the noise, standard deviations in nats."""
+    """The true law of T*, the curves about it, and the noise as standard deviations in nats."""
 
     star: Star
     curvature: float = 0.1  # nats per squared unit of log T, at T* of 2.5 S
@@ -38,7 +38,9 @@ class World:
     teacher_sd: float = 0.0
     star_scatter: float = 0.0  # of log T* about the law, one draw a student
     curvature_scatter: float = 0.0  # of log curvature, one draw a student
-    tilt: float = 0.0  # how the curvature goes with T*/S: its power; `skew` is what the fit assumes
+    tilt: float = (
+        0.0  # power of T*/S in the curvature, beyond the power `skew` that the fit assumes
+    )
     ceiling: float = np.inf  # nats above the optimum to which curves saturate
 
 
@@ -54,19 +56,9 @@ def line(slope: float, intercept: float) -> Star:
     return lambda s, d: slope * s + intercept
 
 
-def per_token(ratio: float, exponent: float, tokens_per_param: float = 25.0) -> Star:
-    """T*/S = ratio (D / S / tokens_per_param)^exponent: a law in tokens per student parameter."""
-    return lambda s, d: ratio * s * (d / s / tokens_per_param) ** exponent
-
-
-def kink(star: Star, tokens: float, b: float) -> Star:
-    """A law up to some tokens, and T* ~ D^b from there."""
-    return lambda s, d: star(s, min(d, tokens)) * max(1.0, d / tokens) ** b
-
-
 @dataclass(frozen=True)
 class Design:
-    """Which runs: every student with the teachers of its ladder at its budgets."""
+    """The run grid: every student with the teachers of its ladder at its budgets."""
 
     ladders: Mapping[float, Sequence[float]]  # teacher sizes by student size
     budgets: Mapping[float, Sequence[float]]  # tokens by student size
@@ -77,7 +69,7 @@ class Design:
 def shared_ladder(
     students: Sequence[float], ladder: Sequence[float], teachers: int, ratio: float = 2.9
 ):
-    """By student, the neighbours in one ladder that are centred on some ratio of its size."""
+    """By student, the adjacent teachers of one ladder whose sizes centre on `ratio` times its own."""
     sizes = np.sort(np.asarray(ladder, dtype=float))
     found = {}
     for s in students:
@@ -146,43 +138,6 @@ def simulate(rng: np.random.Generator, world: World, design: Design) -> pd.DataF
     return runs if len(design.replicas) > 1 else runs.drop(columns="teacher_seed")
 
 
-def simulate_runs(
-    rng: np.random.Generator,
-    students: Sequence[float],
-    ladders: Sequence[Sequence[float]],
-    *,
-    seeds: int = 2,
-    tokens: int = 1_000_000,
-    slope: float = 2.5,
-    intercept: float = 0.0,
-    curvature: float = 0.25,
-    skew: float = 0.0,
-    noise_sd: float = 0.003,
-    seed_sd: float = 0.003,
-    between_init_sd: float = 0.0,
-    scatter_sd: float = 0.0,
-) -> pd.DataFrame:
-    """Runs of each student with the teachers of its ladder at one budget, T* = slope S + intercept.
-
-    noise_sd, seed_sd, between_init_sd: nats, of the order, of blocks, and of inits. scatter_sd: of
-    log T*.
-    """
-    world = World(
-        line(slope, intercept),
-        curvature=curvature,
-        skew=skew,
-        tilt=-skew,
-        order_sd=noise_sd,
-        block_sd=seed_sd,
-        init_sd=between_init_sd,
-        star_scatter=scatter_sd,
-    )
-    design = Design(
-        dict(zip(students, ladders, strict=True)), dict.fromkeys(students, (tokens,)), range(seeds)
-    )
-    return simulate(rng, world, design)
-
-
 def simulate_study(
     rng: np.random.Generator,
     students: Sequence[float],
@@ -198,16 +153,16 @@ def simulate_study(
     ratio: float = 2.5,
     noise_sd: float = 0.002,
 ) -> pd.DataFrame:
-    """Runs with control arms from a mechanism: starts that pruning damages, teachers that help.
+    """Runs with control arms from a mechanism: pruning damages inits, and teachers help.
 
     The loss of a student S pruned from A and taught by B for D tokens is, in nats per token,
 
       level(S, D) + damage log(A/S) (D / 1M)^-decay - help (1 - S/B) + bend/2 log^2(B / (ratio S))
 
     without the last two terms if there is no teacher, and with 0.6 nats instead of the second
-    for a random start. With bend = 0 the main arm has its optimum at T*/S = help / damage
-    (D / 1M)^decay although larger teachers always help more: the start makes it. With damage =
-    help = 0 the teacher does.
+    for a random init. With bend = 0 the main arm has its optimum at T*/S = help / damage
+    (D / 1M)^decay although larger teachers always help more, so the init is its cause. With damage
+    = help = 0 the teacher is.
     """
     rows = []
     for s in students:

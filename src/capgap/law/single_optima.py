@@ -1,17 +1,17 @@
 """
 The best teacher of one student at one budget, from the curve of that group alone.
 
-A check on the joint fit, and what the line T* = a + b S is drawn through. The group's curve is the
+It is a check on the joint fit, and the line T* = a + b S is drawn through these optima. The group's curve is the
 joint fit's form with T* free, curvature and skew free about the joint ones (`CURVATURE_SD`,
 `SKEW_SD`), and the study's noise. Cells far from the best in log T lose weight through the misfit
 component, not by their place in the ladder.
 
-What the curve looks like is judged by tests on its means:
+The shape of the curve follows from tests on its means:
 
   1. not_identifiable  fewer than three teacher sizes
   2. flat              all means lie within tie of each other, or the F test at alpha / 2 finds no
-                       difference between teachers; but not_identifiable if that test could not have
-                       seen differences of 4 ties
+                       difference between teachers; but not_identifiable if that test had no power
+                       to detect differences of 4 ties
   3. interior          both the smallest and the largest teacher are above a teacher between them
   4. monotone          one end is above, the other is the best of all, and its neighbour is worse
                        than it by more than tie
@@ -36,12 +36,13 @@ from scipy import stats
 
 from capgap.law import joint_fit
 from capgap.law.grouped_runs import GroupedRuns
-from capgap.law.joint_law import JointLaw, Limits, Solved, interval_of
+from capgap.law.joint_law import JointLaw, Solved, interval_of
+from capgap.law.law_record import Interval
 from capgap.law.words import about
 
 CURVATURE_SD = 0.7  # of log curvature about the joint one: within a factor of 2
 SKEW_SD = 0.5
-RESOLUTION = 4  # ties; a test blind to this much cannot call a curve flat
+RESOLUTION = 4  # ties; a test that would miss such a difference cannot call a curve flat
 
 Status = Literal["interior", "lower_bound", "upper_bound", "not_identifiable"]
 Shape = Literal["interior", "saturating", "monotone", "flat", "not_identifiable"]
@@ -76,10 +77,11 @@ class OwnCurve:
         return float(np.sqrt(self.solved.covariance_PP[0, 0]))
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> Interval:
         """T* in parameters with its interval."""
         first = np.array([1.0, 0.0, 0.0])
-        found = interval_of(self.solved, first, *(self.error * end for end in self.ends))
+        low, high = self.ends
+        found = interval_of(self.solved, first, (self.error * low, self.error * high))
         return found.apply(lambda u: np.exp(self.log_size + u))
 
 

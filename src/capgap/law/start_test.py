@@ -1,8 +1,9 @@
 """
-Does the init explain the losses of students, or their teacher?
+Does the init explain the losses of students, or does the size of their teacher?
 
-The test needs no formula: within each student size and budget, how much of the differences does the
-loss of the init (before training) explain, and does the size of the teacher explain more?
+The test needs no formula of a law: within each student size and budget, it compares how much of the
+differences the loss of the init (before training) and the size of the teacher explain, as quadratic
+regressions.
 
 Shapes: N cells (a mean over seeds).
 """
@@ -17,9 +18,9 @@ from capgap.law.law_record import StartExplains
 
 
 def start_test(cells: pd.DataFrame) -> StartExplains | None:
-    """Compare start and teacher as explanations; `cells` as `means.cell_table` gives them.
+    """Compare init and teacher as explanations; `cells` as `means.cell_table` returns them.
 
-    All arms with a teacher and a start loss enter, each weighted alike. None if the columns are
+    All arms with a teacher and a loss of the init enter, with equal weights. None if the columns are
     missing or fewer than three degrees of freedom would remain.
     """
     if "start_loss" not in cells:

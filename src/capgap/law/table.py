@@ -1,5 +1,5 @@
 """
-Read a table of runs, from `capgap collect` or elsewhere, and check that a law can be fitted to it.
+Read a table of runs, from `capgap collect` or elsewhere, and report everything that is wrong with it.
 
 One row is one finished run, or the mean over several (below). Separators are commas, semicolons or
 tabs; headers are matched without case and by common synonyms (`headers.py`); sizes may be written
@@ -52,7 +52,7 @@ OTHER_NUMBERS = (
 )
 NO_TEACHER = ("none", "-", "n/a", "na", "null", "no", "no teacher")
 LARGEST_SEED = 2**53  # larger whole numbers are not exact in JSON and in spreadsheets
-SAME_SIZE = 1.5  # times; inits of one small student pruned from different teachers differ so much
+SAME_SIZE = 1.5  # factor by which inits of one small student from different teachers may differ
 MOST_RUNS = 1000  # behind one row of means
 IMPLAUSIBLE_NATS = 20  # log of a vocabulary of 500 million
 
@@ -62,7 +62,7 @@ class RunTable:
     """A table of runs that was read."""
 
     runs: pd.DataFrame  # columns of RunRow, sorted by KEY; the outcome is in LOSS
-    metric: Metric  # what the outcome was given as; in `runs` it is on the scale of the metric
+    metric: Metric  # of the outcome as given; in `runs` it is on the scale of the metric
     excluded: list[dict[str, str | int]]  # runs left out, by KEY
     ignored: list[str]  # headers of columns that are not used
 
@@ -124,11 +124,6 @@ def main_arm(runs: pd.DataFrame) -> pd.DataFrame:
     return main
 
 
-def train_flops(student: float, teacher: float, tokens: float) -> float:
-    """Training compute of one distillation: 6 S D + 2 T D, teacher pretraining free."""
-    return tokens * (6.0 * student + 2.0 * teacher)
-
-
 def teacher_sizes(runs: pd.DataFrame) -> dict[str, int]:
     """Parameters without embeddings of every teacher in the table, smallest first."""
     taught = runs[runs["teacher"] != NONE]
@@ -149,7 +144,7 @@ def family_monotone(runs: pd.DataFrame) -> bool | None:
 def _identities(
     text: pd.DataFrame, columns: Columns, header: list[str], problems: Problems
 ) -> pd.DataFrame:
-    """What tells runs apart: names, seeds, sizes, tokens and arm, by line."""
+    """The columns that identify runs: names, seeds, sizes, tokens and arm, by line."""
     found: dict[str, pd.Series] = {}
     for name in ("student", "teacher", "init", "arm"):
         if name in columns.known:
@@ -232,7 +227,7 @@ def _count(cell: str, separator: str) -> int | None:
 def _values(
     text: pd.DataFrame, columns: Columns, header: list[str], problems: Problems
 ) -> pd.DataFrame:
-    """What was measured, by line: the outcome as given, sd and n of means, and the other numbers."""
+    """The measured numbers by line: the outcome as given, sd and n of means, and all others."""
 
     def read(column: int, problem: Callable[[float], str | None] = _finite) -> pd.Series:
         return _numbers(text[column], header[column], problem, problems)
@@ -393,7 +388,7 @@ def _check_names(
 
 
 def _on_scale(runs: pd.DataFrame, values: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    """Runs with what was measured, on the scale of the metric."""
+    """Runs joined with their measured numbers, the outcome on the scale of the metric."""
     metric, value = columns.metric, values[LOSS]
     runs = runs.join(values.drop(columns=["n", "sd"]))
     runs[LOSS] = metric.to_scale(value)

@@ -3,8 +3,8 @@ A family of teachers: their losses against their sizes, and which teacher is off
 
 The curve is L(T) = E + B T^-p, fitted with a soft L1 loss so that one badly trained teacher does not
 bend it. A teacher is off its family when it lies above the curve by more than three times the usual
-distance (1.4826 times the median) and by more than 0.03 of the loss's unit, by which redraws of one
-teacher differed in the pilot. A teacher better than its family is not off: it is what one wants.
+distance (1.4826 times the median) and by more than 0.03 of the loss's unit, the difference between
+redraws of one teacher in the pilot. A teacher below the curve is not off: it is better than its family.
 Between sizes, losses are interpolated (PCHIP in log size, which does not overshoot) through the
 teachers that are not off.
 """

@@ -1,14 +1,14 @@
 """
-The law of two causes: a better teacher helps, the cut that made the init hurts.
+The law of two causes: a better teacher helps, and the pruning that made the init does damage.
 
     loss(S, D, T) = level(S, D) + g L_T + damage
     damage        = A (1 - exp(-z)),   z = c / A (D / D0)^-q (S / S0)^-r log(T / S)
 
 L_T is the teacher's own loss, T the size of the model that the init was pruned from, S and D student
 size and tokens, S0 and D0 their geometric means over the runs. The damage is 0 without a cut, grows as
-c log(T/S) while it is small, is repaired by tokens, and cannot exceed A: an init that is destroyed
-cannot be destroyed more. The best teacher stands where the next one's better loss no longer pays for
-its heavier cut, so T* moves with tokens and with how well the family is trained.
+c log(T/S) while it is small, shrinks with training tokens, and cannot exceed A, the loss of an init
+without anything left of its teacher. Beyond the best teacher, the better loss of the next one no longer
+makes up for the heavier pruning, so T* depends on tokens and on how well the family is trained.
 
 Every group of runs that differ only in what the law describes has a level of its own: student, budget,
 how the init was made (pruned, random, or a given model by its name), and whether there is a teacher.
@@ -17,10 +17,10 @@ teachers separates teacher and cut, and the arm without a teacher shows the dama
 
 The fit is robust (soft L1 about the noise of the runs), with weak normal priors on what runs may leave
 open. Intervals are those of the jackknife over teachers: all runs that a draw of a teacher taught, or
-whose init was pruned from it, are left out at a time, because they share its luck (the cluster-robust
+whose init was pruned from it, are left out together, because they share its noise (the cluster-robust
 variance CR3; MacKinnon, Nielsen and Webb 2023, arXiv 2205.03285), with t limits of teachers less one.
 
-The form was chosen by the errors it leaves out: on three pilot studies of 36 to 58 runs, each student,
+The form was chosen by cross-validation: on three pilot studies of 36 to 58 runs, each student,
 budget or teacher in turn was left out and its losses were predicted within groups. Errors (rms, mnats)
 and mean regrets of the choice (mnats) for students left out; all of them are in `docs/method.md`.
 
@@ -49,9 +49,11 @@ from scipy import stats
 from capgap.law.causes_form import NAMES, SD_P, CauseCells, above_level, damage
 from capgap.law.law_record import Interval, TwoCausesFit
 
-HELD = 0.5  # share of a prior's standard deviation; a parameter known no better is held by it
-FAR = 6.0  # usual residuals
-GRID = 400  # sizes at which the loss is looked at for T*
+HELD = (
+    0.5  # share of a prior's standard deviation; a parameter known no better is held by its prior
+)
+FAR = 6.0  # usual residuals beyond which a cell is reported as far off
+GRID = 400  # sizes at which the loss is evaluated to find T*
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class TwoCauses:
     def interval(self, of: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(value, half width of its interval) of a function of the parameters; NaN if unknown.
 
-        The variance is that of the jackknife, and what the priors may be wrong by in directions
-        that the runs leave open.
+        The variance is that of the jackknife plus the priors' variance in directions that the runs
+        leave open.
         """
         value = np.asarray(of(self.theta_P), dtype=float)
         k = len(self.theta_KP)
@@ -146,8 +148,8 @@ class TwoCauses:
     ) -> Interval:
         """Predicted loss of a pruned student (nats per token), with its interval.
 
-        Where the student and budget are not of the table, the level is that of a plane in log S and
-        log D through those of the table, whose prediction error is in the interval.
+        If the student and budget are not in the table, the level is that of a plane in log S and log D
+        through those of the table, and the interval includes its prediction error.
         """
         sources = None if cut_from is None else np.array([cut_from])
 
@@ -205,7 +207,7 @@ class TwoCauses:
         return Interval(value=float(np.exp(value)), low=low_limit, high=high_limit), where
 
     def record(self) -> TwoCausesFit:
-        """What goes into `law.json`."""
+        """The record for `law.json`, without optima and cells."""
         value_P, half_P = self.interval(lambda theta_P: theta_P)
         help_, _, by_tokens, by_size, _ = _intervals(value_P, half_P)
         rate, ceiling = (self._exponential(i, value_P, half_P) for i in (1, 4))

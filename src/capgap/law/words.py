@@ -1,4 +1,4 @@
-"""Numbers and lists as the law's sentences write them."""
+"""Numbers, intervals and lists as text, for messages, notes and the report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Iterable
 
 from capgap.config.counts import SUFFIXES, format_count
 from capgap.law.law_record import Interval
+
+LAW_NAMES = {
+    "power_law": "the joint law of T*",
+    "two_causes": "the law of two causes",
+    "busbridge": "the law of Busbridge et al.",
+    "p2": "the P2 law",
+}
 
 
 def about(size: float) -> str:
@@ -18,16 +25,23 @@ def about(size: float) -> str:
     return f"{'-' if size < 0 else ''}{text}{suffix}"
 
 
-def span(interval: Interval, write=about) -> str:
-    """An interval in words: '2.2 to 4.4', 'at least 2.2', 'at most 4.4' or 'without limits'."""
-    match interval.low is not None, interval.high is not None:
-        case True, True:
-            return f"{write(interval.low)} to {write(interval.high)}"
-        case True, False:
-            return f"at least {write(interval.low)}"
-        case False, True:
-            return f"at most {write(interval.high)}"
+def span(interval: Interval) -> str:
+    """An interval of sizes in words: '2.2M to 4.4M', 'at least 2.2M', 'at most 4.4M', 'without limits'."""
+    low, high = (None if end is None else about(end) for end in (interval.low, interval.high))
+    match low, high:
+        case str(), str():
+            return f"{low} to {high}"
+        case str(), None:
+            return f"at least {low}"
+        case None, str():
+            return f"at most {high}"
     return "without limits"
+
+
+def bracketed(found: Interval) -> str:
+    """An estimate with its interval: '0.29 [0.02, 0.56]', with 'no limit' on an open side."""
+    low, high = ("no limit" if end is None else f"{end:.2f}" for end in (found.low, found.high))
+    return f"{found.value:.2f} [{low}, {high}]"
 
 
 def listed(names: Iterable[str]) -> str:

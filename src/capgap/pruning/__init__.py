@@ -1,12 +1,14 @@
 """
 Structured width pruning of Hugging Face causal language models.
 
-families.py    which dimension of which tensor carries key-value groups, neurons, hidden channels
-importance.py  how much each of these units matters to the loss, and which ones to keep
-solver.py      a number of parameters -> how many units to keep; arithmetic only
-surgery.py     cut the other units out of the weights
-refit.py       fit the remaining weights (refit_sites.py) to the full model's outputs, by layers (layerwise.py),
-               by least squares (least_squares.py), in principal components (residual_basis.py)
+families    the dimension of each tensor that carries KV-head groups, neurons or hidden channels
+criteria    four importance scores of these units; importance runs one, store keeps it on disk
+solver      from a target size to the number of units to keep; arithmetic only
+selection   from scores and numbers to the units to keep
+surgery     cuts the other units out of the weights
+refit       fits the remaining weights (refit_sites) to the full model's outputs, layer by layer
+            (layerwise), by least squares (least_squares), in principal components (residual_basis)
+vocabulary  trims the vocabulary to the entries that a text uses
 
 A *group* is a key-value head with the query heads that read it: the unit in which attention can be
 cut and still be grouped evenly. Without grouped queries a group is one head.

@@ -1,16 +1,15 @@
 """
-Four ways to score the groups, neurons and hidden channels of a model; higher means keep.
+Four importance scores of the KV-head groups, neurons and hidden channels of a model.
 
 mask_gradients   arXiv 2311.07052, after Michel et al. 2019: mean over sequences of |dCE/dmask|,
-                 the first-order change of the loss when the unit is removed. The gradient is taken
-                 for each sequence by itself, before the absolute value: inside a batch gradients of
-                 opposite sign would cancel. A mask with a batch dimension gives these gradients
-                 for several sequences at once.
+                 the first-order change of the loss when the unit is removed. The absolute value is
+                 taken per sequence, because gradients of opposite sign would cancel within a batch.
+                 A mask with a batch dimension gives the gradients of several sequences at once.
 activations      Minitron (arXiv 2407.14679): mean over tokens of the norm of a group's output, of
-                 the magnitude of a neuron, and of the magnitude of a channel after every norm. Of
-                 an expert, of the weight with which tokens are routed to it.
+                 the magnitude of a neuron, and of the magnitude of a channel after every norm. The
+                 score of an expert is the mean of its routing weight.
 magnitudes       norm of all weights that removing the unit would remove
-random_scores    the baseline for a criterion
+random_scores    a baseline
 
 The mask of a hidden channel multiplies everything that is written to the residual stream:
 embeddings, attention outputs and MLP outputs, each once. The stream is their sum, so this is the
@@ -32,7 +31,7 @@ import torch
 
 from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.streaming import LayerByLayer, autocast, layer_by_layer, ready, weight_of
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
@@ -47,15 +46,15 @@ def mask_gradients(
 ) -> Scores:
     """Mean over sequences of |dCE/dmask|, CE in nats per token of the sequence.
 
-    All masks are one, so the forward pass needs none: it keeps what enters each layer. The backward
-    pass runs each layer again, with masks, from the last to the first. So of a model whose layers lie
-    on disk one is in memory at a time, and of any model the activations of one.
-    The form of the model's logits must have been probed (`output_form`).
+    All masks are one, so the forward pass runs without them and keeps the input of each layer. The
+    backward pass recomputes each layer with masks, from the last to the first. So the activations of
+    one layer are in memory at a time, and its weights too if the model streams them from disk. Call
+    `output_form` on the model before.
     """
     by_layer = layer_by_layer(model, precision)
     totals = _zeros(model, _shapes(sizes_of(model)))
     for block in by_layer.blocks(batches, kept_layers=len(by_layer.layers)):
-        with fast_products():
+        with use_onednn():
             _add_gradients(by_layer, family, block, totals)
     return totals
 
@@ -142,7 +141,7 @@ def activations(
 
 
 def magnitudes(model: torch.nn.Module, family: Family) -> Scores:
-    """L2 norm of all weights of a unit, wherever they lie; embeddings count for hidden channels."""
+    """L2 norm of all weights of a unit in all tensors; embeddings count for hidden channels."""
     sizes = sizes_of(model)
     squares = dict(zip(Widths._fields, _zeros(model, _shapes(sizes)), strict=True))
     for name, parameter in model.named_parameters():  # shared tensors come once
@@ -178,7 +177,7 @@ def random_scores(sizes: Sizes, seed: int) -> Scores:
 
 @torch.no_grad()
 def run_through(model: torch.nn.Module, batches: Batches, precision: str = "float32") -> None:
-    """Run the layers for their hooks; outputs are not used."""
+    """Run the layers so that their hooks are called; outputs are discarded."""
     for inputs, _ in ready(model, batches):
         with autocast(model, precision):
             hidden_states(model, inputs.to(model.device))
@@ -198,7 +197,7 @@ Hook = tuple[torch.nn.Module, Callable]
 
 @contextmanager
 def _hooks(hooks: tuple[list[Hook], list[Hook]]) -> Iterator[None]:
-    """Hang hooks before and after modules; they are gone afterwards."""
+    """Register hooks before and after modules for the duration of the context."""
     before, after = hooks
     handles = [module.register_forward_pre_hook(hook) for module, hook in before]
     handles += [module.register_forward_hook(hook) for module, hook in after]
@@ -220,7 +219,7 @@ def _masked(
     neurons_BF: torch.Tensor,
     hidden_BD: torch.Tensor,
 ) -> tuple[list[Hook], list[Hook]]:
-    """Hooks that multiply by masks in a layer."""
+    """Hooks that multiply the units of a layer by masks."""
 
     def mask_input(mask_BU, module, args):
         return (_scaled(args[0], mask_BU), *args[1:])

@@ -1,9 +1,9 @@
 """
-The declarations of architectures for pruning, one each; pruning uses nothing else of them.
+Declarations of the architectures that can be pruned; pruning uses no other knowledge of them.
 
 Three kinds of unit can be cut: `groups` (key-value heads with their query heads, per layer),
 `neurons` (of the MLP, per layer) and `hidden` (channels of the residual stream, shared by all
-layers); beside them whole layers, and `vocab`, entries of the vocabulary. A tensor is declared by
+layers). Whole layers and entries of the vocabulary (`vocab`) can be removed, too. A tensor is declared by
 the kind each of its dimensions carries, in the order of the dimensions: "groups hidden" is a matrix
 whose rows belong to groups and whose columns belong to hidden channels, "-" is a dimension that
 stays. A dimension lists its units one after another, each as a block of equal width; "3*groups"
@@ -27,7 +27,7 @@ from capgap.errors import CapgapError
 
 @dataclass(frozen=True)
 class Family:
-    """The tensors of an architecture's units. Paths are dotted, those of a layer relative to it."""
+    """The tensors of an architecture. Paths are dotted; those of a layer are relative to it."""
 
     layers: str  # the list of layers
     embeddings: tuple[str, ...]  # modules whose outputs add up to the first residual stream
@@ -42,7 +42,7 @@ class Family:
     attention_writes: str | None = None
     mlp_writes: str | None = None
     experts: bool = False  # `mlp_out` is the module that holds all experts
-    # keys of the configuration with which heads, or layers, depend on their index
+    # keys of the configuration that make heads, or layers, depend on their index
     numbered_heads: tuple[str, ...] = ()
     numbered_layers: tuple[str, ...] = ()
     hidden_is_heads: bool = False  # the code requires hidden = heads x head dimension
@@ -55,7 +55,7 @@ class Family:
 
     @property
     def mlp_tensor(self) -> str:
-        """The tensor of a layer that `mlp_out` multiplies by."""
+        """The weight of `mlp_out`, relative to a layer."""
         return f"{self.mlp_out}.down_proj" if self.experts else f"{self.mlp_out}.weight"
 
     def groups(self, config: PreTrainedConfig) -> int:
@@ -67,9 +67,9 @@ class Family:
 
     @property
     def norms(self) -> tuple[list[str], list[str]]:
-        """Modules that norm the residual stream channel by channel: of a layer, and outside.
+        """Norms of the residual stream: those of a layer, and those outside the layers.
 
-        If no norm of a layer reads the stream, the norms that write to it.
+        If no norm of a layer reads the stream, those that write to it.
         """
         inner, outer = (
             [name.removesuffix(".weight") for name, kinds in tensors.items()

@@ -1,5 +1,5 @@
 """
-How much each group, neuron, hidden channel and layer of a model matters.
+Importance of each KV-head group, neuron, hidden channel and layer of a model.
 
 Units are scored by one of four criteria (criteria.py). Layers are always scored by their block
 influence, one minus the cosine between what enters a layer and what leaves it, averaged over
@@ -62,7 +62,7 @@ def measure(
     """
     family = family_of(type(model).__name__)
     model.eval().requires_grad_(False)
-    output_form(model)  # probe it before hooks are registered
+    output_form(model)  # probes the model, so it must run before hooks are registered
     rows = max(1, micro_batch_tokens // inputs_BT.shape[1])
     batches = list(zip(inputs_BT.split(rows), labels_BT.split(rows), strict=True))
     batches = Reported(batches, f"{criterion}: batch")

@@ -1,8 +1,8 @@
 """
-Calibration text on its way through a model, layer by layer, with the streams between layers on disk.
+Run calibration text through a model layer by layer, with the residual streams between layers on disk.
 
-All sequences pass a layer before the next one (engine/streaming.py), so one layer's weights are in
-memory at a time, and of the streams (tokens x hidden channels, float32) one batch.
+All sequences pass through a layer before the next one (engine/streaming.py), so the weights of one layer
+are in memory at a time, and one batch of the streams (tokens x hidden channels, float32).
 """
 
 # B sequences, T tokens, D hidden channels
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from capgap.engine.onednn_matmul import fast_products
+from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.stream_file import StreamFile
 from capgap.engine.streaming import Batch, Call, layer_by_layer
 
@@ -28,10 +28,10 @@ class Reached(Exception):
     """Raised by a hook to end a layer's forward pass after the part that is needed."""
 
 
-class Walk:
-    """The streams of batches before a layer, one B x T x D tensor a batch; at first before layer 0.
+class LayerPass:
+    """The residual streams of all batches before a layer, B x T x D each; at first before layer 0.
 
-    folder: for the file of the streams.
+    folder: of the temporary file of the streams.
     """
 
     def __init__(self, model: PreTrainedModel, batches_BT: list[torch.Tensor], folder: Path):
@@ -45,19 +45,19 @@ class Walk:
             self.streams[batch] = begun.stream
 
     def layers(self) -> Iterator[tuple[int, Layer]]:
-        """The layers and their numbers, each in memory until the next is asked for."""
+        """(index, layer) of every layer, each in memory until the next one is taken."""
         return self.by_layer.resident(range(len(self.by_layer.layers)))
 
     def pass_through(
         self, place: int, batch: int, hooks: Iterable[tuple[str, str, Callable]] = ()
     ) -> torch.Tensor | None:
-        """The stream behind a layer that is in memory; None if a hook raised `Reached`.
+        """The stream of a batch after the layer in memory; None if a hook raised `Reached`.
 
         hooks: ("before" or "after", name of a module in the layer, hook as PyTorch takes it).
         """
         layer, stream = self.by_layer.layers[place], self.streams[batch]
         with ExitStack() as stack:
-            stack.enter_context(fast_products())
+            stack.enter_context(use_onednn())
             for when, name, hook in hooks:
                 module = layer.get_submodule(name)
                 before = when == "before"
@@ -69,25 +69,25 @@ class Walk:
                 return None
 
     def advance(self, place: int, hooks: Iterable[tuple[str, str, Callable]] = ()) -> None:
-        """Replace the streams by those behind a layer, in which no hook raises `Reached`."""
+        """Replace the streams by those after a layer; no hook may raise `Reached`."""
         for batch in range(len(self.streams)):
             self.streams[batch] = self.pass_through(place, batch, hooks)
 
     def step(self) -> None:
-        """Replace the streams by those that were put into `behind`."""
+        """Replace the streams by those in `behind`."""
         self.streams, self.behind = self.behind, self.streams
 
 
-class At(NamedTuple):
-    """A layer that a walk has in memory, with the streams before it."""
+class CurrentLayer(NamedTuple):
+    """The layer that a pass has in memory, with the streams before it."""
 
-    walk: Walk
+    layer_pass: LayerPass
     place: int
 
     def module(self, name: str) -> torch.nn.Module:
         """A module of the layer."""
-        return self.walk.by_layer.layers[self.place].get_submodule(name)
+        return self.layer_pass.by_layer.layers[self.place].get_submodule(name)
 
     def pass_through(self, batch: int, hooks: Iterable[tuple[str, str, Callable]]):
-        """See `Walk.pass_through`."""
-        return self.walk.pass_through(self.place, batch, hooks)
+        """See `LayerPass.pass_through`."""
+        return self.layer_pass.pass_through(self.place, batch, hooks)

@@ -2,9 +2,9 @@
 Linear least squares from second moments, with a ridge that is chosen on held-out tokens.
 
 W minimises sum |t - W z - b|^2 + ridge |W - prior|^2 over pairs of an input z and a target t. The
-ridge is the multiple of an input's mean square with which a fit to one half of the sequences predicts
-the other half best. With few tokens for many inputs W stays near its prior, and if z determines t
-the ridge vanishes. Sums are kept in float64, separately for each half.
+ridge is the multiple of an input's mean square with which a fit to one half of the sequences best
+predicts the other half. With few tokens for many inputs W stays near its prior; if z determines t, the
+smallest ridge is chosen. Sums are kept in float64, separately for each half.
 """
 
 # N tokens, I inputs, O outputs
@@ -43,7 +43,7 @@ class Regression:
             self.count[half] += len(z)
 
     def solve(self, prior_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """W and b (zeros without an intercept), in float64; CapgapError for numbers without bound."""
+        """W (O x I) and b (O; zeros without an intercept), float64; CapgapError if sums are not finite."""
         ridges = RIDGES
         if self.count.min() > 0:
             some = slice(None, None, math.ceil(len(prior_OI) / JUDGED_OUTPUTS))

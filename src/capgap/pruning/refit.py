@@ -2,20 +2,20 @@
 Refit the remaining weights of a pruned model to the outputs of the full model, by least squares.
 
 Layer by layer, from the first to the last, every matrix is solved for in closed form on calibration
-text, with the inputs that it gets in the pruned model, where all matrices before it are refitted
-already, and the outputs of the whole one as targets:
+text. Its inputs are those of the pruned model, in which all matrices before it are refitted already,
+and its targets are the outputs of the whole model:
 
   readers   of the residual stream behind a norm (query, key, value, gate, up, and the output head):
             R minimises |n - R n'|^2, n and n' the norm's output in the whole and the pruned model;
             a kept row w becomes w R
   writers   to the residual stream (attention output, MLP output): W' minimises |B x - x' - W' a'|^2,
             a' the kept units' activations, x' the pruned model's stream before the write and x the
-            whole one's behind it, so that a write also makes up for errors of the writes before
+            whole model's after it, so that a write also corrects errors of the writes before
 
-B takes the stream to the pruned model's: principal components of what the norms read, absorbed into
-embeddings, readers and writers (residual_basis.py). Where embeddings and output head are one tensor
-the head cannot be refitted; the last norm is instead, channel by channel. Shapes and architecture
-are those of the plain cut.
+B maps the stream to that of the pruned model: principal components of the norms' inputs, absorbed into
+embeddings, readers and writers (residual_basis.py). If embeddings and output head are tied, the last
+norm is refitted channel by channel instead of the head. Shapes and architecture are those of the plain
+cut.
 
 Sources. Least squares on a layer's outputs after structured pruning: OSSCAR (arXiv 2403.12983),
 SlimGPT (arXiv 2412.18110), MoDeGPT (arXiv 2408.09632). Whole outputs as targets of pruned inputs:
@@ -39,7 +39,7 @@ from transformers import PreTrainedModel
 from capgap.engine.stream_file import StreamFile
 from capgap.engine.streaming import layer_by_layer
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import At, Reached, Walk
+from capgap.pruning.layerwise import CurrentLayer, LayerPass, Reached
 from capgap.pruning.least_squares import Regression
 from capgap.pruning.refit_sites import (
     UNITS,
@@ -60,7 +60,7 @@ HEAD_ROWS = 2048  # of the output head, refitted at a time
 
 
 def changes(kept: Kept, model: PreTrainedModel) -> bool:
-    """Whether anything is cut, so that there is something to refit."""
+    """Whether anything is cut, so that a refit changes something."""
     sizes = sizes_of(model)
     return kept.widths != sizes.full or len(_kept_layers(kept, sizes.layers)) < sizes.layers
 
@@ -77,11 +77,11 @@ def refit(
 ) -> None:
     """Refit a student that was cut out of a teacher, in place, on calibration sequences.
 
-    teacher: in float32, in memory or with its layers on disk (`load_frozen`). rows: sequences in a forward pass. folder: where unnamed files hold activations of all sequences
-    while it lasts, about two times tokens x hidden channels in float32 of the teacher and as much of
-    the student. A student from which nothing was cut stays as it is. Raises
-    CapgapError, naming the tensor or module, where the architecture has something that is not
-    understood.
+    teacher: in float32, in memory or with its layers on disk (`load_frozen`). rows: sequences per forward
+    pass. folder: of the temporary, unnamed files with the activations of all sequences: twice tokens x
+    hidden channels in float32, for teacher and student each. A student from which nothing was cut stays
+    as it is. Raises CapgapError, naming the tensor or module, if the refit does not support the
+    architecture.
     """
     check_known(teacher)
     if changes(kept, teacher):
@@ -119,12 +119,12 @@ class _Refit:
         if self.kept.widths.hidden < self.sizes.full.hidden:
             self.basis = self._principal_basis()
             self._turn_ends()
-        whole = Walk(self.teacher, self.batches, self.folder)
-        pruned = Walk(self.student, self.batches, self.folder)
+        whole = LayerPass(self.teacher, self.batches, self.folder)
+        pruned = LayerPass(self.student, self.batches, self.folder)
         place = 0
         for at, _ in whole.layers():
             if at in self.layers:
-                self._fit_layer(At(whole, at), At(pruned, place))
+                self._fit_layer(CurrentLayer(whole, at), CurrentLayer(pruned, place))
                 pruned.advance(place)
                 whole.step()  # to the streams behind the last write
                 place += 1
@@ -135,7 +135,7 @@ class _Refit:
     # --- the hidden dimension --------------------------------------------------------------------
 
     def _principal_basis(self) -> Basis:
-        """The basis of what the norms of the kept layers and the last norm read."""
+        """The principal basis of the inputs of the norms of the kept layers and of the last norm."""
         width = self.sizes.full.hidden
         moments = torch.zeros(width, width, dtype=torch.float64, device=self.device)
 
@@ -149,7 +149,7 @@ class _Refit:
 
             return hook
 
-        whole = Walk(self.teacher, self.batches, self.folder)
+        whole = LayerPass(self.teacher, self.batches, self.folder)
         hooks = [("before", name, add(kind)) for name, kind in self.kinds.items()]
         for at, _ in whole.layers():
             whole.advance(at, hooks if at in self.layers else ())
@@ -181,7 +181,7 @@ class _Refit:
             norm.bias.copy_(rows_dD @ self.last_norm.bias.double() / self.basis.scale / times)
 
     def _turn_norm(self, norm, small, kind: NormKind) -> None:
-        """Leave the gain of a norm to its readers; its bias stays as far as they can undo theirs."""
+        """Set a norm's gain to 1, as its readers take it over, and its bias to the nearest possible."""
         small.weight.fill_(1 - kind.offset)
         if bias_of(small) is not None:
             widened = self.basis.widen(kind.gain(norm))
@@ -193,7 +193,7 @@ class _Refit:
 
     # --- a layer ---------------------------------------------------------------------------------
 
-    def _fit_layer(self, whole: At, pruned: At) -> None:
+    def _fit_layer(self, whole: CurrentLayer, pruned: CurrentLayer) -> None:
         if self.basis is not None:
             for name, kind in self.kinds.items():
                 self._turn_norm(whole.module(name), pruned.module(name), kind)
@@ -205,8 +205,10 @@ class _Refit:
             for linear in site.linears:
                 self._fit_writer(linear, whole, pruned)
 
-    def _fit_readers(self, linears: list[Linear], norm: str, whole: At, pruned: At) -> None:
-        """One map from the norm's output in the pruned model to that in the whole one, for all."""
+    def _fit_readers(
+        self, linears: list[Linear], norm: str, whole: CurrentLayer, pruned: CurrentLayer
+    ) -> None:
+        """Fit one map from the norm's output in the pruned model to that in the whole, for all readers."""
         biased = [bias_of(pruned.module(linear.name)) is not None for linear in linears]
         first = linears[0].name
         fit = self._regression(self.kept.widths.hidden, self.sizes.full.hidden, all(biased))
@@ -226,8 +228,8 @@ class _Refit:
             return torch.eye(self.sizes.full.hidden, dtype=torch.float64, device=norm.weight.device)
         return self.basis.widen(kind.gain(norm))
 
-    def _fit_writer(self, linear: Linear, whole: At, pruned: At) -> None:
-        """The map from the kept units to what the whole model writes."""
+    def _fit_writer(self, linear: Linear, whole: CurrentLayer, pruned: CurrentLayer) -> None:
+        """Fit the map from the kept units to the output of the whole model."""
         module, fitted = whole.module(linear.name), pruned.module(linear.name)
         matrix, at = matrix_of(module), whole.place
         units = self._channels(linear.into, at, matrix.shape[1])
@@ -237,7 +239,7 @@ class _Refit:
             z, before = self._write(pruned, batch, linear, reach=False)
             _, want = self._write(whole, batch, linear, reach=True)
             if writes(linear):
-                behind = whole.walk.behind
+                behind = whole.layer_pass.behind
                 behind[batch] = want.reshape(behind.shapes[batch])
                 want = self._narrow(want) - before
             else:
@@ -251,8 +253,8 @@ class _Refit:
     def _regression(self, inputs: int, outputs: int, intercept: bool) -> Regression:
         return Regression(inputs, outputs, self.device, intercept=intercept)
 
-    def _read(self, layer: At, batch: int, name: str) -> torch.Tensor:
-        """What a matrix reads, N x inputs."""
+    def _read(self, layer: CurrentLayer, batch: int, name: str) -> torch.Tensor:
+        """The inputs of a matrix, N x inputs."""
         read = []
 
         def hook(module, args):
@@ -263,12 +265,12 @@ class _Refit:
         return read[0].flatten(0, -2)
 
     def _write(
-        self, layer: At, batch: int, linear: Linear, *, reach: bool
+        self, layer: CurrentLayer, batch: int, linear: Linear, *, reach: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What a matrix reads, and its output (N x outputs).
 
-        Of a matrix that writes to the residual stream, the stream instead: before the write, or, to
-        `reach`, behind it.
+        For a matrix that writes to the residual stream, the second is the stream: after the write if
+        `reach`, else before it.
         """
         read, written = [], []
 
@@ -293,7 +295,7 @@ class _Refit:
         z = read[0].flatten(0, -2)
         if not writes(linear):
             return z, written[-1].flatten(0, -2) if reach else z.new_empty(0)
-        stream = layer.walk.streams[batch].double().flatten(0, -2)
+        stream = layer.layer_pass.streams[batch].double().flatten(0, -2)
         return z, sum((output.double().reshape(stream.shape) for output in written), stream)
 
     def _channels(self, carried: tuple[int, str], at: int, size: int) -> torch.Tensor:
@@ -338,9 +340,9 @@ class _Refit:
             out.copy_(rows.double() @ wide)
 
     def _fit_last_norm(self, norm, head, before, fit: Regression) -> None:
-        """Correct the last norm, channel by channel, so that the logits come nearest.
+        """Refit the last norm, channel by channel, so that the logits come nearest to the whole model's.
 
-        Logits are taken about their mean over the vocabulary, which no probability depends on.
+        Their mean over the vocabulary is subtracted, because no probability depends on it.
         """
         d, gram, cross = len(norm.weight), fit.gram.sum(0), fit.cross.sum(0)
         inputs, targets, count = fit.input_sum.sum(0), fit.target_sum.sum(0), fit.count.sum()

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from capgap.errors import CapgapError
 from capgap.pruning.families import Family, family_of
-from capgap.pruning.layerwise import At
+from capgap.pruning.layerwise import CurrentLayer
 
 REFUSED = "set prune.refit to none"
 UNITS = ("groups", "neurons", "hidden")
-REFITTED = (  # those that add the outputs of two matrices a layer to the residual stream, as they are
+REFITTED = (  # architectures whose layers add just the outputs of two matrices to the residual stream
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
@@ -31,7 +31,7 @@ REFITTED = (  # those that add the outputs of two matrices a layer to the residu
 
 
 class Linear(NamedTuple):
-    """A matrix of a layer, by its module; what its outputs and inputs carry, with repeats."""
+    """A matrix of a layer, by its module; (repeats, kind of unit) of its outputs and inputs."""
 
     name: str
     out: tuple[int, str]
@@ -39,7 +39,7 @@ class Linear(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Matrices that read the same activations; norm: whose output these are, None behind units."""
+    """Matrices that read the same activations. norm: the norm that puts them out, None for units."""
 
     linears: list[Linear]
     norm: str | None
@@ -48,7 +48,7 @@ class Site(NamedTuple):
 def check_known(model: PreTrainedModel) -> None:
     """Raise CapgapError, naming the tensor, if a model has one that the refit does not support.
 
-    The weights are not looked at; a model without any will do.
+    Weights are not read; a model on the meta device suffices.
     """
     family = family_of(type(model).__name__)
     if type(model).__name__ not in REFITTED:
@@ -59,8 +59,8 @@ def check_known(model: PreTrainedModel) -> None:
     linears, (inner_norms, outer_norms) = linears_of(model, family), family.norms
     if len(outer_norms) != 1:
         raise CapgapError(
-            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, where the refit "
-            f"knows one, behind the last; {REFUSED}"
+            f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, but the refit "
+            f"supports only one, after the last layer; {REFUSED}"
         )
     for name, parameter in model.named_parameters():
         kinds, layer = family.kinds(name)
@@ -89,7 +89,7 @@ def linears_of(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
 
 
 def sites_of_layer(
-    layer: At, linears: dict[str, Linear], norms: Iterable[str], layer_name: str
+    layer: CurrentLayer, linears: dict[str, Linear], norms: Iterable[str], layer_name: str
 ) -> list[Site]:
     """The matrices of a layer in the order in which it uses them; checks what is assumed."""
     read, normed, written = [], {}, []
@@ -108,11 +108,11 @@ def sites_of_layer(
         if writes(linear)
     ]
     out = layer.pass_through(0, hooks)
-    stream = layer.walk.streams[0]
+    stream = layer.layer_pass.streams[0]
     added = sum(output.reshape(stream.shape) for output in written)
     if not torch.allclose(out, stream + added, rtol=1e-3, atol=1e-3 * out.abs().mean().item()):
         raise CapgapError(
-            f"{type(layer.walk.by_layer.model).__name__}: what {layer_name} adds to the residual "
+            f"{type(layer.layer_pass.by_layer.model).__name__}: what {layer_name} adds to the residual "
             f"stream is not the sum of its output matrices, as the refit takes it to be; {REFUSED}"
         )
     if not read or not writes(linears[read[-1][0]]):

@@ -1,18 +1,17 @@
 """
 The basis of a narrower model's residual stream in that of the model it is cut from.
 
-Cutting channels keeps d of the D axes. Any other d directions do as well, if they are absorbed into
-everything that writes to the stream and everything that reads it: the stream of the cut model is
-then c B x, B with orthonormal rows. The directions taken are the principal ones of what the norms
-read (SliceGPT, arXiv 2401.15024, which takes others in every layer and carries them along the
-residual connection in matrices of their own; here one B serves all layers, so that the cut model is
-of the same architecture). Among all bases of these directions the one nearest to the channels that
-the scores keep is chosen (orthogonal Procrustes), so that a channel stays itself as far as it can:
-on a stream whose other channels are copies of the kept ones nothing turns.
+Cutting channels keeps d of the D axes. Any other d directions are possible if they are absorbed into
+all weights that write to the stream and that read it: the stream of the cut model is then c B x, with
+orthonormal rows of B. The directions are the principal components of the norms' inputs. (SliceGPT,
+arXiv 2401.15024, uses other components in every layer, with matrices on the residual connection. Here
+one B serves all layers, so that the cut model keeps its architecture.) Of all bases of these directions
+the one nearest to the channels with the highest scores is chosen (orthogonal Procrustes), so that
+channels change as little as possible.
 
-RMSNorm sees only the length of the stream, which B keeps up to what it drops. LayerNorm subtracts
-the mean over channels first: one row of B is kept for that mean, the others are orthogonal to it.
-c = sqrt(d / D) keeps the mean square of a channel, and with it the weight of a norm's epsilon.
+RMSNorm depends only on the length of the stream, which B preserves except for the dropped components.
+LayerNorm first subtracts the mean over channels, so one row of B is that mean, and the others are
+orthogonal to it. c = sqrt(d / D) preserves the mean square of a channel, relative to a norm's epsilon.
 """
 
 # D and d hidden channels of the model and of the cut one
@@ -35,12 +34,12 @@ class NormKind(NamedTuple):
     centred: bool  # LayerNorm
 
     def gain(self, norm: torch.nn.Module) -> torch.Tensor:
-        """What it multiplies channels by, D in float64."""
+        """The factor of each channel, D in float64."""
         return self.offset + norm.weight.detach().double()
 
 
 def kind_of(norm: torch.nn.Module, name: str) -> NormKind:
-    """The kind of a norm, from what it does to numbers.
+    """The kind of a norm, found by applying it to probe vectors.
 
     Raises CapgapError for one that neither multiplies channels by its weight nor by 1 + its weight.
     """
@@ -66,7 +65,7 @@ def kind_of(norm: torch.nn.Module, name: str) -> NormKind:
 
 
 class Basis(NamedTuple):
-    """How the stream of the cut model, c B x, follows from the stream x."""
+    """The map from the stream x of the model to the stream c B x of the cut model."""
 
     rows_dD: torch.Tensor  # B, orthonormal rows, float64
     scale: float  # c
@@ -76,7 +75,7 @@ class Basis(NamedTuple):
         return streams.double() @ (self.scale * self.rows_dD).T
 
     def widen(self, gain_D: torch.Tensor) -> torch.Tensor:
-        """What a norm with this gain would have put out, from the output of one without, D x d."""
+        """The map (D x d) from the output of a norm without gain to that of the norm with this gain."""
         return gain_D[:, None] * self.rows_dD.T / self.scale
 
 
@@ -88,7 +87,7 @@ def selection(kept: np.ndarray, of: int, device: torch.device) -> torch.Tensor:
 def principal_basis(moments_DD: torch.Tensor, kept: np.ndarray, *, centred: bool) -> Basis:
     """The d principal directions of second moments, as near as possible to the kept channels.
 
-    centred: whether norms take the mean over channels off; the moments are then of the rest.
+    centred: whether norms subtract the mean over channels; the moments are then those without it.
     """
     of, d = len(moments_DD), len(kept)
     axes_dD = selection(kept, of, moments_DD.device)
@@ -98,7 +97,7 @@ def principal_basis(moments_DD: torch.Tensor, kept: np.ndarray, *, centred: bool
         return Basis(_nearest(axes_dD @ main_Dd) @ main_Dd.T, scale)
     mean_D = torch.full((of,), of**-0.5, dtype=torch.float64, device=moments_DD.device)
     mean_d = mean_D.new_full((d,), d**-0.5)
-    # the mean itself comes last, whatever the rank
+    # lowers the mean to the smallest eigenvalue, whatever the rank
     lowered = moments_DD - (1 + moments_DD.trace()) * torch.outer(mean_D, mean_D)
     main = torch.linalg.eigh(lowered)[1][:, of - d + 1 :]
     rest = _complement(mean_d)

@@ -1,4 +1,4 @@
-"""From the scores of the units to the units that are kept."""
+"""Select the units to keep by their scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from capgap.pruning.surgery import Kept
 
 
 def select(importance: Importance, solution: Solution, depth: Depth) -> Kept:
-    """The units with the highest scores, as many as the solution keeps; of equal scores the first.
+    """The units with the highest scores, as many as the solution keeps; ties go to the first.
 
     Layers are chosen by their place or by their block influence (`Depth`).
     """
@@ -25,7 +25,7 @@ def select(importance: Importance, solution: Solution, depth: Depth) -> Kept:
 def _layers(influence: np.ndarray, k: int, depth: Depth) -> np.ndarray:
     of = len(influence)
     match depth.depth:
-        case "keep" | "drop_middle":  # all of them, where k is all
+        case "keep" | "drop_middle":  # all of them if k is the number of layers
             return np.r_[: (k + 1) // 2, of - k // 2 : of]
         case "keep_middle":
             return np.arange(k) + (of - k) // 2

@@ -1,5 +1,5 @@
 """
-From a target size to a pruned shape: how many layers, groups, neurons and hidden channels to keep.
+From a target size to a pruned shape: the number of layers, KV-head groups, neurons and hidden channels.
 
 Pure arithmetic, no torch.
 """
@@ -15,7 +15,7 @@ from capgap.config import Depth
 from capgap.errors import CapgapError
 
 TOLERANCE = 0.01  # relative error up to which a count is near enough for proportions to matter
-ERROR_WEIGHT = 50  # of a relative error of the count against a logarithmic error of a width
+ERROR_WEIGHT = 50  # of a relative error of the count, compared with a log error of a width
 
 
 class Widths(NamedTuple):
@@ -28,7 +28,7 @@ class Widths(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model as the solver sees it: its widths and how parameters follow from widths.
+    """The widths of a model, and its parameter count as a polynomial of them.
 
     outer, inner: the count of parameters outside the layers, without embeddings, and of one layer,
     as polynomials, one (coefficient, power of groups, power of neurons, power of hidden) a term.
@@ -42,9 +42,9 @@ class Sizes:
     inner: tuple[tuple[int, int, int, int], ...]
     embedding_per_channel: int  # entries of the vocabulary and positions, head included if separate
     hidden_is_heads: bool = False  # hidden must equal heads x head_dim
-    least_neurons: int = 1  # that must stay: of experts as many as a token is routed to
-    mlp_unit: str = "neurons"  # or experts, which then take the place of neurons
-    layers_numbered: bool = False  # a layer computes something else at another place
+    least_neurons: int = 1  # that must stay; of experts as many as a token is routed to
+    mlp_unit: str = "neurons"  # or "experts", which are then counted as neurons
+    layers_numbered: bool = False  # a layer's computation depends on its index
     multiple_of: int = 1  # every width must be a multiple of it: hidden, neurons, heads x head_dim
 
     def params(self, widths: Widths, layers: int | None = None) -> int:
@@ -62,7 +62,7 @@ class Sizes:
 
 
 class Solution(NamedTuple):
-    """Layers and widths for a target and how far off they are."""
+    """Layers and widths for a target, and their distance from it."""
 
     widths: Widths
     layers: int
@@ -71,7 +71,7 @@ class Solution(NamedTuple):
     relative_error: float  # (parameters - target) / target, of what the target counts
 
     def describe(self, sizes: Sizes) -> str:
-        """One line for the person at the keyboard: what is kept and how far off the target it is."""
+        """One line for the user: what is kept, and the distance from the target."""
         kept, full = self.widths, sizes.full
         per_group = sizes.heads_per_group
         parts = [
@@ -91,7 +91,7 @@ class Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """How large a pruned model shall be.
+    """The wanted size of a pruned model.
 
     params: parameters without embeddings. total: with them. sparsity: share of the parameters
     without embeddings to remove, in equal fractions of all widths. shape: any of SHAPE_KEYS.
@@ -102,8 +102,11 @@ class Target:
 
 
 def meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
-    """The layers and widths for a target; CapgapError as the solvers raise it, and if layers would
-    go whose numbers count."""
+    """The layers and widths for a target.
+
+    Raises CapgapError as the solvers do, and if layers would be removed from a model whose layers
+    depend on their index.
+    """
     solution = _meet(replace(sizes, multiple_of=depth.multiple_of), target, depth)
     if sizes.layers_numbered and solution.layers < sizes.layers:
         raise CapgapError(
@@ -161,8 +164,8 @@ def solve(
 
         sum over groups, neurons, hidden of (ln(kept / full) - ln f)^2 + (50 e)^2
 
-    wins, e the relative error of the count: 0.2 % of the parameters weighs as much as a tenth of a
-    width, for students of one size are compared by thousandths of a nat. Without such candidates
+    wins, e the relative error of the count. So 0.2 % of the parameters weigh as much as a tenth of a
+    width, because students of one size are compared by thousandths of a nat. Without such candidates
     the one with the nearest count wins. Widths of large models stay multiples of a power of two,
     see `_step`.
 
@@ -416,6 +419,6 @@ def _fewest_neurons(sizes: Sizes) -> int:
 def _step(width: int) -> int:
     """Widths are cut to multiples of this power of two, at most 64: under 1 % of the full width.
 
-    Matrix units want multiples of 8 to 64, and a model that is wide enough can afford them.
+    Matrix units are efficient at multiples of 8 to 64, and wide models can afford the rounding.
     """
     return min(64, 2 ** max(0, (width // 128).bit_length() - 1))

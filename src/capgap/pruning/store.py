@@ -11,22 +11,25 @@ from safetensors.numpy import save_file
 from capgap.engine.weight_files import weight_files
 from capgap.errors import CapgapError
 from capgap.pruning.importance import Importance
-from capgap.records.artifacts import open_folder, sha256
+from capgap.records.artifacts import open_folder
+from capgap.records.reading import digest
 
 FILE = "importance.safetensors"
-WEIGHTS_KEY = "weights_sha256"  # the only metadata: safetensors writes several in no fixed order
+WEIGHTS_KEY = (
+    "weights_sha256"  # the only entry, because safetensors writes several in no fixed order
+)
 
 
 def weights_digest(model_folder: Path) -> str:
     """SHA-256 over names and contents of a model's weight files, 64 hexadecimal digits."""
     files = weight_files(model_folder)
-    text = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    text = "".join(f"{file.name} {digest(file)}\n" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_importance(folder: Path, importance: Importance, digest: str) -> None:
-    """Write scores into a folder. digest: `weights_digest` of the model they belong to."""
-    save_file(importance._asdict(), folder / FILE, metadata={WEIGHTS_KEY: digest})
+def write_importance(folder: Path, importance: Importance, weights_sha256: str) -> None:
+    """Write scores into a folder. weights_sha256: `weights_digest` of the model they belong to."""
+    save_file(importance._asdict(), folder / FILE, metadata={WEIGHTS_KEY: weights_sha256})
 
 
 def read_importance(path: Path, model_folder: Path) -> Importance:
@@ -35,8 +38,7 @@ def read_importance(path: Path, model_folder: Path) -> Importance:
     if not (folder / FILE).is_file():
         raise CapgapError(f"{folder}: no {FILE}; make the folder with capgap score")
     with safe_open(folder / FILE, framework="numpy") as file:
-        digest = (file.metadata() or {}).get(WEIGHTS_KEY)
-        if digest != weights_digest(model_folder):
+        if (file.metadata() or {}).get(WEIGHTS_KEY) != weights_digest(model_folder):
             raise CapgapError(
                 f"{folder}: the scores were measured on other weights than those of "
                 f"{model_folder}; score this model, or name the model the scores belong to"

@@ -26,7 +26,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.solver import Sizes, Widths
 
-# lists in configurations with an entry for every layer: attention with or without a window, positions
+# configuration keys with an entry for every layer: kind of attention, rotary positions or none
 PER_LAYER = ("layer_types", "no_rope_layers")
 
 

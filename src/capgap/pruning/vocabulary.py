@@ -66,7 +66,7 @@ def trim(
 def kept_entries(
     data: dict, counts_V: np.ndarray, entries: int | None, always: Iterable[int] = ()
 ) -> np.ndarray:
-    """Ids to keep, ascending: base entries, then by falling count what fits with its parts.
+    """Ids to keep, ascending: base entries, then the most used ones that fit together with their parts.
 
     data: tokenizer.json. counts_V: uses of each id. always: ids to keep whatever their count.
     """
@@ -120,7 +120,7 @@ def _parts(data: dict) -> dict[int, set[int]]:
 
 
 def _with_parts(entry: int, parts: dict[int, set[int]]) -> set[int]:
-    """An id and everything that merges make it from."""
+    """An id and, recursively, the ids that merges build it from."""
     found, pending = set(), [entry]
     while pending:
         i = pending.pop()

@@ -1,4 +1,5 @@
 """
-Files on disk: their paths (paths), how they are published and checked (artifacts), and what the small
-files contain (run_records).
+Files on disk: their paths (paths), publishing and checking them (artifacts), the checksums of a study's
+results (checksums), reading small files that may be damaged (reading), and the contents of the small
+result files (run_records).
 """

@@ -1,10 +1,10 @@
 """
-Folders and files that appear whole or not at all, and that are checked before they are used.
+Publish folders and files whole or not at all, and check them before they are used.
 
 A folder artifact carries a `manifest.json` with the size and SHA-256 of every other file in it.
 Whatever is published is written into a temporary folder beside its place, put on the disk (fsync),
-and exchanged with what stood there in one step. So a kill or a power loss at any moment leaves the
-old or the new. Either a folder or its manifest may be named on a command line.
+and exchanged with the previous one in one step, so a kill or a power loss at any moment leaves either
+the old or the new. A command line may name either a folder or its manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from capgap.records.checksums import compare, enter, files_below, is_dropping, r
 from capgap.records.paths import MANIFEST
 from capgap.records.reading import Unreadable, digest
 
-FULL_BYTES = 2**16  # a disk with less free space is full
+FULL_BYTES = 2**16  # a disk with less free space counts as full
 FULL_INODES = 4  # likewise
 LOCK = ".lock"  # in a temporary folder, held by the process that fills it
 NEW, OLD = "new", "old"  # in a temporary folder
@@ -40,11 +40,11 @@ def folder_of(path: str | Path) -> Path:
 
 
 def check_folder(out: str | Path, *, ours: bool = False) -> Path:
-    """The real place of a folder that is to be written, links followed; what is there is replaced.
+    """The real path, links followed, of a folder that is about to be written or replaced.
 
-    Called before the work. ours: it lies where nobody but capgap writes, whatever it holds. Raises
-    CapgapError if a folder cannot be put there, or if it would replace files that are not
-    capgap's.
+    Call it before the work. ours: nobody but capgap writes to this folder, so its contents are not
+    checked. Raises CapgapError if a folder cannot be put there, or if it would replace files that
+    are not capgap's.
     """
     out = folder_of(out)
     real = _real_place(out)
@@ -55,13 +55,13 @@ def check_folder(out: str | Path, *, ours: bool = False) -> Path:
             f"{out}: is replaced as a whole, which is not possible for a mount point or the folder "
             "that the command runs in; name a new folder inside it"
         )
-    if not ours and "CAPGAP_UNDER_WORKFLOW" not in os.environ:  # which deletes manifests first
+    if not ours and "CAPGAP_UNDER_WORKFLOW" not in os.environ:  # Snakemake deletes manifests
         _refuse_foreign(out, real)
     return real
 
 
 def check_file(out: str | Path) -> Path:
-    """The real place of a file that is to be written, links followed; CapgapError if it cannot be."""
+    """The real path, links followed, of a file to be written; CapgapError if it cannot be written."""
     out = Path(out)
     real = _real_place(out)
     if os.path.isdir(out):
@@ -72,7 +72,10 @@ def check_file(out: str | Path) -> Path:
 
 
 def check_filled(out: str | Path, folders: Iterable[str], files: Iterable[str]) -> Path:
-    """The real place of a folder that is kept and filled with artifacts; CapgapError if it cannot be."""
+    """The real path of an existing or new folder in which artifacts are written one by one.
+
+    Raises CapgapError if one of `folders` or `files` in it cannot be written.
+    """
     real = _real_place(Path(out))
     if os.path.lexists(real) and not os.path.isdir(real):
         raise CapgapError(f"{out}: is a file, and a folder is to be filled; name a folder")
@@ -84,7 +87,7 @@ def check_filled(out: str | Path, folders: Iterable[str], files: Iterable[str]) 
 
 
 def _real_place(out: Path) -> Path:
-    """`out` with links followed. Raises CapgapError if nothing can be made there."""
+    """`out` with links followed. Raises CapgapError if nothing can be written there."""
     if os.path.islink(out) and not os.path.exists(out):
         raise CapgapError(
             f"{out}: is a link to {os.readlink(out)}, which does not exist; make that first, or name "
@@ -106,7 +109,7 @@ def _real_place(out: Path) -> Path:
 
 
 def _refuse_foreign(out: Path, real: Path) -> None:
-    """Raise CapgapError for a folder that holds anything that its manifest does not name."""
+    """Raise CapgapError for a folder with a file that its manifest does not name."""
     here = {p.relative_to(real).as_posix() for p in real.rglob("*") if not p.is_dir()}
     here = {name for name in here - {MANIFEST} if not PurePosixPath(name).name.startswith(".")}
     try:
@@ -124,8 +127,8 @@ def _refuse_foreign(out: Path, real: Path) -> None:
 def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder; on success write its manifest and put it in place of `out`.
 
-    What stands at `out` is replaced, see `check_folder`. manifest: without it for folders that
-    leave capgap.
+    What was at `out` is replaced, see `check_folder`. manifest: whether to write one; exports have
+    none.
     """
     named, out = folder_of(out), check_folder(out, ours=ours)
     with temporary_folder(out) as temporary:
@@ -159,7 +162,7 @@ def publish_file(out: str | Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def _enter(out: Path) -> None:
-    """Note a result of a study in its ledger; by hand nothing is a result of a study."""
+    """Note the checksum of a job's result; a stage that is run by hand makes no result of a study."""
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         enter(out)
 
@@ -171,7 +174,7 @@ def write_text(out: str | Path, text: str) -> None:
 
 
 def _settle(new: Path) -> None:
-    """Give what was written the mode of the umask, whichever library wrote it, and have it on disk."""
+    """Set the modes that the umask gives, whichever library wrote the files, and sync them to disk."""
     mask = os.umask(0o077)
     os.umask(mask)
     for path in [*new.rglob("*"), new]:
@@ -187,14 +190,14 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(file)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such thing for folders
+        if error.errno != errno.EINVAL:  # a file system without fsync of folders
             raise
     finally:
         os.close(file)
 
 
 def _put(new: Path, out: Path) -> None:
-    """Put a finished file or folder in its place. What stood there goes to the temporary folder."""
+    """Move a finished file or folder to its place; the previous one goes to the temporary folder."""
     if not out.is_dir():
         os.replace(new, out)
     else:
@@ -217,14 +220,14 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _restore(out: Path) -> None:
-    """Put back what a kill between two renames has left beside its place."""
+    """Move back what a kill between the two renames of `_put` has left in the temporary folder."""
     old = _temporary_of(out) / OLD
     if old.is_dir() and not os.path.lexists(out):
         os.rename(old, out)
 
 
 def _temporary_of(out: Path) -> Path:
-    """The one temporary folder of an output, beside it."""
+    """The temporary folder of an output, beside it; there is only one, so that it can be found."""
     name = f".{out.name}.tmp"
     if len(os.fsencode(name)) > NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(out.name)).hexdigest()}.tmp"
@@ -233,9 +236,10 @@ def _temporary_of(out: Path) -> Path:
 
 @contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
-    """An empty temporary folder beside an output, which no other process has meanwhile.
+    """An empty temporary folder beside an output, locked against other processes.
 
-    After a kill the next process that writes this output, a run or `capgap clean` removes it.
+    After a kill it is removed by the next process that writes this output, by a run, or by
+    `capgap clean`.
     """
     folder = _temporary_of(out)
     try:
@@ -263,7 +267,7 @@ def temporary_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _hold(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a temporary folder, which is made; yields whether that was possible without waiting."""
+    """Make and lock a temporary folder. Yields False if it is locked and `wait` is False."""
     held = False
     while not held:
         folder.mkdir(exist_ok=True)
@@ -295,7 +299,7 @@ def _empty(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a temporary folder that is held: the lock last, for who comes then makes it anew."""
+    """Remove a locked temporary folder, its lock last, so that a waiting process makes a new one."""
     with suppress(OSError):
         _empty(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -321,7 +325,7 @@ def collect_temporaries(root: str | Path) -> list[Path]:
 
 
 def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
-    """Whether a write failed for want of space, or without an error, whether there is none left.
+    """Whether a write failed because the disk is full; without an error, whether it is full now.
 
     NumPy and safetensors raise errors of their own that do not carry the system's number.
     """
@@ -338,20 +342,15 @@ def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
 
 
 def describe(folder: Path) -> dict:
-    """Contents of a folder as a manifest: {"files": {name: {"bytes", "sha256"}}}."""
+    """The manifest of a folder: {"files": {name: {"bytes", "sha256"}}}."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {
         "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+            name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)}
             for name in names
             if name != MANIFEST and not is_dropping(Path(name).name)
         }
     }
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    return digest(path)
 
 
 def differences(folder: str | Path) -> list[str]:
@@ -359,7 +358,7 @@ def differences(folder: str | Path) -> list[str]:
     folder = folder_of(folder)
     manifest = (folder / MANIFEST).as_posix()
     try:
-        entries = {manifest: {sha256(folder / MANIFEST)}}
+        entries = {manifest: {digest(folder / MANIFEST)}}
     except Unreadable as error:
         return [str(error)]
     files = {name: Path(name) for name in files_below(folder)}
@@ -376,12 +375,12 @@ def intact(folder: Path, *names: str) -> bool:
 def content_digest(path: str | Path) -> str:
     """SHA-256 that identifies the contents of a file or folder, with a manifest or without one.
 
-    Of a folder all files that are not hidden count, by name; a manifest that is as the files are
-    (see `open_folder`) spares reading them.
+    All files of a folder count that are not hidden, by name. A manifest that matches the files (see
+    `open_folder`) saves reading them.
     """
     folder = folder_of(path)
     if folder.is_file():
-        return sha256(folder)
+        return digest(folder)
     if (folder / MANIFEST).is_file():
         digests = {name: entry.sha256 for name, entry in read_manifest(folder / MANIFEST).items()}
     else:
@@ -413,6 +412,5 @@ def open_folder(path: str | Path) -> Path:
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process of its job, or the first of those that torchrun started;
-    it alone writes."""
+    """Whether this is the process of its job that writes: the only one, or rank 0 under torchrun."""
     return os.environ.get("RANK", "0") == "0"

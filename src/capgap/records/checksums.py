@@ -1,11 +1,11 @@
 """
 The ledger: a checksum of every result, written by the job that made it.
 
-IN   what jobs published, one small file an output in .snakemake/checksums until a run folds it in
+IN   notes of jobs, one small file per output in .snakemake/checksums, until a run folds them in
 OUT  results/<study>/checksums.json: SHA-256 by path; a folder counts by its manifest
 
-Snakemake's records hold checksums of what other jobs read. The ledger also covers what no job reads,
-what was added and what is gone.
+Snakemake's records hold checksums of the files that other jobs read. The ledger also covers files that
+no job reads, and shows which files were added or are missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Manifest(NamedTuple):
 
 
 def read_manifest(path: str | Path) -> dict[str, Manifest]:
-    """Files of a folder artifact by name, without the manifest. Unreadable if it is damaged."""
+    """The files that a manifest lists, by name. Raises Unreadable if it is damaged."""
     try:
         files = read_json(path)["files"]
         entries = {name: Manifest(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
@@ -52,22 +52,20 @@ def read_manifest(path: str | Path) -> dict[str, Manifest]:
 
 
 def is_dropping(name: str) -> bool:
-    """Whether a file name is of the kind that no job writes and nobody means."""
+    """Whether a file is a by-product of the system, of Snakemake or of a killed job (DROPPINGS)."""
     return any(fnmatch(name, pattern) for pattern in DROPPINGS)
 
 
 def enter(output: str | Path) -> None:
-    """Note the checksum of a result that has just been published; other paths are passed over."""
+    """Note the checksum of a result that has just been published; other paths are ignored."""
     output = Path(output)
     if output.is_absolute() or output.parts[:1] != (RESULTS,) or not is_inside(str(output)):
         return
-    note = PENDING / output
-    note.parent.mkdir(parents=True, exist_ok=True)
-    _replace(note, f"{digest(output)}\n")
+    announce(output, digest(output))
 
 
 def announce(output: str | Path, sha256: str) -> None:
-    """Note the checksum that a result is about to have; until it is folded the old one holds too."""
+    """Note the checksum that a result is about to get; the old one stays valid until the next fold."""
     note = PENDING / output
     note.parent.mkdir(parents=True, exist_ok=True)
     _replace(note, f"{sha256}\n")
@@ -85,7 +83,7 @@ def ledger_of(root: str | Path) -> Path:
 
 
 def entries_in(ledger: Path, root: str | Path) -> dict[str, str]:
-    """SHA-256 by output as one ledger file has them. Unreadable if it is damaged."""
+    """SHA-256 by output from one ledger file. Raises Unreadable if it is damaged."""
     try:
         entries = read_json(ledger)
     except Unreadable as error:
@@ -97,7 +95,7 @@ def entries_in(ledger: Path, root: str | Path) -> dict[str, str]:
 
 
 def read(root: str | Path) -> dict[str, set[str]]:
-    """Checksums that each result may have: that of the ledger, and of a job since the last fold.
+    """Valid checksums of each result: that of the ledger, and that of a job since the last fold.
 
     Raises Unreadable if the ledger is damaged.
     """
@@ -106,7 +104,7 @@ def read(root: str | Path) -> dict[str, set[str]]:
     entries = {name: {value} for name, value in folded.items()}
     for note in _pending(root):
         output = note.relative_to(PENDING).as_posix()
-        if output in entries or os.path.lexists(output):  # else a kill came before the file
+        if output in entries or os.path.lexists(output):  # else a kill prevented the file
             entries.setdefault(output, set()).add(read_text(note).strip())
     return entries
 
@@ -118,7 +116,7 @@ def _pending(root: str | Path) -> list[Path]:
 
 
 def fold(root: str | Path, forget: Callable[[str], bool] = lambda output: False) -> None:
-    """Write what jobs noted into the ledger. Only under the lock of the run.
+    """Write the notes of jobs into the ledger. The caller must hold the lock of the run.
 
     forget: whether to drop a result that is no longer there.
     """
@@ -144,7 +142,7 @@ def _latest(output: str, allowed: set[str]) -> str:
 
 
 class KnownDigests:
-    """Digests of files; a file is read again only if its size, time of change or inode differ."""
+    """Digests of files; a file is read again only if its size, time of change or inode changed."""
 
     def __init__(self, algorithm: str = "sha256"):
         self.algorithm = algorithm
@@ -168,14 +166,14 @@ class KnownDigests:
         return value
 
     def learn(self, path: str | Path, value: str) -> None:
-        """Take the digest of a file that was just written from bytes with that digest."""
+        """Remember the digest of a file that was just written from bytes with that digest."""
         status = os.stat(path)
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
         self.known[f"{self.algorithm}:{path}"] = [*state, value]
         self.changed = True
 
     def save(self) -> None:
-        """Keep what was read, for the next run; files that are gone are forgotten."""
+        """Save the digests for the next run, without those of files that no longer exist."""
         if self.changed:
             kept = {k: v for k, v in self.known.items() if os.path.isfile(k.partition(":")[2])}
             KNOWN.parent.mkdir(exist_ok=True)
@@ -183,7 +181,7 @@ class KnownDigests:
 
 
 class Findings(NamedTuple):
-    """What is not as the ledger has it: a sentence for each path."""
+    """Differences from the ledger: a sentence by path."""
 
     damaged: dict[str, str]
     missing: dict[str, str]
@@ -212,13 +210,13 @@ def compare(
 ) -> Findings:
     """Compare files with the ledger and with the manifests in it.
 
-    ledger: path of the ledger, which does not list itself. files: where the contents of each file
-    are, by its path in the study; None if only the file's name is to be checked.
+    ledger: path of the ledger, which does not list itself. files: by path in the study, the file that
+    holds the contents; None to check only that the path exists.
     """
     damaged: dict[str, str] = {}
     missing: dict[str, str] = {}
     listed = {ledger}
-    closed, unknown = [], []  # folders whose files are listed, and those whose manifest is no help
+    closed, unknown = [], []  # folders with a readable manifest, and folders without one
     for output, allowed in sorted(entries.items()):
         listed.add(output)
         folder, is_folder = PurePosixPath(output).parent, PurePosixPath(output).name == MANIFEST
@@ -241,7 +239,7 @@ def compare(
         listed.update(inside)
         closed.append(f"{folder}/")
         absent = [name for name in inside if name not in files]
-        if len(absent) == len(inside) > 1:  # as `capgap pull` leaves a folder
+        if len(absent) == len(inside) > 1:  # a folder that `capgap pull` did not fetch
             missing[output] = f"the {len(inside)} files of {folder} are missing"
         else:
             missing |= {name: f"{name} is missing" for name in absent}
@@ -264,7 +262,7 @@ def compare(
 def _difference(
     path: Path | None, name: str, allowed: set[str], source: str, digest_of: Callable[[Path], str]
 ) -> str | None:
-    """What is wrong with one file, or None."""
+    """A sentence on what is wrong with one file, or None."""
     if path is None:
         return None
     if path.is_symlink():

@@ -9,8 +9,8 @@ results/<study>/
   inits/<student>/<init>/model/
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
-                                                   trunk/ where the schedule is wsd}
-  replica-<n>/{teachers,inits,students}/          in a study with replicas these three, once each
+                                                   trunk/ if the schedule is wsd}
+  replica-<n>/{teachers,inits,students}/          the same three, in a study with replicas
   law/{runs.csv,law.json,choice.json}
   final/{model/,final.json,harness.json}
   checksums.json                                 SHA-256 of every result, by the job that made it
@@ -79,7 +79,7 @@ REPORT = f"{ROOT}/report/{MANIFEST}"
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name from a record, a listing or an index stays in the folder it counts from."""
+    """Whether a relative name from a record, a listing or an index stays inside its folder."""
     parts = PurePosixPath(name).parts
     plain = "\0" not in name and "\\" not in name and str(PurePosixPath(name)) == name
     return plain and name not in ("", ".") and not name.startswith("/") and ".." not in parts

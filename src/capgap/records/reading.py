@@ -1,7 +1,7 @@
 """
-One way to read small files that a kill, a disk or another person may have spoilt.
+Read small files that a kill, a disk or another person may have damaged.
 
-Whatever is wrong with a file (missing, not a regular file, not UTF-8, not JSON, another kind of
+Whatever is wrong with a file (missing, not a regular file, not UTF-8, not JSON, another type of
 value), the caller gets one `Unreadable` that names it.
 """
 
@@ -22,7 +22,7 @@ class Unreadable(CapgapError):
 
 
 def _open(path: str | Path) -> BinaryIO:
-    """Open a regular file. A pipe or a device would keep the reader waiting for ever."""
+    """Open a regular file; a pipe or a device is refused, because it may block for ever."""
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """
-What the small result files contain: one class a file, one field a number, units in the names. Those
-of the law and of what follows from it are in capgap.law.law_record.
+Contents of the small result files: one class per file, one field per number, units in the names. The
+files of the law and of the final student are in capgap.law.law_record.
 
 Records are written as JSON with sorted keys, so that equal results are equal bytes.
 """
@@ -46,7 +46,7 @@ class Record(BaseModel):
 class ParamGroups(Record):
     """Parameters of a model by group; the groups sum to the total."""
 
-    embedding: int  # input embedding and, where it is separate, the output head
+    embedding: int  # input embedding, and the output head unless it is tied
     attention: int
     mlp: int
     norm: int
@@ -66,7 +66,7 @@ class Lineage(Record):
 
     kind: Literal["teacher", "init", "student"]
     name: str  # of the teacher, or of the student size
-    init: str | None = None  # the start: pruned-<teacher> or random
+    init: str | None = None  # pruned-<teacher> or random
     teacher: str | None = None  # distilled from, 'none' for the arm without a teacher
     tokens: int | None = None  # trained on
     seed: int | None = (
@@ -78,11 +78,11 @@ class Lineage(Record):
 
 
 class Duplicates(Record):
-    """Documents of a held-out split that stand in another split as well."""
+    """Documents of a held-out split that also occur in another split."""
 
     exact: int  # word for word
-    near: int  # with most of their words in the same order, see data.duplicates
-    examples: list[tuple[str, str]]  # names of such a document and of its twin
+    near: int  # near duplicates, see data.duplicates
+    examples: list[tuple[str, str]]  # names of a document and of its duplicate
 
 
 class CorpusRecord(Record):
@@ -90,7 +90,7 @@ class CorpusRecord(Record):
 
     documents: dict[str, int]  # by split
     bytes: dict[str, int]  # UTF-8 bytes of the text
-    shares_asked: dict[str, float]  # of all bytes, by held-out split of the corpus
+    shares_asked: dict[str, float]  # as configured, of all bytes, by held-out split of the corpus
     documents_cut: int  # into pieces in several splits
     duplicates: dict[str, Duplicates]
 
@@ -98,14 +98,14 @@ class CorpusRecord(Record):
 class TokenStreams(Record):
     """`meta.json` beside the token streams."""
 
-    vocab_size: int  # of the tokenizer: its largest id and one
-    largest_id: int | None = None  # that stands in a stream; None if not counted
-    bos_id: int | None = None  # that the tokenizer puts before a text, and so first in every window
-    tokenizer_sha256: str  # of what decides the tokens, see engine.models.tokenizer_digest
+    vocab_size: int  # of the tokenizer: its largest id plus one
+    largest_id: int | None = None  # in the streams; None if it was not counted
+    bos_id: int | None = None  # begins every window, as the tokenizer begins a text
+    tokenizer_sha256: str  # of its files that decide the tokens, engine.models.tokenizer_digest
     documents: dict[str, int]  # by split
     tokens: dict[str, int]
     bytes: dict[str, int]  # UTF-8 bytes of the text
-    completion_tokens: dict[str, int] | None = None  # of conversations, those that completions have
+    completion_tokens: dict[str, int] | None = None  # in completions; None unless conversations
     completion_bytes: dict[str, int] | None = None
 
 
@@ -126,7 +126,7 @@ class TrainRecord(Record):
 
 
 class TargetsRecord(Record):
-    """`targets.json` beside the shards of a teacher's targets: what it is of, and what it took."""
+    """`targets.json` beside the shards of a teacher's targets: their source and their cost."""
 
     teacher: str
     teacher_seed: int | None = None  # seed of the teacher's training; None if unknown
@@ -135,10 +135,10 @@ class TargetsRecord(Record):
     stream_sha256: str  # of the training stream
     stream_tokens: int
     vocab_size: int
-    tokens: int  # covered, whole sequences
+    tokens: int  # that have targets, in whole sequences
     bytes_per_token: int
     windows_per_shard: int
-    mean_tail_mass: float | None  # of all but the most likely; None for samples
+    mean_tail_mass: float | None  # probability outside the top k; None for sampled targets
     forward_flops: float  # of the teacher, once for all students
 
 
@@ -169,7 +169,7 @@ class HarnessScore(Record):
     task_version: str | None
     documents: int | None  # None for a group
     metric: str
-    filter: str  # how the answer was read from what the model wrote; 'none' for likelihoods
+    filter: str  # that extracts the answer from generated text; 'none' for likelihoods
     value: float | None  # as lm-eval gives it; None if it is no number
     standard_error: float | None
     higher_is_better: bool | None
@@ -192,8 +192,7 @@ class HarnessRecord(Record):
 class RunRow(Record):
     """A row of `runs.csv`, the table the law is fitted on; one finished run.
 
-    This is the list of columns; `law.table` says what a table from elsewhere may leave out or call
-    differently.
+    `law.table` describes which columns a table from elsewhere may leave out or name differently.
     """
 
     student: str  # name of the student size
@@ -222,7 +221,7 @@ class RunRow(Record):
     teacher_params_active: int | None = None
     n: int = 1  # runs behind a row of means
     sd: float | None = None  # between them, nats per token
-    trunk_tokens: int | None = None  # from which the next larger budget of the same run goes on
+    trunk_tokens: int | None = None  # shared with the next larger budget of the same run
 
 
 class Calibration(Record):
@@ -232,7 +231,7 @@ class Calibration(Record):
     computed_as: dict[str, dict[str, str | bool]]  # by section, the settings that decide a rate
     startup_s: dict[str, float]  # CPU seconds of a job without its work, by rule
     base_mb: dict[str, float]  # peak memory beyond what is counted, MB of 10^6 bytes, by rule
-    text_s_per_mb: dict[str, float]  # CPU seconds a MB of text, by rule
-    # by kind of work: (FLOPs a token, CPU seconds a token) of the smallest and largest case
+    text_s_per_mb: dict[str, float]  # CPU seconds per MB of text, by rule
+    # by kind of work: (FLOPs per token, CPU seconds per token) of the smallest and largest model
     rates: dict[str, list[tuple[float, float]]]
     matmul_gflops: float  # one thread, large matrices, float32

@@ -11,14 +11,8 @@ from typing import NamedTuple
 
 from capgap.law.law_record import CausesCell, CausesOptimum, Interval, LawRecord, LeftOut
 from capgap.law.metric import METRICS
-from capgap.law.words import about, budget, listed
+from capgap.law.words import LAW_NAMES, about, budget, listed
 
-LEADERS = {
-    "power_law": "the joint law of T*",
-    "two_causes": "the law of two causes",
-    "busbridge": "the law of Busbridge et al.",
-    "p2": "the P2 law",
-}
 KINDS = {"students": "students", "budgets": "budgets", "teachers": "teachers"}
 
 
@@ -50,11 +44,11 @@ def leads(law: LawRecord) -> str:
     kinds = listed(f"{_loss(part.regret.value)} with {kind}" for kind, part in best.by_kind.items())
     others = listed(
         f"{_loss(rows[name].regret.regret.value)} for {words}"
-        for name, words in LEADERS.items()
+        for name, words in LAW_NAMES.items()
         if name in rows and name != law.leading
     )
     text = (
-        f"{_capital(LEADERS[law.leading])} predicts best. For runs left out of its fit, it chose "
+        f"{_capital(LAW_NAMES[law.leading])} predicts best. For runs left out of its fit, it chose "
         f"teachers that are on average {spread(best.regret.regret)} {unit} worse than the best one "
         f"({kinds} left out)"
     )

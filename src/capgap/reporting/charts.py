@@ -13,9 +13,9 @@ from statistics import fmean
 import altair as alt
 
 from capgap.config.run_grid import NONE, RANDOM
+from capgap.config.shapes import simple_training_flops
 from capgap.law.law_record import FinalRecord, LawRecord, Optimum
 from capgap.law.metric import METRICS
-from capgap.law.table import train_flops
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.headline_chart import headline
 from capgap.reporting.law_chart import law_chart
@@ -279,7 +279,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") 
             "tokens": run.tokens,
             "seed": run.seed,
             "train_flops": run.train_flops
-            or train_flops(
+            or simple_training_flops(
                 run.student_params_non_embedding, run.teacher_params_non_embedding or 0, run.tokens
             ),
             "loss_nats_per_token": run.val_loss_nats_per_token,

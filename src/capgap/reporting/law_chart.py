@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import altair as alt
 import numpy as np
 
-from capgap.law.law_record import FinalRecord, LawRecord, Optimum
+from capgap.law.law_record import FinalRecord, LawRecord, Optimum, RivalName
+from capgap.law.words import LAW_NAMES
 from capgap.reporting.theme import (
     GREY,
     INK,
@@ -23,7 +26,9 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import ordered, size
 
-RIVALS = {"busbridge": "choice of Busbridge et al.", "p2": "choice of the P2 law"}
+RIVALS = {
+    name: f"choice of {LAW_NAMES[name].removeprefix('the law of ')}" for name in get_args(RivalName)
+}
 ROOM = 1.25  # of the axes beyond what is shown
 
 

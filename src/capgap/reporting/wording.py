@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.law_record import (
@@ -22,6 +22,7 @@ from capgap.law.law_record import (
     Optimum,
     Recommendation,
     RivalFit,
+    RivalName,
     Score,
 )
 from capgap.law.words import about, listed
@@ -164,7 +165,7 @@ def verdict(law: LawRecord) -> str:
 
 def rivals_drawn(law: LawRecord) -> bool:
     """Whether the figure of the law shows what its rivals choose."""
-    return any(score.picks for score in law.scores if score.law in ("busbridge", "p2"))
+    return any(score.picks for score in law.scores if score.law in get_args(RivalName))
 
 
 def reach(answer: Recommendation) -> str:

@@ -24,7 +24,7 @@ from capgap.engine.models import (
     read_lineage,
     vocabulary_rows,
 )
-from capgap.engine.resuming import Place, discard, hold_state, state_key
+from capgap.engine.resuming import RunPaths, discard, hold_state, state_key
 from capgap.engine.streaming import load_frozen
 from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
 from capgap.errors import CapgapError, out_of_memory
@@ -44,7 +44,7 @@ def run(
     settings: TargetsStage,
     teacher: Path,
     tokens_folder: Path,
-    place: Place,
+    run_paths: RunPaths,
     *,
     stream: bool = False,
 ) -> TargetsRecord:
@@ -52,7 +52,7 @@ def run(
 
     stream: run it layer by layer from disk, though it may fit.
     """
-    teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(place.out)
+    teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(run_paths.out)
     text, length = streams["train"], settings.sequence_length
     # rows that pad a head beyond the tokenizer are left out
     vocab = min(streams.meta.vocab_size, vocabulary_rows(load_shape(teacher)))
@@ -69,7 +69,7 @@ def run(
         "stream_tokens": len(text),
         "vocab_size": vocab,
     }
-    scratch = place.scratch / state_key(settings, sources, [teacher])
+    scratch = run_paths.scratch / state_key(settings, sources, [teacher])
     held = hold_state(scratch, out)
     unfinished = Unfinished(scratch, settings, windows, vocab)
     saved = unfinished.done * length
@@ -81,7 +81,7 @@ def run(
             model,
             text,
             settings,
-            checkpoint_seconds=place.checkpoint_seconds,
+            checkpoint_seconds=run_paths.checkpoint_seconds,
             bos_id=streams.meta.bos_id,
         )
     except (MemoryError, RuntimeError) as error:
@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     add_state_arguments(parser)
     add_stream_argument(parser)
     args, settings = parser.parse(argv)
-    place = Place(args.out, args.scratch, args.checkpoint_seconds)
-    record = run(settings, args.teacher, args.token_streams, place, stream=args.stream)
+    run_paths = RunPaths(args.out, args.scratch, args.checkpoint_seconds)
+    record = run(settings, args.teacher, args.token_streams, run_paths, stream=args.stream)
     print(
         f"{record.tokens:,} tokens, {record.bytes_per_token} bytes each"
         + (f"; mean mass of the tail {record.mean_tail_mass:.3f}" if record.mean_tail_mass else "")

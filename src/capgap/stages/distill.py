@@ -27,7 +27,7 @@ from capgap.engine.models import (
     vocabulary_rows,
 )
 from capgap.engine.objectives import Distillation, data_objective
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.teacher_targets import TargetStore
 from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.errors import CapgapError
@@ -51,7 +51,7 @@ def run(
     *,
     tokens: int,
     seed: int,
-    place: Place,
+    run_paths: RunPaths,
     trunk: Path | None = None,
     targets: Path | None = None,
 ) -> TrainRecord:
@@ -117,7 +117,7 @@ def run(
         teacher=teacher_model,
         trunk=trunk,
     )
-    return train_and_publish(job, place)
+    return train_and_publish(job, run_paths)
 
 
 def _alone(settings: Distill, vocab: int):
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         args.token_streams or pack_text(args.data, args.init, args.out / "tokens"),
         tokens=args.tokens,
         seed=args.seed,
-        place=Place(args.out, args.scratch, args.checkpoint_seconds, args.shard),
+        run_paths=RunPaths(args.out, args.scratch, args.checkpoint_seconds, args.shard),
         trunk=args.trunk,
         targets=args.targets,
     )

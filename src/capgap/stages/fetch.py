@@ -25,7 +25,8 @@ from capgap.engine.counting import count_params
 from capgap.engine.models import load_model, refuse_sentencepiece, save_model
 from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
-from capgap.records.artifacts import publish_folder, sha256
+from capgap.records.artifacts import publish_folder
+from capgap.records.reading import digest
 from capgap.records.run_records import Lineage
 from capgap.stages.base import StageParser, out_folder, run_stage
 
@@ -109,7 +110,7 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
             path = file_in_package(teacher.package, teacher.file)
             if not path.exists():
                 raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
-            if teacher.sha256 and sha256(path) != teacher.sha256:
+            if teacher.sha256 and digest(path) != teacher.sha256:
                 raise CapgapError(
                     f"{teacher.file} of package {teacher.package} has another SHA-256 than the "
                     "study says; install the version the study was written for"

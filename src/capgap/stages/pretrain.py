@@ -15,7 +15,7 @@ from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params
 from capgap.engine.models import check_reads, llama_config, load_tokenizer, new_model
 from capgap.engine.objectives import data_objective
-from capgap.engine.resuming import Place
+from capgap.engine.resuming import RunPaths
 from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.records.artifacts import open_folder
 from capgap.records.run_records import Lineage, TrainRecord
@@ -25,7 +25,7 @@ MAX_POSITIONS = 2048  # rotary positions cost nothing; pruning calibrates on lon
 
 
 def run(
-    settings: PretrainStage, name: str, tokens_folder: Path, tokenizer: Path, place: Place
+    settings: PretrainStage, name: str, tokens_folder: Path, tokenizer: Path, run_paths: RunPaths
 ) -> TrainRecord:
     """Train and publish the teacher called `name`."""
     streams, tokenizer = Streams(tokens_folder), open_folder(tokenizer)
@@ -62,7 +62,7 @@ def run(
     job = TrainingJob(
         model, streams, settings, objective, lineage, tokenizer=tokenizer, inputs=[tokens_folder]
     )
-    return train_and_publish(job, place)
+    return train_and_publish(job, run_paths)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
     add_training_arguments(parser)
     args, settings = parser.parse(argv)
-    place = Place(args.out, args.scratch, args.checkpoint_seconds, args.shard)
-    record = run(settings, args.name, args.token_streams, args.tokenizer, place)
+    run_paths = RunPaths(args.out, args.scratch, args.checkpoint_seconds, args.shard)
+    record = run(settings, args.name, args.token_streams, args.tokenizer, run_paths)
     print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
 
 

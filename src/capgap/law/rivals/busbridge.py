@@ -5,12 +5,12 @@ The distillation scaling law of Busbridge et al. (arXiv 2502.08606), a rival on 
   Lt  = E + (A/N_S^a + B/D_S^b)^g        loss of the same student trained on the data alone
 
 Losses in nats per token, N_S parameters without embeddings, D_S tokens. The teacher's size matters
-only through its loss L_T. Lt is held at the published constants unless the table has random starts
-trained without a teacher in sufficient number; d1 rescales it.
+only through its loss L_T. Lt is held at the published constants unless the table has enough random
+inits trained without a teacher; d1 rescales it.
 
 A small study cannot determine nine constants. Which are set free follows from how many sizes,
-budgets and teachers the runs hold (`free_constants`); the others keep their published values, and
-constants that the fit then leaves open are given back one by one.
+budgets and teachers the runs hold (`free_constants`); the others keep their published values.
+Constants that the fit then leaves open return to their published values one by one.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def fit_distilled(
     """Constants of the distillation law, those still free, and the fit.
 
     Constants not in `free` keep their published values. While the fit leaves a direction open, the
-    least important free constant that lies in it is given back and the fit repeated, unless it
+    least important free constant that lies in it is fixed again and the fit repeated, unless it
     started near a former fit.
     """
     base_N = np.real(log_supervised(supervised, student_N, tokens_N))

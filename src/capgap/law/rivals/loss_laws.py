@@ -1,4 +1,4 @@
-"""What the rivals have in common: a prediction of losses, and what is reported of their fit."""
+"""The common interface of the rivals: a prediction of losses, and the record of a fit."""
 
 from __future__ import annotations
 
@@ -18,24 +18,13 @@ class LossLaw:
 
     record: RivalFit
     predict: Callable[[pd.DataFrame], np.ndarray] | None = None  # cells -> log loss; None: no fit
-    free: tuple[str, ...] = ()  # constants that were fitted, and
-    theta_P: np.ndarray | None = None  # where, to start a refit from
+    free: tuple[str, ...] = ()  # names of the fitted constants
+    theta_P: np.ndarray | None = None  # their values as fitted, from which a refit starts
 
 
 def absent(law: str, reason: str) -> LossLaw:
     """A law that cannot be fitted to a table."""
-    return LossLaw(
-        RivalFit(
-            law=law,
-            status="not_available",
-            reason=reason,
-            constants={},
-            free=[],
-            held=[],
-            n_cells=0,
-            rms_log_loss=None,
-        )
-    )
+    return LossLaw(RivalFit(law=law, status="not_available", reason=reason))
 
 
 def rival_record(
@@ -47,7 +36,7 @@ def rival_record(
     n_cells: int,
     note: str,
 ) -> RivalFit:
-    """The reported part of a fit; a note names the runs it was fitted to."""
+    """The record of a fit. held: constants that were not fitted. note: which runs were used."""
     status, reason = "identified" if not held else "not_identifiable", note
     if held:
         reason += f"; the runs cannot determine {', '.join(held)}, which are held"
