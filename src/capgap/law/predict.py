@@ -274,7 +274,7 @@ def recommend(
     student: int,
     tokens: int,
     pilot_flops: float,
-    published_slope: float,
+    published_slope: float = 2.5,
 ) -> Recommendation:
     """Rank teachers (parameters by name, at least one) for a student at a budget."""
     found = predict(fit, student, tokens, law.confidence)
