@@ -24,6 +24,7 @@ REFITTED = (  # architectures whose layers add just the outputs of two matrices 
     "Qwen3ForCausalLM",
     "SmolLM3ForCausalLM",
     "GemmaForCausalLM",
+    "NemotronForCausalLM",
     "GPT2LMHeadModel",
     "GPTNeoXForCausalLM",
     "OPTForCausalLM",
