@@ -21,7 +21,8 @@ from pruning_models import (
 from capgap.errors import CapgapError
 from capgap.pruning.families import family_of
 from capgap.pruning.least_squares import RIDGES, Regression
-from capgap.pruning.refit import REFITTED, check_known, refit
+from capgap.pruning.refit import check_known, refit
+from capgap.pruning.refit_sites import REFITTED
 from capgap.pruning.residual_basis import kind_of, principal_basis
 from capgap.pruning.surgery import Kept, channels, cut, keep_all, sizes_of
 
