@@ -440,7 +440,7 @@ def tokenizer_digest(folder: Path) -> str:
     path = folder / TOKENIZER_FILES[0]
     if not path.is_file():
         raise CapgapError(
-            f"{path}: no such file, so it cannot be told whether models and text share a tokenizer; "
+            f"{path}: no such file, so it cannot be checked that models and text share a tokenizer; "
             "put the model's tokenizer.json there"
         )
     try:

@@ -54,7 +54,7 @@ def check_known(model: PreTrainedModel) -> None:
     family = family_of(type(model).__name__)
     if type(model).__name__ not in REFITTED:
         raise CapgapError(
-            f"{type(model).__name__}: the refit does not support this architecture, but "
+            f"{type(model).__name__}: the refit does not support this architecture; it supports "
             f"{', '.join(REFITTED)}; {REFUSED}"
         )
     linears, (inner_norms, outer_norms) = linears_of(model, family), family.norms

@@ -259,7 +259,7 @@ def solve_sparsity(sizes: Sizes, sparsity: float, layers: int | None = None) -> 
     Raises CapgapError for a sparsity outside [0, 1).
     """
     if not 0 <= sparsity < 1:
-        raise CapgapError(f"sparsity {sparsity}: at least 0 and less than 1")
+        raise CapgapError(f"sparsity is {sparsity}, but must be at least 0 and less than 1")
     layers = check_layers(sizes, layers)
     full = sizes.full
     fraction = min(1.0, math.sqrt((1 - sparsity) * sizes.layers / layers))

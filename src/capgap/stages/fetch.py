@@ -157,12 +157,14 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
         case PathTeacher():
             folder = named_place(teacher.path, "path of a teacher")
             if not folder.is_dir():
-                raise CapgapError(f"teacher path {teacher.path}: no such folder")
+                raise CapgapError(f"teacher path {teacher.path}: no such folder; check the path")
             return folder, None
         case PackageTeacher():
             path = file_in_package(teacher.package, teacher.file)
             if not path.exists():
-                raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
+                raise CapgapError(
+                    f"package {teacher.package} holds no {teacher.file}; name a file or folder inside it"
+                )
             if teacher.sha256 and digest(path) != teacher.sha256:
                 raise CapgapError(
                     f"{teacher.file} of package {teacher.package} has another SHA-256 than the "
