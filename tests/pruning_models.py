@@ -25,6 +25,8 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     OPTConfig,
@@ -142,6 +144,9 @@ MODELS = {
         use_parallel_residual=True,
     ),
     "stablelm-biased": lambda: llama_like(StableLmForCausalLM, StableLmConfig, use_qkv_bias=True),
+    "nemotron": lambda: llama_like(
+        NemotronForCausalLM, NemotronConfig, kv_heads=3, tie_word_embeddings=False
+    ),
     "smollm3": lambda: llama_like(
         SmolLM3ForCausalLM, SmolLM3Config, kv_heads=3, no_rope_layers=[1, 0]
     ),

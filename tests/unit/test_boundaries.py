@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -226,6 +227,71 @@ def test_a_chat_template_travels(tmp_path, texts):
         assert boundaries(found).bos_id is not None, name
 
 
+def sentencepiece_folder(folder, kind, tokenizer_class):
+    """A folder with a model and a SentencePiece model alone, as the first Llamas came."""
+    make_tokenizer(folder.parent / "words")
+    make_model(folder, 300, folder.parent / "words")
+    for name in ("tokenizer.json", "manifest.json"):
+        (folder / name).unlink()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_prefix=str(folder / "tokenizer"), vocab_size=300, hard_vocab_limit=False,
+        model_type=kind, byte_fallback=True, normalization_rule_name="identity", minloglevel=2,
+        remove_extra_whitespaces=False, add_dummy_prefix=tokenizer_class == "LlamaTokenizer",
+    )  # fmt: skip
+    (folder / "tokenizer.vocab").unlink()
+    settings = {"tokenizer_class": tokenizer_class, "bos_token": BOS, "eos_token": EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
+
+
+def fetched(source, out):
+    fetch.main(["--name", "t", "--source", "path", "--path", str(source), "--out", str(out)])
+    return load_tokenizer(out)
+
+
+@pytest.mark.parametrize("tokenizer_class", ["LlamaTokenizer", "GemmaTokenizer"])
+def test_fetch_converts_a_sentencepiece_model(tmp_path, tokenizer_class):
+    sentencepiece_folder(tmp_path / "m", "bpe", tokenizer_class)
+    words = fetched(tmp_path / "m", tmp_path / "fetched")
+    original = SentencePieceProcessor(model_file=str(tmp_path / "m" / "tokenizer.model"))
+    for text in (*TEXTS, "Größe, 日本\n\n\tx  y"):
+        assert words(text, add_special_tokens=False)["input_ids"] == original.encode(text)
+        assert words.decode(original.encode(text)) == text
+    assert boundaries(words) == ([original.bos_id()], [original.eos_id()])
+
+
+def test_a_sentencepiece_model_that_is_converted_to_another_one_is_refused(tmp_path):
+    """Llama's class makes merges of the pieces of a unigram model, without a word."""
+    sentencepiece_folder(tmp_path / "m", "unigram", "LlamaTokenizer")
+    with pytest.raises(
+        CapgapError, match=r"tokenizer\.model: converted by LlamaTokenizer, .* instead of \["
+    ):
+        fetched(tmp_path / "m", tmp_path / "fetched")
+    (tmp_path / "m" / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(CapgapError, match=r"tokenizer\.model is damaged: not a SentencePiece"):
+        fetched(tmp_path / "m", tmp_path / "fetched")
+
+
+def test_a_folder_without_any_tokenizer_is_refused(tmp_path):
+    """Llama's class alone would be a tokenizer of three entries."""
+    sentencepiece_folder(tmp_path / "m", "bpe", "LlamaTokenizer")
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    with pytest.raises(
+        CapgapError, match=r"no file of a tokenizer .tokenizer\.json, tokenizer\.model"
+    ):
+        fetched(tmp_path / "m", tmp_path / "fetched")
+
+
+def test_a_spoilt_file_of_a_tokenizer_is_named(tmp_path):
+    make_tokenizer(tmp_path / "tok")
+    (tmp_path / "tok" / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CapgapError, match=r"tok/tokenizer_config\.json is damaged: not JSON"):
+        load_tokenizer(tmp_path / "tok")
+    (tmp_path / "tok" / "tokenizer.json").write_text('{"model": {}}')
+    (tmp_path / "tok" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CapgapError, match=r"tok/tokenizer\.json holds no tokenizer"):
+        load_tokenizer(tmp_path / "tok")
+
+
 def test_a_folder_with_a_sentencepiece_model_alone_is_refused_by_name(tmp_path):
     make_tokenizer(tmp_path / "tok")
     make_model(tmp_path / "m", 300, tmp_path / "tok")
@@ -234,7 +300,7 @@ def test_a_folder_with_a_sentencepiece_model_alone_is_refused_by_name(tmp_path):
     (tmp_path / "m" / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00")
     for use in (
         lambda: load_tokenizer(tmp_path / "m"),
-        lambda: fetch._load_tokenizer(tmp_path / "m", None),
+        lambda: prune.main([str(tmp_path / "m"), "--params", "3k", "--out", str(tmp_path / "p")]),
     ):
-        with pytest.raises(CapgapError, match=r"tokenizer\.model.*SentencePiece.*tokenizer\.json"):
+        with pytest.raises(CapgapError, match=r"tokenizer\.model: a SentencePiece.*capgap fetch"):
             use()

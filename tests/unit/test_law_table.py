@@ -93,11 +93,11 @@ ROW = "0,100,200,1000,4.6"
         (ROW, "0,100,200,1000,inf", r"line 3: val_loss.* is inf, not a finite"),
         (ROW, "0,100,200,1000,-4.6", r"line 3: val_loss.* is -4.6, but a loss must be greater"),
         (ROW, "0,100,200,1000,", r"line 3: val_loss_nats_per_token is empty"),
-        (ROW, "0,-100,200,1000,4.6", r"line 3: student_params.* is -100, but must be 1 at least"),
-        (ROW, "0,100,-200,1000,4.6", r"line 3: teacher_params.* is -200, but must be 1 at least"),
-        (ROW, "0,100,200,0,4.6", r"line 3: tokens is 0, but must be 1 at least"),
+        (ROW, "0,-100,200,1000,4.6", r"line 3: student_params.* is -100, but must be at least 1"),
+        (ROW, "0,100,-200,1000,4.6", r"line 3: teacher_params.* is -200, but must be at least 1"),
+        (ROW, "0,100,200,0,4.6", r"line 3: tokens is 0, but must be at least 1"),
         (ROW, "0.5,100,200,1000,4.6", r"line 3: seed is '0.5', not a whole number"),
-        (ROW, "-1,100,200,1000,4.6", r"line 3: seed is -1, but must be 0 at least"),
+        (ROW, "-1,100,200,1000,4.6", r"line 3: seed is -1, but must be at least 0"),
         (ROW, "9007199254740993,100,200,1000,4.6", r"line 3: seed is 9007199254740993, but must"),
         (ROW, "0,many,200,1000,4.6", r"'many', not a whole number like 60k, 7B"),
         (ROW, "0,100,200,1e999999999,4.6", r"'1e999999999', not a whole number"),
@@ -136,11 +136,35 @@ def test_one_message_lists_all_that_is_wrong_with_the_separator_seen(runs_table)
     text = SHORT.replace("Tokens", "Steps").replace("Val loss (nats)", "Quality")
     with pytest.raises(CapgapError) as caught:
         read_runs(runs_table(text))
-    assert "read as separated by semicolons, has 2 problems" in str(caught.value)
+    message = str(caught.value)
+    assert "read as separated by semicolons into the columns " in message
+    assert "Steps, Quality, has 2 problems" in message
     assert "no column 'tokens'" in str(caught.value)
     assert "no column 'val_loss_nats_per_token'" in str(caught.value)
     text = SHORT.replace("2.51", "NaN").replace("13B", "big")
     with pytest.raises(CapgapError, match=r"(?s)line 2: .*is NaN.*line 3: Teacher size is 'big'"):
+        read_runs(runs_table(text))
+
+
+def test_lines_with_the_same_problem_are_listed_once(runs_table):
+    rows = "".join(f"1,000,000;2M;1B;{seed};3.{seed}\n" for seed in range(5)).replace(";", ",")
+    with pytest.raises(CapgapError, match=r"lines 2, 3, 4 and 2 more: 7 fields, .*in quotes$"):
+        read_runs(runs_table("student_size,teacher_size,tokens,seed,loss\n" + rows))
+
+
+def test_what_is_no_text_with_columns_is_named(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(b"PK\x03\x04 of a spreadsheet")
+    with pytest.raises(CapgapError, match=f"{path}: a spreadsheet .*save the table as CSV"):
+        read_runs(path)
+    path.write_text('[{"student": "s"}]')
+    with pytest.raises(CapgapError, match=f"{path}: JSON, not a table"):
+        read_runs(path)
+
+
+def test_a_misspelt_seed_is_named_where_runs_repeat(runs_table):
+    text = FOREIGN.replace("seed", "sede", 1) + FOREIGN.splitlines()[1] + "\n"
+    with pytest.raises(CapgapError, match=r"stands twice.*columns that are not used: sede"):
         read_runs(runs_table(text))
 
 
@@ -149,7 +173,9 @@ def test_a_given_arm_is_kept_and_checked(runs_table):
     runs["init"] = "random"
     assert set(read_runs(runs_table(runs))["arm"]) == {"main"}
     runs["arm"] = "principal"
-    with pytest.raises(CapgapError, match="line 2: arm is 'principal', not one of"):
+    with pytest.raises(
+        CapgapError, match="lines 2, 3, 4 and 27 more: arm is 'principal', not one of"
+    ):
         read_runs(runs_table(runs))
 
 

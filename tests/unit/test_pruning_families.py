@@ -1,13 +1,15 @@
 """What is special about families: experts, numbered layers and heads, widths that suit kernels."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from pruning_models import LAYERS, NEURONS, build, falcon, gpt2, kept_some, logits, token_ids
 
-from capgap.config import Depth, Prune
+from capgap.config import Depth, ModelShape, Prune
+from capgap.cost.architectures import FAMILY_OF_CLASS
 from capgap.engine import time_left
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.forward import output_form
@@ -197,3 +199,10 @@ def test_the_docs_name_every_family():
     assert [
         name for name in FAMILIES if f"`{name}`" not in text.partition("## All classes")[0]
     ] == []
+
+
+def test_the_plan_counts_every_family():
+    assert [name for name in FAMILIES if name not in FAMILY_OF_CLASS] == []
+    assert set(FAMILY_OF_CLASS.values()) <= set(
+        get_args(ModelShape.model_fields["family"].annotation)
+    )

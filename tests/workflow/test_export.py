@@ -5,7 +5,11 @@ import sys
 
 import gguf
 import yaml
-from repository import RESULTS
+from hub_server import hub_server
+from repository import RESULTS, SOURCE
+
+from capgap.commands import export
+from capgap.config.study_file import load_study
 
 LOAD = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,7 +50,7 @@ def test_final_student_is_exported_with_a_model_card(study):
         assert (text in card) == (text != str(study.path)), text
     figure = (study / "out/law.png").read_bytes()
     assert figure == (study / RESULTS / "report/law.png").read_bytes()
-    assert "![Loss by teacher size, and the fitted law](law.png)" in card
+    assert "fitted law and published law](law.png)" in card
     assert "| study's revision | " in card
     logits, vocabulary = study.command(sys.executable, "-c", LOAD).stdout.split()
     assert logits == vocabulary
@@ -99,6 +103,38 @@ def test_export_as_gguf(study):
         "`small-q8_0.gguf` is the same model for llama.cpp"
         in (study / "small/README.md").read_text()
     )
+
+
+def test_what_is_pushed_is_the_folder_and_a_card_for_strangers(study):
+    words = ("--data-licence", "CC0-1.0", "--licence", "cc0-1.0", "--push", "me/small")
+    with hub_server() as hub:
+        online = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        done = study.capgap("export", "--out", "out", *words, HF_TOKEN=hub.writer, **online)
+        repo = hub.repos["model", "me/small"]
+        held = {k: v for k, v in repo.commits[repo.main].items() if k != ".gitattributes"}
+    assert f"me/small: pushed as commit {repo.main}" in done.stdout
+    assert held == {p.name: p.read_bytes() for p in (study / "out").iterdir()}
+    assert {"README.md", "law.png", "model.safetensors", "tokenizer.json"} <= set(held)
+    head, card = held["README.md"].decode().split("---\n")[1:3]
+    assert yaml.safe_load(head)["license"] == "cc0-1.0"
+    for text in (
+        "# small\n",
+        'from_pretrained("me/small")',
+        "[arXiv 2311.07052](https://arxiv.org/abs/2311.07052)",
+        "Licence of this model: cc0-1.0.",
+        f"| study's revision | {study.git('rev-parse', 'HEAD').stdout.strip()} |",
+        "--data-licence CC0-1.0 --push me/small\n",
+        "## Limits",
+    ):
+        assert text in card, text
+    assert hub.writer not in card
+
+
+def test_the_card_names_teacher_and_data_of_the_hub():
+    study = load_study(yaml.safe_load((SOURCE / "configs" / "gpt2.yaml").read_text()))
+    name, teacher = next(iter(study.teachers.items()))
+    expected = {"base_model": teacher.model, "datasets": [study.corpus.dataset]}
+    assert export._hub_sources(study, name) == expected
 
 
 def test_a_push_without_a_token_keeps_the_folder_and_names_the_fix(study):

@@ -43,6 +43,7 @@ from capgap.records.artifacts import (
 from capgap.records.checksums import read_manifest
 from capgap.records.reading import digest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
+from capgap.reporting.citation import PAPER_ARXIV
 from capgap.reporting.wording import harness_name, harness_rows
 from capgap.stages.base import run_stage
 
@@ -50,8 +51,9 @@ CARD = """
 # {name}
 
 A language model of {params:,} parameters without embeddings ({total:,} in all), pruned from its
-teacher and distilled from it. The teacher is the choice of the study `{study}`, which measures the
-law of capacity gap.
+teacher and distilled from it by capgap {version}. The teacher is the choice of the study `{study}`,
+which measures the law of capacity gap ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})): how the size
+of the best teacher grows with that of the student.
 
 | | |
 |---|---|
@@ -68,8 +70,13 @@ law of capacity gap.
 
 {sentence}
 
-![Loss by teacher size, and the fitted law](law.png)
+![Best teacher size by student size: runs of the study, fitted law and published law](law.png)
 {tasks}
+## Limits
+
+It was made to measure the law: it completes text like its data, follows no instructions that they do not
+teach, and nobody has tested whether what it says is true or safe.
+
 ## Data
 
 {data}. Licence of the data: {data_licence}.
@@ -96,8 +103,7 @@ tokenizer = AutoTokenizer.from_pretrained("{out_name}")
 {gguf}"""
 
 GGUF = """
-`{file}` is the same model for llama.cpp: `llama-cli -m {file} -p "..."`. Its converter does not know
-a tokenizer that was trained or trimmed here, which this file carries.
+`{file}` is the same model for llama.cpp: `llama-cli -m {file} -p "..."`.
 """
 
 
@@ -108,10 +114,12 @@ def run(
     data_licence: str | None = None,
     teacher_licence: str | None = None,
     gguf: str | None = None,
+    repo: str | None = None,
 ) -> None:
     """Write the folder. Raises CapgapError if a licence is unknown or `out` exists.
 
-    gguf: type of the matrices of a GGUF file, if one is wanted.
+    gguf: type of the matrices of a GGUF file, if one is wanted. repo: USER/REPO of the hub where the
+    folder will be, for the card; None for a folder that stays here.
     """
     options = {
         "--study": study_file,
@@ -120,6 +128,7 @@ def run(
         "--data-licence": data_licence,
         "--teacher-licence": teacher_licence,
         "--gguf": gguf,
+        "--push": repo,
     }
     study = open_study(study_file)
     if os.path.lexists(out):
@@ -154,9 +163,12 @@ def run(
         "pipeline_tag": "text-generation",
         "license": licence or "other",
         "tags": ["knowledge-distillation", "pruning", "capgap"],
+        **_hub_sources(study, lineage.teacher),
     }
     card = CARD.format(
-        name=out.name,
+        name=repo.split("/")[-1] if repo else out.name,
+        version=version("capgap"),
+        arxiv=PAPER_ARXIV,
         params=lineage.params.non_embedding,
         total=lineage.params.total,
         study=study.study,
@@ -182,7 +194,7 @@ def run(
         command=shlex.join(
             ["capgap", "export", *(str(w) for o in options.items() if o[1] for w in o)]
         ),
-        out_name=out.name,
+        out_name=repo or out.name,
         weights=digest(model / "model.safetensors"),
     )
     text = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{card}"
@@ -253,6 +265,16 @@ def _teacher(study: Study, name: str) -> tuple[str, str | None]:
     return "a local folder", None
 
 
+def _hub_sources(study: Study, teacher: str) -> dict[str, object]:
+    """Fields of the card's head by which the hub links a model to its teacher and its data."""
+    found, made_from = {}, study.teachers[teacher]
+    if isinstance(made_from, HubTeacher):
+        found["base_model"] = made_from.model
+    if isinstance(study.corpus, HubCorpus):
+        found["datasets"] = [study.corpus.dataset]
+    return found
+
+
 def _package_licence(package: str) -> str | None:
     """The licence that an installed package states."""
     try:
@@ -292,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.private and not args.push:
         parser.error("--private belongs to --push USER/REPO")
-    run(args.study, args.out, args.licence, args.data_licence, args.teacher_licence, args.gguf)
+    licences = args.licence, args.data_licence, args.teacher_licence
+    run(args.study, args.out, *licences, args.gguf, args.push)
     print(f"{args.out}: model, tokenizer and model card")
     if args.push:
         message = f"{args.out.name} by capgap {version('capgap')}"

@@ -118,7 +118,7 @@ class ModelShape(Section):
 
     family: Literal[
         "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "stablelm",
-        "stablelm_biased", "stablelm_parallel", "mixtral", "qwen3_moe", "falcon", "falcon_7b", "falcon_rw", "gpt2",
+        "stablelm_biased", "stablelm_parallel", "nemotron", "mixtral", "qwen3_moe", "falcon", "falcon_7b", "falcon_rw", "gpt2",
         "gpt_neox", "opt",
     ] = Field(
         description="architecture; Mistral, Phi-3, Granite and SmolLM3 count as llama, Pythia is "

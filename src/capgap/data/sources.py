@@ -44,9 +44,19 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
         case PackageCorpus():
             root = package_folder(corpus.package)
             files = files_in_package(corpus.package, corpus.pattern)
+            if not files:
+                raise CapgapError(
+                    f"corpus.pattern: {corpus.pattern} matches no file of the package "
+                    f"{corpus.package}; its files lie in {root}"
+                )
             found = _file_documents(files, root, "text")
         case FilesCorpus():
             paths, root = corpus_files(corpus.pattern)
+            if not paths:
+                holds = "holds no text" if os.path.isdir(corpus.pattern) else "matches no file"
+                raise CapgapError(
+                    f"corpus.pattern: {corpus.pattern} {holds}; files end in {READABLE}"
+                )
             found = _file_documents(paths, root, corpus.text_column, corpus.messages_column)
         case HubCorpus():
             found = ((f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus)))
@@ -133,7 +143,8 @@ def _file_documents(
                     "narrow the pattern to .jsonl or .parquet"
                 )
             column = messages_column or text_column
-            rows = (_json_rows if kind == LINES[0] else _table_rows)(path, packed, column)
+            key = "messages_column" if messages_column else "text_column"
+            rows = (_json_rows if kind == LINES[0] else _table_rows)(path, packed, column, key)
             for i, value in rows:
                 where = f"{path}, row {i + 1}"
                 text = (
@@ -244,8 +255,11 @@ def border(
     return None
 
 
-def _json_rows(path: Path, packed: str | None, column: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of one column of JSON lines; other columns may hold anything."""
+def _json_rows(path: Path, packed: str | None, column: str, key: str) -> Iterator[tuple[int, Any]]:
+    """Number and value of one column of JSON lines; other columns may hold anything.
+
+    key: setting that names the column.
+    """
     with _open(path, packed) as file:
         for number, line in enumerate(_lines(file)):
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
@@ -267,7 +281,7 @@ def _json_rows(path: Path, packed: str | None, column: str) -> Iterator[tuple[in
                     'each line is one, like {"text": "..."}'
                 )
             if column not in row:
-                raise _no_column(f"{path}, line {number + 1}", column, list(row))
+                raise _no_column(f"{path}, line {number + 1}", column, list(row), key)
             yield number, row[column]
 
 
@@ -285,12 +299,12 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
     yield rest
 
 
-def _table_rows(path: Path, packed: None, column: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of one column of a Parquet file."""
+def _table_rows(path: Path, packed: None, column: str, key: str) -> Iterator[tuple[int, Any]]:
+    """Number and value of one column of a Parquet file. key: setting that names the column."""
     with pyarrow.parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if column not in names:
-            raise _no_column(f"file {path}", column, names)
+            raise _no_column(f"file {path}", column, names, key)
         number = 0
         for batch in file.iter_batches(64, columns=[column], use_threads=False):
             for value in batch[column].to_pylist():
@@ -298,9 +312,9 @@ def _table_rows(path: Path, packed: None, column: str) -> Iterator[tuple[int, An
                 number += 1
 
 
-def _no_column(where: str, column: str, names: list[str]) -> CapgapError:
+def _no_column(where: str, column: str, names: list[str], key: str) -> CapgapError:
     return CapgapError(
-        f"corpus.text_column: {where} has no column {column!r}, only "
+        f"corpus.{key}: {where} has no column {column!r}, only "
         f"{shown(', '.join(names), 200)}; name one of them"
     )
 
@@ -379,7 +393,8 @@ def hub_texts(text: HubText) -> Iterator[str]:
     rows = _load(where, text.dataset, split=text.split, **pinned)
     column = text.messages_column or text.text_column
     if column not in rows.column_names:
-        raise _no_column(where, column, rows.column_names)
+        key = "messages_column" if text.messages_column else "text_column"
+        raise _no_column(where, column, rows.column_names, key)
     values = (value for batch in rows.select_columns([column]).iter(64) for value in batch[column])
     read = conversation if text.messages_column else lambda v, at: _text(v, column, at)
     texts = (read(value, f"{where}, row {i + 1}") for i, value in enumerate(values))

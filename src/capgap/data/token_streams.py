@@ -64,7 +64,8 @@ class Streams:
         except FileNotFoundError:
             raise CapgapError(f"{path}: no such file; make the folder with capgap pack") from None
         except (ValueError, EOFError) as error:
-            raise CapgapError(f"{path} is damaged ({error}); make it again: capgap pack") from None
+            cause = "not an array of numbers" if "pickle" in str(error) else error
+            raise CapgapError(f"{path} is damaged ({cause}); make it again: capgap pack") from None
 
     def digest(self, split: str) -> str:
         """SHA-256 of a stream's file, 64 hexadecimal digits, from the manifest."""

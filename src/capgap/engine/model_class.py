@@ -8,6 +8,7 @@ configuration is their `text_config`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ from capgap.engine.weight_files import Weights
 from capgap.errors import CapgapError
 from capgap.records.reading import read_json
 
+AT_LEAST_ONE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+    "n_embd", "n_layer", "n_head",
+)  # fmt: skip
 MOST_LAYERS = 10_000  # or as many as there are tensors
 # Names of the language model's tensors inside a wrapper, as wrappers of all times write them
 IN_WRAPPER = {
@@ -44,7 +49,10 @@ def read_settings(folder: Path) -> dict:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise CapgapError(f"{folder}: no config.json, so not a Hugging Face model folder")
+        raise CapgapError(
+            f"{folder}: no config.json, so this is not a Hugging Face model folder; name the folder "
+            "that holds config.json and the weights"
+        )
     return without_asking(read_json(path))
 
 
@@ -112,6 +120,11 @@ def check_sizes(folder: Path, settings: dict, weights: Weights) -> None:
             check_sizes(folder, value, weights)
         if isinstance(value, bool) or not isinstance(value, int):
             continue
+        if key in AT_LEAST_ONE and value < 1:
+            raise CapgapError(
+                f"{folder}/config.json: {key} is {value}, but must be at least 1; correct it, or fetch "
+                "the model again"
+            )
         if re.search(r"layers?$", key):
             most = max(MOST_LAYERS, len(weights.tensors))
         elif re.search(
@@ -125,3 +138,30 @@ def check_sizes(folder: Path, settings: dict, weights: Weights) -> None:
                 f"{folder}/config.json: {key} is {value:,}, but all its weights are {weights.elements:,} "
                 f"numbers in {len(weights.tensors):,} tensors; correct it, or fetch the model again"
             )
+
+
+def cause(error: Exception, settings: dict, view: str = "\0") -> str:
+    """Why a library refuses a configuration, in a line, with the key whose value it refuses.
+
+    view: a temporary folder whose name is kept out of the message.
+    """
+    lines = [line.strip() for line in str(error).replace(view, "the folder").splitlines()]
+    lines = [line for line in lines if line] or [type(error).__name__]
+    if lines[0].endswith(":") and len(lines) > 1:  # the validator, then what it found
+        lines = lines[1:]
+    text = re.sub(r"^\w+Error: ", "", lines[0])
+    for key, value in _texts(settings):
+        if repr(value) == text:  # a KeyError
+            return f"{key} is {text}, which transformers does not have"
+        if repr(value) in text and key not in text:
+            return f"{key} is {value!r}: {text}"
+    return f"nothing is named {text}" if isinstance(error, KeyError) else text
+
+
+def _texts(settings: dict) -> Iterator[tuple[str, str]]:
+    """Keys and values of settings that are text, also those inside others."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _texts(value)
+        elif isinstance(value, str) and key != "model_type":
+            yield key, value

@@ -24,6 +24,7 @@ from capgap.config.shapes import LlamaShape
 from capgap.engine.counting import count_params
 from capgap.errors import CapgapError, out_of_memory
 from capgap.records.artifacts import open_folder
+from capgap.records.reading import read_json
 from capgap.records.run_records import Lineage, TokenStreams
 
 # Importing a model class makes hundreds of thousands of objects; the collector would walk them all
@@ -48,6 +49,7 @@ from capgap.engine.mmap_weights import release  # noqa: E402
 from capgap.engine.model_class import (  # noqa: E402
     IN_WRAPPER,
     ModelClass,
+    cause,
     check_sizes,
     model_class,
     names_in_wrapper,
@@ -122,6 +124,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
                 dtype=dtype or _stored_type(weights),
                 use_safetensors=True,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # so that they are in the report, by name
                 output_loading_info=True,
                 key_mapping=IN_WRAPPER if found.wrapped else None,
             )
@@ -129,8 +132,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             if out_of_memory(error):
                 raise
             raise CapgapError(
-                f"{folder}: this model cannot be loaded ({_first_line(error, view)}); its config.json "
-                "or weights are damaged or do not belong together, so fetch or make it again"
+                f"{folder}: this model cannot be loaded ({cause(error, found.settings, view)}); its "
+                "config.json or weights are damaged or do not belong together, so fetch or make it again"
             ) from None
     model.name_or_path = model.config.name_or_path = ""
     _check_report(folder, found, weights, report)
@@ -144,11 +147,6 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     return model.eval()
 
 
-def _first_line(error: Exception, view: str = "\0") -> str:
-    text = str(error).strip().replace(view, "the folder")
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _configure(folder: Path, found: ModelClass, weights: Weights | None) -> PreTrainedConfig:
     """The configuration of a folder's model, checked against the sizes of its weights."""
     if weights is not None:
@@ -159,33 +157,41 @@ def _configure(folder: Path, found: ModelClass, weights: Weights | None) -> PreT
         )
     except Exception as error:  # each configuration validates its keys in its own way
         raise CapgapError(
-            f"{folder}/config.json is no configuration of {found.architecture.__name__} "
-            f"({_first_line(error)}); correct it, or fetch the model again"
+            f"{folder}/config.json does not describe a {found.architecture.__name__} "
+            f"({cause(error, found.settings)}); correct it, or fetch the model again"
         ) from None
 
 
 def _check_report(folder: Path, found: ModelClass, weights: Weights, report: dict) -> None:
     """Raise CapgapError if weights are missing, or some have no place in the model."""
     name = found.architecture.__name__
-    if wrong := sorted(map(str, report.get("mismatched_keys") or [])):
+    if wrong := sorted(report.get("mismatched_keys") or []):
+        tensor, stored, asked = wrong[0]
         raise CapgapError(
-            f"{folder}: config.json gives another shape to {wrong[0]} and {len(wrong) - 1} other "
-            "tensors than the weights have; fetch or make the model again"
+            f"{folder}: its weights hold {tensor} with shape {list(stored)}, but config.json asks for "
+            f"{list(asked)}{_others(wrong, ', and for another shape of ')}; correct config.json, or "
+            "fetch the model again"
         )
     if missing := sorted(report["missing_keys"]):
         raise CapgapError(
-            f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} other tensors that its "
-            f"config.json asks for as a {name}; they would be random. Fetch or make the model again"
+            f"{folder}: its weights lack {missing[0]}{_others(missing)} that its config.json asks for "
+            f"as a {name}; they would be random. Fetch or make the model again"
         )
     unexpected = sorted(key for key in report["unexpected_keys"] if not _derived(key, weights))
     if found.wrapped:  # other parts of it have no place here
         unexpected = sorted(set(unexpected) & names_in_wrapper(weights))
     if unexpected:
         raise CapgapError(
-            f"{folder}: its weights hold {unexpected[0]} and {len(unexpected) - 1} other tensors that "
-            f"have no place in a {name} as config.json describes it, so it would be another model; "
-            "correct config.json, or fetch the model again"
+            f"{folder}: its weights hold {unexpected[0]}{_others(unexpected)}, for which a {name} as "
+            "config.json describes it has no place, so it would be another model; correct config.json, "
+            "or fetch the model again"
         )
+
+
+def _others(names: list, before: str = " and ") -> str:
+    """The words for all but the first of some tensors."""
+    count = len(names) - 1
+    return f"{before}{count} other tensor{'s' if count > 1 else ''}" if count else ""
 
 
 def _derived(key: str, weights: Weights) -> bool:
@@ -232,8 +238,8 @@ def load_shape(path: str | Path) -> PreTrainedModel:
             return found.architecture(config)
     except Exception as error:  # of any kind, as in `load_model`
         raise CapgapError(
-            f"{folder}/config.json describes no {found.architecture.__name__} that can be built "
-            f"({_first_line(error)}); correct it, or fetch the model again"
+            f"{folder}/config.json describes a {found.architecture.__name__} that cannot be built "
+            f"({cause(error, found.settings)}); correct it, or fetch the model again"
         ) from None
 
 
@@ -255,8 +261,8 @@ def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
             model = found.architecture(config)
     except Exception as error:  # of any kind, as in `load_model`
         raise CapgapError(
-            f"{folder}/config.json describes no {found.architecture.__name__} that can be built "
-            f"({_first_line(error)}); correct it, or fetch the model again"
+            f"{folder}/config.json describes a {found.architecture.__name__} that cannot be built "
+            f"({cause(error, found.settings)}); correct it, or fetch the model again"
         ) from None
     tensors = model.state_dict(keep_vars=True)
     stored = StoredTensors(folder, weights, model, wrapped=found.wrapped)
@@ -270,7 +276,9 @@ def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
         "missing_keys": [name for name, tensor in tensors.items() if id(tensor) not in there],
         "unexpected_keys": [key for key in stored.unexpected if not _derived(key, weights)],
         "mismatched_keys": [
-            name for name, at in stored.places.items() if at.shape != tuple(tensors[name].shape)
+            (name, at.shape, tuple(tensors[name].shape))
+            for name, at in stored.places.items()
+            if at.shape != tuple(tensors[name].shape)
         ],
     }
     if report["missing_keys"] and report["unexpected_keys"]:
@@ -353,25 +361,36 @@ def load_tokenizer(folder: Path):
         raise CapgapError(
             f"{folder}: no tokenizer.json, so no tokenizer; name a folder that has one"
         )
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file() and name.endswith(".json"):
+            read_json(folder / name)
     try:
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
         return PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the tokenizers library raises nothing more special
         raise CapgapError(
-            f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch or make it again"
+            f"{folder / 'tokenizer.json'} holds no tokenizer that can be read ({error}); fetch or make "
+            "it again"
         ) from None
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """The SentencePiece model of a folder without tokenizer.json, if it has one."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    names = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def refuse_sentencepiece(folder: Path) -> None:
     """Raise CapgapError for a folder whose only tokenizer is a SentencePiece model."""
-    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
-        if (folder / name).is_file():
-            raise CapgapError(
-                f"{folder / name}: a SentencePiece model, and no tokenizer.json, which all stages read. "
-                "Convert it once where the packages sentencepiece and protobuf are installed: "
-                "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
+    if file := sentencepiece_file(folder):
+        raise CapgapError(
+            f"{file}: a SentencePiece model without tokenizer.json, which all stages read; capgap "
+            f"fetch --source path --path {folder} converts it"
+        )
 
 
 def check_reads(
@@ -421,7 +440,7 @@ def tokenizer_digest(folder: Path) -> str:
     path = folder / TOKENIZER_FILES[0]
     if not path.is_file():
         raise CapgapError(
-            f"{path}: no such file, so it cannot be told whether models and text share a tokenizer; "
+            f"{path}: no such file, so it cannot be checked that models and text share a tokenizer; "
             "put the model's tokenizer.json there"
         )
     try:

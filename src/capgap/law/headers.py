@@ -137,6 +137,8 @@ def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
     if "tokens" not in known:
         problems.add("no column 'tokens' with the distillation tokens of every run")
     metric, outcome = _outcome(header, first, asked, problems)
+    if any(text.startswith("no column") for _, text in problems.found):
+        problems.header = header
     problems.check()
     measured = {name: i for name, i in first.items() if name.startswith("measured:")}
     ignored += [header[i] for i in measured.values() if i != outcome]

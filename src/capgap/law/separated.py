@@ -30,6 +30,7 @@ class Problems:
     path: Path | None  # None for a DataFrame
     separator: str = ","
     found: list[tuple[int, str]] = field(default_factory=list)
+    header: list[str] = field(default_factory=list)  # shown if a column is missing
 
     def add(self, text: str, line: int = 0) -> None:
         """Note a problem of a line; the header is line 1, and the first row of a DataFrame line 2."""
@@ -43,17 +44,30 @@ class Problems:
         """Raise one CapgapError with all problems by line, if there are any."""
         if not self.found:
             return
-        ordered = sorted(self.found, key=lambda problem: problem[0])
-        texts = [f"line {line}: {text}" if line else text for line, text in ordered[:SHOWN]]
-        if len(ordered) > SHOWN:
-            texts.append(f"and {len(ordered) - SHOWN} more")
+        lines: dict[str, list[int]] = {}  # that have the same problem
+        for line, text in sorted(self.found, key=lambda problem: problem[0]):
+            lines.setdefault(text, []).append(line)
+        texts = [f"{_lines(lines[text])}{text}" for text in list(lines)[:SHOWN]]
+        if len(lines) > SHOWN:
+            texts.append(f"and {len(lines) - SHOWN} more")
         if self.path is not None:
             head = f"{self.path}, read as separated by {SEPARATORS[self.separator]}"
+            head += f" into the columns {', '.join(self.header)}" if self.header else ""
         else:
             head = "the DataFrame of runs (its first row counts as line 2)"
         if len(texts) == 1:
             raise CapgapError(f"{head}, {texts[0]}")
-        raise CapgapError("\n  ".join([f"{head}, has {len(ordered)} problems:", *texts]))
+        raise CapgapError("\n  ".join([f"{head}, has {len(self.found)} problems:", *texts]))
+
+
+def _lines(numbers: list[int]) -> str:
+    """Lines in words: 'lines 2, 3, 4 and 27 more: '; nothing for the table as a whole."""
+    if not any(numbers):
+        return ""
+    shown = ", ".join(map(str, numbers[:3])) + (
+        f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
+    )
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}: "
 
 
 def read_fields(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], Problems]:
@@ -63,6 +77,12 @@ def read_fields(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], Pro
     CapgapError for a file that is absent, not UTF-8, empty, or has nothing but a header.
     """
     try:
+        with path.open("rb") as file:
+            packed = file.read(4) == b"PK\x03\x04"
+        if packed:
+            raise CapgapError(
+                f"{path}: a spreadsheet or another packed file, not text; save the table as CSV"
+            )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise CapgapError(f"{path}: no such file; check the path") from None
@@ -71,6 +91,8 @@ def read_fields(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], Pro
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise CapgapError(f"{path}: empty; a table has a header and a row for every run")
+    if first.lstrip()[0] in "[{":
+        raise CapgapError(f"{path}: JSON, not a table; save it as CSV, a row for every run")
     separator = max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
     problems = Problems(path, separator)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
@@ -118,7 +140,7 @@ def _cell(value: object) -> str:
 
 
 def _shifted(row: list[str], header: list[str], separator: str) -> str:
-    text = f"{len(row)} fields, but the header has {len(header)}"
+    text = f"{len(row)} field{'s' if len(row) != 1 else ''}, but the header has {len(header)}"
     if len(row) < len(header):
         return (
             f"{text}; fill in what is missing, with nothing between two separators if it is empty"

@@ -104,7 +104,7 @@ def read_table(
         raise CapgapError(f"{name}: law.exclude leaves no run; exclude fewer")
     if metric is None:
         _check_plausible(values[LOSS], columns, header, problems)
-    _check_rows(runs, values, problems)
+    _check_rows(runs, values, columns.ignored, problems)
     problems.check()
     runs = _on_scale(runs, values, columns)
     order = [name for name in CANONICAL if name in runs]
@@ -201,7 +201,7 @@ def _counts(text: pd.Series, header: str, name: str, problems: Problems) -> pd.S
             elif not least <= value <= most:
                 fix = "; number the seeds 0, 1, 2" if name in SEEDS and value > most else ""
                 problems.add(
-                    f"{header} is {cell}, but must be {least} at least and {most:,} at most{fix}",
+                    f"{header} is {cell}, but must be at least {least} and at most {most:,}{fix}",
                     line,
                 )
                 value = None
@@ -277,7 +277,9 @@ def _numbers(
             try:
                 value = parse_number(cell, problems.separator)
             except ValueError:
-                problems.add(f"{header} is '{cell}', not a number", line)
+                problems.add(
+                    f"{header} is '{cell}', not a number; correct it, or leave the row out", line
+                )
             else:
                 if (found := problem(value)) is not None:
                     problems.add(f"{header} is {cell}, {found}", line)
@@ -334,13 +336,16 @@ def _check_plausible(
         )
 
 
-def _check_rows(runs: pd.DataFrame, values: pd.DataFrame, problems: Problems) -> None:
+def _check_rows(
+    runs: pd.DataFrame, values: pd.DataFrame, ignored: list[str], problems: Problems
+) -> None:
     """Checks across rows: repeats, names used for two models, arms without a teacher."""
+    unused = f" (columns that are not used: {', '.join(ignored)})" if ignored else ""
     for _, same in runs[runs.duplicated(KEY, keep=False)].groupby(KEY):
         run = ", ".join(f"{name} {same[name].iloc[0]}" for name in KEY)
         problems.add(
             f"the run ({run}) stands twice, first in line {same.index[0]}; keep one row, or number "
-            "repeats in a column seed",
+            f"repeats in a column seed{unused}",
             same.index[1],
         )
     taught_N = runs["teacher"] != NONE

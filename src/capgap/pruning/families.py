@@ -181,6 +181,14 @@ STABLELM = replace(  # with norms that have biases; those inside heads are not d
     hidden_is_heads=True,
 )
 
+# Minitron is one. No gate in the MLP, norms with biases.
+NEMOTRON = replace(
+    LLAMA,
+    outer=STABLELM.outer,
+    inner=LLAMA.inner
+    | {"input_layernorm.bias": "hidden", "post_attention_layernorm.bias": "hidden"},
+)
+
 EXPERTS = {
     "mlp.gate.weight": "neurons hidden",  # the router
     "mlp.experts.gate_up_proj": "neurons - hidden",
@@ -362,6 +370,7 @@ FAMILIES = {
     "Olmo2ForCausalLM": OLMO2,
     "Phi3ForCausalLM": PHI3,
     "StableLmForCausalLM": STABLELM,
+    "NemotronForCausalLM": NEMOTRON,
     "MixtralForCausalLM": MIXTRAL,
     "Qwen3MoeForCausalLM": MIXTRAL,  # num_experts is an alias of its key
     "FalconForCausalLM": FALCON,

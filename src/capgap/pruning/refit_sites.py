@@ -24,6 +24,7 @@ REFITTED = (  # architectures whose layers add just the outputs of two matrices 
     "Qwen3ForCausalLM",
     "SmolLM3ForCausalLM",
     "GemmaForCausalLM",
+    "NemotronForCausalLM",
     "GPT2LMHeadModel",
     "GPTNeoXForCausalLM",
     "OPTForCausalLM",
@@ -53,7 +54,7 @@ def check_known(model: PreTrainedModel) -> None:
     family = family_of(type(model).__name__)
     if type(model).__name__ not in REFITTED:
         raise CapgapError(
-            f"{type(model).__name__}: the refit does not support this architecture, but "
+            f"{type(model).__name__}: the refit does not support this architecture; it supports "
             f"{', '.join(REFITTED)}; {REFUSED}"
         )
     linears, (inner_norms, outer_norms) = linears_of(model, family), family.norms

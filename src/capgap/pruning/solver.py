@@ -110,8 +110,9 @@ def meet(sizes: Sizes, target: Target, depth: Depth) -> Solution:
     solution = _meet(replace(sizes, multiple_of=depth.multiple_of), target, depth)
     if sizes.layers_numbered and solution.layers < sizes.layers:
         raise CapgapError(
-            "its layers depend on their numbers (scale_attn_by_inverse_layer_idx), so the layers that "
-            "stay would compute something else; keep all of them (depth: keep)"
+            f"{solution.layers} of {sizes.layers} layers cannot be kept: what a layer of this model "
+            "computes depends on its number (scale_attn_by_inverse_layer_idx), so the others would "
+            "compute something else; keep all of them (depth: keep)"
         )
     return solution
 
@@ -258,7 +259,7 @@ def solve_sparsity(sizes: Sizes, sparsity: float, layers: int | None = None) -> 
     Raises CapgapError for a sparsity outside [0, 1).
     """
     if not 0 <= sparsity < 1:
-        raise CapgapError(f"sparsity {sparsity}: at least 0 and less than 1")
+        raise CapgapError(f"sparsity is {sparsity}, but must be at least 0 and less than 1")
     layers = check_layers(sizes, layers)
     full = sizes.full
     fraction = min(1.0, math.sqrt((1 - sparsity) * sizes.layers / layers))

@@ -118,7 +118,7 @@ def pruned_config(
     }
     if sizes.layers_numbered and list(kept_layers) != list(range(len(kept_layers))):
         raise CapgapError(
-            f"{type(model).__name__}: its layers depend on their numbers "
+            f"{type(model).__name__}: what a layer computes depends on its number "
             "(scale_attn_by_inverse_layer_idx), so only the last ones can be removed"
         )
     changed = {key: values[size] for key, size in family_of(type(model).__name__).config.items()}

@@ -400,7 +400,8 @@ def open_folder(path: str | Path) -> Path:
     if not folder.is_dir():
         _restore(folder)
     if not folder.is_dir():
-        raise CapgapError(f"{folder}: no such folder; check the path")
+        what = "a file, and a folder is needed" if folder.exists() else "no such folder"
+        raise CapgapError(f"{folder}: {what}; check the path")
     problems = differences(folder) if (folder / MANIFEST).exists() else []
     if problems:
         raise CapgapError(

@@ -56,10 +56,9 @@ def run(corpus: CorpusSplit, out: Path, processes: int = 1) -> CorpusRecord:
             counts["test"], sizes["test"] = _write_test(folder / "test.parquet", texts)
         if not all(counts.values()):
             raise CapgapError(
-                f"corpus: {origin(corpus)} has {len(spool.sizes)} document(s) with text, and "
+                f"corpus: only {len(spool.sizes)} document(s) with text in {origin(corpus)}, so "
                 f"{' and '.join(s for s in SPLITS if not counts[s])} would be empty; at least 3 are "
-                "needed, one each for training, validation and test, or a long one with paragraphs: "
-                "check the pattern"
+                "needed, one each for training, validation and test, or a long one with paragraphs"
             )
         record = CorpusRecord(
             documents=counts,
@@ -164,9 +163,9 @@ def notes(record: CorpusRecord) -> list[str]:
         if twins.exact or twins.near:
             first = twins.examples[0]
             found.append(
-                f"warning: of the {record.documents[split]} documents in {split}, {twins.exact} stand "
-                f"word for word in another split and {twins.near} nearly so (such as {first[0]}, "
-                f"like {first[1]}); the loss on them measures memory, so remove one of each"
+                f"warning: of the {record.documents[split]} document(s) in {split}, {twins.exact} occur "
+                f"word for word in another split and {twins.near} nearly so (for example {first[0]}, "
+                f"like {first[1]}); the loss on them measures memorisation, so remove all copies but one"
             )
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")  # a log file is no place for redrawn bars
 
 import transformers
+from sentencepiece import SentencePieceProcessor
 
 from capgap.config import FetchedSource, HubTeacher, PackageTeacher, PathTeacher
 from capgap.data.hub import download_model
@@ -22,13 +23,20 @@ from capgap.data.packages import file_in_package
 from capgap.data.places import named_place
 from capgap.data.text_store import split_texts
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, refuse_sentencepiece, save_model
-from capgap.errors import CapgapError
+from capgap.engine.models import load_model, save_model, sentencepiece_file
+from capgap.errors import CapgapError, shown
 from capgap.pruning.vocabulary import trim
 from capgap.records.artifacts import publish_folder
 from capgap.records.reading import digest
 from capgap.records.run_records import Lineage
 from capgap.stages.base import StageParser, out_folder, run_stage
+
+# Texts on which a converted tokenizer must agree with its SentencePiece model
+PROBES = (
+    "The answer is 42, isn't it?",
+    "Two  spaces, a\ttab,\n\n  and an indented line.",
+    "Übergrößen, naïve, 日本語, Ω and 🙂",
+)
 
 
 def run(
@@ -81,21 +89,66 @@ def _load_gguf(folder: Path, name: str):
 
 def _load_tokenizer(folder: Path, gguf: str | None):
     """The tokenizer beside a model, or inside its GGUF file."""
-    kind = {"gguf_file": gguf} if gguf else {}
+    kind, pieces = ({"gguf_file": gguf}, None) if gguf else ({}, sentencepiece_file(folder))
+    original = _read_sentencepiece(pieces) if pieces else None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **kind
         )
     except Exception as error:  # each kind of tokenizer fails in its own way
-        refuse_sentencepiece(folder)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CapgapError(f"{folder}: no tokenizer that can be loaded ({reason})") from None
+        if pieces:
+            raise CapgapError(
+                f"{pieces}: transformers cannot convert this SentencePiece model ({reason}); fetch it "
+                "again, or put the model's tokenizer.json beside it"
+            ) from None
+        raise CapgapError(
+            f"{folder}: no tokenizer that can be loaded ({reason}); put the model's tokenizer.json "
+            "there"
+        ) from None
     if not tokenizer.is_fast:
         raise CapgapError(
             f"{folder}: its tokenizer has no tokenizer.json form, which all stages read; "
             "convert it with the tokenizers library first"
         )
+    files = ["tokenizer.json", *tokenizer.vocab_files_names.values()]
+    if not (gguf or pieces) and not any((folder / name).is_file() for name in files):
+        raise CapgapError(
+            f"{folder}: no file of a tokenizer ({', '.join(sorted(set(files)))}); put the model's "
+            "tokenizer.json there"
+        )
+    if pieces and original:
+        _check_converted(pieces, original, tokenizer)
     return tokenizer
+
+
+def _read_sentencepiece(path: Path) -> SentencePieceProcessor:
+    try:
+        return SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise CapgapError(
+            f"{path} is damaged: not a SentencePiece model ({str(error).strip()}); fetch it again, or put "
+            "the model's tokenizer.json beside it"
+        ) from None
+
+
+def _check_converted(pieces: Path, original: SentencePieceProcessor, tokenizer) -> None:
+    """Raise CapgapError if a tokenizer and the SentencePiece model it was made of encode differently.
+
+    transformers converts by the class that tokenizer_config.json names, whatever the model is.
+    """
+    for text in PROBES:
+        ids, expected = (
+            tokenizer(text, add_special_tokens=False)["input_ids"],
+            original.encode(text),
+        )
+        if ids != expected:
+            raise CapgapError(
+                f"{pieces}: converted by {type(tokenizer).__name__}, this SentencePiece model encodes "
+                f"{text!r} as {shown(ids)} instead of {shown(expected)}; name the class that belongs to "
+                "it in tokenizer_config.json (tokenizer_class), or put the model's tokenizer.json beside "
+                "it"
+            )
 
 
 def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, str | None]:
@@ -104,12 +157,14 @@ def _locate(teacher: HubTeacher | PackageTeacher | PathTeacher) -> tuple[Path, s
         case PathTeacher():
             folder = named_place(teacher.path, "path of a teacher")
             if not folder.is_dir():
-                raise CapgapError(f"teacher path {teacher.path}: no such folder")
+                raise CapgapError(f"teacher path {teacher.path}: no such folder; check the path")
             return folder, None
         case PackageTeacher():
             path = file_in_package(teacher.package, teacher.file)
             if not path.exists():
-                raise CapgapError(f"package {teacher.package} holds no {teacher.file}")
+                raise CapgapError(
+                    f"package {teacher.package} holds no {teacher.file}; name a file or folder inside it"
+                )
             if teacher.sha256 and digest(path) != teacher.sha256:
                 raise CapgapError(
                     f"{teacher.file} of package {teacher.package} has another SHA-256 than the "

