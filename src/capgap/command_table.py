@@ -128,6 +128,12 @@ GROUPS: dict[str, dict[str, Command]] = {
             "measure a model on held-out text",
             "capgap evaluate --model student-20k/model --token-streams tokens --out metrics.json",
         ),
+        "sample": _stage(
+            "sample",
+            "continue held-out text with several models",
+            "capgap sample --models student-20k/model t64k/model --corpus corpus \\\n"
+            "    --token-streams tokens --out samples.json",
+        ),
         "harness": _stage(
             "harness",
             "measure a model on tasks of lm-evaluation-harness",

@@ -1,14 +1,16 @@
 """
 Write the report of a study, for a reader who has not read the paper.
 
-IN   runs.csv, law.json, final.json (if there is one), metrics.json of the teachers, harness.json
-     of models (if there are any)
+IN   runs.csv, law.json, final.json and samples.json (if there are any), curves.csv of learning curves,
+     metrics.json of the teachers, harness.json of models (if there are any)
 OUT  folder with report.html, one page that needs no network, and every figure as <name>.svg,
      <name>.png and, as the table behind it, <name>.csv
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -31,14 +33,17 @@ from capgap.law.means import cell_table
 from capgap.law.metric import METRICS
 from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import HarnessRecord, Metrics, RunRow
+from capgap.records.reading import read_text
+from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes, glossary, wording
 from capgap.reporting.answer import answer_of, noise_sd
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
 from capgap.reporting.first_screen import prices
+from capgap.reporting.samples import samples_of
 from capgap.reporting.theme import THEME, Figure
+from capgap.reporting.training_chart import training
 from capgap.stages.base import StageParser, out_folder, run_stage
 
 PARTS = Path(__file__).parents[1] / "reporting"
@@ -47,6 +52,7 @@ TEMPLATES = (
     "first_screen.html.j2",
     "glossary.html.j2",
     "cite.html.j2",
+    "samples.html.j2",
 )  # named here, so that the digest counts them
 STYLES = ("style.css", "first_screen.css", "reading.css")
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -62,6 +68,8 @@ def run(
     settings: dict[str, Any],
     out: str | Path,
     harness: Sequence[HarnessRecord] = (),
+    curves: Sequence[CurveRow] = (),
+    samples: SamplesRecord | None = None,
 ) -> None:
     """Draw all figures and write the report's folder.
 
@@ -72,7 +80,12 @@ def run(
     _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
+    price_list = prices(law, final)
+    shown = price_list.student, price_list.tokens_seen
+    sizes = {m.lineage.name: m.lineage.params.non_embedding for m in teachers}
     figures = all_figures(runs, law, final, teachers)
+    learned = training(list(curves), sizes, shown)
+    figures += [learned] if learned else []
     table = pd.DataFrame([row.model_dump() for row in runs])
     fit = refit(law, table, "the table and the law")
     answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
@@ -102,7 +115,8 @@ def run(
                 pictures=pictures,
                 specs=specs,
                 answers=answers,
-                prices=prices(law, final),
+                prices=price_list,
+                samples=samples and final and samples_of(samples, final),
                 glossary=glossary.entries(),
                 citation=citation(__version__),
                 style=Markup("\n").join(_part(name) for name in STYLES),
@@ -136,6 +150,21 @@ def with_terms(page: str) -> str:
     body = page.index("<main>")
     end = page.index("</main>", body)
     return page[:body] + glossary.marked(page[body:end]) + page[end:]
+
+
+def read_curves(path: str | Path) -> list[CurveRow]:
+    """The learning curves of a study. Raises CapgapError for another kind of file."""
+    try:
+        return [
+            CurveRow(**{key: value or None for key, value in line.items()})
+            for line in csv.DictReader(io.StringIO(read_text(path)))
+        ]
+    except (TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise CapgapError(
+            f"{path}: not a table of learning curves ({first}); name curves.csv of a study, which "
+            "capgap collect --curves-out writes"
+        ) from None
 
 
 @cache
@@ -231,6 +260,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--harness", nargs="*", default=[], metavar="RECORD", help="harness.json of every model"
     )
+    parser.add_argument("--curves", metavar="TABLE", help="curves.csv, learning curves of all runs")
+    parser.add_argument(
+        "--samples", nargs="?", metavar="RECORD", help="samples.json of the final student"
+    )
     parser.add_argument("--study-name", required=True, help="name of the study")
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
@@ -245,6 +278,8 @@ def main(argv: list[str] | None = None) -> None:
         _settings(args.study_spec),
         args.out,
         [HarnessRecord.read(path) for path in args.harness],
+        read_curves(args.curves) if args.curves else [],
+        SamplesRecord.read(args.samples) if args.samples else None,
     )
     print(f"wrote {args.out}")
 
