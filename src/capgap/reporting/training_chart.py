@@ -39,10 +39,10 @@ def training(curves: list[CurveRow], sizes: dict[str, int], shown: tuple[str, in
         return None
     names = {cell: _name(cell) for cell in sorted(cells)}
     rows = [row for cell, name in names.items() for row in _rows(name, cells[cell])]
-    data = table(rows, "cell line tokens loss_nats_per_token gap_nats")
-    lines = sorted(set(data.line) - {NO_TEACHER}, key=lambda name: (sizes.get(name, 0), name))
+    data = table(rows, "cell teacher tokens loss_nats_per_token gap_nats")
+    lines = sorted(set(data.teacher) - {NO_TEACHER}, key=lambda name: (sizes.get(name, 0), name))
     colours = ramp(len(lines))
-    if NO_TEACHER in set(data.line):
+    if NO_TEACHER in set(data.teacher):
         lines, colours = [*lines, NO_TEACHER], [*colours, ORANGE]
     first = next((name for cell, name in names.items() if cell[1:] == shown), [*names.values()][-1])
     cell = alt.param(
@@ -54,7 +54,7 @@ def training(curves: list[CurveRow], sizes: dict[str, int], shown: tuple[str, in
         name="scale", value=LOSS, bind=alt.binding_select(options=[LOSS, GAP], name="Show the ")
     )
     colour = alt.Color(
-        "line:N",
+        "teacher:N",
         sort=lines,
         scale=alt.Scale(domain=lines, range=colours),
         legend=alt.Legend(title="teacher", titleOrient="left"),
@@ -78,7 +78,7 @@ def training(curves: list[CurveRow], sizes: dict[str, int], shown: tuple[str, in
         .transform_filter("isValid(datum.shown)")
         .encode(x=x, y=y, color=colour)
     )
-    hover = tips("line tokens", loss="loss_nats_per_token", above_the_lowest="gap_nats")
+    hover = tips("teacher tokens", loss="loss_nats_per_token", above_the_lowest="gap_nats")
     title = alt.ExprRef(
         f"scale == '{LOSS}' ? 'Validation loss, nats per token' : "
         "'Validation loss above the lowest line at the same tokens, nats per token'"
@@ -114,7 +114,7 @@ def _rows(name: str, lines: dict[str, Line]) -> list[dict]:
     return [
         {
             "cell": name,
-            "line": line,
+            "teacher": line,
             "tokens": tokens,
             "loss_nats_per_token": round(loss, 5),
             "gap_nats": round(loss - min(m[tokens] for m in means.values()), 5)

@@ -26,6 +26,9 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from capgap import __version__
+from capgap.config import Study
+from capgap.config.study_file import load_study
+from capgap.cost.next_runs import price
 from capgap.errors import CapgapError
 from capgap.law.asking import refit
 from capgap.law.law_record import FinalRecord, LawRecord
@@ -36,7 +39,7 @@ from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes, glossary, wording
-from capgap.reporting.answer import answer_of, noise_sd
+from capgap.reporting.answer import Experiment, answer_of, noise_sd
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
@@ -54,7 +57,7 @@ TEMPLATES = (
     "cite.html.j2",
     "samples.html.j2",
 )  # named here, so that the digest counts them
-STYLES = ("style.css", "first_screen.css", "reading.css")
+STYLES = ("style.css", "first_screen.css", "reading.css", "interaction.css")
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 PNG_SCALE = 2  # pixels per unit of the figure
 
@@ -77,6 +80,8 @@ def run(
     Raises CapgapError when the records do not belong together.
     """
     counts = Counter(row.arm for row in runs)
+    answer = answer_of(law, final)
+    studied = load_study(settings) if "teachers" in settings else None
     _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
@@ -107,7 +112,8 @@ def run(
                 counts=counts,
                 law=law,
                 final=final,
-                answer=answer_of(law, final),
+                answer=answer,
+                steps=[_step(studied, experiment) for experiment in answer.experiments],
                 noise_sd=noise_sd(law) or 0.0,
                 teachers=teachers,
                 harness=harness,
@@ -120,6 +126,7 @@ def run(
                 glossary=glossary.entries(),
                 citation=citation(__version__),
                 style=Markup("\n").join(_part(name) for name in STYLES),
+                highlight=_part("highlight.js"),
                 script=_part("page.js"),
                 vega=Markup(vega_bundle()),
                 metrics=METRICS,
@@ -128,6 +135,11 @@ def run(
             )
         )
         (folder / "report.html").write_text(with_terms(page) + "\n", encoding="utf-8")
+
+
+def _step(study: Study | None, experiment: Experiment) -> str:
+    """An experiment with its price; without one if the study's settings are not known."""
+    return experiment.step if study is None else price(study, experiment)
 
 
 def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
