@@ -169,7 +169,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "write the few numbers that compare two revisions",
             "capgap metrics --law law.json --out metrics.json",
         ),
-        "report": _stage("report", "write the report", "capgap report --help"),
+        "report": _command(
+            "two_studies",
+            "write the report, or compare a study with another",
+            "capgap report --against studies/sotu-law --out comparison.html",
+        ),
     },
     "sharing": {
         "save": _command("save", "store a finished study with DVC for colleagues", "capgap save"),

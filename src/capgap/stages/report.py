@@ -104,7 +104,7 @@ def run(
             (folder / f"{figure.name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=PNG_SCALE))
             figure.data.to_csv(folder / f"{figure.name}.csv", index=False, lineterminator="\n")
         page = (
-            _environment()
+            environment(TEMPLATES)
             .get_template("page.html.j2")
             .render(
                 study_name=study_name,
@@ -125,9 +125,9 @@ def run(
                 samples=samples and final and samples_of(samples, final),
                 glossary=glossary.entries(),
                 citation=citation(__version__),
-                style=Markup("\n").join(_part(name) for name in STYLES),
-                highlight=_part("highlight.js"),
-                script=_part("page.js"),
+                style=Markup("\n").join(part(name) for name in STYLES),
+                highlight=part("highlight.js"),
+                script=part("page.js"),
                 vega=Markup(vega_bundle()),
                 metrics=METRICS,
                 w=wording,
@@ -219,9 +219,10 @@ def _run_order(row: RunRow) -> tuple:
     )
 
 
-def _environment() -> Environment:
+def environment(templates: Sequence[str]) -> Environment:
+    """An environment with these templates of the package."""
     return Environment(
-        loader=DictLoader({name: _part(name) for name in TEMPLATES}),
+        loader=DictLoader({name: part(name) for name in templates}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -229,7 +230,8 @@ def _environment() -> Environment:
     )
 
 
-def _part(name: str) -> Markup:
+def part(name: str) -> Markup:
+    """A file of the page."""
     return Markup((PARTS / name).read_text(encoding="utf-8"))
 
 
@@ -256,8 +258,8 @@ def _settings(text: str | None) -> dict[str, Any]:
     return settings
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of the stage."""
+def report_parser() -> StageParser:
+    """Parser of the stage."""
     parser = StageParser("capgap.stages.report", __doc__)
     parser.add_argument("--runs", required=True, help="table of runs, CSV")
     parser.add_argument("--law", required=True, help="law record, JSON")
@@ -279,7 +281,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--study-name", required=True, help="name of the study")
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
-    args, _ = parser.parse(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    args, _ = report_parser().parse(argv)
     law = LawRecord.read(args.law)
     run(
         read_rows(args.runs, law),

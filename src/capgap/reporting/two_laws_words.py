@@ -1,0 +1,99 @@
+"""What the comparison of two laws says in words."""
+
+from __future__ import annotations
+
+from capgap.law.two_laws import Comparison, Quantity, Shared
+from capgap.law.words import listed
+from capgap.reporting.wording import interval
+
+VERDICTS = {
+    "equal": "equal within the margin",
+    "different": "different",
+    "different_within_margin": "different, perhaps by less than the margin",
+    "not_told_apart": "cannot be told apart",
+    "not_known": "not known in both",
+}
+
+
+def headline(found: Comparison, ours: str, theirs: str) -> str:
+    """Whether the laws differ, in one sentence."""
+    laws = found.quantities[:4]
+    differ = [q for q in laws if q.verdict in ("different", "different_within_margin")]
+    known = [q for q in laws if q.verdict != "not_known"]
+    if not known:
+        return f"{ours} and {theirs} have no quantity in common that both know"
+    if differ:
+        return f"The laws of {ours} and {theirs} differ"
+    if all(q.verdict == "equal" for q in known):
+        return f"{ours} and {theirs} follow the same law within the margins"
+    return f"Nothing shows that the laws of {ours} and {theirs} differ"
+
+
+def summary(found: Comparison) -> str:
+    """The quantities of the law by verdict."""
+    parts = []
+    for verdict, words in VERDICTS.items():
+        names = [q.name for q in found.quantities[:4] if q.verdict == verdict]
+        if names:
+            text = listed(names)
+            parts.append(f"{text[0].upper()}{text[1:]}: {words}.")
+    return " ".join(parts)
+
+
+def noise(shared: Shared, n_ours: int, n_theirs: int) -> str:
+    """What common runs and teachers mean for the intervals."""
+    if shared.runs and shared.runs == n_ours == n_theirs:
+        return (
+            "Both laws were fitted on the same runs, so noise cannot make them differ: every difference "
+            "comes from the settings or the version of the fit."
+        )
+    if shared.runs or shared.teachers:
+        parts = []
+        if shared.runs:
+            parts.append(f"{shared.runs} runs")
+        if shared.teachers:
+            parts.append(f"{shared.teachers} trained teachers")
+        return (
+            f"The tables have {listed(parts)} in common, so part of their noise is the same. The "
+            "intervals of the differences do not count on that and are too wide: a difference that they "
+            "show stands, but more of them may exist."
+        )
+    return (
+        "The tables have no run and no trained teacher in common, and the intervals of the differences "
+        "take their noise as independent. If both studies use the same text or the same recipe, part of "
+        "what they share, such as its biases, is in neither interval."
+    )
+
+
+def value(estimate, quantity: Quantity) -> str:
+    """One estimate with its interval."""
+    return "not known" if estimate is None else interval(estimate, as_size=quantity.as_size)
+
+
+def difference(quantity: Quantity) -> str:
+    """The difference, or the ratio as a factor."""
+    if quantity.difference is None:
+        return "–"
+    text = interval(quantity.difference)
+    return f"× {text}" if quantity.as_ratio else text
+
+
+def margin(quantity: Quantity) -> str:
+    """What counts as equal."""
+    if quantity.as_ratio:
+        return f"× {1 / (1 + quantity.margin):.2g} to {1 + quantity.margin:.3g}"
+    return f"± {quantity.margin:g}"
+
+
+def only(shared: Shared, ours: str, theirs: str) -> list[str]:
+    """What only one of the tables has, as sentences."""
+    found = []
+    for name, parts in ((ours, shared.only_ours), (theirs, shared.only_theirs)):
+        words = [f"the {what} {listed(values)}" for what, values in parts.items() if values]
+        if words:
+            found.append(f"Only {name} has {listed(words)}.")
+    if shared.changed:
+        found.append(
+            f"{shared.changed} runs have the same names and seeds in both tables and other losses."
+        )
+    return found
