@@ -15,7 +15,6 @@ from typing import NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
-from capgap.command_parser import DESCRIBE
 from capgap.commands.recommend import law_paths
 from capgap.config import Law
 from capgap.errors import CapgapError
@@ -140,9 +139,25 @@ def page(ours: Side, theirs: Side) -> str:
     )
 
 
-def _parser(against: bool) -> StageParser:
-    """The stage's parser with the options of a comparison; with those, nothing else is needed."""
-    parser = report.report_parser()
+class _Parser(StageParser):
+    """The parser of the stage, which needs nothing but --against if that is given."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        if args and is_comparison(args):
+            for action in self._actions:
+                action.required = False
+                if action.dest == "out":
+                    action.type, action.default = _page_argument, Path("comparison.html")
+        return super().parse_known_args(args, namespace)
+
+
+def is_comparison(words: list[str]) -> bool:
+    """Whether a command line asks for a comparison."""
+    return any(word.split("=")[0] == "--against" for word in words)
+
+
+def _parser() -> StageParser:
+    parser = report.report_parser(_Parser)
     group = parser.add_argument_group("to compare two studies")
     group.add_argument(
         "--against",
@@ -153,10 +168,6 @@ def _parser(against: bool) -> StageParser:
         "(default comparison.html)",
     )
     group.add_argument("--study", help="study file of the study here (default config.yaml)")
-    for action in parser._actions if against else []:
-        action.required = False
-        if action.dest == "out":
-            action.type, action.default = _page_argument, Path("comparison.html")
     return parser
 
 
@@ -167,7 +178,7 @@ def _page_argument(text: str) -> Path:
 
 def side_here(args: argparse.Namespace) -> Side:
     """The study that is compared: of --law and --runs, of the study file, or the published one."""
-    law, table, note = law_paths(args)
+    law, table, note = law_paths(args)  # the published study's if there is none here
     if note:
         print(f"note: {note}", file=sys.stderr)
     law_file = Path(law)
@@ -179,14 +190,12 @@ def side_here(args: argparse.Namespace) -> Side:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     words = sys.argv[1:] if argv is None else argv
-    against = any(word.split("=")[0] == "--against" for word in words)
-    if not against and words != DESCRIBE and not {"-h", "--help"} & {*words}:
+    args = _parser().parse_args(words)
+    if args.against is None:
         report.main(words)
         return
-    args = _parser(against).parse_args(words)
     theirs = read_side(args.against)
-    text = page(side_here(args), theirs)
-    write_text(args.out, text)
+    write_text(args.out, page(side_here(args), theirs))
     print(f"wrote {args.out}")
 
 

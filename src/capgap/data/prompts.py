@@ -15,7 +15,9 @@ from capgap.data.text_store import is_chat, text_batches
 from capgap.errors import CapgapError
 
 SENTENCE_ENDS = re.compile(r"(?:[.!?][\"'”’)]*\s+|\n+)")
-LONGEST_TURNS = 1024  # tokens of the turns before a completion; longer conversations are passed over
+LONGEST_TURNS = (
+    1024  # tokens of the turns before a completion; longer conversations are passed over
+)
 
 
 class Prompt(NamedTuple):

@@ -18,7 +18,13 @@ import pandas as pd
 from capgap.errors import CapgapError
 from capgap.law.law_record import Interval, LawRecord, Optimum, TeacherCell
 from capgap.law.table import KEY, SEEDS, main_arm
+from capgap.law.words import budget
 
+EXPONENTS = (
+    "the exponent a of S at equal tokens",
+    "the exponent b of D for one student",
+    "the exponent a + b of S at equal tokens per parameter",
+)
 Verdict = Literal["equal", "different", "different_within_margin", "not_told_apart", "not_known"]
 
 
@@ -61,6 +67,7 @@ class Comparison(NamedTuple):
     quantities: list[Quantity]
     cells: list[CellPair]
     shared: Shared
+    same_runs: bool  # both laws were fitted on the same runs, so differences have no noise
 
 
 def compare(
@@ -79,24 +86,25 @@ def compare(
                 f"the two laws measure {what} differently, {a} and {b}, so they cannot be compared; "
                 "fit one of them again (capgap law fit --size, --metric)"
             )
-    return Comparison(
-        _quantities(ours, theirs), _cells(ours, theirs), _shared(our_runs, their_runs)
-    )
+    shared = _shared(our_runs, their_runs)
+    same = shared.runs == ours.n_runs == theirs.n_runs
+    return Comparison(_quantities(ours, theirs, same), _cells(ours, theirs, same), shared, same)
 
 
-def _quantities(ours: LawRecord, theirs: LawRecord) -> list[Quantity]:
+def _quantities(ours: LawRecord, theirs: LawRecord, same: bool) -> list[Quantity]:
     margin, share = ours.exponent_margin, ours.ratio_margin
     a, b = ours.exponents, theirs.exponents
     both = "by_size_at_fixed_tokens_per_param"
     found = [
-        quantity("T* ~ S^a at equal tokens: a", a.by_size, b.by_size, margin),
-        quantity("T* ~ D^b for one student: b", a.by_tokens, b.by_tokens, margin),
-        quantity("T* ~ S^(a+b) at equal tokens per parameter", getattr(a, both), getattr(b, both), margin),
+        quantity(EXPONENTS[0], a.by_size, b.by_size, margin, same),
+        quantity(EXPONENTS[1], a.by_tokens, b.by_tokens, margin, same),
+        quantity(EXPONENTS[2], getattr(a, both), getattr(b, both), margin, same),
         quantity(
             "T*/S at 25 tokens per parameter",
             ours.ratio_at_25_tokens_per_param,
             theirs.ratio_at_25_tokens_per_param,
             share,
+            same,
             as_ratio=True,
         ),
     ]  # fmt: skip
@@ -104,16 +112,17 @@ def _quantities(ours: LawRecord, theirs: LawRecord) -> list[Quantity]:
     for optimum in sorted(ours.optima, key=lambda o: (o.student_params_non_embedding, o.tokens)):
         twin = other.get((optimum.student, optimum.tokens))
         if twin is not None:
-            found.append(_optimum(optimum, twin, share))
+            found.append(_optimum(optimum, twin, share, same))
     return found
 
 
-def _optimum(ours: Optimum, theirs: Optimum, share: float) -> Quantity:
+def _optimum(ours: Optimum, theirs: Optimum, share: float, same: bool) -> Quantity:
     return quantity(
-        f"T* of {ours.student} at {ours.tokens:,} tokens",
+        f"T* of {ours.student} at {budget(ours.tokens)}",
         ours.teacher_params,
         theirs.teacher_params,
         share,
+        same,
         as_ratio=True,
         as_size=True,
     )
@@ -124,14 +133,21 @@ def quantity(
     ours: Interval | None,
     theirs: Interval | None,
     margin: float,
+    same_runs: bool = False,
     *,
     as_ratio: bool = False,
     as_size: bool = False,
 ) -> Quantity:
-    """A quantity with the difference of its two estimates, or their ratio, and what that shows."""
+    """A quantity with the difference of its two estimates, or their ratio, and what that shows.
+
+    same_runs: both rest on the same runs; the difference then has no noise.
+    """
     difference = None
     if ours is not None and theirs is not None:
         difference = ratio_of(ours, theirs) if as_ratio else difference_of(ours, theirs)
+        if same_runs:
+            at = difference.value
+            difference = Interval(value=at, low=at, high=at)
     return Quantity(
         name, ours, theirs, difference, margin, as_ratio, as_size,
         verdict(difference, margin, as_ratio),
@@ -184,17 +200,15 @@ def verdict(difference: Interval | None, margin: float, as_ratio: bool) -> Verdi
     return "not_told_apart"
 
 
-def _cells(ours: LawRecord, theirs: LawRecord) -> list[CellPair]:
+def _cells(ours: LawRecord, theirs: LawRecord, same: bool) -> list[CellPair]:
     """Cells of both laws, by student size, budget and teacher size."""
-    other = {
-        (o.student, o.tokens, cell.teacher): cell for o in theirs.optima for cell in o.cells
-    }
+    other = {(o.student, o.tokens, cell.teacher): cell for o in theirs.optima for cell in o.cells}
     pairs = []
     for optimum in sorted(ours.optima, key=lambda o: (o.student_params_non_embedding, o.tokens)):
         for cell in optimum.cells:
             twin = other.get((optimum.student, optimum.tokens, cell.teacher))
             if twin is not None:
-                loss = quantity("mean loss", _mean(cell), _mean(twin), ours.tie_nats)
+                loss = quantity("mean loss", _mean(cell), _mean(twin), ours.tie_nats, same)
                 pairs.append(
                     CellPair(
                         optimum.student,
@@ -208,9 +222,7 @@ def _cells(ours: LawRecord, theirs: LawRecord) -> list[CellPair]:
 
 
 def _mean(cell: TeacherCell) -> Interval:
-    return Interval(
-        value=cell.mean_loss_nats_per_token, low=cell.loss_low, high=cell.loss_high
-    )
+    return Interval(value=cell.mean_loss_nats_per_token, low=cell.loss_low, high=cell.loss_high)
 
 
 def _shared(ours: pd.DataFrame, theirs: pd.DataFrame) -> Shared:
@@ -229,7 +241,7 @@ def _shared(ours: pd.DataFrame, theirs: pd.DataFrame) -> Shared:
         only.append(
             {
                 "students": _missing(one, other, "student", "student_params_non_embedding"),
-                "budgets": [f"{n:,}" for n in sorted({*one.tokens} - {*other.tokens})],
+                "budgets": [budget(n) for n in sorted({*one.tokens} - {*other.tokens})],
                 "teachers": _missing(one, other, "teacher", "teacher_params_non_embedding"),
             }
         )

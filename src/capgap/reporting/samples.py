@@ -9,7 +9,6 @@ from capgap.records.run_records import Lineage, SamplesRecord
 from capgap.reporting.wording import nats, size
 
 
-
 class Written(NamedTuple):
     """One continuation."""
 

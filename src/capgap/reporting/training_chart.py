@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 
 from capgap.config.counts import parse_count
-from capgap.config.run_grid import NONE, arm_of
+from capgap.config.run_grid import arm_of
 from capgap.law.words import budget
 from capgap.records.run_records import CurveRow
 from capgap.reporting.theme import ORANGE, WIDE, Figure, ramp, size_axis, table, tips
@@ -21,14 +21,18 @@ LOSS, GAP = "loss", "above the lowest line"
 Line = dict[int, list[float]]  # losses of all draws by tokens seen
 
 
-def training(curves: list[CurveRow], sizes: dict[str, int], shown: tuple[str, int]) -> Figure | None:
+def training(
+    curves: list[CurveRow], sizes: dict[str, int], shown: tuple[str, int]
+) -> Figure | None:
     """Validation loss against tokens, a line for each teacher, mean over its draws.
 
     sizes: parameters by teacher. shown: student and budget that the figure shows at first. The other
     students, budgets and the teachers themselves are chosen in a list of the page. Losses before the
     first step have no place on the logarithmic axis and are left out. None without curves.
     """
-    cells: dict[tuple, dict[str, Line]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    cells: dict[tuple, dict[str, Line]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for row in curves:
         line = _line_of(row)
         if row.tokens and line:
@@ -74,7 +78,9 @@ def training(curves: list[CurveRow], sizes: dict[str, int], shown: tuple[str, in
     base = (
         alt.Chart(data)
         .transform_filter("datum.cell == cell")
-        .transform_calculate(shown=f"scale == '{LOSS}' ? datum.loss_nats_per_token : datum.gap_nats")
+        .transform_calculate(
+            shown=f"scale == '{LOSS}' ? datum.loss_nats_per_token : datum.gap_nats"
+        )
         .transform_filter("isValid(datum.shown)")
         .encode(x=x, y=y, color=colour)
     )
@@ -108,9 +114,13 @@ def _name(cell: tuple) -> str:
 
 
 def _rows(name: str, lines: dict[str, Line]) -> list[dict]:
-    """The points of one cell; a gap only if all lines were measured at the same tokens."""
+    """The points of one cell; a gap only where all lines were measured, and after the first eighth.
+
+    Before that the lines are so far apart that nothing could be seen of the end.
+    """
     means = {line: {at: fmean(of) for at, of in points.items()} for line, points in lines.items()}
     shared = set.intersection(*(set(points) for points in means.values()))
+    last = max(max(points) for points in means.values())
     return [
         {
             "cell": name,
@@ -118,7 +128,7 @@ def _rows(name: str, lines: dict[str, Line]) -> list[dict]:
             "tokens": tokens,
             "loss_nats_per_token": round(loss, 5),
             "gap_nats": round(loss - min(m[tokens] for m in means.values()), 5)
-            if tokens in shared and len(means) > 1
+            if tokens in shared and len(means) > 1 and 8 * tokens >= last
             else None,
         }
         for line, points in means.items()

@@ -114,12 +114,14 @@ def _figure(
         scale=alt.Scale(domain=groups, range=[SHAPES[i % len(SHAPES)] for i in range(len(groups))]),
         legend=alt.Legend(title=None),
     )
-    base = alt.Chart(shown).encode(x=along, color=colour, detail=f"{line}:N")
-    hover = tips(
-        "study student budget", **{kind: value, "low": low, "high": high}
+    # The other study is dashed, so that lines that coincide are both seen.
+    dash = alt.StrokeDash(
+        "study:N", scale=alt.Scale(domain=studies, range=[[1, 0], [5, 4]]), legend=None
     )
+    base = alt.Chart(shown).encode(x=along, color=colour, detail=f"{line}:N")
+    hover = tips("study student budget", **{kind: value, "low": low, "high": high})
     layers = [
-        base.mark_line(strokeWidth=2, clip=True).encode(y=up),
+        base.mark_line(strokeWidth=2, clip=True).encode(y=up, strokeDash=dash),
         base.mark_rule(strokeWidth=1.6, opacity=0.6, clip=True).encode(
             y=alt.Y(f"{low}:Q", title=None, scale=scale), y2=f"{high}:Q"
         ),

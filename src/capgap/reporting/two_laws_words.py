@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from capgap.law.two_laws import Comparison, Quantity, Shared
 from capgap.law.words import listed
-from capgap.reporting.wording import interval
+from capgap.reporting.wording import interval, number
 
+LAW = 4  # quantities of the law, before those of single students
 VERDICTS = {
     "equal": "equal within the margin",
     "different": "different",
@@ -17,13 +18,15 @@ VERDICTS = {
 
 def headline(found: Comparison, ours: str, theirs: str) -> str:
     """Whether the laws differ, in one sentence."""
-    laws = found.quantities[:4]
+    if found.same_runs:
+        return f"{ours} and {theirs} were fitted on the same runs"
+    laws = found.quantities[:LAW]
     differ = [q for q in laws if q.verdict in ("different", "different_within_margin")]
     known = [q for q in laws if q.verdict != "not_known"]
     if not known:
         return f"{ours} and {theirs} have no quantity in common that both know"
     if differ:
-        return f"The laws of {ours} and {theirs} differ"
+        return f"The laws of {ours} and {theirs} differ in {len(differ)} of {len(laws)} quantities"
     if all(q.verdict == "equal" for q in known):
         return f"{ours} and {theirs} follow the same law within the margins"
     return f"Nothing shows that the laws of {ours} and {theirs} differ"
@@ -33,16 +36,19 @@ def summary(found: Comparison) -> str:
     """The quantities of the law by verdict."""
     parts = []
     for verdict, words in VERDICTS.items():
-        names = [q.name for q in found.quantities[:4] if q.verdict == verdict]
+        names = [q.name for q in found.quantities[:LAW] if q.verdict == verdict]
         if names:
             text = listed(names)
-            parts.append(f"{text[0].upper()}{text[1:]}: {words}.")
+            be = "is" if len(names) == 1 else "are"
+            words = words if words.startswith("cannot") else f"{be} {words}"
+            parts.append(f"{text[0].upper()}{text[1:]} {words}.")
     return " ".join(parts)
 
 
-def noise(shared: Shared, n_ours: int, n_theirs: int) -> str:
+def noise(found: Comparison) -> str:
     """What common runs and teachers mean for the intervals."""
-    if shared.runs and shared.runs == n_ours == n_theirs:
+    shared = found.shared
+    if found.same_runs:
         return (
             "Both laws were fitted on the same runs, so noise cannot make them differ: every difference "
             "comes from the settings or the version of the fit."
@@ -74,7 +80,14 @@ def difference(quantity: Quantity) -> str:
     """The difference, or the ratio as a factor."""
     if quantity.difference is None:
         return "–"
-    text = interval(quantity.difference)
+    found = quantity.difference
+    if found.low == found.high and found.low is not None:
+        text = number(found.value, 2)
+    elif quantity.as_ratio:
+        low, high = ("no limit" if x is None else f"{x:.2g}" for x in (found.low, found.high))
+        text = f"{found.value:.2g} [{low}, {high}]"
+    else:
+        text = interval(found)
     return f"× {text}" if quantity.as_ratio else text
 
 
@@ -89,7 +102,11 @@ def only(shared: Shared, ours: str, theirs: str) -> list[str]:
     """What only one of the tables has, as sentences."""
     found = []
     for name, parts in ((ours, shared.only_ours), (theirs, shared.only_theirs)):
-        words = [f"the {what} {listed(values)}" for what, values in parts.items() if values]
+        words = [
+            f"the {what if len(values) > 1 else what[:-1]} {listed(values)}"
+            for what, values in parts.items()
+            if values
+        ]
         if words:
             found.append(f"Only {name} has {listed(words)}.")
     if shared.changed:

@@ -362,7 +362,9 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
                 "inits": _span(arms["no_teacher"]),
                 "choice": max(choice, key=lambda text: float(text or 0), default=""),
                 "random": _span(arms["random_init"]),
-                "gain": " to ".join(dict.fromkeys(map(nats, (gains[0], gains[-1])))) if gains else "",
+                "gain": " to ".join(dict.fromkeys(map(nats, (gains[0], gains[-1]))))
+                if gains
+                else "",
             }
         )
     return rows

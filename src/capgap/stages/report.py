@@ -258,9 +258,9 @@ def _settings(text: str | None) -> dict[str, Any]:
     return settings
 
 
-def report_parser() -> StageParser:
+def report_parser(kind: type[StageParser] = StageParser) -> StageParser:
     """Parser of the stage."""
-    parser = StageParser("capgap.stages.report", __doc__)
+    parser = kind("capgap.stages.report", __doc__)
     parser.add_argument("--runs", required=True, help="table of runs, CSV")
     parser.add_argument("--law", required=True, help="law record, JSON")
     parser.add_argument(

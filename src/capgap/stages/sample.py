@@ -20,7 +20,13 @@ from capgap.data.encoding import Encoder
 from capgap.data.prompts import prompts
 from capgap.data.text_store import is_chat
 from capgap.data.token_streams import Streams
-from capgap.engine.models import check_reads, compute_device, load_model, load_tokenizer, read_lineage
+from capgap.engine.models import (
+    check_reads,
+    compute_device,
+    load_model,
+    load_tokenizer,
+    read_lineage,
+)
 from capgap.engine.sampling import continuation
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import SampledModel, SampledPrompt, SamplesRecord
