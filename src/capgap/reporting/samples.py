@@ -39,7 +39,7 @@ def samples_of(record: SamplesRecord, final: FinalRecord) -> Samples:
     chosen = final.choice.chosen
     order = sorted(
         range(len(record.models)),
-        key=lambda i: _order(record.models[i].lineage, chosen),
+        key=lambda i: _order(record.models[i].lineage, chosen, losses),
     )
     prompts = []
     for number, prompt in enumerate(record.prompts):
@@ -52,9 +52,10 @@ def samples_of(record: SamplesRecord, final: FinalRecord) -> Samples:
     return Samples(_about(record, final), prompts)
 
 
-def _order(lineage: Lineage, chosen: str) -> tuple:
-    teacher = lineage.kind == "teacher"
-    return teacher, lineage.teacher != chosen, lineage.teacher or ""
+def _order(lineage: Lineage, chosen: str, losses: dict[str, float]) -> tuple:
+    """Students before the teacher, the chosen one's first, the others by their loss."""
+    known = losses.get(lineage.teacher or "", float("inf"))
+    return lineage.kind == "teacher", lineage.teacher != chosen, known
 
 
 def _written(lineage: Lineage, text: str, losses: dict[str, float], chosen: str) -> Written:

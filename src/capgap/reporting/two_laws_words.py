@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from capgap.law.two_laws import Comparison, Quantity, Shared
 from capgap.law.words import listed
-from capgap.reporting.wording import interval, number
+from capgap.reporting.wording import interval, number, sentence
 
 LAW = 4  # quantities of the law, before those of single students
 VERDICTS = {
@@ -20,28 +22,31 @@ def headline(found: Comparison, ours: str, theirs: str) -> str:
     """Whether the laws differ, in one sentence."""
     if found.same_runs:
         return f"{ours} and {theirs} were fitted on the same runs"
-    laws = found.quantities[:LAW]
-    differ = [q for q in laws if q.verdict in ("different", "different_within_margin")]
-    known = [q for q in laws if q.verdict != "not_known"]
+    known = [q for q in found.quantities if q.verdict != "not_known"]
+    differ = [q for q in known if q.verdict in ("different", "different_within_margin")]
     if not known:
         return f"{ours} and {theirs} have no quantity in common that both know"
     if differ:
-        return f"The laws of {ours} and {theirs} differ in {len(differ)} of {len(laws)} quantities"
+        return f"The laws of {ours} and {theirs} differ in {len(differ)} of {len(known)} quantities"
     if all(q.verdict == "equal" for q in known):
         return f"{ours} and {theirs} follow the same law within the margins"
     return f"Nothing shows that the laws of {ours} and {theirs} differ"
 
 
 def summary(found: Comparison) -> str:
-    """The quantities of the law by verdict."""
+    """The quantities of the law by verdict, then how many single optima have each verdict."""
     parts = []
     for verdict, words in VERDICTS.items():
         names = [q.name for q in found.quantities[:LAW] if q.verdict == verdict]
         if names:
-            text = listed(names)
-            be = "is" if len(names) == 1 else "are"
-            words = words if words.startswith("cannot") else f"{be} {words}"
-            parts.append(f"{text[0].upper()}{text[1:]} {words}.")
+            be = "" if words.startswith("cannot") else "is " if len(names) == 1 else "are "
+            parts.append(f"{sentence(listed(names))} {be}{words}.")
+    single = Counter(q.verdict for q in found.quantities[LAW:])
+    if single:
+        counts = listed(f"{single[v]} {words}" for v, words in VERDICTS.items() if single[v])
+        parts.append(
+            f"Of the {single.total()} best sizes T* of students and budgets in both, {counts}."
+        )
     return " ".join(parts)
 
 

@@ -295,6 +295,11 @@ def family(law: LawRecord, teachers: list[Metrics]) -> str:
     )
 
 
+def sentence(text: str) -> str:
+    """A text as the begin of a sentence; a name like t64k keeps its small letter."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
+
+
 SPANS = {  # headings of the table of spans
     "main": ("own teacher", "over teachers"),
     "inits": ("no teacher", "over pruned inits"),
