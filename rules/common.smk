@@ -75,6 +75,11 @@ def teachers_of_study(path):
     return of_teachers(path, run_grid.teacher_draws(STUDY))
 
 
+def trained_teachers(path):
+    """One path for every draw of the teachers that are trained here."""
+    return of_teachers(path, [d for d in run_grid.teacher_draws(STUDY) if d[0] in PRETRAINED])
+
+
 def teacher_path(path, teacher, wildcards):
     """A path of the teacher that the runs of a replica use."""
     level = run_grid.teacher_level(STUDY, teacher, wildcards.replica)
@@ -104,16 +109,15 @@ def harness_files():
 
 def results_of_study():
     """Every result whose path is known before the law has chosen a teacher."""
-    final = [paths.CHOICE, paths.FINAL] if STUDY.final else []
-    pretrained = [d for d in run_grid.teacher_draws(STUDY) if d[0] in PRETRAINED]
+    final = [paths.CHOICE, paths.FINAL, paths.SAMPLES] if STUDY.final else []
     return [
         *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
         *teachers_of_study(paths.TEACHER_MODEL),
         *teachers_of_study(paths.TEACHER_METRICS),
         *of_teachers(paths.TEACHER_IMPORTANCE, SCORED),
         *of_teachers(paths.TEACHER_TARGETS, CACHED),
-        *of_teachers(paths.TEACHER_CURVE, pretrained),
-        *of_teachers(paths.TEACHER_TRAIN, pretrained),
+        *trained_teachers(paths.TEACHER_CURVE),
+        *trained_teachers(paths.TEACHER_TRAIN),
         *[
             path
             for kind in (
@@ -126,7 +130,7 @@ def results_of_study():
             for path in runs_of_grid(kind)
         ],
         *runs_of_grid(paths.RUN_METRICS),
-        *map(of_study, [paths.RUNS_TABLE, paths.LAW, *final]),
+        *map(of_study, [paths.RUNS_TABLE, paths.CURVES_TABLE, paths.LAW, *final]),
         *harness_results(),
         *map(of_study, [paths.STUDY_METRICS, paths.REPORT]),
     ]
@@ -277,9 +281,18 @@ def final_targets(wildcards):
     return of_teachers(paths.TEACHER_TARGETS, run_grid.teaching(STUDY, chosen_runs()))
 
 
-def final_result():
-    """The result of the final student; nothing in a study without one."""
-    return of_study(paths.FINAL) if STUDY.final else []
+def sampled_models(wildcards):
+    """The final student from each of its teachers, of its first draw, and the chosen teacher."""
+    choice = Choice.read(checkpoints.choose_teacher.get(study=STUDY.study).output[0])
+    runs = run_grid.first_draws(run_grid.final_runs(STUDY, choice.teachers()))
+    students = [paths.RUN_MODEL.format(study=STUDY.study, **run._asdict()) for run in runs]
+    chosen = of_teachers(paths.TEACHER_MODEL, run_grid.teaching(STUDY, runs[:1]))
+    return students + chosen * STUDY.sample.teacher
+
+
+def final_result(path):
+    """A result about the final student; nothing in a study without one."""
+    return of_study(path) if STUDY.final else []
 
 
 def choice_options(wildcards):

@@ -3,7 +3,7 @@ The law-guided final student, its alternatives, and the report. The runs themsel
 runs of `distill_student`, at the final student's size and budget.
 
 IN   results/{study}/law/  results/{study}/students/{final student}/**
-OUT  results/{study}/final/{final.json,model/}  results/{study}/metrics.json
+OUT  results/{study}/final/{final.json,model/,samples.json}  results/{study}/metrics.json
      results/{study}/report/
 """
 
@@ -37,11 +37,39 @@ rule compare_final:
         """
 
 
+rule sample_final:
+    """Continue held-out text with the final students and the chosen teacher."""
+    input:
+        models=sampled_models,
+        corpus=paths.CORPUS,
+        tokens=paths.TOKENS,
+    output:
+        paths.SAMPLES,
+    log:
+        paths.log("sample_final", paths.ROOT),
+    conda:
+        "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("sample_final"),
+        runtime=NEEDS.runtime("sample_final"),
+        gpu=NEEDS.devices,
+        tasks=1,
+    params:
+        timing=paths.timing("sample_final", paths.ROOT),
+        spec=spec("sample", STUDY.sample.stage()),
+    shell:
+        r"""
+        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.sample \
+            --models {input.models:q} --corpus {input.corpus:q} --token-streams {input.tokens:q} \
+            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
 rule write_metrics:
     """Write the few numbers by which revisions are compared into one flat file."""
     input:
         law=paths.LAW,
-        final=final_result(),
+        final=final_result(paths.FINAL),
     output:
         paths.STUDY_METRICS,
     log:
@@ -65,8 +93,10 @@ rule write_report:
     """Write the report and its figures."""
     input:
         runs=paths.RUNS_TABLE,
+        curves=paths.CURVES_TABLE,
         law=paths.LAW,
-        final=final_result(),
+        final=final_result(paths.FINAL),
+        samples=final_result(paths.SAMPLES),
         teachers=teachers_of_study(paths.TEACHER_METRICS),
         harness=harness_results(),
     output:
@@ -86,7 +116,8 @@ rule write_report:
     shell:
         r"""
         exec python -m capgap.stages.report \
-            --runs {input.runs:q} --law {input.law:q} --final {input.final:q} \
+            --runs {input.runs:q} --curves {input.curves:q} --law {input.law:q} \
+            --final {input.final:q} --samples {input.samples:q} \
             --teachers {input.teachers:q} --harness {input.harness:q} \
             --study-name {wildcards.study:q} \
             --study-spec {params.settings:q} --spec {params.spec:q} --out {output:q} \

@@ -1,19 +1,24 @@
 """
 Gather the runs, fit the law, and choose a teacher for a student size outside the grid.
 
-IN   results/{study}/students/**/{train,metrics}.json  results/{study}/teachers/*/metrics.json
-OUT  results/{study}/law/{runs.csv,law.json,choice.json}
+IN   results/{study}/students/**/{train.json,metrics.json,curve.csv}
+     results/{study}/teachers/*/{metrics.json,train.json,curve.csv}
+OUT  results/{study}/law/{runs.csv,curves.csv,law.json,choice.json}
 """
 
 
 rule collect_runs:
-    """Gather all runs of the grid into one table."""
+    """Gather all runs of the grid into one table, and their learning curves into another."""
     input:
         runs_of_grid(paths.RUN_TRAIN),
         runs_of_grid(paths.RUN_METRICS),
+        runs_of_grid(paths.RUN_CURVE),
         teachers_of_study(paths.TEACHER_METRICS),
+        trained_teachers(paths.TEACHER_TRAIN),
+        trained_teachers(paths.TEACHER_CURVE),
     output:
-        paths.RUNS_TABLE,
+        runs=paths.RUNS_TABLE,
+        curves=paths.CURVES_TABLE,
     log:
         paths.log("collect_runs", paths.ROOT),
     conda:
@@ -25,7 +30,8 @@ rule collect_runs:
         spec=spec("collect", run_grid.collect_stage(STUDY)),
     shell:
         r"""
-        exec python -m capgap.stages.collect --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        exec python -m capgap.stages.collect --spec {params.spec:q} \
+            --out {output.runs:q} --curves-out {output.curves:q} >{log:q} 2>&1
         """
 
 

@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from capgap.config import Law
+from capgap.config import Law, SampleStage
 from capgap.law.law_record import Choice, FinalRecord, FinalRow, Interval, LawRecord
 from capgap.law.regression import law_record
-from capgap.records.run_records import Lineage, Metrics, ParamGroups, RunRow, SplitLoss
+from capgap.records.run_records import (
+    CurveRow,
+    Lineage,
+    Metrics,
+    ParamGroups,
+    RunRow,
+    SampledModel,
+    SampledPrompt,
+    SamplesRecord,
+    SplitLoss,
+)
 
 STUDENTS = {"60k": 61_440, "100k": 102_400, "160k": 158_720}
 TEACHERS = {"t80k": 83_000, "t180k": 179_000, "t340k": 343_000, "t600k": 598_000, "t1m": 1_012_000}
@@ -180,6 +190,49 @@ def make_teachers() -> list[Metrics]:
             )
         )
     return found
+
+
+def make_curves() -> list[CurveRow]:
+    """Curves of every pruned student of the default runs, and of the teachers."""
+    rows = []
+    for run in make_runs(arms=("no_teacher",)):
+        for share in (0.01, 0.1, 0.3, 1.0):
+            rows.append(
+                CurveRow(
+                    student=run.student,
+                    init=run.init,
+                    teacher=run.teacher,
+                    seed=run.seed,
+                    budget_tokens=run.tokens,
+                    tokens=round(share * run.tokens),
+                    val_loss_nats_per_token=round(
+                        run.val_loss_nats_per_token - 0.3 * math.log(share), 5
+                    ),
+                )
+            )
+    return rows
+
+
+def make_samples() -> SamplesRecord:
+    """Two prompts, continued by the three students of `make_final` and the chosen teacher."""
+    lineages = [m.lineage for m in make_teachers() if m.lineage.name == "t340k"]
+    for teacher in ("t340k", "t600k", "t1m"):
+        student = {"kind": "student", "name": "131k", "init": f"pruned-{teacher}"}
+        lineages.append(lineages[0].model_copy(update=student | {"teacher": teacher}))
+    return SamplesRecord(
+        settings=SampleStage(prompts=2),
+        conversations=False,
+        prompts=[
+            SampledPrompt(document=f"{n}.txt", text=f"Prompt <{n}>", follows=f"Truth {n}")
+            for n in (1, 2)
+        ],
+        models=[
+            SampledModel(
+                lineage=one, texts=[f"{one.teacher or 'teacher'} writes {n}" for n in (1, 2)]
+            )
+            for one in lineages
+        ],
+    )
 
 
 SETTINGS = {

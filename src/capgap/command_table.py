@@ -128,6 +128,12 @@ GROUPS: dict[str, dict[str, Command]] = {
             "measure a model on held-out text",
             "capgap evaluate --model student-20k/model --token-streams tokens --out metrics.json",
         ),
+        "sample": _stage(
+            "sample",
+            "continue held-out text with several models",
+            "capgap sample --models student-20k/model t64k/model --corpus corpus \\\n"
+            "    --token-streams tokens --out samples.json",
+        ),
         "harness": _stage(
             "harness",
             "measure a model on tasks of lm-evaluation-harness",
@@ -163,7 +169,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "write the few numbers that compare two revisions",
             "capgap metrics --law law.json --out metrics.json",
         ),
-        "report": _stage("report", "write the report", "capgap report --help"),
+        "report": _command(
+            "two_studies",
+            "write the report, or compare a study with another",
+            "capgap report --against studies/sotu-law --out comparison.html",
+        ),
     },
     "sharing": {
         "save": _command("save", "store a finished study with DVC for colleagues", "capgap save"),

@@ -9,7 +9,15 @@ import zlib
 from html import escape
 
 import pytest
-from report_records import SETTINGS, make_final, make_law, make_runs, make_teachers
+from report_records import (
+    SETTINGS,
+    make_curves,
+    make_final,
+    make_law,
+    make_runs,
+    make_samples,
+    make_teachers,
+)
 
 from capgap.stages.report import run
 
@@ -29,6 +37,7 @@ MARKS = {  # the least number of symbols, lines, bars or texts that each figure 
     "teachers": 5,
     "regret": 13,
     "flatness": 12,
+    "training": 16,
 }
 PAGE = "file://{}/report.html"
 
@@ -38,7 +47,8 @@ def report(tmp_path_factory):
     """Folder of a report with every figure."""
     runs = make_runs(arms=("no_teacher", "random_init"))
     out = tmp_path_factory.mktemp("report") / "out"
-    run(runs, make_law(runs), make_final(), make_teachers(), "pocket", SETTINGS, out)
+    records = (runs, make_law(runs), make_final(), make_teachers())
+    run(*records, "pocket", SETTINGS, out, curves=make_curves(), samples=make_samples())
     return out
 
 
@@ -151,6 +161,56 @@ def test_table_sorts_and_filters(report, browse, tmp_path):
     assert (said["up-state"], said["down-state"]) == ("ascending", "descending")
     assert said["shown"] == "10"  # 5 teachers, 2 seeds
     assert said["count"] == f"10 of {len(sizes)} runs"
+
+
+def test_a_chosen_teacher_stands_out_in_figures_and_tables(report, browse, tmp_path):
+    script = """
+    const say = (name, value) => document.body.setAttribute("data-" + name, value);
+    const names = (selector) => [...new Set([...document.querySelectorAll(selector)].map(
+      (row) => row.dataset.teacher))].sort().join(" ");
+    const points = (figure, kind) => [...new Set([...document.querySelectorAll(
+      `[data-chart=${figure}] .mark-symbol path.${kind}`)].map(
+      (mark) => mark.__data__.datum.teacher))].sort().join(" ");
+    document.querySelector(".prices button[data-name=t340k]").click();
+    say("rows", names("#runs tr.lit")); say("others", names("#runs tr.faded"));
+    for (const figure of ["headline", "curves", "pareto"]) {
+      say(figure, points(figure, "lit") + "|" + points(figure, "faded"));
+    }
+    say("note", document.getElementById("chosen").textContent);
+    document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
+    say("after", document.querySelectorAll(".lit, .faded").length);
+    const mark = [...document.querySelectorAll("[data-chart=teachers] .mark-symbol path")][1];
+    mark.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    say("clicked", names("#runs tr.lit"));
+    """
+    dom = browse(with_script(report, tmp_path / "page.html", script), "--dump-dom")
+    said = dict(re.findall(r'data-([\w-]+)="([^"]*)"', re.search(r"<body[^>]*>", dom)[0]))
+    others = "t180k t1m t600k t80k"
+    assert (said["rows"], said["others"]) == ("t340k", f"none {others}")
+    for figure in ("headline", "curves", "pareto"):
+        lit, faded = said[figure].split("|")
+        assert lit == "t340k", figure
+        assert set(others.split()) <= set(faded.split()), figure
+    assert said["note"].startswith("Showing the teacher t340k")
+    assert said["after"] == "0"
+    assert said["clicked"] == "t180k"
+
+
+def test_a_cell_and_a_scale_of_the_learning_curves_can_be_chosen(report, browse, tmp_path):
+    script = """
+    const box = document.querySelector("[data-chart=training]");
+    const [cell, scale] = box.querySelectorAll("select");
+    const set = (select, text) => { select.value = [...select.options].find(
+      (option) => option.textContent === text).value;
+      select.dispatchEvent(new Event("input", { bubbles: true }));
+      select.dispatchEvent(new Event("change", { bubbles: true })); };
+    set(cell, "the student of 60k at 1.5M tokens"); set(scale, "above the lowest line");
+    box.view.runAsync().then(() => document.body.setAttribute("data-least", Math.min(
+      ...[...box.querySelectorAll(".mark-symbol.role-mark path")].map(
+        (mark) => mark.__data__.datum.shown))));
+    """
+    dom = browse(with_script(report, tmp_path / "page.html", script), "--dump-dom")
+    assert re.search(r'data-least="([^"]*)"', dom)[1] == "0"
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280])

@@ -79,7 +79,8 @@ def insert(path: Path, function: str) -> str:
         ("stages/base", "parse", set(STAGES)),
         ("stages/base", "system_message", set()),
         ("workflow/locks", "claim_output", set()),
-        ("config/study_file", "load_study", set()),
+        ("config/study_file", "load_study", {"report"}),  # to price further runs
+        ("cost/next_runs", "price", {"report"}),
         ("stages/fit", "text", set()),
         ("stages/distill", "pack_text", set()),
         ("stages/prune", "find_model", set()),

@@ -8,10 +8,10 @@ import yaml
 from report_records import make_final, make_law, make_runs
 from rich.console import Console
 
-from capgap.commands.next_runs import price
-from capgap.commands.summary import run
+from capgap.commands.summary import on_this_machine, run
 from capgap.config.counts import parse_count
 from capgap.config.study_file import load_study
+from capgap.cost.next_runs import price
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.reporting.answer import Experiment
@@ -67,7 +67,7 @@ def test_an_optimum_that_the_init_makes_is_called_so(shown, law):
 
 def priced(step):
     """Jobs and minutes of a step in words."""
-    found = re.search(r"\((\d+) jobs, ([\d.]+) (?:min|h|days)\)$", step)
+    found = re.search(r"\((\d+) jobs, (?:about )?([\d.]+) (?:min|h|days)(?: of one core)?\)$", step)
     assert found, step
     return int(found[1]), float(found[2])
 
@@ -80,6 +80,8 @@ def sizes_of(step):
 def test_an_experiment_has_the_jobs_and_the_time_of_the_plan(study):
     step = price(study, Experiment("?", "students", [30_000]))
     jobs, minutes = priced(price(study, Experiment("?", "students", [5_900])))
+    here = price(study, Experiment("?", "students", [5_900]), on_this_machine)
+    assert priced(here)[0] == jobs
     assert jobs >= 2 * 3 * len(study.grid.tokens)  # replicas, teachers, budgets
     assert minutes > 0
     assert "these teachers do not allow it" in step  # between the students there are

@@ -9,7 +9,7 @@ BYTES = 96  # a token, as the settings promise for both kinds
 TOKENS = 8000  # 250 sequences; the longest budget
 TEACHERS = ("t6k", "t16k")
 TARGET_KINDS = {f"cache_teacher teachers/{name}" for name in TEACHERS}
-FINAL = {"compare_final final", "write_metrics .", "write_report report"}
+FINAL = {"compare_final final", "sample_final final", "write_metrics .", "write_report report"}
 
 
 def runs(student, tokens, seeds, *, random=False):

@@ -30,7 +30,7 @@ def study(pulled, tmp_path):
 
 RUN = "students/3k/pruned-{0}/from-{0}/tokens-5k/seed-{1}"
 REPORT = {"write_report report"}  # shows the settings, so any change of them
-FINAL = {"compare_final final", "write_metrics .", *REPORT}
+FINAL = {"compare_final final", "sample_final final", "write_metrics .", *REPORT}
 CHOICE = {"choose_teacher law", *FINAL}
 LAW = {"fit_law law", *CHOICE}
 TABLE = {"collect_runs law", *LAW}
@@ -118,6 +118,10 @@ def refitted_starts(study):
     study["prune"]["refit"] = "least_squares"
 
 
+def sampling_settings(study):
+    study["sample"] = {"temperature": 0.0}
+
+
 def law_settings(study):
     study["law"]["tie_nats"] = 0.01
 
@@ -179,6 +183,7 @@ MEASURED = {
         (no_final, {"write_metrics .", *REPORT}),
         (refitted_starts, PRUNED | run_jobs("t6k", 0) | run_jobs("t16k", 0) | TABLE),
         (law_settings, LAW),
+        (sampling_settings, {"sample_final final", *REPORT}),
         (final_tokens, CHOICE),
         (final_size_and_tokens_swapped, CHOICE),
     ],

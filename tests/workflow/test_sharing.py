@@ -89,6 +89,7 @@ def test_merge_that_conflicts_in_the_lock_runs_the_difference_only(study):
     chosen = {
         "choose_teacher law",
         "compare_final final",
+        "sample_final final",
         "write_metrics .",
         "write_report report",
     }

@@ -44,6 +44,7 @@ def test_failed_job_and_all_behind_it_stay_undone(study):
     expected = {
         "choose_teacher law",
         "compare_final final",
+        "sample_final final",
         "write_metrics .",
         "write_report report",
     }

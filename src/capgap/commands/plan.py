@@ -23,7 +23,7 @@ from capgap.config.devices import CPU, DEVICE_NAMES
 from capgap.cost import device_fit
 from capgap.cost.host_memory import LAW_RULES, TEXT_RULES
 from capgap.cost.job_costs import Job, StudyCost
-from capgap.cost.makespan import Schedule, schedule
+from capgap.cost.makespan import Schedule, duration, schedule
 from capgap.cost.speed import Speed, speed_of
 from capgap.cost.study_sizes import check_shapes
 from capgap.cost.teacher_configs import open_study
@@ -244,15 +244,6 @@ def _workers(plan: Plan) -> str:
     return f"{plan.workers} {'core' if plan.device == CPU else 'device'}(s)"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as minutes, hours or days."""
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:,.1f} days"
-
-
 def _flops(flops: int) -> str:
     return f"{flops:.2e}" if flops else ""
 
@@ -302,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     study = open_study(args.study)
     if args.calibrate:
-        from capgap.cost.probe import calibrate  # imports torch
+        from capgap.commands.probe import calibrate  # imports torch
 
         calibrate(study)
     plan = make_plan(

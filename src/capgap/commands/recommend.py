@@ -133,7 +133,7 @@ def published() -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[-1])
 
 
-def _paths(args: argparse.Namespace) -> tuple[str, str, str]:
+def law_paths(args: argparse.Namespace) -> tuple[str, str, str]:
     """Law, table, and a note on where they are from if they are not the user's own."""
     if (args.law is None) != (args.runs is None):
         raise CapgapError("--law and --runs belong together: give both, or neither for a study's")
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     args, _ = parser.parse(argv)
     if args.student is None and args.fits is None:
         parser.error("--student or --fits is needed")
-    law_path, runs_path, note = _paths(args)
+    law_path, runs_path, note = law_paths(args)
     if args.fits is not None:
         print(inverse(law_path, runs_path, args.fits, args.tokens))
     if args.student is None:

@@ -9,6 +9,7 @@ This package imports no torch.
 from capgap.config.grid_settings import Draw, Grid
 from capgap.config.harness_settings import Harness, HarnessStage
 from capgap.config.pruning_settings import Calibration, Cut, Depth, Prune, Score
+from capgap.config.sample_settings import Sample, SampleStage
 from capgap.config.section import Section
 from capgap.config.study import CollectStage, Evaluate, Final, Law, Study
 from capgap.config.teacher_settings import (
@@ -60,6 +61,8 @@ __all__ = [
     "PretrainStage",
     "PretrainedTeacher",
     "Prune",
+    "Sample",
+    "SampleStage",
     "Score",
     "Section",
     "Study",

@@ -157,13 +157,12 @@ def next_smaller(run: Run, budgets: dict[Run, list[int]]) -> Run | None:
 
 def collect_stage(study: Study) -> CollectStage:
     """What the table of a study is gathered from."""
-    trained = {name for name, level in teacher_draws(study) if level}
-    fixed = [name for name in study.teachers if study.grid.replicas and name not in trained]
+    trained = [name for name, t in study.teachers.items() if isinstance(t, PretrainedTeacher)]
     return CollectStage(
         root=f"results/{study.study}",
         grid=study.grid,
         teacher_sizes=teacher_sizes(study),
-        one_draw=fixed,
+        trained=trained,
     )
 
 
@@ -184,6 +183,14 @@ def final_runs(study: Study, teachers: list[str]) -> list[Run]:
         for teacher in teachers
         for draw in final.draws(study.grid)
     ]
+
+
+def first_draws(runs: list[Run]) -> list[Run]:
+    """Of runs that differ in their draw alone, the first."""
+    first: dict[Run, Run] = {}
+    for run in runs:
+        first.setdefault(run._replace(seed=0, replica=""), run)
+    return list(first.values())
 
 
 def shape_teachers(study: Study) -> dict[str, str]:

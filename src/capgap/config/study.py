@@ -13,6 +13,7 @@ from capgap.config.devices import DEVICE_NAMES
 from capgap.config.grid_settings import SEEDS_OR_REPLICAS, Draw, Grid, grid_problems
 from capgap.config.harness_settings import Harness
 from capgap.config.pruning_settings import Score, StudyPrune
+from capgap.config.sample_settings import Sample
 from capgap.config.section import Count, Precision, Section, Seed
 from capgap.config.teacher_settings import (
     HubTeacher,
@@ -34,8 +35,8 @@ class CollectStage(Section):
     teacher_sizes: dict[str, int] = Field(
         description="parameters without embeddings of every teacher, by name"
     )
-    one_draw: list[str] = Field(
-        default_factory=list, description="teachers that are not drawn anew in a replica"
+    trained: list[str] = Field(
+        description="teachers that are trained here, and so drawn anew in each replica"
     )
 
 
@@ -193,6 +194,9 @@ class Study(Section):
     grid: Grid = Field(description="the runs the law is fitted on")
     law: Law = Field(default_factory=Law, description="regression")
     final: Final | None = Field(None, description="the law-guided distillation; none if not set")
+    sample: Sample = Field(
+        default_factory=Sample, description="text that the final students and their teacher write"
+    )
     harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness, if any")
     plan: Plan = Field(default_factory=Plan, description="assumptions about machines and sizes")
 

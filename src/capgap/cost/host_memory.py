@@ -72,6 +72,8 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
                 held = replace(held, teacher=FLOAT * model.params)
         case "harness_teacher" | "harness_final":
             held = sizes.harness_memory(teacher)
+        case "sample_final":
+            held = sizes.sampling_memory(teacher)
         case "evaluate_student":
             model = sizes.student(student, init)
             held = sizes.evaluation_memory(model, sizes.study.evaluate)

@@ -130,6 +130,8 @@ class StudyCost(StudySizes):
             return trained if rule == "distill_student" else measured
         if rule in ("harness_teacher", "harness_final"):
             return self._harness(teacher, replica)
+        if rule == "sample_final":
+            return self._sample(run_grid.final_runs(self.study, self.final_teachers()))
         return Job(rule, "", (), host_mb=host_mb(self, rule))
 
     @cached_property
@@ -184,11 +186,13 @@ class StudyCost(StudySizes):
             jobs += [job for job in after if job.output not in made]
             metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in final]
             jobs.append(light("compare_final", final_json, [choice, *metrics]))
+            jobs.append(self._sample(final))
         ends = [final_json] if study.final else []
+        shown = [*ends, *([self.path(paths.SAMPLES)] if study.final else [])]
         jobs += [
             *self._harnesses(),
             light("write_metrics", self.path(paths.STUDY_METRICS), [law, *ends]),
-            light("write_report", self.path(paths.REPORT), [table, law, *ends]),
+            light("write_report", self.path(paths.REPORT), [table, law, *shown]),
         ]
         return jobs
 
@@ -359,6 +363,29 @@ class StudyCost(StudySizes):
             ),
             device=device_memory.tasks(model, settings.batch_size),
             host_mb=host_mb(self, rule, teacher=teacher),
+        )
+
+    def _sample(self, runs: list[run_grid.Run]) -> Job:
+        """Continuations by the final students and the chosen teacher, each token from the whole text."""
+        settings, runs = self.study.sample, run_grid.first_draws(runs)
+        models = [self.student(run.student, run.init) for run in runs]
+        chosen = run_grid.teaching(self.study, runs[:1]) if settings.teacher else []
+        largest = chosen[0][0] if chosen else ""
+        models += [self.architecture(name).whole() for name, _ in chosen]
+        length = settings.prompt_tokens + settings.new_tokens
+        tokens = settings.prompts * sum(range(settings.prompt_tokens, length))  # of one model
+        needs = [self.path(paths.RUN_MODEL, **run._asdict()) for run in runs]
+        needs += [self.path(paths.TEACHER_MODEL, teacher=n, replica=level) for n, level in chosen]
+        return Job(
+            "sample_final",
+            self.path(paths.SAMPLES),
+            (*needs, self.path(paths.CORPUS), self.path(paths.TOKENS)),
+            work=tuple(
+                Work("evaluate", tokens, tokens * model.forward_flops(length)) for model in models
+            ),
+            device=self.sampling_memory(largest),
+            precision=settings.precision,
+            host_mb=host_mb(self, "sample_final", teacher=largest),
         )
 
     def _start(self, student: str, init: str, level: str) -> Job:

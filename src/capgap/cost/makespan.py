@@ -91,3 +91,12 @@ def _makespan(jobs, cost, behind, workers, takes) -> float:
             if missing[waiting.output] == 0:
                 offer(waiting)
     return now
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes, hours or days."""
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.1f} days"

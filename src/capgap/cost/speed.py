@@ -17,6 +17,7 @@ JOB_STARTUP_S = 5.0
 FORK_STARTUP_S = 0.5  # of a fork of the job host, which only loads its models
 FORKED = ("pretrain_teacher", "evaluate_teacher", "score_importance", "cache_teacher")
 FORKED += ("prune_student", "random_init_student", "distill_student", "evaluate_student")
+FORKED += ("sample_final",)
 ASSUMED_GFLOPS = 15.0  # of a core with small models, without a calibration
 ASSUMED_TEXT_S_PER_MB = 1.0
 DOWNLOAD_BYTES_PER_S = 50e6

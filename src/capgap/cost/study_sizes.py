@@ -238,6 +238,12 @@ class StudySizes:
         """Memory of measuring a teacher or the final student on tasks."""
         return device_memory.tasks(self.harness_model(teacher), self.study.harness.batch_size)
 
+    def sampling_memory(self, teacher: str) -> Memory:
+        """Memory of continuing a prompt with a teacher, or without a name with the final student."""
+        settings = self.study.sample
+        tokens = settings.prompt_tokens + settings.new_tokens
+        return device_memory.evaluation(self.harness_model(teacher), tokens)
+
     @property
     def caches_targets(self) -> bool:
         """Whether the targets of a teacher are computed once for all students."""

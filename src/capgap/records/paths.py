@@ -11,8 +11,8 @@ results/<study>/
                                                   {model/,train.json,curve.csv,metrics.json,
                                                    trunk/ if the schedule is wsd}
   replica-<n>/{teachers,inits,students}/          the same three, in a study with replicas
-  law/{runs.csv,law.json,choice.json}
-  final/{model/,final.json,harness.json}
+  law/{runs.csv,curves.csv,law.json,choice.json}
+  final/{model/,final.json,samples.json,harness.json}
   checksums.json                                 SHA-256 of every result, by the job that made it
   metrics.json                                   the few numbers to compare between revisions
   report/                                         report.html and its figures
@@ -65,11 +65,13 @@ RUN_CURVE = f"{RUN_DIR}/{CURVE}"
 RUN_METRICS = f"{RUN_DIR}/{METRICS}"
 
 RUNS_TABLE = f"{ROOT}/law/runs.csv"
+CURVES_TABLE = f"{ROOT}/law/curves.csv"
 LAW = f"{ROOT}/law/law.json"
 CHOICE = f"{ROOT}/law/choice.json"
 
 FINAL_MODEL = f"{ROOT}/final/{MODEL}"
 FINAL = f"{ROOT}/final/final.json"
+SAMPLES = f"{ROOT}/final/samples.json"
 FINAL_HARNESS = f"{ROOT}/final/harness.json"
 
 STUDY_METRICS = f"{ROOT}/metrics.json"

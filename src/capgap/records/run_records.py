@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from capgap.config import TargetsStage
+from capgap.config import SampleStage, TargetsStage
 from capgap.errors import CapgapError
 from capgap.records.reading import read_text
 
@@ -187,6 +187,42 @@ class HarnessRecord(Record):
     def asked(self) -> list[HarnessScore]:
         """The scores of the requested tasks and groups, without those inside groups."""
         return [score for score in self.scores if score.task in self.tasks]
+
+
+class SampledPrompt(Record):
+    """A beginning from held-out text."""
+
+    document: str  # its name in the corpus
+    text: str  # what the models read
+    follows: str  # how the document goes on, up to the length of a continuation
+
+
+class SampledModel(Record):
+    """What one model wrote."""
+
+    lineage: Lineage
+    texts: list[str]  # a continuation of each prompt
+
+
+class SamplesRecord(Record):
+    """`samples.json`: held-out text continued by several models with the same random numbers."""
+
+    settings: SampleStage
+    conversations: bool  # whether prompts are the turns of conversations, by the chat template
+    prompts: list[SampledPrompt]
+    models: list[SampledModel]
+
+
+class CurveRow(Record):
+    """A row of `curves.csv`: a measurement during the training of a teacher or a student."""
+
+    student: str | None  # empty for a teacher
+    init: str | None
+    teacher: str  # the model itself, or whom the student learns from; 'none' without one
+    seed: int  # of the data order
+    budget_tokens: int  # of the whole training
+    tokens: int  # seen so far
+    val_loss_nats_per_token: float  # on the first tokens of the validation split
 
 
 class RunRow(Record):

@@ -7,6 +7,8 @@ Sizes are parameters without embeddings, losses nats per token, compute FLOPs.
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from statistics import fmean
 
@@ -47,6 +49,7 @@ from capgap.reporting.theme import (
 )
 from capgap.reporting.wording import (
     arm_name,
+    flops,
     on_ladder,
     optimum,
     ordered,
@@ -310,11 +313,12 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") 
         "kind teacher arm student student_params tokens seed train_flops loss_nats_per_token name",
     )
     compute = [row["train_flops"] for row in rows]
+    ticks = _flop_ticks(compute)
     x = alt.X(
         "train_flops:Q",
         title="Training compute, FLOPs",
         scale=alt.Scale(type="log", domain=[min(compute) / 1.3, max(compute) * 1.3], nice=False),
-        axis=alt.Axis(labelExpr="format(datum.value, '.0e')", values=_flop_ticks(compute)),
+        axis=alt.Axis(labelExpr=_flop_labels(ticks), values=ticks),
     )
     _, shape = arm_scales(run.arm for run in runs)
     ordered = data.sort_values("student_params").student.unique().tolist()
@@ -350,6 +354,13 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") 
 def _flop_ticks(values: list[float]) -> list[float]:
     low, high = min(values) / 1.3, max(values) * 1.3
     return [d * 10.0**e for e in range(31) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
+
+
+def _flop_labels(ticks: list[float]) -> str:
+    """An expression that writes these ticks as the tables do, '2 × 10¹¹'."""
+    names = {str(round(math.log10(tick) * 1000)): flops(tick).replace(".0", "") for tick in ticks}
+    key = "round(log(datum.value) / log(10) * 1000)"
+    return f"{json.dumps(names, ensure_ascii=False)}[{key}]"
 
 
 def final_student(final: FinalRecord) -> Figure:

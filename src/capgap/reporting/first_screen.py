@@ -29,6 +29,7 @@ class Prices(NamedTuple):
 
     student: str
     tokens: str
+    tokens_seen: int  # the same as a number
     rows: list[Price]  # from the smallest teacher to the largest
 
 
@@ -58,4 +59,4 @@ def prices(law: LawRecord, final: FinalRecord | None) -> Prices:
         )
         for cell in sorted(near.cells, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
     ]
-    return Prices(near.student, budget(near.tokens), rows)
+    return Prices(near.student, budget(near.tokens), near.tokens, rows)

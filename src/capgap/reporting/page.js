@@ -22,12 +22,19 @@ async function draw(box) {
   box.dataset.room = room;
   const { spec, panel, columns } = sized(SPECS[box.dataset.chart], room);
   const options = { actions: false, renderer: "svg" };
+  for (const param of spec.params ?? []) {
+    if (box.view) param.value = box.view.signal(param.name); // what the reader chose stays chosen
+  }
   try {
-    await vegaEmbed(box, spec, options);
+    let drawn = await vegaEmbed(box, spec, options);
     const spare = room - box.querySelector("svg").viewBox.baseVal.width;
     if (spare < 0 || spare >= columns) {
       panel.width = Math.max(60, panel.width + Math.floor(spare / columns));
-      await vegaEmbed(box, spec, options);
+      drawn = await vegaEmbed(box, spec, options);
+    }
+    box.view = drawn.view;
+    for (const param of spec.params ?? []) {
+      box.view.addSignalListener(param.name, () => box.view.runAfter(paint));
     }
     box.dataset.drawn = "true";
   } catch (error) {
@@ -38,13 +45,15 @@ async function draw(box) {
 
 const boxes = [...document.querySelectorAll("[data-chart]")];
 Promise.all(boxes.map(draw)).then(() => {
+  paint();
   document.documentElement.dataset.ready = "true";
 });
 let waiting;
 addEventListener("resize", () => {
   clearTimeout(waiting);
   waiting = setTimeout(() => {
-    for (const box of boxes) if (Number(box.dataset.room) !== box.clientWidth) draw(box);
+    const wider = boxes.filter((box) => Number(box.dataset.room) !== box.clientWidth);
+    Promise.all(wider.map(draw)).then(paint);
   }, 150);
 });
 
@@ -146,6 +155,7 @@ function explore() {
   const most = Math.max(4 * ANSWERS.tie_nats, ...known.map((ends) => ends[0])) * 1.2;
   const rows = answer.ranked.map(([name, size, regret]) => {
     const row = document.createElement("tr");
+    row.dataset.teacher = name;
     for (const text of [name, count(size), above(regret)]) {
       const cell = document.createElement("td");
       cell.textContent = text;
@@ -156,6 +166,7 @@ function explore() {
     return row;
   });
   document.getElementById("ranked").replaceChildren(...rows);
+  paint();
 }
 
 if (ANSWERS) {

@@ -295,6 +295,37 @@ def family(law: LawRecord, teachers: list[Metrics]) -> str:
     )
 
 
+def sentence(text: str) -> str:
+    """A text as the begin of a sentence; a name like t64k keeps its small letter."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
+
+
+SPANS = {  # headings of the table of spans
+    "main": ("own teacher", "over teachers"),
+    "inits": ("no teacher", "over pruned inits"),
+    "choice": ("one init", "over teachers"),
+    "random": ("random init", "over teachers"),
+    "gain": ("gain from the teacher", "at the same init"),
+}
+
+
+def spans_run(rows: list[dict[str, str]]) -> list[str]:
+    """The columns of `spans` in which some arm was run."""
+    return [key for key in SPANS if any(row[key] for row in rows)]
+
+
+def about_spans(ran: list[str]) -> str:
+    """How to read the columns that there are."""
+    text = "Each number is the largest minus the smallest mean loss in its group"
+    text += ", and the gain how much a teacher lowers the loss." if "gain" in ran else "."
+    if {"inits", "choice"} <= {*ran}:
+        text += (
+            " If the span over pruned inits without a teacher is as large as that over own teachers, "
+            "and the span over teachers at one init is small, the capacity gap comes from pruning."
+        )
+    return text
+
+
 def spans(runs: list[RunRow]) -> list[dict[str, str]]:
     """What moves the loss of each student at each budget: spans of mean losses, nats per token.
 
@@ -334,9 +365,11 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
                 "tokens": size(tokens),
                 "main": _span(arms["main"]),
                 "inits": _span(arms["no_teacher"]),
-                "choice": max(choice, default=""),
+                "choice": max(choice, key=lambda text: float(text or 0), default=""),
                 "random": _span(arms["random_init"]),
-                "gain": f"{nats(gains[0])} to {nats(gains[-1])}" if gains else "",
+                "gain": " to ".join(dict.fromkeys(map(nats, (gains[0], gains[-1]))))
+                if gains
+                else "",
             }
         )
     return rows

@@ -7,7 +7,8 @@ cache_teacher                    a teacher's probabilities on the training text,
 score, prune, random_init        the inits of students
 distill, evaluate, harness       students, and measurements of models
 collect, fit, choose             the table of runs, the law, the chosen teacher
-compare, metrics, report         the final student, numbers to compare revisions by, the report
+compare, sample                  the final student against its alternatives, what they write
+metrics, report                  numbers to compare revisions by, the report
 
 base.py holds the common part of their command lines.
 """

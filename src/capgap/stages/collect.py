@@ -1,22 +1,27 @@
 """
-Gather the finished runs of a study's grid into one table.
+Gather the finished runs of a study's grid into one table, and their learning curves into another.
 
-IN   train.json and metrics.json of every run, metrics.json of every teacher
+IN   train.json, metrics.json and curve.csv of every run; metrics.json of every teacher, and curve.csv
+     of those that were trained here
 OUT  runs.csv, one row for each run (columns: records.RunRow)
+     curves.csv, one row for each measurement during training (columns: records.CurveRow)
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from capgap.command_parser import by_hand
 from capgap.config import CollectStage
 from capgap.config.run_grid import NONE, arm_of, collect_stage, grid_runs, replica_level
+from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.records.artifacts import write_text
-from capgap.records.run_records import Metrics, RunRow, TrainRecord
+from capgap.records.reading import read_text
+from capgap.records.run_records import CurveRow, Metrics, Record, RunRow, TrainRecord
 from capgap.stages.base import StageParser, out_file, run_stage
 
 
@@ -26,7 +31,7 @@ def run(settings: CollectStage) -> list[RunRow]:
     teachers = {}
     for number in settings.grid.replica_numbers():
         for name in settings.teacher_sizes:
-            level = "" if name in settings.one_draw else replica_level(number)
+            level = replica_level(number) if name in settings.trained else ""
             path = paths.TEACHER_METRICS.format(study=study, teacher=name, replica=level)
             metrics = Metrics.read(path)
             teachers[name, metrics.lineage.seed] = metrics
@@ -70,14 +75,58 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
     )
 
 
-def to_csv(rows: list[RunRow]) -> str:
+def curves(settings: CollectStage) -> list[CurveRow]:
+    """Learning curves of the teachers that were trained here, then of all runs."""
+    study, rows = Path(settings.root).name, []
+    for number in settings.grid.replica_numbers():
+        for name in settings.trained:
+            names = {"study": study, "teacher": name, "replica": replica_level(number)}
+            trained = TrainRecord.read(paths.TEACHER_TRAIN.format(**names))
+            rows += _curve(Path(paths.TEACHER_CURVE.format(**names)), trained, teacher=name)
+    for identity in grid_runs(settings.grid, settings.teacher_sizes):
+        names = {"study": study, **identity._asdict()}
+        trained = TrainRecord.read(paths.RUN_TRAIN.format(**names))
+        rows += _curve(
+            Path(paths.RUN_CURVE.format(**names)),
+            trained,
+            teacher=identity.teacher,
+            student=identity.student,
+            init=identity.init,
+        )
+    return rows
+
+
+def _curve(
+    path: Path, trained: TrainRecord, *, teacher: str, student: str | None = None, init=None
+) -> list[CurveRow]:
+    """The measurements in one curve.csv. Raises CapgapError if it is damaged."""
+    try:
+        return [
+            CurveRow(
+                student=student,
+                init=init,
+                teacher=teacher,
+                seed=trained.lineage.seed,
+                budget_tokens=trained.lineage.tokens,
+                tokens=int(line["tokens"]),
+                val_loss_nats_per_token=float(line["val_loss_nats_per_token"]),
+            )
+            for line in csv.DictReader(io.StringIO(read_text(path)))
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CapgapError(
+            f"{path}: not a learning curve ({error!r}); delete it, and `capgap run` makes it again"
+        ) from None
+
+
+def to_csv(rows: Sequence[Record]) -> str:
     """Rows as CSV text; numbers in full precision, missing values empty.
 
-    A column in which all rows have the default of RunRow is left out.
+    rows: of one class, at least one. A column in which all rows have the class's default is left out.
     """
     columns = [
         name
-        for name, field in RunRow.model_fields.items()
+        for name, field in type(rows[0]).model_fields.items()
         if field.is_required() or any(getattr(row, name) != field.default for row in rows)
     ]
     text = io.StringIO()
@@ -100,13 +149,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = StageParser("capgap.stages.collect", __doc__)
     parser.add_argument("--study", type=Path, help="study whose grid is gathered")
     parser.add_argument("--out", required=True, type=out_file, help="runs.csv to write")
+    parser.add_argument("--curves-out", type=out_file, help="curves.csv to write, if wanted")
     args, settings = parser.parse(argv, CollectStage)
     if args.study:
         settings = settings_of(args.study)
     if settings is None:
         parser.error("--study is needed")
     rows = run(settings)
+    learned = curves(settings) if args.curves_out else []
     write_text(args.out, to_csv(rows))
+    if args.curves_out:
+        write_text(args.curves_out, to_csv(learned))
     print(f"{len(rows)} runs")
 
 

@@ -1,14 +1,16 @@
 """
 Write the report of a study, for a reader who has not read the paper.
 
-IN   runs.csv, law.json, final.json (if there is one), metrics.json of the teachers, harness.json
-     of models (if there are any)
+IN   runs.csv, law.json, final.json and samples.json (if there are any), curves.csv of learning curves,
+     metrics.json of the teachers, harness.json of models (if there are any)
 OUT  folder with report.html, one page that needs no network, and every figure as <name>.svg,
      <name>.png and, as the table behind it, <name>.csv
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -24,6 +26,9 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from capgap import __version__
+from capgap.config import Study
+from capgap.config.study_file import load_study
+from capgap.cost.next_runs import price
 from capgap.errors import CapgapError
 from capgap.law.asking import refit
 from capgap.law.law_record import FinalRecord, LawRecord
@@ -31,14 +36,17 @@ from capgap.law.means import cell_table
 from capgap.law.metric import METRICS
 from capgap.law.table import read_runs, teacher_sizes
 from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import HarnessRecord, Metrics, RunRow
+from capgap.records.reading import read_text
+from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes, glossary, wording
-from capgap.reporting.answer import answer_of, noise_sd
+from capgap.reporting.answer import Experiment, answer_of, noise_sd
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
 from capgap.reporting.first_screen import prices
+from capgap.reporting.samples import samples_of
 from capgap.reporting.theme import THEME, Figure
+from capgap.reporting.training_chart import training
 from capgap.stages.base import StageParser, out_folder, run_stage
 
 PARTS = Path(__file__).parents[1] / "reporting"
@@ -47,8 +55,9 @@ TEMPLATES = (
     "first_screen.html.j2",
     "glossary.html.j2",
     "cite.html.j2",
+    "samples.html.j2",
 )  # named here, so that the digest counts them
-STYLES = ("style.css", "first_screen.css", "reading.css")
+STYLES = ("style.css", "first_screen.css", "reading.css", "interaction.css")
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 PNG_SCALE = 2  # pixels per unit of the figure
 
@@ -62,6 +71,8 @@ def run(
     settings: dict[str, Any],
     out: str | Path,
     harness: Sequence[HarnessRecord] = (),
+    curves: Sequence[CurveRow] = (),
+    samples: SamplesRecord | None = None,
 ) -> None:
     """Draw all figures and write the report's folder.
 
@@ -69,10 +80,17 @@ def run(
     Raises CapgapError when the records do not belong together.
     """
     counts = Counter(row.arm for row in runs)
+    answer = answer_of(law, final)
+    studied = load_study(settings) if "teachers" in settings else None
     _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
+    price_list = prices(law, final)
+    shown = price_list.student, price_list.tokens_seen
+    sizes = {m.lineage.name: m.lineage.params.non_embedding for m in teachers}
     figures = all_figures(runs, law, final, teachers)
+    learned = training(list(curves), sizes, shown)
+    figures += [learned] if learned else []
     table = pd.DataFrame([row.model_dump() for row in runs])
     fit = refit(law, table, "the table and the law")
     answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
@@ -86,7 +104,7 @@ def run(
             (folder / f"{figure.name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=PNG_SCALE))
             figure.data.to_csv(folder / f"{figure.name}.csv", index=False, lineterminator="\n")
         page = (
-            _environment()
+            environment(TEMPLATES)
             .get_template("page.html.j2")
             .render(
                 study_name=study_name,
@@ -94,7 +112,8 @@ def run(
                 counts=counts,
                 law=law,
                 final=final,
-                answer=answer_of(law, final),
+                answer=answer,
+                steps=[_step(studied, experiment) for experiment in answer.experiments],
                 noise_sd=noise_sd(law) or 0.0,
                 teachers=teachers,
                 harness=harness,
@@ -102,11 +121,13 @@ def run(
                 pictures=pictures,
                 specs=specs,
                 answers=answers,
-                prices=prices(law, final),
+                prices=price_list,
+                samples=samples and final and samples_of(samples, final),
                 glossary=glossary.entries(),
                 citation=citation(__version__),
-                style=Markup("\n").join(_part(name) for name in STYLES),
-                script=_part("page.js"),
+                style=Markup("\n").join(part(name) for name in STYLES),
+                highlight=part("highlight.js"),
+                script=part("page.js"),
                 vega=Markup(vega_bundle()),
                 metrics=METRICS,
                 w=wording,
@@ -114,6 +135,11 @@ def run(
             )
         )
         (folder / "report.html").write_text(with_terms(page) + "\n", encoding="utf-8")
+
+
+def _step(study: Study | None, experiment: Experiment) -> str:
+    """An experiment with its price; without one if the study's settings are not known."""
+    return experiment.step if study is None else price(study, experiment)
 
 
 def _check(n_main: int, law: LawRecord, final: FinalRecord | None) -> None:
@@ -136,6 +162,21 @@ def with_terms(page: str) -> str:
     body = page.index("<main>")
     end = page.index("</main>", body)
     return page[:body] + glossary.marked(page[body:end]) + page[end:]
+
+
+def read_curves(path: str | Path) -> list[CurveRow]:
+    """The learning curves of a study. Raises CapgapError for another kind of file."""
+    try:
+        return [
+            CurveRow(**{key: value or None for key, value in line.items()})
+            for line in csv.DictReader(io.StringIO(read_text(path)))
+        ]
+    except (TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise CapgapError(
+            f"{path}: not a table of learning curves ({first}); name curves.csv of a study, which "
+            "capgap collect --curves-out writes"
+        ) from None
 
 
 @cache
@@ -178,9 +219,10 @@ def _run_order(row: RunRow) -> tuple:
     )
 
 
-def _environment() -> Environment:
+def environment(templates: Sequence[str]) -> Environment:
+    """An environment with these templates of the package."""
     return Environment(
-        loader=DictLoader({name: _part(name) for name in TEMPLATES}),
+        loader=DictLoader({name: part(name) for name in templates}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -188,7 +230,8 @@ def _environment() -> Environment:
     )
 
 
-def _part(name: str) -> Markup:
+def part(name: str) -> Markup:
+    """A file of the page."""
     return Markup((PARTS / name).read_text(encoding="utf-8"))
 
 
@@ -215,9 +258,9 @@ def _settings(text: str | None) -> dict[str, Any]:
     return settings
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of the stage."""
-    parser = StageParser("capgap.stages.report", __doc__)
+def report_parser(kind: type[StageParser] = StageParser) -> StageParser:
+    """Parser of the stage."""
+    parser = kind("capgap.stages.report", __doc__)
     parser.add_argument("--runs", required=True, help="table of runs, CSV")
     parser.add_argument("--law", required=True, help="law record, JSON")
     parser.add_argument(
@@ -231,10 +274,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--harness", nargs="*", default=[], metavar="RECORD", help="harness.json of every model"
     )
+    parser.add_argument("--curves", metavar="TABLE", help="curves.csv, learning curves of all runs")
+    parser.add_argument(
+        "--samples", nargs="?", metavar="RECORD", help="samples.json of the final student"
+    )
     parser.add_argument("--study-name", required=True, help="name of the study")
     parser.add_argument("--study-spec", metavar="JSON", help="the study's settings, to be shown")
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
-    args, _ = parser.parse(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    args, _ = report_parser().parse(argv)
     law = LawRecord.read(args.law)
     run(
         read_rows(args.runs, law),
@@ -245,6 +297,8 @@ def main(argv: list[str] | None = None) -> None:
         _settings(args.study_spec),
         args.out,
         [HarnessRecord.read(path) for path in args.harness],
+        read_curves(args.curves) if args.curves else [],
+        SamplesRecord.read(args.samples) if args.samples else None,
     )
     print(f"wrote {args.out}")
 

@@ -21,12 +21,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from capgap.commands.rates import LARGEST_PARAMS, Rates, random_model
 from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training, run_grid
 from capgap.config.counts import format_count
 from capgap.config.devices import CPU
 from capgap.cost.host_memory import BASE_MB, MEGA, host_mb
 from capgap.cost.job_costs import Job, StudyCost
-from capgap.cost.rates import LARGEST_PARAMS, Rates, random_model
 from capgap.cost.speed import CALIBRATION, computed_as
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files

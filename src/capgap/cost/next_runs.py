@@ -1,6 +1,9 @@
 """
 What an experiment that would settle an open question costs: jobs and time, from the plan.
 
+The report and `capgap summary` show it. The report assumes the plan's speed, because its contents must not
+depend on the machine; the summary takes this machine's.
+
 An experiment as the law proposes it need not be one that the study can run: pruning may not give
 the student's size, too few teachers may be larger, or no control may be named for it. So the nearest
 values that the plan accepts are taken, and the step says which they are.
@@ -9,15 +12,17 @@ values that the plan accepts are taken, and the step says which they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from capgap.commands.plan import Plan, duration, make_plan
 from capgap.config import PretrainedTeacher, Study, run_grid
 from capgap.config.counts import format_count
+from capgap.config.devices import CPU
 from capgap.cost.job_costs import StudyCost
+from capgap.cost.makespan import duration
+from capgap.cost.speed import Assumed
 from capgap.cost.study_sizes import StudySizes
 from capgap.cost.teacher_configs import complete, open_study
 from capgap.errors import CapgapError
@@ -30,14 +35,26 @@ TRIES = 12  # sizes between the proposed one and the nearest student
 SAME = 0.03  # relative difference of sizes that are called the same
 
 
-def price(study: Study, experiment: Experiment) -> str:
+Cost = Callable[[Study, list[str]], str]  # in words, of a study's jobs with these outputs
+
+
+def assumed(study: Study, outputs: list[str]) -> str:
+    """'31 jobs, about 9.0 min of one core', at the speed that the plan assumes."""
+    speed, wanted = Assumed(study.plan.device, study.plan.mfu), set(outputs)
+    jobs = [job for job in StudyCost(study).jobs if job.output in wanted]
+    seconds = sum(speed.seconds(job) * job.processes for job in jobs)
+    worker = "core" if study.plan.device == CPU else study.plan.device
+    return f"{len(jobs)} jobs, about {duration(seconds)} of one {worker}"
+
+
+def price(study: Study, experiment: Experiment, cost: Cost = assumed) -> str:
     """'add students of 6.5k and 40k (31 jobs, 5.0 min)', with values that the plan accepts.
 
     If it accepts none, the step names what stands in the way instead of a price.
     """
     values, data = experiment.values, _settings(study)
     if experiment.adds == "teachers":
-        return _priced_teacher(study, experiment)
+        return _priced_teacher(study, experiment, cost)
     if experiment.adds == "students":
         found = [_accepted_student(study, size) for size in values]
         values = sorted({size for size in found if size is not None})
@@ -54,26 +71,21 @@ def price(study: Study, experiment: Experiment) -> str:
     else:
         _redraw(study, data)
     try:
-        plan = _plan(study, data)
+        costs = cost(*_added(study, data))
     except CapgapError as error:
         return f"{experiment.step}; the plan refuses it as the study stands ({error})"
-    return _with_price(step_of(experiment.adds, values), plan)
+    return f"{step_of(experiment.adds, values)} ({costs})"
 
 
 def _settings(study: Study) -> dict[str, Any]:
     return study.model_dump(exclude_none=True, exclude_unset=True)
 
 
-def _plan(study: Study, data: dict[str, Any]) -> Plan:
-    """The plan of what changed settings add to a study; CapgapError if they are not possible."""
+def _added(study: Study, data: dict[str, Any]) -> tuple[Study, list[str]]:
+    """The study with changed settings, and outputs that these add; CapgapError if not possible."""
     larger = open_study(data)
     there = {job.output for job in StudyCost(complete(study)).jobs}
-    new = [job.output for job in StudyCost(larger).jobs if job.output not in there]
-    return make_plan(larger, not_done=new)
-
-
-def _with_price(step: str, plan: Plan) -> str:
-    return f"{step} ({len(plan.left)} jobs, {duration(plan.schedule.makespan_s)})"
+    return larger, [job.output for job in StudyCost(larger).jobs if job.output not in there]
 
 
 def _add_student(study: Study, data: dict[str, Any], size: int) -> None:
@@ -137,7 +149,7 @@ def _pruned_sizes(study: Study, size: int, teachers: set[str]) -> list[int]:
     ]
 
 
-def _priced_teacher(study: Study, experiment: Experiment) -> str:
+def _priced_teacher(study: Study, experiment: Experiment, cost: Cost) -> str:
     """The price of a further teacher; of one that is fetched it is known only once it is named."""
     sizes = run_grid.teacher_sizes(study)
     wanted = experiment.values[0]
@@ -175,10 +187,10 @@ def _priced_teacher(study: Study, experiment: Experiment) -> str:
                 min(low, size / max(students)) if size > max(students) else low,
                 max(high, size / max(students)),
             ]
-        plan = _plan(study, data)
+        costs = cost(*_added(study, data))
     except CapgapError as error:
         return f"{experiment.step}; the plan refuses it as the study stands ({error})"
-    return _with_price(f"add a teacher of {about(size)}", plan)
+    return f"add a teacher of {about(size)} ({costs})"
 
 
 def _redraw(study: Study, data: dict[str, Any]) -> None:

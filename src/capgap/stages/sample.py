@@ -1,0 +1,107 @@
+"""
+Continue held-out text with the final student, its alternatives and the chosen teacher.
+
+All models see the same prompts and the same random numbers. How good a model is follows from its loss;
+the continuations show what such a loss reads like.
+
+IN   model folders, the corpus, token streams
+OUT  samples.json: the prompts, what the text itself goes on with, and each model's continuations
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from capgap.config import SampleStage
+from capgap.data.boundaries import boundaries
+from capgap.data.encoding import Encoder
+from capgap.data.prompts import prompts
+from capgap.data.text_store import is_chat
+from capgap.data.token_streams import Streams
+from capgap.engine.models import (
+    check_reads,
+    compute_device,
+    load_model,
+    load_tokenizer,
+    read_lineage,
+)
+from capgap.engine.sampling import continuation
+from capgap.records.artifacts import open_folder, write_text
+from capgap.records.run_records import SampledModel, SampledPrompt, SamplesRecord
+from capgap.stages.base import StageParser, out_file, run_stage
+
+
+def run(
+    settings: SampleStage, model_folders: list[Path], corpus: Path, tokens_folder: Path
+) -> SamplesRecord:
+    """Every model's continuations; models in the order given.
+
+    The corpus's text is encoded with the tokenizer of the first model, which all must share. Raises
+    CapgapError for a model that cannot read the streams or is too short for a prompt.
+    """
+    meta = Streams(tokens_folder).meta
+    folders = [open_folder(folder) for folder in model_folders]
+    tokenizer = load_tokenizer(folders[0])
+    encoder = Encoder(tokenizer, boundaries(tokenizer, folders[0]))
+    asked = prompts(
+        corpus,
+        encoder,
+        count=settings.prompts,
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+    )
+    longest = max(len(prompt.ids) for prompt in asked) + settings.new_tokens
+
+    def text(ids) -> str:
+        return tokenizer.decode([int(i) for i in ids], clean_up_tokenization_spaces=False)
+
+    models = []
+    for folder in folders:
+        model = load_model(folder).to(compute_device())
+        check_reads(model, folder, meta, sequence_length=longest, setting="sample.new_tokens")
+        written = [
+            continuation(
+                model,
+                prompt.ids,
+                new_tokens=settings.new_tokens,
+                temperature=settings.temperature,
+                draws=np.random.Generator(np.random.Philox(key=[settings.seed, number])),
+                vocab=meta.vocab_size,
+                end_id=encoder.eos,
+                precision=settings.precision,
+            )
+            for number, prompt in enumerate(asked)
+        ]
+        models.append(
+            SampledModel(lineage=read_lineage(folder, model), texts=list(map(text, written)))
+        )
+    return SamplesRecord(
+        settings=settings,
+        conversations=is_chat(corpus, "test"),
+        prompts=[
+            SampledPrompt(document=p.document, text=text(p.spoken), follows=text(p.follows))
+            for p in asked
+        ],
+        models=models,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = StageParser("capgap.stages.sample", __doc__, SampleStage)
+    parser.add_argument(
+        "--models", required=True, nargs="+", type=Path, help="model folders that share a tokenizer"
+    )
+    parser.add_argument("--corpus", required=True, type=Path, help="corpus folder")
+    parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
+    parser.add_argument("--out", required=True, type=out_file, help="samples.json to write")
+    args, settings = parser.parse(argv)
+    record = run(settings, args.models, args.corpus, args.token_streams)
+    write_text(args.out, record.to_json())
+    print(f"{len(record.models)} models continued {len(record.prompts)} prompts")
+
+
+if __name__ == "__main__":
+    run_stage(main)
