@@ -49,11 +49,11 @@ rule sample_final:
         paths.log("sample_final", paths.ROOT),
     conda:
         "../envs/train.yaml"
+    threads: NEEDS.cores
     resources:
         mem_mb=NEEDS.mem_mb("sample_final"),
         runtime=NEEDS.runtime("sample_final"),
         gpu=NEEDS.devices,
-        tasks=1,
     params:
         timing=paths.timing("sample_final", paths.ROOT),
         spec=spec("sample", STUDY.sample.stage()),
