@@ -41,6 +41,7 @@ from capgap.data.hub import Absent
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError, shown
+from capgap.records.artifacts import write_text
 from capgap.stages.base import count_argument, run_stage
 
 DEFAULT_TIME = "10m"
@@ -306,20 +307,24 @@ def check_new(folder: Path, file: Path) -> None:
 
 
 def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[Path], list[Path]]:
-    """Write the study and files for git and DVC; returns the files written and those kept."""
-    files = {file: text, **folder_files(file, study)}
+    """Write the study and files for git and DVC; returns the files written and those kept.
+
+    Each file appears whole or not at all, the study last: after a kill the same command goes on.
+    """
+    check_new(folder, file)  # again, since a person may have taken minutes to answer
+    files = {
+        name: content
+        for name, content in folder_files(file, study).items()
+        if name not in DVC_FILES or file == Path("config.yaml")
+    }
     written, kept = [], []
-    for name, content in files.items():
+    for name, content in {**files, file: text}.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name in DVC_FILES and file.name != "config.yaml":
-            continue
-        try:
-            with path.open("x", encoding="utf-8") as stream:
-                stream.write(content)
-            written.append(path)
-        except FileExistsError:
+        if os.path.lexists(path):
             kept.append(path)
+        else:
+            write_text(path, content)
+            written.append(path)
     return written, kept
 
 
