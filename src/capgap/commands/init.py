@@ -41,7 +41,7 @@ from capgap.data.hub import Absent
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError, shown
-from capgap.records.artifacts import write_text
+from capgap.records.artifacts import NEW, temporary_folder
 from capgap.stages.base import count_argument, run_stage
 
 DEFAULT_TIME = "10m"
@@ -320,10 +320,15 @@ def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[
     written, kept = [], []
     for name, content in {**files, file: text}.items():
         path = folder / name
-        if os.path.lexists(path):
-            kept.append(path)
-        else:
-            write_text(path, content)
+        with temporary_folder(path) as temporary:
+            if os.path.lexists(path):
+                kept.append(path)
+                continue
+            with (temporary / NEW).open("w", encoding="utf-8") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.rename(temporary / NEW, path)
             written.append(path)
     return written, kept
 
