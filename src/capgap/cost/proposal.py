@@ -24,8 +24,9 @@ FOUR_TEACHERS = (1.45, 4.0, 5.8, 13.0)  # three of them within RATIO of every st
 CONTROL = 4.0  # the teacher whose inits are also trained without it; within RATIO of every student
 RATIO = (1.4, 14.0)  # smallest and largest teacher of a student, in sizes of it
 FEWEST = 3  # teachers of a student, or its losses have no interior minimum
-TOKENS_PER_PARAM = 50  # of the student; at 35 to 70 the best teacher is inside of the ladder
-LEAST_TOKENS_PER_PARAM, MOST_TOKENS_PER_PARAM = 35, 70  # a given time chooses between them
+# Of the student, in the longest budget. At 50 the best teachers of the default study lie inside of the
+# ladder. At 68, students of 6k to 23k parameters were best with the largest teachers of theirs.
+LEAST_TOKENS_PER_PARAM, TOKENS_PER_PARAM = 35, 50  # a given time chooses between them
 LEAST_STUDENT, MOST_STUDENT = 10_000, 2_000_000_000
 WARMUP_SHARE = 0.05  # of a teacher's training, and of the shortest distillation
 READINGS = (
@@ -154,7 +155,7 @@ def propose(wish: Wish, price: Callable[[dict], float]) -> Proposal:
         tokens, design = wish.tokens or TOKENS_PER_PARAM * student, DESIGNS[0]
         notes += _unusual_tokens(tokens / student)
     else:
-        least, most = LEAST_TOKENS_PER_PARAM * student, MOST_TOKENS_PER_PARAM * student
+        least, most = LEAST_TOKENS_PER_PARAM * student, TOKENS_PER_PARAM * student
 
         def takes(tokens: int, design: Design) -> float:
             return price(_study(wish, student, tokens, design))
@@ -164,7 +165,7 @@ def propose(wish: Wish, price: Callable[[dict], float]) -> Proposal:
             return enough and takes(tokens, design) <= wish.seconds
 
         design = next((d for d in DESIGNS if takes(least, d) <= wish.seconds), DESIGNS[-1])
-        tokens = _largest(possible_tokens, least, most)
+        tokens = most if possible_tokens(most) else _largest(possible_tokens, least, most)
         if design.missing:
             notes.append(f"for that time the study has {design.missing}")
         if takes(least, design) > wish.seconds:
@@ -172,7 +173,7 @@ def propose(wish: Wish, price: Callable[[dict], float]) -> Proposal:
                 f"it takes longer than asked for even at {LEAST_TOKENS_PER_PARAM} tokens per parameter "
                 "of the student; take a smaller student, or more time"
             )
-        if tokens >= most and not design.missing:
+        if not design.missing and 1.5 * takes(tokens, design) <= wish.seconds:
             notes.append(
                 "there is time left: grid.replicas: [1, 2, 3] makes the law's intervals narrower"
             )
@@ -189,7 +190,7 @@ def _among(given: list[int]) -> float:
 
 def _unusual_tokens(per_param: float) -> list[str]:
     """A note if the best teacher may lie outside of the ladder, since it grows with the tokens."""
-    if LEAST_TOKENS_PER_PARAM <= per_param <= MOST_TOKENS_PER_PARAM:
+    if LEAST_TOKENS_PER_PARAM <= per_param <= 1.05 * TOKENS_PER_PARAM:
         return []
     side = "smaller" if per_param < TOKENS_PER_PARAM else "larger"
     return [
