@@ -4,7 +4,6 @@ import os
 import pty
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from capgap.cost.proposal import LEAST_STUDENT, RATIO, Wish, propose
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 
+REPOSITORY = Path(__file__).parents[2]
 CAPGAP = [sys.executable, "-m", "capgap.cli"]
 
 
@@ -36,48 +36,125 @@ def wish(**given):
     return Wish(**{"name": "mine", "corpus": corpus, "corpus_bytes": 12_000_000} | given)
 
 
-def proposed(**given):
-    return propose(wish(**given), init.price)
+def proposed(price=init.price, **given):
+    return propose(wish(**given), price)
 
 
-@pytest.mark.parametrize("seconds", [120, 600, 7200])
+def ladders(study):
+    """Sizes of the teachers of every student, in sizes of it."""
+    sizes = {name: study.teacher_size(name) for name in study.teachers}
+    budget = study.grid.tokens[0]
+    return {
+        student: [sizes[name] / student for name in study.grid.ladder(student, budget, sizes)]
+        for student in study.grid.students
+    }
+
+
+@pytest.mark.parametrize("seconds", [600, 1200, 7200])
 def test_a_study_takes_the_time_that_was_asked_for(folder, seconds):
-    study = proposed(seconds=seconds).study
-    assert 0.8 * seconds < init.price(study) <= seconds
+    proposal = proposed(seconds=seconds)
+    assert 0.7 * seconds < init.price(proposal.study) <= seconds
+    assert 35 <= proposal.study["final"]["tokens"] / proposal.study["final"]["student"] <= 50
+    assert proposal.study["grid"]["replicas"] == [1, 2]
+    assert not proposal.notes
 
 
-def test_a_ladder_reaches_from_just_above_the_student_to_far_beyond(folder):
-    study = open_study(proposed(student=20_000).study)
-    ratios = sorted(study.teacher_size(name) / 20_000 for name in study.teachers)
-    assert 1.1 < ratios[0] < 1.6
-    assert ratios[-1] > 7
-    assert all(high / low < 2 for low, high in pairwise(ratios))
-    assert study.grid.students == [15_000, 20_000, 26_000]
-    for student in study.grid.students:  # teachers on both sides of 2.5 times
-        sizes = {name: study.teacher_size(name) for name in study.teachers}
-        own = [sizes[name] / student for name in study.grid.ladder(student, 560_000, sizes)]
-        assert len(own) >= 4
-        assert min(own) < 2.5 < max(own)
-        assert max(own) <= RATIO[1]
+def test_twenty_minutes_give_the_design_of_the_default_study(folder):
+    default = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    study = proposed(seconds=1200).study
+    default, study = (open_study(data).model_dump() for data in (default, study))
+    for section in study.keys() - {"study", "corpus"}:
+        assert study[section] == default[section], section
+
+
+def test_students_lie_around_the_final_one_and_teachers_reach_from_just_above_it_to_far_beyond(
+    folder,
+):
+    study = open_study(proposed(student=16_000).study)
+    assert study.grid.tokens == [200_000, 400_000, 800_000]
+    assert study.pretrain.tokens == study.final.tokens == study.grid.tokens[-1]
+    ratios = sorted(study.teacher_size(name) / 16_000 for name in study.teachers)
+    assert ratios == pytest.approx([1.45, 2.6, 4.0, 5.8, 9.0, 13.0], rel=0.02)
+    small, middle, large = study.grid.students
+    assert small < 16_000 < middle < large
+    for ladder in ladders(study).values():
+        assert len(ladder) >= 4
+        assert min(ladder) < 2.5 < max(ladder)
+        assert RATIO[0] <= min(ladder)
+        assert max(ladder) <= RATIO[1]
 
 
 def test_without_a_student_the_time_decides_how_large_it_is(folder):
-    small, large = (proposed(seconds=s).study["final"]["student"] for s in (300, 3600))
-    assert LEAST_STUDENT < small < large
+    small, large = (proposed(seconds=s).study["final"]["student"] for s in (600, 3600))
+    assert LEAST_STUDENT <= small < large
 
 
 def test_a_small_text_limits_the_student_and_the_vocabulary(folder):
     little = proposed(seconds=36_000, corpus_bytes=400_000).study
     much = proposed(seconds=36_000).study
     assert little["final"]["student"] < much["final"]["student"] / 4
+    assert 2.3 * little["final"]["tokens"] <= 4 * 400_000
     assert little["tokenizer"]["vocab_size"] == 512
     assert much["tokenizer"]["vocab_size"] == 1024
+
+
+def test_less_time_leaves_out_what_the_law_misses_least_and_says_so(folder):
+    """From the whole design: the middle budget, the control, two teachers, and last the replica."""
+    whole = init.price(proposed(student=16_000, tokens=560_000).study)
+    found = [proposed(student=16_000, seconds=share * whole) for share in (0.95, 0.9, 0.7, 0.6)]
+    grids = [proposal.study["grid"] for proposal in found]
+    assert [len(grid["tokens"]) for grid in grids] == [2, 2, 2, 2]
+    assert ["arms" in grid for grid in grids] == [True, False, False, False]
+    assert [len(proposal.study["teachers"]) for proposal in found] == [6, 6, 4, 6]
+    assert [len(grid["replicas"]) for grid in grids] == [2, 2, 2, 1]
+    for grid in grids:
+        assert grid["tokens"][-1] == pytest.approx(4 * grid["tokens"][0], rel=0.05)
+    assert min(map(len, ladders(open_study(found[2].study)).values())) == 3
+    assert [proposal.notes[0].partition(" has ")[2].split(".")[0] for proposal in found] == [
+        "no budget between the shortest and the longest",
+        "two budgets and no control without a teacher",
+        "two budgets, four teachers and no control without a teacher",
+        "two budgets, no control without a teacher, and one replica",
+    ]
+
+
+def test_much_time_for_a_small_student_suggests_a_third_replica(folder):
+    (note,) = proposed(student=10_000, seconds=3600).notes
+    assert "grid.replicas: [1, 2, 3]" in note
 
 
 def test_too_little_time_is_said_and_the_least_study_proposed(folder):
     proposal = proposed(student=50_000, seconds=30)
     assert any("takes longer than asked for" in note for note in proposal.notes)
-    assert proposal.study["grid"]["seeds"] == [1]
+    assert proposal.study["grid"]["replicas"] == [1]
+
+
+@pytest.mark.parametrize(("tokens", "side"), [(100_000, "smaller"), (4_000_000, "larger")])
+def test_tokens_that_may_move_the_best_teacher_off_the_ladder_are_noted(folder, tokens, side):
+    (note,) = proposed(student=16_000, tokens=tokens).notes
+    assert f"it may be {side}" in note
+
+
+def test_models_that_exist_are_used_by_the_same_ratios(folder):
+    sizes = {"a": 19, "b": 85, "c": 302, "d": 806, "e": 1200, "f": 2500}
+    for name in sizes:
+        (folder / name).mkdir()
+    study = proposed(
+        fetched={name: {"source": "path", "path": name} for name in sizes},
+        fetched_sizes={name: size * 10**6 for name, size in sizes.items()},
+        device="h100-80gb",
+        price=lambda study: 0.0,
+    ).study
+    final = study["final"]["student"]
+    assert 85e6 > final > 19e6
+    assert study["grid"]["students"] == pytest.approx(
+        [0.6 * final, 1.4 * final, 2.5 * final], rel=0.05
+    )
+    for student in study["grid"]["students"]:  # three or more are larger
+        assert sum(size * 10**6 > 1.4 * student for size in sizes.values()) >= 3
+    assert "teacher_ratio" not in study["grid"]  # it would leave too few of so sparse a family
+    assert "widths" not in study["prune"]
+    assert study["grid"]["replicas"] == [1, 2]
 
 
 def test_a_device_brings_its_precision_and_its_plan(folder):
@@ -105,7 +182,7 @@ def capgap_init(*words):
 
 
 def test_the_folder_is_ready_and_the_study_is_planned_as_it_was_shown(folder):
-    result = capgap_init("My Study", "--text", "texts", "--student", "8k", "--time", "5m")
+    result = capgap_init("My Study", "--text", "texts", "--student", "8k", "--time", "10m")
     assert result.returncode == 0, result.stderr
     study_folder = folder / "My Study"
     files = {p.relative_to(study_folder) for p in study_folder.rglob("*") if p.is_file()}
@@ -118,7 +195,7 @@ def test_the_folder_is_ready_and_the_study_is_planned_as_it_was_shown(folder):
     text = Path("config.yaml").read_text()
     commented = [line for line in text.splitlines() if line.startswith("  ") and "#" in line]
     assert len(commented) > 20
-    assert "k # tokens of one training" in text
+    assert "k # of every teacher's training" in text
     assert f"{folder / 'texts'} lies outside of the study's folder" in result.stdout
     assert result.stdout.splitlines()[-3:] == ["  cd My Study", "  capgap plan", "  capgap run"]
 

@@ -27,10 +27,15 @@ def make_quick(study):
         "validation_tokens": 1000,
         "batch_tokens": 128,
     }
-    data["distill"] |= {"validations": 1, "validation_tokens": 1000, "batch_tokens": 128}
+    data["distill"] |= {
+        "validations": 1,
+        "validation_tokens": 1000,
+        "batch_tokens": 128,
+        "warmup_tokens": 128,
+    }
     data["prune"]["calibration_sequences"] = 4
-    data["grid"] = {"students": [4000, 6000], "tokens": [1000], "seeds": [1]}
-    data["final"] = {"student": 6000, "tokens": 1000, "seeds": [1]}
+    data["grid"] = {"students": [5900, 10000], "tokens": [1000], "replicas": [1]}
+    data["final"] = {"student": 6000, "tokens": 1000, "replicas": [1]}
     text = yaml.safe_dump(data, sort_keys=False)
     assert "tie_nats: 0.005" in text
     study.write_text(text)

@@ -17,8 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, Trainer
 
-from capgap.config import Distill
-from capgap.config.study_file import check_section
+from capgap.api.own_loop import loss_settings
 from capgap.config.training_settings import Objective
 from capgap.engine.forward import model_output
 from capgap.engine.losses import IGNORED, ModelOutput, mixture_loss
@@ -70,16 +69,8 @@ class DistillationMixin(_TrainerLike):
         chunk_tokens: int | None = None,
         **named: Any,
     ) -> None:
-        self.distillation = check_section(
-            Distill,
-            {
-                "objective": objective,
-                "teacher_weight": teacher_weight,
-                "temperature": temperature,
-                "beta": beta,
-                "loss_chunk_tokens": chunk_tokens,
-            },
-            type(self).__name__,
+        self.distillation = loss_settings(
+            type(self).__name__, objective, teacher_weight, temperature, beta, chunk_tokens
         )
         super().__init__(*arguments, **named)
         if self.args.n_gpu > 1:

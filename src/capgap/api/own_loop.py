@@ -18,6 +18,19 @@ from capgap.errors import CapgapError
 Head = torch.nn.Linear | torch.Tensor
 
 
+def loss_settings(
+    where: str,
+    objective: Objective,
+    teacher_weight: float,
+    temperature: float,
+    beta: float | None,
+    chunk_tokens: int | None,
+) -> Distill:
+    """The loss's settings, checked; `where` begins the message of the CapgapError of a bad one."""
+    given = {"objective": objective, "teacher_weight": teacher_weight, "temperature": temperature}
+    return check_section(Distill, {**given, "beta": beta, "loss_chunk_tokens": chunk_tokens}, where)
+
+
 @overload
 def distillation_loss(
     student: torch.Tensor,
@@ -116,16 +129,8 @@ def distillation_loss(
 
     Source: `capgap.engine.losses`, which has the formulas and computes gradients with the loss.
     """
-    settings = check_section(
-        Distill,
-        {
-            "objective": objective,
-            "teacher_weight": teacher_weight,
-            "temperature": temperature,
-            "beta": beta,
-            "loss_chunk_tokens": chunk_tokens,
-        },
-        "distillation_loss",
+    settings = loss_settings(
+        "distillation_loss", objective, teacher_weight, temperature, beta, chunk_tokens
     )
     if reduction not in ("mean", "sum"):
         raise CapgapError(f"distillation_loss: reduction is {reduction!r}; it is mean or sum")

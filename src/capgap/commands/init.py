@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from argparse import ArgumentTypeError, Namespace
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ from capgap.data.hub import Absent
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError, shown
+from capgap.records.artifacts import NEW, temporary_folder
 from capgap.stages.base import count_argument, run_stage
 
 DEFAULT_TIME = "10m"
 UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
-REMARKS = {
+REMARKS = {  # on keys of the study file; of one section, or of all that have the key
     "validation_share": "of the bytes; the law is fitted on it",
     "test_share": "the final students are compared on it",
     "vocab_size": "byte-level BPE, trained on the training split",
@@ -56,12 +58,19 @@ REMARKS = {
     "warmup_share": "of the steps",
     "validations": "points of the learning curve",
     "validation_tokens": "of the validation split, for the curve",
-    "teacher_ratio": "teachers from the smallest to the largest, in sizes of the student",
-    "seeds": "of the data order",
-    "arms": "the same inits, trained on the data alone",
+    "widths": "the students are members of the teachers' family",
+    "schedule": "the budgets of one run share all but the last fifth of their tokens",
+    "warmup_tokens": "the same for all budgets",
     "students": "around the one that you want",
-    "tokens": "tokens of one training",
-    "student": "its size",
+    "pretrain.tokens": "of every teacher's training",
+    "grid.tokens": "budgets of a student's training; the best teacher grows with them",
+    "final.tokens": "as many as the longest of the grid",
+    "teacher_ratio": "teachers of every student, in multiples of its size",
+    "grid.replicas": "repetitions, each with new teachers, inits and order of the data",
+    "final.replicas": "whose teachers and inits it uses",
+    "arms": "the same init, trained on the data alone",
+    "arm_inits": "only the inits from this teacher",
+    "final.student": "its size",
     "gpus": "devices that work at the same time",
 }
 
@@ -268,7 +277,7 @@ def study_text(wish: Wish, study: dict[str, Any]) -> str:
     return environment.from_string(template).render(
         title=f"Which teacher is the best for a student of {format_count(student)}?",
         study={"pretrain": None, "plan": None, **study, "teachers": order},
-        remarks=REMARKS,
+        remarks=defaultdict(str, REMARKS),
         ratios={n: f" # {size / student:.1f} times the student" for n, size in sizes.items()},
     )
 
@@ -298,20 +307,29 @@ def check_new(folder: Path, file: Path) -> None:
 
 
 def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[Path], list[Path]]:
-    """Write the study and files for git and DVC; returns the files written and those kept."""
-    files = {file: text, **folder_files(file, study)}
+    """Write the study and files for git and DVC; returns the files written and those kept.
+
+    Each file appears whole or not at all, the study last: after a kill the same command goes on.
+    """
+    check_new(folder, file)  # again, since a person may have taken minutes to answer
+    files = {
+        name: content
+        for name, content in folder_files(file, study).items()
+        if name not in DVC_FILES or file == Path("config.yaml")
+    }
     written, kept = [], []
-    for name, content in files.items():
+    for name, content in {**files, file: text}.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name in DVC_FILES and file.name != "config.yaml":
-            continue
-        try:
-            with path.open("x", encoding="utf-8") as stream:
+        with temporary_folder(path) as temporary:
+            if os.path.lexists(path):
+                kept.append(path)
+                continue
+            with (temporary / NEW).open("w", encoding="utf-8") as stream:
                 stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.rename(temporary / NEW, path)
             written.append(path)
-        except FileExistsError:
-            kept.append(path)
     return written, kept
 
 
@@ -327,10 +345,8 @@ def show(console: Console, wish: Wish, proposal: Proposal) -> None:
     students = ", ".join(map(format_count, grid["students"]))
     console.print(f"teachers  {ladder}")
     console.print(f"students  {students}; in the end {format_count(final['student'])}")
-    console.print(
-        f"tokens    {format_count(grid['tokens'][0])} a student, "
-        f"{format_count(final['tokens'])} for the final one"
-    )
+    console.print(f"tokens    {', '.join(map(format_count, grid['tokens']))} for each student")
+    console.print(f"replicas  {len(grid['replicas'])}")
     console.print(f"cost      {plan.short(made)}")
     notes = list(proposal.notes)
     outside = [wish.corpus.get("pattern", ""), *(t.get("path", "") for t in wish.fetched.values())]
@@ -402,8 +418,8 @@ def main(argv: list[str] | None = None) -> None:
         "--teachers",
         nargs="+",
         metavar="TEACHER",
-        help="sizes to train here, model folders, or models of the hub (default: a ladder from 1.4 to "
-        "8.5 times the student, trained here)",
+        help="sizes to train here, model folders, or models of the hub (default: a ladder from 1.45 to "
+        "13 times the student, trained here)",
     )
     parser.add_argument(
         "--student",
@@ -421,7 +437,7 @@ def main(argv: list[str] | None = None) -> None:
     budget.add_argument(
         "--tokens",
         type=count_argument,
-        help="tokens of a distillation, like 500k, instead of a time",
+        help="tokens of the longest distillation, like 500k, instead of a time",
     )
     parser.add_argument(
         "--device",
