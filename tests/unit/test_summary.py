@@ -81,7 +81,7 @@ def test_an_experiment_has_the_jobs_and_the_time_of_the_plan(study):
     step = price(study, Experiment("?", "students", [30_000]))
     jobs, minutes = priced(price(study, Experiment("?", "students", [5_900])))
     here = price(study, Experiment("?", "students", [5_900]), on_this_machine)
-    assert priced(here)[0] == jobs
+    assert priced(here)[0] >= jobs  # and those of the study that are not done yet
     assert jobs >= 2 * 3 * len(study.grid.tokens)  # replicas, teachers, budgets
     assert minutes > 0
     assert "these teachers do not allow it" in step  # between the students there are
