@@ -1,7 +1,9 @@
 """`capgap init`: the ladder it proposes, what it writes, and what it refuses."""
 
+import errno
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,7 +15,7 @@ from outputs import said
 from transformers import LlamaConfig
 
 from capgap.commands import init, plan
-from capgap.commands.new_folder import DVC_FILES
+from capgap.commands.new_folder import DVC_FILES, folder_files
 from capgap.cost.proposal import LEAST_STUDENT, RATIO, Wish, propose
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
@@ -212,3 +214,37 @@ def test_on_a_terminal_it_asks(folder):
     assert b"no text found there" in printed
     study = open_study(Path("asked/config.yaml"))
     assert study.final.student == 7000
+
+
+def test_a_full_disk_or_a_kill_leaves_whole_files_and_the_command_can_be_repeated(
+    folder, monkeypatch
+):
+    words = ["new", "--text", "texts", "--student", "20k", "--tokens", "100k", "--yes"]
+    files = len(folder_files(Path("config.yaml"), "new")) + 1
+    real, left = init.write_text, [0]
+
+    def failing(path, text):
+        left[0] -= 1
+        if left[0] < 0:
+            path.parent.mkdir(exist_ok=True)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, text)
+
+    monkeypatch.setattr(init, "write_text", failing)
+    for room in range(files):
+        left[0] = room
+        with pytest.raises(OSError, match="No space left"):
+            init.main(words)
+        assert not (folder / "new/config.yaml").exists()
+        shutil.rmtree("new")
+    left[0] = 2
+    with pytest.raises(OSError, match="No space left"):
+        init.main(words)
+    left[0] = files
+    init.main(words)
+    whole = {p: p.read_bytes() for p in (folder / "new").rglob("*") if p.is_file()}
+    assert len(whole) == files
+    shutil.rmtree("new")
+    left[0] = files
+    init.main(words)
+    assert {p: p.read_bytes() for p in (folder / "new").rglob("*") if p.is_file()} == whole

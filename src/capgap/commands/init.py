@@ -40,6 +40,7 @@ from capgap.data.hub import Absent
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError, shown
+from capgap.records.artifacts import write_text
 from capgap.stages.base import count_argument, run_stage
 
 DEFAULT_TIME = "10m"
@@ -298,21 +299,23 @@ def check_new(folder: Path, file: Path) -> None:
 
 
 def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[Path], list[Path]]:
-    """Write the study and files for git and DVC; returns the files written and those kept."""
-    files = {file: text, **folder_files(file, study)}
+    """Write the study and files for git and DVC; returns the files written and those kept.
+
+    Each file appears whole, and the study file last: as long as it is missing, the same command can be
+    repeated.
+    """
+    beside = folder_files(file, study)
+    if file.name != "config.yaml":  # the only one that DVC's stage knows
+        beside = {name: content for name, content in beside.items() if name not in DVC_FILES}
     written, kept = [], []
-    for name, content in files.items():
+    for name, content in {**beside, file: text}.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name in DVC_FILES and file.name != "config.yaml":
-            continue
-        try:
-            with path.open("x", encoding="utf-8") as stream:
-                stream.write(content)
-            written.append(path)
-        except FileExistsError:
+        if os.path.lexists(path):
             kept.append(path)
-    return written, kept
+        else:
+            write_text(path, content)
+            written.append(path)
+    return sorted(written, key=lambda path: path != folder / file), kept
 
 
 def show(console: Console, wish: Wish, proposal: Proposal) -> None:

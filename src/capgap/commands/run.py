@@ -35,7 +35,7 @@ from capgap.stages.base import run_stage
 from capgap.workflow import ledger, private
 from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import RUN_VARIABLE, die_with_parent, name_run, only_run
-from capgap.workflow.pending import snakemake_command
+from capgap.workflow.pending import foreign_snakefile, snakefile, snakemake_command
 from capgap.workflow.shared_settings import own_caches
 
 PLANNED = "CAPGAP_PLANNED"  # the file in which our logger lists what a dry run would make
@@ -110,6 +110,12 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     if look and (unfinished := ledger.unfinished(root)):  # a run removes these and makes them again
         options = [*options, "--forcerun", *unfinished]
     command = snakemake_command(study_file, options)
+    if foreign_snakefile(graph := snakefile()):
+        print(
+            f"note: this folder's Snakefile is not used, but that of capgap ({graph}); to run yours: "
+            "snakemake --snakefile Snakefile",
+            file=sys.stderr,
+        )
     with ExitStack() as stack:
         planned_file = Path(stack.enter_context(TemporaryDirectory()), "planned")
         os.environ[PLANNED] = str(planned_file)
