@@ -1,6 +1,6 @@
 """`capgap init`: the ladder it proposes, what it writes, and what it refuses."""
 
-import errno
+import itertools
 import os
 import pty
 import shutil
@@ -15,7 +15,7 @@ from outputs import said
 from transformers import LlamaConfig
 
 from capgap.commands import init, plan
-from capgap.commands.new_folder import DVC_FILES, folder_files
+from capgap.commands.new_folder import DVC_FILES
 from capgap.cost.proposal import LEAST_STUDENT, RATIO, Wish, propose
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
@@ -216,35 +216,58 @@ def test_on_a_terminal_it_asks(folder):
     assert study.final.student == 7000
 
 
-def test_a_full_disk_or_a_kill_leaves_whole_files_and_the_command_can_be_repeated(
-    folder, monkeypatch
-):
-    words = ["new", "--text", "texts", "--student", "20k", "--tokens", "100k", "--yes"]
-    files = len(folder_files(Path("config.yaml"), "new")) + 1
-    real, left = init.write_text, [0]
+def killed_writing(calls):
+    """Write a study in a process that is killed at that call which changes the disk; its status."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def failing(path, text):
-        left[0] -= 1
-        if left[0] < 0:
-            path.parent.mkdir(exist_ok=True)
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, text)
+    def dying(real):
+        def call(*words, **options):
+            nonlocal calls
+            calls -= 1
+            return real(*words, **options) if calls >= 0 else os._exit(9)
 
-    monkeypatch.setattr(init, "write_text", failing)
-    for room in range(files):
-        left[0] = room
-        with pytest.raises(OSError, match="No space left"):
-            init.main(words)
-        assert not (folder / "new/config.yaml").exists()
+        return call
+
+    for name in ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir", "chmod"):
+        setattr(os, name, dying(getattr(os, name)))
+    init.write_folder(Path("new"), Path("config.yaml"), "study: mine\n", "mine")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("mine", [None, "notes.txt", ".gitignore"])
+def test_a_killed_init_can_be_repeated_and_loses_nothing(tmp_path, monkeypatch, mine):
+    monkeypatch.chdir(tmp_path)
+
+    def contents():
+        files = [p for p in Path("new").rglob("*") if p.is_file()]
+        return {str(p.relative_to("new")): p.read_text() for p in files}
+
+    def prepare():
+        shutil.rmtree("new", ignore_errors=True)
+        Path("new").mkdir()
+        if mine:
+            Path("new", mine).write_text("mine")
+
+    prepare()
+    assert killed_writing(10**9) == 0
+    whole, status = contents(), 9
+    assert len(whole) == 3 + len(DVC_FILES) + (mine == "notes.txt")
+    assert whole.get(mine) == ("mine" if mine else None)
+    for calls in itertools.count():
+        prepare()
+        before, status = contents(), killed_writing(calls)
+        if status == 0:
+            break
+        left = contents()
+        if not mine:
+            assert left in (before, whole)
+        elif "config.yaml" in left:
+            assert {name: text for name, text in left.items() if ".tmp/" not in name} == whole
+        assert not mine or left[mine] == "mine"
+        if left != whole:
+            assert killed_writing(10**9) == 0
+        assert contents() == whole
         shutil.rmtree("new")
-    left[0] = 2
-    with pytest.raises(OSError, match="No space left"):
-        init.main(words)
-    left[0] = files
-    init.main(words)
-    whole = {p: p.read_bytes() for p in (folder / "new").rglob("*") if p.is_file()}
-    assert len(whole) == files
-    shutil.rmtree("new")
-    left[0] = files
-    init.main(words)
-    assert {p: p.read_bytes() for p in (folder / "new").rglob("*") if p.is_file()} == whole
+    assert calls > 10

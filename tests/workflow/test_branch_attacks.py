@@ -150,7 +150,7 @@ def foreign(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["run", "-n"], ["run", f"{RESULTS}/tokenizer/manifest.json"], ["plan"], ["verify"],
+    [["run", "-n"], ["run", f"{RESULTS}/corpus/manifest.json"], ["plan"], ["verify"],
      ["summary"], ["save"], ["pull"], ["push"], ["clean"]],
     ids=" ".join,
 )  # fmt: skip
