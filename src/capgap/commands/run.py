@@ -52,7 +52,9 @@ def clear_leftovers(root: Path) -> None:
     shutil.rmtree(private.SNAKEMAKE_LOCKS, ignore_errors=True)
     here = Path.cwd().resolve()
     for output in ledger.unfinished(root):
-        if Path(output).parent.resolve().is_relative_to(here):  # a link may lead elsewhere
+        if Path(os.path.realpath(Path(output).parent)).is_relative_to(
+            here
+        ):  # a link may lead elsewhere
             Path(output).unlink(missing_ok=True)
         private.location(private.UNFINISHED, output).unlink()
     clean.collect(root)
