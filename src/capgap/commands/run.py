@@ -78,7 +78,7 @@ def check_results(root: Path, *, look: bool) -> None:
         damaged[name] = f"{name} has no checksum, so nothing tells whether it is as it was made"
     refuse(sorted(damaged.values()), "nothing was started")
     # a folder whose manifest alone is here was left out by a pull; jobs that need it name it
-    missing = [text for name, text in found.missing.items() if not os.path.exists(name)]
+    missing = [text for name, text in found.missing.items() if not os.path.isfile(name)]
     notes = [] if not records else [*missing, *found.unlisted.values()]
     for line in [*notes[:NOTES], *[f"and {len(notes) - NOTES} more"] * (len(notes) > NOTES)]:
         print(f"note: {line}", file=sys.stderr)
