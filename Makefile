@@ -36,7 +36,7 @@ test: $(READY)
 test-slow: $(READY)  ## a study killed at random moments, other revisions, merges, part of a clone
 	@$(TEST) -m slow
 
-test-chaos: $(READY)  ## an hour of kills, faults, full disks and bad input; CAPGAP_CHAOS_SEED repeats one
+test-chaos: $(READY)  ## an hour of kills, faults, full disks and bad input, each in chaos.log; CAPGAP_CHAOS_SEED repeats one
 	@HF_HUB_OFFLINE=1 CAPGAP_CHAOS_TABLE=$(CURDIR)/chaos.md $(VENV)/bin/python -m pytest -m chaos -rA
 
 remotes: $(READY)  ## what DVC needs to share through S3 and SSH

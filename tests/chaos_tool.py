@@ -5,6 +5,7 @@ import random
 import signal
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from capgap.errors import CapgapError
 from capgap.stages.base import system_message
 
 LIMIT_S = 60  # what takes longer hangs
+TABLE = "CAPGAP_CHAOS_TABLE"  # file for the tables of a campaign; its trials go to a .log beside it
 
 
 def sizes(small: int, large: int):
@@ -72,6 +74,11 @@ class Table:
 
     def add(self, row: str, result: str, detail: str = "", *, bad: bool = False) -> None:
         self.rows.setdefault(row, Counter())[result.partition(":")[0]] += 1
+        if TABLE in os.environ:  # to be read while the campaign runs, and after it was cut off
+            with Path(os.environ[TABLE]).with_suffix(".log").open("a") as file:
+                file.write(
+                    f"{self.name} | {row} | {result.partition(chr(10))[0]} | {detail[:200]!r}\n"
+                )
         if bad or result.startswith(("traceback", "hang", "silent", "lost")):
             self.bad.append(f"{row}: {result} {detail}")
 
@@ -83,7 +90,7 @@ class Table:
             lines.append(f"| {row} | {' | '.join(str(counts[result]) for result in results)} |")
         text = "\n".join(lines) + "\n"
         print(text)
-        if trials > small and "CAPGAP_CHAOS_TABLE" in os.environ:
-            with open(os.environ["CAPGAP_CHAOS_TABLE"], "a") as file:
+        if trials > small and TABLE in os.environ:
+            with open(os.environ[TABLE], "a") as file:
                 file.write(text + "\n")
         assert self.bad == [], "\n".join(self.bad[:20])

@@ -1,5 +1,7 @@
 """The digest sees what a stage runs, and nothing else."""
 
+import json
+
 import pytest
 
 from capgap.errors import CapgapError
@@ -47,7 +49,15 @@ def elsewhere(x):
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
+def store(tmp_path_factory, monkeypatch):
+    """A user's cache of its own; the file of digests in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "capgap/source-digests.json"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, store):
     """Function that writes modules and returns the digest of capgap.stage_a."""
     monkeypatch.setattr(digest, "SOURCE_ROOT", tmp_path)
     (tmp_path / "__init__.py").write_text("")
@@ -118,3 +128,35 @@ def test_a_whole_module_counts_where_it_is_used_by_name(package):
         "return loss(x)", "return other.unused()"
     )
     assert package(stage=used, other="def unused(): return 2\n") != package(stage=used)
+
+
+def test_a_kept_digest_is_taken_only_for_the_same_files(package, store, monkeypatch):
+    first, changed = package(), LIBRARY.replace("x + 1", "x + 2")
+    found = []
+    real = digest._found_digest
+    monkeypatch.setattr(digest, "_found_digest", lambda m: found.append(m) or real(m))
+    assert package() == first
+    assert found == []
+    second = package(library=changed)
+    assert second != first
+    assert found == ["capgap.stage_a"]
+    assert package() == first
+    assert package(library=changed) == second
+    assert len(found) == 1
+    for n in range(2 * digest.STATES):
+        package(other=f"def unused(): return {n + 10}\n")
+    assert len(json.loads(store.read_text())) == digest.STATES
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{", '{"STATE": null}', '{"STATE": {"capgap.stage_a": "../x"}}']
+)
+def test_a_spoilt_store_of_digests_is_passed_over(package, store, text):
+    first = package()
+    store.write_text(text.replace("STATE", digest._package_digest()))
+    assert package() == first
+
+
+def test_a_store_that_cannot_be_written_stops_nothing(package, store):
+    store.parent.write_text("no folder")
+    assert package() == package()

@@ -16,6 +16,7 @@ from capgap.engine.models import load_model, load_shape, load_tokenizer, save_mo
 from capgap.errors import CapgapError
 from capgap.records.run_records import Lineage
 from capgap.stages import fetch
+from capgap.stages.base import system_message
 
 EVIL = "import pathlib\npathlib.Path({!r}).write_text('ran')\n"
 
@@ -145,6 +146,16 @@ def test_link_that_leads_out_is_refused(folder, tmp_path, name):
         with pytest.raises(CapgapError, match=f"{name} is a link that leads out") as error:
             load(folder)
         assert "secret" not in str(error.value)
+
+
+def test_link_that_leads_back_to_itself_is_one_message(folder):
+    (folder / "loop").symlink_to("loop")
+    load_model(folder)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises((CapgapError, OSError)) as error:
+        load_tokenizer(folder)
+    assert isinstance(error.value, CapgapError) or system_message(error.value)
 
 
 def test_links_of_the_hubs_cache_are_followed(folder, tmp_path):

@@ -1,7 +1,9 @@
 """`capgap init`: the ladder it proposes, what it writes, and what it refuses."""
 
+import itertools
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -289,3 +291,60 @@ def test_on_a_terminal_it_asks(folder):
     assert b"no text found there" in printed
     study = open_study(Path("asked/config.yaml"))
     assert study.final.student == 7000
+
+
+def killed_writing(calls):
+    """Write a study in a process that is killed at that call which changes the disk; its status."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def dying(real):
+        def call(*words, **options):
+            nonlocal calls
+            calls -= 1
+            return real(*words, **options) if calls >= 0 else os._exit(9)
+
+        return call
+
+    for name in ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir", "chmod"):
+        setattr(os, name, dying(getattr(os, name)))
+    init.write_folder(Path("new"), Path("config.yaml"), "study: mine\n", "mine")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("mine", [None, "notes.txt", ".gitignore"])
+def test_a_killed_init_can_be_repeated_and_loses_nothing(tmp_path, monkeypatch, mine):
+    monkeypatch.chdir(tmp_path)
+
+    def contents():
+        files = [p for p in Path("new").rglob("*") if p.is_file()]
+        return {str(p.relative_to("new")): p.read_text() for p in files}
+
+    def prepare():
+        shutil.rmtree("new", ignore_errors=True)
+        Path("new").mkdir()
+        if mine:
+            Path("new", mine).write_text("mine")
+
+    prepare()
+    assert killed_writing(10**9) == 0
+    whole, status = contents(), 9
+    assert len(whole) == 3 + len(DVC_FILES) + (mine == "notes.txt")
+    assert whole.get(mine) == ("mine" if mine else None)
+    for calls in itertools.count():
+        prepare()
+        before, status = contents(), killed_writing(calls)
+        if status == 0:
+            break
+        left = contents()
+        if not mine:
+            assert left in (before, whole)
+        elif "config.yaml" in left:
+            assert {name: text for name, text in left.items() if ".tmp/" not in name} == whole
+        assert not mine or left[mine] == "mine"
+        if left != whole:
+            assert killed_writing(10**9) == 0
+        assert contents() == whole
+        shutil.rmtree("new")
+    assert calls > 10

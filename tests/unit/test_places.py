@@ -10,6 +10,7 @@ from capgap.data.places import named_place
 from capgap.data.sources import corpus_files, documents, hub_texts
 from capgap.errors import CapgapError
 from capgap.stages import fetch
+from capgap.stages.base import system_message
 
 OUT = ["../*/*.txt", "/etc/*.txt", "data/../../*/*.txt", "..", "**/../../*.txt"]
 
@@ -96,6 +97,14 @@ def test_linked_text_is_not_read(study):
             list(documents(FilesCorpus(source="files", pattern=pattern)))
         with pytest.raises(CapgapError, match=r"corpus/3.txt is a link to"):
             corpus_files(pattern)  # as the plan counts their bytes
+
+
+def test_link_that_leads_back_to_itself_is_no_traceback(study):
+    (study / "loop.txt").symlink_to("loop.txt")
+    assert named_place("loop.txt", "corpus.pattern")
+    with pytest.raises((CapgapError, OSError)) as error:
+        list(documents(FilesCorpus(source="files", pattern="loop.txt")))
+    assert isinstance(error.value, CapgapError) or system_message(error.value)
 
 
 def test_links_inside_of_the_study_are_followed(study):

@@ -98,6 +98,8 @@ def test_secret_in_shared_settings_is_refused_and_not_printed(folder, name, valu
     ("section", "setting"),
     [
         ("'remote \"lab\"'", "bearer_token_command = touch /tmp/x"),
+        ("'remote \"lab\"'", "configpath = aws.ini"),
+        ("'remote \"lab\"'", "credentialpath = aws.ini"),
         ("core", "site_cache_dir = /var/tmp/shared"),
         ("cache", "dir = ../../.ssh"),
         ("hydra", "plugins_path = plugins"),
@@ -107,6 +109,24 @@ def test_shared_settings_that_run_programs_or_move_files_are_refused(folder, sec
     folder(f"[{section}]\n    {setting}\n")
     with pytest.raises(CapgapError, match="comes with the branch"):
         check_shared(secrets=False)
+
+
+@pytest.mark.parametrize("name", sorted(shared_settings.SENT))
+@pytest.mark.parametrize("level", ["local", "global"])
+def test_own_password_does_not_go_where_a_branch_sends_it(folder, monkeypatch, name, level):
+    root = folder("['remote \"lab\"']\n    url = webdavs://evil.example.org/x\n")
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(root / "home"))
+    (root / "home").mkdir()
+    own = root / (".dvc/config.local" if level == "local" else "home/config")
+    own.write_text("['remote \"other\"']\n    password = s3cret\n")
+    check_shared(secrets=True)
+    own.write_text(f"['remote \"lab\"']\n    {name} = s3cret\n")
+    with pytest.raises(CapgapError, match="sets the address of remote lab") as error:
+        check_shared(secrets=False)
+    assert "s3cret" not in str(error.value)
+    with own.open("a") as file:
+        file.write("    url = webdavs://ours.example.org/x\n")
+    check_shared(secrets=False)
 
 
 def test_shipped_settings_are_fine(folder):

@@ -83,6 +83,30 @@ def test_object_that_a_killed_push_cut_off_is_sent_again(place):
     assert stores.send(place.remote, place.cache, [oid]) == ([], 0)
 
 
+@pytest.mark.parametrize("protocol", ["local", "ssh"])
+def test_two_users_push_the_same_object_at_once(place, monkeypatch, protocol):
+    """The second pushes all of it while the first is half done."""
+    kind = type(place.remote.fs)
+    monkeypatch.setattr(kind, "protocol", protocol)
+    oid, put, targets = place.put_here(b"whole"), kind.put_file, []
+
+    def meanwhile(self, source, target, **options):
+        targets.append(target)
+        if len(targets) == 1:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).write_bytes(b"who")
+            other = stores.Cache({"cache": {}})
+            assert stores.send(place.remote, other, [oid])[0] == []
+        put(self, source, target, **options)
+
+    monkeypatch.setattr(kind, "put_file", meanwhile)
+    assert stores.send(place.remote, place.cache, [oid])[0] == []
+    assert place.stored(oid).read_bytes() == b"whole"
+    assert [p.name for p in place.stored(oid).parent.iterdir()] == [oid[2:]]
+    if protocol == "ssh":
+        assert len(set(targets)) == 2
+
+
 def test_listing_is_sent_last(place, monkeypatch):
     order = []
     put = type(place.remote.fs).put_file

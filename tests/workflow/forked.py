@@ -57,6 +57,7 @@ def forked(repository, words, *, moment=NEVER, victims="group", after=None, home
     home = home or repository.path.parent
     counter, out = home / "counter", home / "printed"
     counter.write_bytes(bytes(8))
+    out.write_bytes(b"")
     begun = time.monotonic()
     pid = os.fork()
     if not pid:
@@ -70,6 +71,7 @@ def forked(repository, words, *, moment=NEVER, victims="group", after=None, home
     seconds = time.monotonic() - begun
     if status is None:
         _kill(pid, victims)
+        os.kill(pid, signal.SIGKILL)  # it may not have had the time to make a group of its own
         os.waitpid(pid, 0)
         status = -signal.SIGALRM if after is None else -signal.SIGKILL
     if victims != "root" or status != -signal.SIGKILL:  # others have to end by themselves

@@ -1,5 +1,6 @@
 """Pull, push, save, accept and DVC's checkout, killed: the next command works and tells the truth."""
 
+import json
 import random
 import shutil
 import signal
@@ -112,7 +113,10 @@ def test_killed_accept(study, killed):
         study.capgap("verify")
     study.capgap("accept", "--reason", "the same numbers")
     after = study.contents()
+    assert after.keys() == {*results, "accepted.json", "checksums.json"}
     assert {name: after[name] for name in results} == results
+    entries = json.loads(after["accepted.json"])
+    assert all(entry not in entries[:n] for n, entry in enumerate(entries))
     study.capgap("verify")
     assert study.planned() == set()
 

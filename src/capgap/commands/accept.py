@@ -24,6 +24,7 @@ from capgap.records.reading import read_json
 from capgap.stages.base import run_stage
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
+from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import only_run
 from capgap.workflow.rule_params import digests
 
@@ -62,16 +63,16 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
     entries = read_json(book, list) if book.is_file() else []
     for (stage, before), outputs in found.items():
         now = source_digest(f"capgap.stages.{stage}")
-        entries.append(
-            {
-                "stage": stage,
-                "source_before": before,
-                "source_now": now,
-                "by": by or _git_user(),
-                "reason": reason,
-                "outputs": outputs,
-            }
-        )
+        entry = {
+            "stage": stage,
+            "source_before": before,
+            "source_now": now,
+            "by": by or _git_user(),
+            "reason": reason,
+            "outputs": outputs,
+        }
+        if entry not in entries:  # a kill may have come between the book and the records
+            entries.append(entry)
     text = json.dumps(entries, indent=1, sort_keys=True) + "\n"
     checksums.announce(book, hashlib.sha256(text.encode()).hexdigest())
     write_text(book, text)
@@ -109,8 +110,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--reason", help="why the changed source gives the same results")
     parser.add_argument("--by", help="who accepts (default git's user.name)")
     args = parser.parse_args(argv)
+    study = load_study(args.study).study
     with only_run():
-        lines = run(load_study(args.study).study, args.stage, args.reason, args.by)
+        if args.reason is not None:
+            remove_temporary(results_of(study))
+        lines = run(study, args.stage, args.reason, args.by)
     print("\n".join(lines))
 
 

@@ -41,7 +41,7 @@ from capgap.data.hub import Absent
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError, shown
-from capgap.records.artifacts import NEW, temporary_folder
+from capgap.records.artifacts import publish_folder, temporary_folder, write_text
 from capgap.stages.base import count_argument, run_stage
 
 DEFAULT_TIME = "10m"
@@ -309,28 +309,28 @@ def check_new(folder: Path, file: Path) -> None:
 def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[Path], list[Path]]:
     """Write the study and files for git and DVC; returns the files written and those kept.
 
-    Each file appears whole or not at all, the study last: after a kill the same command goes on.
+    A new folder appears as a whole. In an older one each file does, and the study file last: as long as
+    that is missing, the same command can be repeated.
     """
-    check_new(folder, file)  # again, since a person may have taken minutes to answer
-    files = {
-        name: content
-        for name, content in folder_files(file, study).items()
-        if name not in DVC_FILES or file == Path("config.yaml")
-    }
-    written, kept = [], []
-    for name, content in {**files, file: text}.items():
-        path = folder / name
-        with temporary_folder(path) as temporary:
-            if os.path.lexists(path):
-                kept.append(path)
-                continue
-            with (temporary / NEW).open("w", encoding="utf-8") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.rename(temporary / NEW, path)
-            written.append(path)
-    return written, kept
+    beside = folder_files(file, study)
+    if file.name != "config.yaml":  # the only one that DVC's stage knows
+        beside = {name: content for name, content in beside.items() if name not in DVC_FILES}
+    files = {**beside, file: text}
+    if not any(folder.iterdir()) and not folder.samefile("."):
+        with publish_folder(folder, manifest=False) as new:
+            for name, content in files.items():
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_text(content, encoding="utf-8")
+        written, kept = [folder / name for name in files], []
+    else:
+        kept = [folder / name for name in files if os.path.lexists(folder / name)]
+        written = [folder / name for name in files if folder / name not in kept]
+        for path in kept:
+            with temporary_folder(path):  # removes what a kill may have left of it
+                pass
+        for path in written:
+            write_text(path, files[path.relative_to(folder)])
+    return sorted(written, key=lambda path: path != folder / file), kept
 
 
 def show(console: Console, wish: Wish, proposal: Proposal) -> None:

@@ -35,7 +35,7 @@ from capgap.stages.base import run_stage
 from capgap.workflow import ledger, private
 from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import RUN_VARIABLE, die_with_parent, name_run, only_run
-from capgap.workflow.pending import snakemake_command
+from capgap.workflow.pending import foreign_snakefile, snakefile, snakemake_command
 from capgap.workflow.shared_settings import own_caches
 
 PLANNED = "CAPGAP_PLANNED"  # the file in which our logger lists what a dry run would make
@@ -52,7 +52,9 @@ def clear_leftovers(root: Path) -> None:
     shutil.rmtree(private.SNAKEMAKE_LOCKS, ignore_errors=True)
     here = Path.cwd().resolve()
     for output in ledger.unfinished(root):
-        if Path(output).parent.resolve().is_relative_to(here):  # a link may lead elsewhere
+        if Path(os.path.realpath(Path(output).parent)).is_relative_to(
+            here
+        ):  # a link may lead elsewhere
             Path(output).unlink(missing_ok=True)
         private.location(private.UNFINISHED, output).unlink()
     clean.collect(root)
@@ -76,7 +78,7 @@ def check_results(root: Path, *, look: bool) -> None:
         damaged[name] = f"{name} has no checksum, so nothing tells whether it is as it was made"
     refuse(sorted(damaged.values()), "nothing was started")
     # a folder whose manifest alone is here was left out by a pull; jobs that need it name it
-    missing = [text for name, text in found.missing.items() if not os.path.exists(name)]
+    missing = [text for name, text in found.missing.items() if not os.path.isfile(name)]
     notes = [] if not records else [*missing, *found.unlisted.values()]
     for line in [*notes[:NOTES], *[f"and {len(notes) - NOTES} more"] * (len(notes) > NOTES)]:
         print(f"note: {line}", file=sys.stderr)
@@ -110,6 +112,12 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
     if look and (unfinished := ledger.unfinished(root)):  # a run removes these and makes them again
         options = [*options, "--forcerun", *unfinished]
     command = snakemake_command(study_file, options)
+    if foreign_snakefile(graph := snakefile()):
+        print(
+            f"note: this folder's Snakefile is not used, but that of capgap ({graph}); to run yours: "
+            "snakemake --snakefile Snakefile",
+            file=sys.stderr,
+        )
     with ExitStack() as stack:
         planned_file = Path(stack.enter_context(TemporaryDirectory()), "planned")
         os.environ[PLANNED] = str(planned_file)

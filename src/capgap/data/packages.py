@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from capgap.errors import CapgapError
@@ -23,7 +24,8 @@ def package_folder(package: str) -> Path:
 def file_in_package(package: str, name: str) -> Path:
     """A file or folder of an installed package; CapgapError for a name that leads out of it."""
     root = package_folder(package)
-    if not is_inside(name) or not (root / name).resolve().is_relative_to(root.resolve()):
+    real = Path(os.path.realpath(root / name))
+    if not is_inside(name) or not real.is_relative_to(os.path.realpath(root)):
         raise CapgapError(f"{name}: leads out of the package {package}; name a file inside it")
     return root / name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from capgap.errors import CapgapError
@@ -22,7 +23,7 @@ def named_place(path: str | Path, setting: str) -> Path:
 
 def check_contained(path: Path, root: Path, setting: str) -> None:
     """Raise CapgapError if links lead a path out of a folder."""
-    real = path.resolve()
+    real = Path(os.path.realpath(path))  # Path.resolve raises for a link that leads back to itself
     if not real.is_relative_to(root.resolve()):
         raise CapgapError(
             f"{setting}: {path} is a link to {real}, outside of {root}, so it is not read; if that is "

@@ -8,6 +8,7 @@ shards can lead out of the folder. None of these is followed.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -41,9 +42,11 @@ def check_folder(folder: Path) -> None:
     if here.parent.name == "snapshots":  # the hub's cache links its files to blobs beside these
         homes.append(here.parent.parent / "blobs")
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+        # unlike Path.resolve, this does not raise for a link that leads back to itself
+        real = Path(os.path.realpath(path))
+        if path.is_symlink() and not any(real.is_relative_to(home) for home in homes):
             raise CapgapError(
-                f"{path} is a link that leads out of its folder, to {path.resolve()}, so it is not "
+                f"{path} is a link that leads out of its folder, to {real}, so it is not "
                 "read; put the file itself there"
             )
     if (folder / ADAPTER).exists():

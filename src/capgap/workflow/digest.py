@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import os
 import re
+import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import capgap
 from capgap.errors import CapgapError
+from capgap.records.reading import Unreadable, read_json
 from capgap.workflow.pending import snakefile
 
 PACKAGE = "capgap"
@@ -29,12 +34,61 @@ HELP_KEYWORDS = {"description", "help", "metavar"}
 HELP_CALLS = {"Field", "add_argument", "add_argument_group"}
 HIDING_CALLS = {"exec", "eval", "__import__", "import_module"}
 NOT_FOLLOWED = "capgap.workflow"
+STATES = 8  # of the package, whose digests are kept
 BY_HAND = "by_hand"  # the decorator, see capgap.stages.base
 
 
 @cache
 def source_digest(module: str) -> str:
-    """Digest (16 hexadecimal digits) of everything inside capgap that `module`'s `main` uses."""
+    """Digest (16 hexadecimal digits) of everything inside capgap that `module`'s `main` uses.
+
+    It is kept in the user's cache, because finding what a stage uses takes a second for all of them.
+    """
+    digests = _kept().get(_package_digest())
+    if isinstance(digests, dict) and re.fullmatch("[0-9a-f]{16}", str(digests.get(module))):
+        return digests[module]
+    value = _found_digest(module)
+    _keep(module, value)
+    return value
+
+
+@cache
+def _package_digest() -> str:
+    """Digest of everything that a source digest can depend on: all files of the package, and Python."""
+    found = hashlib.sha256(sys.version.encode())
+    for path in sorted(SOURCE_ROOT.rglob("*")):
+        if path.suffix != ".pyc" and path.is_file():
+            data = path.read_bytes()
+            found.update(f"\n{path.relative_to(SOURCE_ROOT)} {len(data)}\n".encode() + data)
+    return found.hexdigest()
+
+
+def _store() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "capgap/source-digests.json")
+
+
+def _kept() -> dict:
+    """Digests by module, by the package's digest; empty if there are none that can be read."""
+    try:
+        return read_json(_store())
+    except Unreadable:
+        return {}
+
+
+def _keep(module: str, value: str) -> None:
+    """Keep a digest, and those of the last few states of the package; a full disk is no error."""
+    state, kept = _package_digest(), _kept()
+    digests = kept.pop(state, None)
+    mine = {**(digests if isinstance(digests, dict) else {}), module: value}
+    with suppress(OSError):
+        _store().parent.mkdir(parents=True, exist_ok=True)
+        temporary = _store().with_name(f".{_store().name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**dict(list(kept.items())[1 - STATES :]), state: mine}))
+        os.replace(temporary, _store())
+
+
+def _found_digest(module: str) -> str:
     parts: dict[tuple[str, str], str] = {}
     pending = [(module, "main")]
     while pending:

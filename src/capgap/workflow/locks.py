@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from capgap.errors import CapgapError
+from capgap.workflow.own_places import check_own_places
 
 RUN_LOCK = Path(".snakemake/capgap.lock")  # held by a run; contains the name of the latest run
 RUN_VARIABLE = "CAPGAP_RUN"  # the name of the run that started a job
@@ -39,7 +40,9 @@ def die_with_parent() -> None:
 
 @contextmanager
 def only_run() -> Iterator[TextIO]:
-    """Hold the working folder's lock; CapgapError if a run has it. Yields the locked file."""
+    """Hold the working folder's lock; CapgapError if a run has it, or if git brought files that only
+    this machine may make. Yields the locked file."""
+    check_own_places()
     RUN_LOCK.parent.mkdir(exist_ok=True)
     with RUN_LOCK.open("a+", encoding="utf-8") as file:
         try:

@@ -11,6 +11,7 @@ import capgap
 from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.workflow import ledger
+from capgap.workflow.own_places import check_own_places
 from capgap.workflow.private import out_of_date
 
 
@@ -22,24 +23,39 @@ class Pending(NamedTuple):
 
 
 def snakefile() -> Path:
-    """The Snakefile of the working folder, or else the one of the installed capgap.
+    """The Snakefile of the installed capgap.
 
-    A wheel holds it in the package; an editable installation has it in the repository.
+    A wheel holds it in the package; an editable installation has it in the repository. Another one in
+    the working folder came with the study and can run any program, so it is not taken.
     """
-    here, package = Path("Snakefile"), Path(capgap.__file__).parent
+    package, here = Path(capgap.__file__).parent, Path("Snakefile")
     installed = [package / "graph" / "Snakefile", package.parents[1] / "Snakefile"]
-    return next((path for path in (here, *installed) if path.is_file()), here)
+    found = next((path for path in installed if path.is_file()), installed[0])
+    return found if foreign_snakefile(found) or not here.is_file() else here
+
+
+def foreign_snakefile(own: Path) -> bool:
+    """Whether the working folder has a Snakefile that is not the installed capgap's."""
+    here = Path("Snakefile")
+    return here.is_file() and not (own.is_file() and here.samefile(own))
 
 
 def snakemake_command(study_file: Path, options: list[str]) -> list[str]:
-    """Command line of Snakemake for a study. Raises CapgapError if there is no Snakefile."""
+    """Command line of Snakemake for a study.
+
+    Raises CapgapError if there is no Snakefile, or if git brought files that only this machine may make.
+    """
+    check_own_places()
     graph = snakefile()
     if not graph.is_file():
         raise CapgapError(
-            "no Snakefile here and none with the installed capgap; run from the top folder of the "
-            "repository, or install capgap (pip install capgap)"
+            f"the installed capgap has no Snakefile ({graph}); install it again: pip install capgap, or "
+            "pip install --editable . in its repository"
         )
     options = [_found(word, graph.parent) for word in options]
+    if not any(word.startswith("--workflow-profile") for word in options):
+        # else Snakemake takes default/ or profiles/default/ of the working folder, which may hold Python
+        options = ["--workflow-profile", str(graph.parent / "profiles/default"), *options]
     command = [sys.executable, "-m", "capgap.workflow.private", "--snakefile", str(graph), *options]
     # --configfile takes all words after it, so targets must come before it
     return [*command, "--configfile", str(study_file)]

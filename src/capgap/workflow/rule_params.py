@@ -28,6 +28,7 @@ SHOWN = 8
 def prepare_environment() -> None:
     """Set the environment of all jobs: rules call `python`, which must be this interpreter."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ["PYTHONSAFEPATH"] = "1"  # jobs import nothing from the working folder
     os.environ["CAPGAP_UNDER_WORKFLOW"] = "1"
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors
 

@@ -27,10 +27,17 @@ PLAIN = re.compile(r"^ask_|^exclude_|path$|_file$|^bearer_token_command$")
 # Settings that run a program, load code or move DVC's files.
 DECIDING = {
     ("remote", "bearer_token_command"),
+    (
+        "remote",
+        "configpath",
+    ),  # of S3: a profile in that file may name a program, credential_process
+    ("remote", "credentialpath"),  # likewise
     ("core", "site_cache_dir"),
     ("cache", "dir"),
     ("hydra", "plugins_path"),
 }
+# Secrets that go to the address of a remote as they are. A key of S3 signs and is not sent.
+SENT = {"password", "token", "custom_auth_header", "sas_token"}
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -44,6 +51,7 @@ def check_shared(*, secrets: bool) -> None:
 
     secrets: also refuse passwords and keys in them.
     """
+    _check_addresses()
     for section, name, value in _settings(SHARED):
         kind, _, owner = section.partition(" ")
         owner = owner.strip('"')
@@ -60,6 +68,23 @@ def check_shared(*, secrets: bool) -> None:
             raise CapgapError(
                 f"{SHARED} is in git and holds a credential ({of}); remove it and keep it on this "
                 f"machine only: {local}"
+            )
+
+
+def _check_addresses() -> None:
+    """Raise CapgapError if a password of this machine would go to an address that a branch sets."""
+    from dvc.dirs import global_config_dir
+
+    own = [s for file in (LOCAL, Path(global_config_dir(), "config")) for s in _settings(file)]
+    settled = {section for section, name, _ in own if name == "url"}
+    for section, _, value in [s for s in _settings(SHARED) if s[1] == "url"]:
+        sent = [name for owner, name, _ in own if owner == section and name in SENT]
+        if sent and section not in settled:
+            owner = section.partition(" ")[2].strip('"')
+            raise CapgapError(
+                f"{SHARED} comes with the branch and sets the address of remote {owner}, to which your "
+                f"{sent[0]} would be sent. If {hide_secrets(value)} is right, set it on this machine: "
+                f"dvc remote modify --local {owner} url ..."
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,8 +146,10 @@ def send(remote: private.Remote, cache: Cache, oids: Iterable[str]) -> tuple[lis
         if remote.fs.protocol in ATOMIC:
             remote.fs.put_file(str(cache.path(oid).absolute()), target)
         else:
-            remote.fs.put_file(str(cache.path(oid).absolute()), f"{target}.tmp")
-            remote.fs.move(f"{target}.tmp", target)
+            # a name of its own, for two users may push the same object at once
+            temporary = f"{target.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
+            remote.fs.put_file(str(cache.path(oid).absolute()), temporary)
+            remote.fs.move(temporary, target)
 
     _in_parallel(put, [oid for oid in lacking if not oid.endswith(".dir")])
     _in_parallel(put, [oid for oid in lacking if oid.endswith(".dir")])
@@ -213,9 +216,10 @@ class Placer:
     def check(self, name: str) -> None:
         """Raise CapgapError if symbolic links lead a name out of the working folder."""
         for folder in Path(name).parents:
-            if folder.is_symlink() and not folder.resolve().is_relative_to(self.here):
+            real = Path(os.path.realpath(folder))
+            if folder.is_symlink() and not real.is_relative_to(self.here):
                 raise CapgapError(
-                    f"{folder} is a link to {folder.resolve()}, but a pull writes only inside this "
+                    f"{folder} is a link to {real}, but a pull writes only inside this "
                     f"folder. Move the repository there, or make {folder} a folder"
                 )
 
