@@ -34,15 +34,17 @@ except CapgapError as error:
 
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
 SIZES = run_grid.teacher_sizes(STUDY)
-RUNS = run_grid.grid_runs(STUDY.grid, SIZES)
+RUNS = run_grid.runs_of(STUDY)
 BUDGETS = run_grid.budgets_of(RUNS)
 TRUNK = [paths.RUN_TRUNK] if STUDY.distill.schedule == "wsd" else []
 TEXT_THREADS = 4  # of the jobs that read and pack the text, fewer on a machine with fewer cores
 SCORED = run_grid.scored_teachers(RUNS)
 CACHED = run_grid.teaching(STUDY, RUNS) if STUDY.distill.teacher_targets != "online" else []
-PRETRAINED = [n for n, t in STUDY.teachers.items() if isinstance(t, PretrainedTeacher)]
+GIVEN = run_grid.student_draws(STUDY)  # given students that are not teachers
+PRETRAINED = [n for n, t in STUDY.models.items() if isinstance(t, PretrainedTeacher)]
 SOFTWARE = workflow.deployment_settings.deployment_method  # conda or apptainer; empty for this one
-FETCHED = [n for n in STUDY.teachers if n not in PRETRAINED]
+GIVEN_TRAINED = [draw for draw in GIVEN if draw[0] in PRETRAINED]
+FETCHED = [n for n in STUDY.models if n not in PRETRAINED]
 
 
 wildcard_constraints:
@@ -50,7 +52,7 @@ wildcard_constraints:
     teacher=r"[a-z0-9][a-z0-9.-]*",
     student=r"[0-9.]+[kMBT]?",
     tokens=r"[0-9.]+[kMBT]?",
-    init=r"random|pruned-[a-z0-9][a-z0-9.-]*",
+    init=r"random|(pruned|given)-[a-z0-9][a-z0-9.-]*",
     seed=r"\d+",
     replica=r"(replica-\d+/)?",
 
@@ -113,6 +115,9 @@ def results_of_study():
     return [
         *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
         *teachers_of_study(paths.TEACHER_MODEL),
+        *of_teachers(paths.TEACHER_MODEL, GIVEN),
+        *of_teachers(paths.TEACHER_CURVE, GIVEN_TRAINED),
+        *of_teachers(paths.TEACHER_TRAIN, GIVEN_TRAINED),
         *teachers_of_study(paths.TEACHER_METRICS),
         *of_teachers(paths.TEACHER_IMPORTANCE, SCORED),
         *of_teachers(paths.TEACHER_TARGETS, CACHED),
@@ -170,13 +175,13 @@ def score_settings(wildcards):
 
 
 def teacher_settings(wildcards):
-    """The settings of one teacher."""
-    return STUDY.teachers[wildcards.teacher]
+    """The settings of one teacher or given student."""
+    return STUDY.models[wildcards.teacher]
 
 
 def trim_text(wildcards):
     """The corpus if the fetched teacher's vocabulary is trimmed to it, otherwise nothing."""
-    if STUDY.teachers[wildcards.teacher].trim_vocabulary:
+    if STUDY.models[wildcards.teacher].trim_vocabulary:
         return paths.CORPUS.format(study=wildcards.study)
     return []
 
@@ -250,6 +255,11 @@ def prune_options(wildcards):
     return f"--params {parse_count(wildcards.student)} --scored-with {seed}"
 
 
+def given_model(wildcards):
+    """The model that a given student is."""
+    return teacher_path(paths.TEACHER_MODEL, wildcards.given, wildcards)
+
+
 def random_init_options(wildcards):
     """A student's size in parameters without embeddings, and the seed of its random weights."""
     seed = run_grid.replica_number(wildcards.replica) or 0
@@ -297,7 +307,9 @@ def final_result(path):
 
 def choice_options(wildcards):
     """The student and budget to choose for, as options so that the records name the values."""
-    return STUDY.final and f"--student {STUDY.final.student} --tokens {STUDY.final.tokens}"
+    final = STUDY.final
+    asked = final and f"--student {final.student} --tokens {final.tokens}"
+    return f"{asked} --init {run_grid.final_kind(STUDY)}" if final else asked
 
 
 try:

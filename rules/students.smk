@@ -67,6 +67,35 @@ rule random_init_student:
         """
 
 
+rule given_student:
+    """Make the init of a given student, with the study's tokenizer."""
+    input:
+        model=given_model,
+        tokenizer=paths.TOKENIZER,
+    output:
+        paths.INIT_MODEL.replace("{init}", f"{run_grid.GIVEN}{{given}}"),
+    log:
+        paths.log("given_student", paths.INIT_DIR.replace("{init}", f"{run_grid.GIVEN}{{given}}")),
+    wildcard_constraints:
+        given=one_of(STUDY.given_names()),
+    conda:
+        "../envs/train.yaml"
+    resources:
+        mem_mb=NEEDS.mem_mb("given_student"),
+        runtime=NEEDS.runtime("given_student"),
+    params:
+        timing=paths.timing(
+            "given_student", paths.INIT_DIR.replace("{init}", f"{run_grid.GIVEN}{{given}}")
+        ),
+        spec=spec("given"),
+    shell:
+        r"""
+        exec python -m capgap.workflow.launch 0 1 0 {params.timing:q} capgap.stages.given \
+            --model {input.model:q} --tokenizer {input.tokenizer:q} --name {wildcards.given:q} \
+            --size {wildcards.student:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+        """
+
+
 rule distill_student:
     """Train one student from its init, with one teacher and one seed."""
     input:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from capgap.config import Law
+from capgap.config.run_grid import RANDOM
 from capgap.law.simulate import Design, World, line
 from capgap.law.simulate import simulate as simulate_world
 from capgap.law.table import read_runs
@@ -77,3 +78,29 @@ def holds(interval, truth):
 
 def width(interval):
     return np.inf if None in (interval.low, interval.high) else interval.high - interval.low
+
+
+TWO_KINDS_LADDER = (20e3, 40e3, 80e3, 160e3, 320e3)
+TWO_KINDS = Design(
+    dict.fromkeys((10e3, 15e3), TWO_KINDS_LADDER),
+    dict.fromkeys((10e3, 15e3), (500e3, 1e6)),
+    replicas=(1, 2),
+)
+
+
+def two_kinds(
+    seed: int, ratio: float, teacher_sd: float = 0.01, other: str = "given-small", star=80e3
+):
+    """Runs of pruned students with T* = `star`, and of others with T* `ratio` times smaller.
+
+    Every draw of a teacher moves its students by the same luck, whatever their init.
+    """
+    rng = np.random.default_rng(seed)
+    worlds = [World(lambda s, d, r=r: star / r, skew=0.0, order_sd=0.001) for r in (1.0, ratio)]
+    pruned, second = (simulate_world(rng, world, TWO_KINDS) for world in worlds)
+    second = second.assign(init=other, arm="random_init" if other == RANDOM else "given")
+    runs = pd.concat([pruned, second], ignore_index=True)
+    luck = {key: rng.normal(0, teacher_sd) for key, _ in runs.groupby(["teacher", "teacher_seed"])}
+    keys = zip(runs["teacher"], runs["teacher_seed"], strict=True)
+    runs["val_loss_nats_per_token"] += [luck[key] for key in keys]
+    return read_runs(runs)

@@ -117,6 +117,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "make random weights of a student's size",
             "capgap random-init --like t64k/model --params 20k --out random-20k",
         ),
+        "given": _stage(
+            "given",
+            "make a student's init of a model that exists already",
+            "capgap given --model my-student --tokenizer t64k/model --name mine --out init",
+        ),
         "distill": _stage(
             "distill",
             "train a student, with a teacher or without",

@@ -13,7 +13,8 @@ STAGES = sorted(
     for p in (digest.SOURCE_ROOT / "stages").glob("*.py")
     if p.stem not in ("__init__", "base")
 )
-MODELS = {"fetch", "pretrain", "prune", "random_init", "distill"}  # stages that write a model
+# stages that write a model
+MODELS = {"fetch", "pretrain", "prune", "random_init", "given", "distill"}
 
 
 def clear():

@@ -181,9 +181,9 @@ def test_a_given_arm_is_kept_and_checked(runs_table):
 
 def test_a_table_without_main_arm_is_refused(runs_table):
     with pytest.raises(
-        CapgapError, match=r"no run of the main arm in the table \(30 random_init\)"
+        CapgapError, match=r"no run of the main arm in the table \(30 cross_teacher\)"
     ):
-        run(runs_table(simulate().assign(arm="random_init")), Law())
+        run(runs_table(simulate().assign(arm="cross_teacher")), Law())
 
 
 def test_a_missing_file_is_named(tmp_path):

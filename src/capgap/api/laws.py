@@ -25,6 +25,7 @@ from capgap.config.study_file import check_section
 from capgap.errors import CapgapError, shown
 from capgap.law.asking import answer, refit
 from capgap.law.claims import sentence
+from capgap.law.init_kinds import as_main
 from capgap.law.law_record import LawRecord, Recommendation
 from capgap.law.regression import Fit
 from capgap.law.table import RunTable, read_table
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # models need torch, which laws do not
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Count: TypeAlias = int | str  # 60_000 or "60k"
+Init: TypeAlias = Literal["pruned", "given", "random"]
 Figure: TypeAlias = Literal["law", "curves", "controls", "ratios", "pareto", "regret", "flatness"]
 
 FIGURES = {
@@ -66,8 +68,15 @@ class FittedLaw:
 
     @property
     def runs(self) -> pd.DataFrame:
-        """The table as it was read, a row for each run; columns as in docs/tables.md."""
-        return self.table.runs
+        """The table as it was read, a row for each run; columns as in docs/tables.md.
+
+        Of a law of given or random students their runs, as the main arm.
+        """
+        return as_main(self.table.runs, self.record.init)
+
+    def of_init(self, kind: Init) -> FittedLaw:
+        """The law of students of one kind of init. Raises CapgapError if the runs have none."""
+        return FittedLaw(self.record.of_init(kind), self.table)
 
     @property
     def statement(self) -> str:
@@ -189,6 +198,7 @@ def recommend(
     *,
     tokens: Count | None = None,
     teachers: Iterable[Count] | None = None,
+    init: Init | None = None,
 ) -> Recommended:
     """Recommend a teacher for a student by a fitted law, or say why the data cannot.
 
@@ -198,11 +208,14 @@ def recommend(
         tokens: distillation budget; the largest of the table if None.
         teachers: those on offer, by name in the table or by size, like ["7B", "13B"]; all of the
             table if None. Those not larger than the student are left out.
+        init: what the student starts from: pruned from its teacher, given or random; that of the
+            table's main arm if None.
 
     Raises:
-        CapgapError: no teacher on offer is larger than the student, or one is neither a name nor a
-            size.
+        CapgapError: no teacher on offer is larger than the student, one is neither a name nor a
+            size, or the runs have no students of this init.
     """
+    law = law if init is None else law.of_init(init)
     offered = None if teachers is None else [str(teacher) for teacher in teachers]
     found = answer(
         law.fit,

@@ -50,8 +50,7 @@ from capgap.stages.base import run_stage
 CARD = """
 # {name}
 
-A language model of {params:,} parameters without embeddings ({total:,} in all), pruned from its
-teacher and distilled from it by capgap {version}. The teacher is the choice of the study `{study}`,
+A language model of {params:,} parameters without embeddings ({total:,} in all), {start} by capgap {version}. The teacher is the choice of the study `{study}`,
 which measures the law of capacity gap ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})): how the size
 of the best teacher grows with that of the student.
 
@@ -83,7 +82,7 @@ teach, and nobody has tested whether what it says is true or safe.
 
 ## Licences
 
-Licence of the teacher: {teacher_licence}. Licence of this model: {licence}.
+Licence of the teacher: {teacher_licence}. {start_licence}Licence of this model: {licence}.
 
 ## How it was made
 
@@ -115,6 +114,7 @@ def run(
     teacher_licence: str | None = None,
     gguf: str | None = None,
     repo: str | None = None,
+    student_licence: str | None = None,
 ) -> None:
     """Write the folder. Raises CapgapError if a licence is unknown or `out` exists.
 
@@ -127,6 +127,7 @@ def run(
         "--licence": licence,
         "--data-licence": data_licence,
         "--teacher-licence": teacher_licence,
+        "--student-licence": student_licence,
         "--gguf": gguf,
         "--push": repo,
     }
@@ -158,11 +159,13 @@ def run(
     data_licence = _required(data_licence or known, "data", data)
     source, known = _teacher(study, lineage.teacher)
     teacher_licence = _required(teacher_licence or known, "teacher", source)
+    start, start_licence = _start(study, lineage.init, student_licence)
+    kind = run_grid.final_kind(study)
     head = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": licence or "other",
-        "tags": ["knowledge-distillation", "pruning", "capgap"],
+        "tags": ["knowledge-distillation", *["pruning"] * (kind == "pruned"), "capgap"],
         **_hub_sources(study, lineage.teacher),
     }
     card = CARD.format(
@@ -172,11 +175,13 @@ def run(
         params=lineage.params.non_embedding,
         total=lineage.params.total,
         study=study.study,
+        start=start,
+        start_licence=start_licence,
         teacher=f"{lineage.teacher}: {source}, "
         f"{teacher.lineage.params.non_embedding:,} parameters without embeddings",
         tokens=lineage.tokens,
         seed=lineage.seed,
-        law=law.verdict,
+        law=law.of_init(kind).verdict,
         revision=_revision(),
         gguf=GGUF.format(file=file) if gguf else "",
         choice=final.choice.basis_note,
@@ -254,8 +259,8 @@ def _data(study: Study) -> tuple[str, str | None]:
 
 
 def _teacher(study: Study, name: str) -> tuple[str, str | None]:
-    """The teacher's origin in words, and its licence if it is known."""
-    match study.teachers[name]:
+    """Origin of a teacher or given student in words, and its licence if it is known."""
+    match study.models[name]:
         case PretrainedTeacher():
             return "trained from random weights on the same data", "that of the data"
         case PackageTeacher(package=package):
@@ -273,6 +278,19 @@ def _hub_sources(study: Study, teacher: str) -> dict[str, object]:
     if isinstance(study.corpus, HubCorpus):
         found["datasets"] = [study.corpus.dataset]
     return found
+
+
+def _start(study: Study, init: str, licence: str | None) -> tuple[str, str]:
+    """What the student was made from in words, and the licence of a given one as a sentence."""
+    if run_grid.init_kind(init) == "pruned":
+        return "pruned from its\nteacher and distilled from it", ""
+    if run_grid.init_kind(init) == "random":
+        return "with random weights\nat first and distilled from its teacher", ""
+    name = init.removeprefix(run_grid.GIVEN)
+    source, known = _teacher(study, name)
+    licence = _required(licence or known, "student", source)
+    text = f"which is\n{name} ({source}), distilled further from its teacher"
+    return text, f"Licence of {name}: {licence}. "
 
 
 def _package_licence(package: str) -> str | None:
@@ -300,6 +318,7 @@ def main(argv: list[str] | None = None) -> None:
         "--data-licence", help="licence of the data, if its package does not name one"
     )
     parser.add_argument("--teacher-licence", help="licence of the teacher, likewise")
+    parser.add_argument("--student-licence", help="licence of a given student, likewise")
     parser.add_argument(
         "--gguf",
         nargs="?",
@@ -315,7 +334,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.private and not args.push:
         parser.error("--private belongs to --push USER/REPO")
     licences = args.licence, args.data_licence, args.teacher_licence
-    run(args.study, args.out, *licences, args.gguf, args.push)
+    run(args.study, args.out, *licences, args.gguf, args.push, args.student_licence)
     print(f"{args.out}: model, tokenizer and model card")
     if args.push:
         message = f"{args.out.name} by capgap {version('capgap')}"

@@ -25,7 +25,7 @@ def pins(study: Study) -> list[tuple[str, str, str]]:
     """What a study pins: (model or dataset, id on the hub, commit), without repeats."""
     found = [
         ("model", teacher.model, teacher.revision)
-        for teacher in study.teachers.values()
+        for teacher in study.models.values()
         if isinstance(teacher, HubTeacher)
     ]
     if isinstance(study.corpus, HubCorpus):

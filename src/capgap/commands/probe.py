@@ -229,15 +229,16 @@ class _Probe:
     def law(self) -> dict[str, Run]:
         """The stages after the runs, on simulated losses of the study's own grid, by rule."""
         study, sizes = self.study, sorted(run_grid.teacher_sizes(self.study).values())
+        students = study.grid.every_size(run_grid.given_sizes(study))
         table, law = self.folder / "runs.csv", self.folder / "law.json"
         simulate_study(
-            np.random.default_rng(0), study.grid.students, sizes,
-            budgets=study.grid.budgets(min(study.grid.students)), seeds=len(study.grid.draws()),
+            np.random.default_rng(0), students, sizes,
+            budgets=study.grid.budgets(min(students)), seeds=len(study.grid.draws()),
             arms=study.grid.arms,
         ).to_csv(table, index=False)  # fmt: skip
         student, tokens = (
-            min(study.grid.students),
-            min(study.grid.budgets(min(study.grid.students))),
+            min(students),
+            min(study.grid.budgets(min(students))),
         )
         if study.final:
             student, tokens = study.final.student, study.final.tokens
@@ -313,7 +314,8 @@ class _Probe:
              *self._options(scored)],
             {"score": scored.sequence_length},
         )  # fmt: skip
-        students = [size for size in study.grid.students if size < sizes[name]]
+        cut = study.grid.sizes(run_grid.given_sizes(study))
+        students = [size for size in cut if size < sizes[name]]
         if "prune_student" in jobs and students:
             start, plain = (
                 self.folder / "start",
@@ -328,6 +330,9 @@ class _Probe:
             if "random_init_student" in jobs:
                 startup["random_init_student"] = startup["prune_student"]
                 base["random_init_student"] = base["prune_student"]
+            if "given_student" in jobs:
+                startup["given_student"] = startup["prune_student"]
+                base["given_student"] = base["prune_student"]
             stage(
                 "distill_student",
                 ["capgap.stages.distill", "--init", start, "--teacher", teacher, *targets, *tokens,
@@ -360,7 +365,7 @@ class _Probe:
             self.cost,
             job.rule,
             teacher=teacher,
-            student=format_count(min(self.study.grid.students)),
+            student=format_count(min(self.study.grid.sizes(run_grid.given_sizes(self.study)))),
             init=run_grid.pruned_from(teacher),
         )
         return held - BASE_MB["torch"]

@@ -76,7 +76,7 @@ class Rates:
         """Rates of the smallest and the largest models by kind of work."""
         study, cost = self.study, self.cost
         runs = [
-            *run_grid.grid_runs(study.grid, run_grid.teacher_sizes(study)),
+            *run_grid.runs_of(study),
             *run_grid.final_runs(study, cost.final_teachers()),
         ]
         students = {
@@ -84,10 +84,10 @@ class Rates:
              else cost.architecture(run.teacher).whole())
             for run in runs
         }  # fmt: skip
-        teachers = {name: cost.architecture(name).whole() for name in study.teachers}
+        teachers = {name: cost.architecture(name).whole() for name in study.models}
         trained = [
             (teachers[name], None)
-            for name, teacher in study.teachers.items()
+            for name, teacher in study.models.items()
             if isinstance(teacher, PretrainedTeacher)
         ]
         taught = sorted({(teacher, None) for _, teacher in students if teacher}, key=repr)

@@ -16,8 +16,16 @@ import capgap
 from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.asking import ask, inverse
-from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
+from capgap.law.asking import ask, ask_compute, inverse
+from capgap.law.init_kinds import KINDS
+from capgap.law.law_record import (
+    ComputeAnswer,
+    Interval,
+    LawRecord,
+    RankedTeacher,
+    Recommendation,
+    RuleRegret,
+)
 from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, span
 from capgap.records import paths
@@ -39,7 +47,9 @@ def text(answer: Recommendation, law: LawRecord) -> str:
     else:
         first = answer.ranked[0]
         lines = [
-            f"For a student of {size} at {tokens}: {first.teacher}.",
+            f"For a {law.init} student of {size} at {tokens}: {first.teacher}."
+            if law.init != "pruned"
+            else f"For a student of {size} at {tokens}: {first.teacher}.",
             f"Basis: {answer.basis_note}.",
         ]
     if answer.teacher_params_star is not None:
@@ -94,6 +104,48 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
     ]
     return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
+
+
+def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
+    """The answer at equal compute: a few sentences and a table."""
+    size = about(answer.student_params_non_embedding)
+    what = f"{'a student' if law.init == 'pruned' else f'a {law.init} student'} of {size} at {answer.flops:.3g} FLOPs"
+    if answer.status == "abstains":
+        lines = [f"No recommendation for {what}: {answer.reason}."]
+    else:
+        lines = [f"For {what}: {answer.ranked[0].teacher}."]
+    if answer.teacher_params is not None:
+        star = answer.teacher_params
+        end = (
+            "" if answer.place == "inside" else f", the {answer.place} teacher tried: only a bound"
+        )
+        lines.append(
+            f"Best teacher size T* at this compute = {about(star.value)} ({law.confidence:.0%} interval: "
+            f"{span(star)}{end})."
+        )
+    if answer.ranked:
+        lines += [
+            "",
+            f"Teachers, best first; {METRICS[law.metric].short} above the best",
+            f"  {'teacher':<14}{'size':>7}{'tokens':>9}  above the best",
+        ]
+    for row in answer.ranked:
+        far = row.tokens_extrapolation
+        lines.append(
+            f"  {row.teacher:<14}{about(row.teacher_params_non_embedding):>7}{about(row.tokens):>9}  "
+            f"{_above(row.predicted_regret)}"
+            + (f"  (tokens {far:.3g} times beyond the runs)" if far > 1.005 else "")
+        )
+    shared = (
+        "the teacher runs online"
+        if answer.shared_by == 1
+        else f"{answer.shared_by} runs share its pass"
+    )
+    lines += [
+        "",
+        f"A token costs three forward passes of the student and one of the teacher; {shared}.",
+    ]
+    return "\n".join(lines)
 
 
 def _rule(rule: RuleRegret, answered: bool) -> str:
@@ -175,10 +227,29 @@ def main(argv: list[str] | None = None) -> None:
         "--tokens", type=count_argument, help="distillation tokens (default: largest of the table)"
     )
     parser.add_argument(
+        "--flops",
+        type=count_argument,
+        help="rank teachers at this compute instead of at equal tokens: a larger one leaves fewer tokens",
+    )
+    parser.add_argument(
+        "--shared-by",
+        type=count_argument,
+        default=1,
+        metavar="RUNS",
+        help="with --flops, runs that share one pass of the teacher, as students of cached targets do "
+        "(default 1: it runs online)",
+    )
+    parser.add_argument(
         "--fits",
         type=count_argument,
         metavar="TEACHER",
         help="print the student size that this teacher suits best",
+    )
+    parser.add_argument(
+        "--init",
+        choices=list(KINDS),
+        help="what the student starts from: pruned from its teacher, given or random (default: what "
+        "the law was mainly fitted on)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=out_file, help="also write the answer to this file, JSON")
@@ -187,16 +258,32 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--student or --fits is needed")
     law_path, runs_path, note = law_paths(args)
     if args.fits is not None:
-        print(inverse(law_path, runs_path, args.fits, args.tokens))
+        print(inverse(law_path, runs_path, args.fits, args.tokens, args.init))
     if args.student is None:
         return
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
-    answer = ask(law_path, runs_path, args.student, args.tokens, teachers)
+    if args.flops is not None:
+        if args.tokens is not None:
+            parser.error("--flops and --tokens both set the budget; give one")
+        if args.flops < 1 or args.shared_by < 1:
+            parser.error("--flops and --shared-by must be at least 1")
+        found = ask_compute(
+            law_path, runs_path, args.student, args.flops, args.shared_by, teachers, args.init
+        )
+        if args.out:
+            write_text(args.out, found.to_json())
+        law = LawRecord.read(law_path).of_init(args.init)
+        print(found.to_json().rstrip() if args.json else compute_text(found, law))
+        if note and not args.json:
+            print(f"Note: {note}.")
+        return
+    answer = ask(law_path, runs_path, args.student, args.tokens, teachers, args.init)
     if note:
         answer = answer.model_copy(update={"notes": [note, *answer.notes]})
     if args.out:
         write_text(args.out, answer.to_json())
-    print(answer.to_json().rstrip() if args.json else text(answer, LawRecord.read(law_path)))
+    law = LawRecord.read(law_path).of_init(args.init)
+    print(answer.to_json().rstrip() if args.json else text(answer, law))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def run(study: Study, console: Console) -> None:
     ):
         if text:
             facts.add_row(label, text)
+    for found in law.init_comparisons:
+        facts.add_row("by init", f"{wording.compared_inits(found)}: {found.reason}")
     facts.add_row("published law", wording.verdict(law))
     for i, experiment in enumerate(answer.experiments):
         facts.add_row(

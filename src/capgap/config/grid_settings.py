@@ -27,7 +27,22 @@ class Grid(Section):
     """The runs the law is fitted on: students from larger teachers, at every budget and draw."""
 
     students: list[Size] = Field(
-        min_length=1, description="student sizes, parameters without embeddings"
+        default_factory=list,
+        description="student sizes, parameters without embeddings; if not set, those of the given "
+        "students",
+    )
+    inits: list[Literal["pruned", "random", "given"]] = Field(
+        default_factory=lambda: ["pruned"],
+        min_length=1,
+        description="what the students start from, each with all teachers: pruned (from the run's own "
+        "teacher), random (weights of the same shape), given (models that exist already, of their own "
+        "size); there is one law for each",
+    )
+    given: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="given students, names of students or of teachers; if not set, all of the section "
+        "students",
     )
     tokens: list[Size] = Field(
         default_factory=list, description="distillation budgets of every student, tokens"
@@ -89,6 +104,15 @@ class Grid(Section):
             )
         return self
 
+    def sizes(self, given: dict[str, int]) -> list[int]:
+        """Sizes of the students that are pruned or random; given: sizes of the given students."""
+        return self.students or sorted(set(given.values()))
+
+    def every_size(self, given: dict[str, int]) -> list[int]:
+        """Sizes of all students of the grid, each once."""
+        cut = self.sizes(given) if {*self.inits} & {"pruned", "random"} or not given else []
+        return list(dict.fromkeys([*cut, *sorted(given.values())]))
+
     def budgets(self, student: int) -> list[int]:
         """Distillation budgets of a student, tokens, in the order they are given."""
         return [*self.tokens, *(round(ratio * student) for ratio in self.tokens_per_param)]
@@ -117,13 +141,41 @@ class Grid(Section):
         return sorted(larger, key=lambda name: (sizes[name], name))
 
 
-def grid_problems(grid: Grid, sizes: dict[str, int]) -> Iterator[str]:
-    """What does not fit together in a grid and its teachers, one sentence each; sizes by teacher."""
-    for key in ("students", "tokens", "tokens_per_param", "seeds", "replicas", "arms", "arm_seeds"):
+def grid_problems(
+    grid: Grid, sizes: dict[str, int], given: dict[str, int] | None = None
+) -> Iterator[str]:
+    """What does not fit together in a grid and its teachers, one sentence each.
+
+    sizes: by teacher. given: sizes of the given students.
+    """
+    given = given or {}
+    lists = (
+        "students",
+        "inits",
+        "given",
+        "tokens",
+        "tokens_per_param",
+        "seeds",
+        "replicas",
+        "arms",
+    )
+    for key in (*lists, "arm_seeds"):
         values = getattr(grid, key) or []
         if len(set(values)) < len(values):
             yield f"grid.{key}: the same value stands twice in {values}; leave one out"
-    for student in grid.students:
+    if "pruned" not in grid.inits:
+        if "cross_teacher" in grid.arms:
+            yield (
+                "grid.arms: cross_teacher distils pruned inits from other teachers, and pruned is not "
+                "in grid.inits; add it there, or leave the arm out"
+            )
+        if grid.arm_inits:
+            yield (
+                "grid.arm_inits: names teachers whose pruned inits are used, and pruned is not in "
+                "grid.inits; add it there, or leave the key out"
+            )
+    students = grid.every_size(given)
+    for student in students:
         budgets = grid.budgets(student)
         equal = [tokens for tokens in grid.tokens if budgets.count(tokens) > 1]
         for tokens in set(equal) if len(set(grid.tokens)) == len(grid.tokens) else ():
@@ -135,11 +187,11 @@ def grid_problems(grid: Grid, sizes: dict[str, int]) -> Iterator[str]:
     for seed in grid.arm_seeds or []:
         if seed not in drawn:
             yield f"grid.arm_seeds: {seed} is not in grid.{key}, so the arm would have no partner"
-    yield from _listed_problems(grid, sizes)
+    yield from _listed_problems(grid, sizes, students)
     for name in grid.arm_inits or []:
         if name not in sizes:
             yield f"grid.arm_inits: no teacher is called {name}; {_known(sizes)}"
-    for student in grid.students:
+    for student in students:
         if student >= max(sizes.values()):
             continue  # the study says so itself
         for tokens in grid.budgets(student):
@@ -160,19 +212,19 @@ def grid_problems(grid: Grid, sizes: dict[str, int]) -> Iterator[str]:
                 break
 
 
-def _listed_problems(grid: Grid, sizes: dict[str, int]) -> Iterator[str]:
-    """Problems of `grid.teachers`."""
+def _listed_problems(grid: Grid, sizes: dict[str, int], students: list[int]) -> Iterator[str]:
+    """Problems of `grid.teachers`; students: their sizes."""
     if grid.teachers is None:
         return
-    for student in grid.students:
+    for student in students:
         if student not in grid.teachers:
             yield (
                 f"grid.teachers: student {format_count(student)} is missing; list its teachers, or "
-                "leave it out of grid.students"
+                "leave it out of the grid"
             )
     for student, listed in grid.teachers.items():
         key = f"grid.teachers.{format_count(student)}"
-        if student not in grid.students:
+        if student not in students:
             yield f"{key}: no student of this size is in grid.students; add it there or leave it out"
             continue
         budgets = grid.budgets(student)

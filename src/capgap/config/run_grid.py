@@ -1,12 +1,14 @@
 """
 The design of a study: which runs it consists of, derived from the settings alone.
 
-A run is one trained student: (student size, init, teacher, tokens, seed). The main arm distils a
-pruned teacher's student from that same teacher. The control arms change one thing each:
+A run is one trained student: (student size, init, teacher, tokens, seed). Its init is of a kind of
+grid.inits: pruned from the teacher that distils it (the main arm), random, or given, a model that
+exists already. A given student has its own size; pruned and random ones have those of grid.students.
+The control arms change one thing each:
 
-  no_teacher     the same pruned start, trained on the data alone
-  random_init    a random start of the same size, distilled by each teacher, and without one
-  cross_teacher  the start pruned from A, distilled by B, for every pair A, B
+  no_teacher     the same init, trained on the data alone
+  random_init    a random init of the same size, distilled by each teacher, and without one
+  cross_teacher  the init pruned from A, distilled by B, for every pair A, B
 
 A replica of a study has its own draw of every teacher that is trained here and of every init; its
 files lie in a folder of its own, replica-<n>/. A fetched teacher has one draw, shared by all.
@@ -21,7 +23,8 @@ from capgap.config import CollectStage, Grid, PretrainedTeacher, Study
 from capgap.config.counts import format_count, parse_count
 
 NONE = "none"  # the teacher of the arm without a teacher
-RANDOM = "random"  # the init of the arm with a random start
+RANDOM = "random"  # the init with random weights
+GIVEN = "given-"  # begins the name of the init that is a given student
 
 
 class Run(NamedTuple):
@@ -40,18 +43,42 @@ def pruned_from(teacher: str) -> str:
     return f"pruned-{teacher}"
 
 
+def given_init(name: str) -> str:
+    """Name of the init that a given student is."""
+    return f"{GIVEN}{name}"
+
+
+def init_kind(init: str) -> str:
+    """Kind of an init by its name: 'pruned', 'random' or 'given'; other names stand for themselves."""
+    if init.startswith(pruned_from("")):
+        return "pruned"
+    return "given" if init.startswith(GIVEN) else init
+
+
 def arm_of(init: str, teacher: str) -> str:
-    """The arm a run belongs to, from its init and its teacher: 'main' or a control arm's name."""
+    """The arm a run belongs to, from its init and its teacher: 'main' or another arm's name."""
     if init == RANDOM:
         return "random_init"
     if teacher == NONE:
         return "no_teacher"
+    if init.startswith(GIVEN):
+        return "given"
     return "main" if init == pruned_from(teacher) else "cross_teacher"
 
 
 def teacher_sizes(study: Study) -> dict[str, int]:
     """Parameters without embeddings of every teacher of a study."""
     return {name: study.teacher_size(name) for name in study.teachers}
+
+
+def given_sizes(study: Study) -> dict[str, int]:
+    """Parameters without embeddings of every given student of a study; empty if there are none."""
+    return {name: study.teacher_size(name) for name in study.given_names()}
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Every run of a study's grid, see `grid_runs`."""
+    return grid_runs(study.grid, teacher_sizes(study), given_sizes(study))
 
 
 def replica_level(replica: int | None) -> str:
@@ -66,21 +93,32 @@ def replica_number(level: str) -> int | None:
 
 def teacher_level(study: Study, teacher: str, level: str) -> str:
     """The level at which a replica's teacher lies: its own for one that is trained here."""
-    return level if isinstance(study.teachers[teacher], PretrainedTeacher) else ""
+    return level if isinstance(study.models[teacher], PretrainedTeacher) else ""
 
 
 def teacher_draws(study: Study) -> list[tuple[str, str]]:
     """Every teacher with the level of each of its draws: (name, level)."""
+    return _draws(study, study.teachers)
+
+
+def student_draws(study: Study) -> list[tuple[str, str]]:
+    """The same for the given students that are not teachers."""
+    return _draws(study, [name for name in study.given_names() if name not in study.teachers])
+
+
+def _draws(study: Study, names: Iterable[str]) -> list[tuple[str, str]]:
     levels = [replica_level(number) for number in study.grid.replica_numbers()]
-    draws = [
-        (name, teacher_level(study, name, level)) for level in levels for name in study.teachers
-    ]
+    draws = [(name, teacher_level(study, name, level)) for level in levels for name in names]
     return list(dict.fromkeys(draws))
 
 
 def scored_teachers(runs: Iterable[Run]) -> list[tuple[str, str]]:
     """The teachers whose units are scored for the inits of runs: (name, level of the init's draw)."""
-    pruned = {(run.init.removeprefix("pruned-"), run.replica) for run in runs if run.init != RANDOM}
+    pruned = {
+        (run.init.removeprefix(pruned_from("")), run.replica)
+        for run in runs
+        if init_kind(run.init) == "pruned"
+    }
     return sorted(pruned)
 
 
@@ -104,22 +142,35 @@ def teachers_for(student: int, sizes: dict[str, int]) -> list[str]:
     return sorted((t for t in sizes if sizes[t] > student), key=lambda t: (sizes[t], t))
 
 
-def grid_runs(grid: Grid, sizes: dict[str, int]) -> list[Run]:
-    """Every run of a grid with its control arms, in a fixed order; sizes by teacher."""
-    runs = []
+def grid_runs(grid: Grid, sizes: dict[str, int], given: dict[str, int] | None = None) -> list[Run]:
+    """Every run of a grid with its control arms, in a fixed order.
+
+    sizes: by teacher. given: sizes of the given students by name.
+    """
+    runs, given = [], given or {}
     main, control = grid.draws(), grid.draws(of_arms=True)
-    for size in grid.students:
+    cut = grid.sizes(given)
+    for size in grid.every_size(given):
         budgets = {tokens: grid.ladder(size, tokens, sizes) for tokens in grid.budgets(size)}
         listed = {name for ladder in budgets.values() for name in ladder}
         teachers = [name for name in teachers_for(size, sizes) if name in listed]
         lent = [t for t in teachers if grid.arm_inits is None or t in grid.arm_inits]
+        kinds = [kind for kind in ("pruned", "random") if kind in grid.inits and size in cut]
+        starts = [RANDOM] if "random" in kinds else []
+        if "given" in grid.inits:
+            starts += [given_init(name) for name, own in given.items() if own == size]
         # init, teacher, draws, teachers that must be on the ladder of a budget
-        pairs = [(pruned_from(t), t, main, {t}) for t in teachers]
-        if "no_teacher" in grid.arms:
+        pairs = [(pruned_from(t), t, main, {t}) for t in teachers if "pruned" in kinds]
+        if "no_teacher" in grid.arms and "pruned" in kinds:
             pairs += [(pruned_from(t), NONE, control, {t}) for t in lent]
-        if "random_init" in grid.arms:
+        if "random_init" in grid.arms and "random" not in kinds and size in cut:
             pairs += [(RANDOM, t, control, {t} - {NONE}) for t in [*teachers, NONE]]
-        if "cross_teacher" in grid.arms:
+        pairs += [(start, t, main, {t}) for start in starts for t in teachers]
+        if "no_teacher" in grid.arms:
+            pairs += [(start, NONE, control, set()) for start in starts]
+        elif "random_init" in grid.arms and "random" in kinds:
+            pairs.append((RANDOM, NONE, control, set()))
+        if "cross_teacher" in grid.arms and "pruned" in kinds:
             pairs += [
                 (pruned_from(a), b, control, {a, b}) for a in lent for b in teachers if a != b
             ]
@@ -163,6 +214,7 @@ def collect_stage(study: Study) -> CollectStage:
         grid=study.grid,
         teacher_sizes=teacher_sizes(study),
         trained=trained,
+        given=given_sizes(study),
     )
 
 
@@ -174,7 +226,7 @@ def final_runs(study: Study, teachers: list[str]) -> list[Run]:
     return [
         Run(
             format_count(final.student),
-            pruned_from(teacher),
+            final_init(study, teacher),
             teacher,
             format_count(final.tokens),
             draw.seed,
@@ -193,8 +245,25 @@ def first_draws(runs: list[Run]) -> list[Run]:
     return list(first.values())
 
 
+def final_kind(study: Study) -> str:
+    """Kind of the final student's init."""
+    return study.final.init or study.grid.inits[0]
+
+
+def final_init(study: Study, teacher: str) -> str:
+    """Name of the final student's init in the run with some teacher."""
+    match final_kind(study):
+        case "random":
+            return RANDOM
+        case "given":
+            sizes = given_sizes(study)
+            return given_init(next(n for n in sizes if sizes[n] == study.final.student))
+    return pruned_from(teacher)
+
+
 def shape_teachers(study: Study) -> dict[str, str]:
     """For every student size, the teacher that lends its shape: the smallest large enough."""
     sizes = teacher_sizes(study)
-    students = [*study.grid.students, *([study.final.student] if study.final else [])]
+    students = study.grid.every_size(given_sizes(study))
+    students += [study.final.student] if study.final else []
     return {format_count(size): teachers_for(size, sizes)[0] for size in students}

@@ -38,6 +38,10 @@ class CollectStage(Section):
     trained: list[str] = Field(
         description="teachers that are trained here, and so drawn anew in each replica"
     )
+    given: dict[str, int] = Field(
+        default_factory=dict,
+        description="parameters without embeddings of every given student, by name",
+    )
 
 
 class Evaluate(Section):
@@ -101,6 +105,11 @@ class Final(Section):
 
     student: Count = Field(gt=0, description="student size, parameters without embeddings")
     tokens: Count = Field(gt=0, description="distillation tokens")
+    init: Literal["pruned", "random", "given"] | None = Field(
+        None,
+        description="what it starts from, by whose law its teacher is chosen; the first of grid.inits if "
+        "not set. A given one is the given student of this size",
+    )
     seeds: list[Seed] | None = Field(
         None, min_length=1, description="seeds of the data order, one run each; 0 if not set"
     )
@@ -187,7 +196,12 @@ class Study(Section):
     corpus: Corpus = Field(description="the text")
     tokenizer: Tokenizer = Field(description="text to tokens")
     teachers: dict[str, Teacher] = Field(min_length=1, description="teachers by name")
-    pretrain: Pretrain | None = Field(None, description="needed by teachers with source: pretrain")
+    students: dict[str, Teacher] = Field(
+        default_factory=dict,
+        description="given students by name, models that exist already or are trained here as teachers "
+        "are; grid.inits has given for them",
+    )
+    pretrain: Pretrain | None = Field(None, description="needed by models with source: pretrain")
     prune: StudyPrune = Field(default_factory=StudyPrune, description="pruning")
     distill: Distill = Field(default_factory=Distill, description="distillation recipe")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="evaluation")
@@ -212,14 +226,25 @@ class Study(Section):
         sections = {name: getattr(self, name) for name in ("pretrain", "distill")}
         return {name: set(section.watch_only) for name, section in sections.items() if section}
 
+    @property
+    def models(self) -> dict[str, Any]:
+        """Teachers and given students by name."""
+        return {**self.students, **self.teachers}
+
+    def given_names(self) -> list[str]:
+        """Names of the given students of the grid; none unless grid.inits has given."""
+        if "given" not in self.grid.inits:
+            return []
+        return list(self.students) if self.grid.given is None else list(self.grid.given)
+
     def pretrain_stage(self, teacher: str, replica: int | None = None) -> PretrainStage:
         """Settings of one teacher's training: its own, over those of `pretrain`.
 
         A replica's number is added to the seed of the teacher.
         """
-        own = self.teachers[teacher].model_dump(exclude_none=True, exclude={"source"})
+        own = self.models[teacher].model_dump(exclude_none=True, exclude={"source"})
         shared = self.pretrain.recipe()
-        own["seed"] = self.teachers[teacher].seed + (replica or 0)  # pyright: ignore[reportAttributeAccessIssue]
+        own["seed"] = self.models[teacher].seed + (replica or 0)  # pyright: ignore[reportAttributeAccessIssue]
         own.setdefault("tokens", self.pretrain.tokens_of(self.teacher_size(teacher)))
         return PretrainStage.model_validate({**shared, **own})
 
@@ -229,11 +254,11 @@ class Study(Section):
         return scoring.model_copy(update={"seed": scoring.seed + (replica or 0)})
 
     def teacher_size(self, teacher: str) -> int | None:
-        """Parameters of a teacher without embeddings and output head.
+        """Parameters of a teacher or given student without embeddings and output head.
 
         None for one that is fetched, before `cost.teacher_configs.complete` has read its size.
         """
-        entry = self.teachers[teacher]
+        entry = self.models[teacher]
         if isinstance(entry, PretrainedTeacher):
             return entry.shape(vocab=1).params()["non_embedding"]
         return entry.params_non_embedding
@@ -244,14 +269,17 @@ TEACHER_NAME = r"[a-z0-9][a-z0-9.-]*"
 
 def _inconsistencies(study: Study):
     """Problems that only show when sections are read together, one sentence each."""
-    for name, teacher in study.teachers.items():
+    entries = [("teachers", *entry) for entry in study.teachers.items()]
+    entries += [("students", *entry) for entry in study.students.items()]
+    for section, name, model in entries:
         if name == "none" or not re.fullmatch(TEACHER_NAME, name):
             yield (
-                f"teachers.{name}: a name has lower-case letters, digits, dots and hyphens, "
+                f"{section}.{name}: a name has lower-case letters, digits, dots and hyphens, "
                 "and is not 'none' (that is the arm without a teacher)"
             )
-        if isinstance(teacher, PretrainedTeacher) and study.pretrain is None:
-            yield f"teachers.{name}: source is pretrain, so the section 'pretrain' is needed; add it"
+        if isinstance(model, PretrainedTeacher) and study.pretrain is None:
+            yield f"{section}.{name}: source is pretrain, so the section 'pretrain' is needed; add it"
+    yield from _given_problems(study)
     if isinstance(study.tokenizer, TeacherTokenizer):
         teacher = study.teachers.get(study.tokenizer.teacher)
         if teacher is None or isinstance(teacher, PretrainedTeacher):
@@ -276,8 +304,8 @@ def _inconsistencies(study: Study):
             f"{study.distill.loss_on}; the law is fitted on the held-out loss, so set both alike"
         )
     for name in study.plan.shapes:
-        if not isinstance(study.teachers.get(name), HubTeacher | PackageTeacher | PathTeacher):
-            yield f"plan.shapes.{name}: no teacher of this name is fetched"
+        if not isinstance(study.models.get(name), HubTeacher | PackageTeacher | PathTeacher):
+            yield f"plan.shapes.{name}: no teacher of this name is fetched, and no given student"
     for name in (study.harness and study.harness.teachers) or []:
         if name not in study.teachers:
             yield f"harness.teachers: no teacher is called {name}"
@@ -291,11 +319,14 @@ def _inconsistencies(study: Study):
             )
     sizes = {name: study.teacher_size(name) for name in study.teachers}
     finals = [study.final] if study.final else []
-    known = all(sizes.values())  # else looked at once cost.teacher_configs.complete has read them
+    given = {n: study.teacher_size(n) for n in study.given_names() if n in study.models}
+    # else looked at once cost.teacher_configs.complete has read them
+    known = all([*sizes.values(), *given.values()])
     largest = max(sizes, key=sizes.get) if known else None
     for key, students in (
         ("grid.students", study.grid.students),
         ("final.student", [final.student for final in finals]),
+        *((f"grid.given: {name}", [size]) for name, size in given.items()),
     ):
         for student in students:
             if known and student >= sizes[largest]:
@@ -304,8 +335,11 @@ def _inconsistencies(study: Study):
                     f"{largest}, has {sizes[largest]:,} parameters without embeddings; lower the "
                     "student or add a larger teacher"
                 )
+    if not study.grid.students and not given:
+        yield "grid.students: at least one is needed; name a size, or give a student (students)"
     if known:
-        yield from grid_problems(study.grid, sizes)
+        yield from grid_problems(study.grid, sizes, given)
+        yield from _final_init_problems(study, given)
     for key in ("seeds", "replicas"):
         values = (study.final and getattr(study.final, key)) or []
         if len(set(values)) < len(values):
@@ -336,15 +370,18 @@ def _shortest(study: Study) -> list[tuple[str, int]]:
     if study.grid.tokens:
         found.insert(0, ("grid.tokens", min(study.grid.tokens)))
     if study.grid.tokens_per_param:
-        smallest = round(min(study.grid.tokens_per_param) * min(study.grid.students))
-        found.insert(0, ("grid.tokens_per_param", smallest))
+        given = [study.teacher_size(n) for n in study.given_names() if n in study.models]
+        sizes = [size for size in [*study.grid.students, *given] if size]
+        if sizes:
+            smallest = round(min(study.grid.tokens_per_param) * min(sizes))
+            found.insert(0, ("grid.tokens_per_param", smallest))
     return found
 
 
 def _same_models(study: Study):
     """Teachers that would be the same model, in one of the draws of each."""
     seen: dict[str, tuple[str, int | None]] = {}
-    for name, teacher in study.teachers.items():
+    for name, teacher in study.models.items():
         trained = isinstance(teacher, PretrainedTeacher)
         for replica in study.grid.replica_numbers() if trained else [None]:
             same = teacher
@@ -355,7 +392,57 @@ def _same_models(study: Study):
             if other != name:
                 where = "" if replica is None else f" (in replicas {of_replica} and {replica})"
                 yield (
-                    f"teachers.{name}: the same model as teachers.{other}{where}; leave one out, or "
-                    "change its shape or seed"
+                    f"{_section_of(study, name)}.{name}: the same model as "
+                    f"{_section_of(study, other)}.{other}{where}; leave one out"
+                    + (", or name the teacher in grid.given" if name in study.students else "")
+                    + ", or change its shape or seed"
                 )
                 break
+
+
+def _section_of(study: Study, name: str) -> str:
+    return "teachers" if name in study.teachers else "students"
+
+
+def _given_problems(study: Study):
+    """Problems of the given students' names."""
+    grid, known = study.grid, [*study.students, *study.teachers]
+    for name in study.students:
+        if name in study.teachers:
+            yield (
+                f"students.{name}: a teacher has this name; give it another one, or, if it is that model, "
+                "leave it out here and name it in grid.given"
+            )
+    for name in grid.given or []:
+        if name not in study.models:
+            yield f"grid.given: no student or teacher is called {name}; there are {', '.join(known)}"
+    if "given" not in grid.inits:
+        for key in ["students"] * bool(study.students) + ["grid.given"] * bool(grid.given):
+            yield f"{key}: not used, because grid.inits is {grid.inits}; add given there"
+    elif not study.students and not grid.given:
+        yield (
+            "grid.inits: given is asked for, but no student is given; describe one in the section "
+            "students, or name a teacher in grid.given"
+        )
+    elif grid.given is not None:
+        for name in study.students:
+            if name not in grid.given:
+                yield f"students.{name}: not in grid.given, so nothing uses it; add it there"
+
+
+def _final_init_problems(study: Study, given: dict[str, int]):
+    """Problems of the final student's init."""
+    final, grid = study.final, study.grid
+    if final is None:
+        return
+    kind = final.init or grid.inits[0]
+    if kind not in grid.inits:
+        yield f"final.init: {kind} is not in grid.inits, so it has no law; add it there"
+    elif kind == "given":
+        same = [name for name, size in given.items() if size == final.student]
+        if len(same) != 1:
+            listed = ", ".join(f"{name} {size:,}" for name, size in given.items())
+            yield (
+                f"final.student: {final.student:,} must be the size of exactly one given student, because "
+                f"final.init is given; there are {listed}; correct it, or set final.init"
+            )

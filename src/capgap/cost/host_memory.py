@@ -65,6 +65,9 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             like = sizes.shape_teacher[student]
             cut = sizes.student(student, run_grid.RANDOM)
             held = device_memory.cutting(sizes.architecture(like).whole(), cut)
+        case "given_student":
+            model = sizes.student(student, init)
+            held = Memory(weights=2 * FLOAT * model.params)
         case "distill_student":
             held = sizes.distill_memory(student, init, teacher, alone=on_device)
             if on_device and held.teacher:  # in its file, all weights are float32

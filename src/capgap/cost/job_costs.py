@@ -122,6 +122,8 @@ class StudyCost(StudySizes):
             return self._targets(teacher, replica)
         if rule == "random_init_student":
             return self._start(student, run_grid.RANDOM, replica)
+        if rule == "given_student":
+            return self._start(student, init, replica)
         if rule == "prune_student":
             return self._start(student, init or run_grid.pruned_from(teacher), replica)
         if rule in ("distill_student", "evaluate_student"):
@@ -137,7 +139,7 @@ class StudyCost(StudySizes):
     @cached_property
     def grid(self) -> list[run_grid.Run]:
         """The runs that the law is fitted on."""
-        return run_grid.grid_runs(self.study.grid, run_grid.teacher_sizes(self.study))
+        return run_grid.runs_of(self.study)
 
     @cached_property
     def budgets(self) -> dict[run_grid.Run, list[int]]:
@@ -151,7 +153,7 @@ class StudyCost(StudySizes):
         final = run_grid.final_runs(study, self.final_teachers())
         jobs = [self._corpus()]
         draws = run_grid.teacher_draws(study)
-        teachers = [self._teacher(*draw) for draw in draws]
+        teachers = [self._teacher(*draw) for draw in [*draws, *run_grid.student_draws(study)]]
         fetched = [job for job in teachers if job.rule == "fetch_teacher"]
         jobs += [*fetched, self._tokenizer(), self._pack()]
         jobs += [job for job in teachers if job.rule != "fetch_teacher"]
@@ -247,7 +249,7 @@ class StudyCost(StudySizes):
         return self.path(path, teacher=name, replica=level)
 
     def _teacher(self, name: str, level: str) -> Job:
-        teacher = self.study.teachers[name]
+        teacher = self.study.models[name]
         output = self._teacher_path(paths.TEACHER_MODEL, name, level)
         model = self.architecture(name).whole()
         if isinstance(teacher, PretrainedTeacher):
@@ -394,6 +396,12 @@ class StudyCost(StudySizes):
         if init == run_grid.RANDOM:
             rule, teacher = "random_init_student", lends
             needs = (self._teacher_path(paths.TEACHER_MODEL, teacher, level),)
+        elif run_grid.init_kind(init) == "given":
+            rule, teacher = "given_student", init.removeprefix(run_grid.GIVEN)
+            needs = (
+                self._teacher_path(paths.TEACHER_MODEL, teacher, level),
+                self.path(paths.TOKENIZER),
+            )
         else:
             rule, teacher = "prune_student", init.removeprefix("pruned-")
             needs = (

@@ -91,7 +91,7 @@ def _added(study: Study, data: dict[str, Any]) -> tuple[Study, list[str]]:
 def _add_student(study: Study, data: dict[str, Any], size: int) -> None:
     """Add a student to settings, with teachers and a control if these are named one by one."""
     grid, sizes = study.grid, run_grid.teacher_sizes(study)
-    data["grid"]["students"] = sorted({*data["grid"]["students"], size})
+    data["grid"]["students"] = sorted({*_students(study), size})
     if grid.teachers is not None:
         larger = run_grid.teachers_for(size, sizes)
         data["grid"]["teachers"] = {**data["grid"]["teachers"], size: larger}
@@ -104,7 +104,7 @@ def _add_student(study: Study, data: dict[str, Any], size: int) -> None:
 
 def _accepted_student(study: Study, wanted: int) -> int | None:
     """The size nearest to a wanted one, towards the students there are, that the study can run."""
-    for size in _towards(study.grid.students, wanted):
+    for size in _towards(_students(study), wanted):
         data = _settings(study)
         _add_student(study, data, size)
         try:
@@ -118,10 +118,14 @@ def _accepted_student(study: Study, wanted: int) -> int | None:
         typical = math.exp(sum(map(math.log, counts)) / len(counts))
         if abs(math.log(typical / size)) > SAME:  # pruning gives another size than asked for
             size = two_digits(typical)
-            if size not in _towards(study.grid.students, size):
+            if size not in _towards(_students(study), size):
                 continue
         return size
     return None
+
+
+def _students(study: Study) -> list[int]:
+    return study.grid.sizes(run_grid.given_sizes(study))
 
 
 def _towards(students: list[int], wanted: int) -> list[int]:
@@ -135,7 +139,7 @@ def _towards(students: list[int], wanted: int) -> list[int]:
 
 def _main_runs(study: Study, size: int) -> Iterator[run_grid.Run]:
     name = format_count(size)
-    for run in run_grid.grid_runs(study.grid, run_grid.teacher_sizes(study)):
+    for run in run_grid.runs_of(study):
         if run.student == name and run.init == run_grid.pruned_from(run.teacher):
             yield run
 
@@ -182,7 +186,7 @@ def _priced_teacher(study: Study, experiment: Experiment, cost: Cost) -> str:
                 )
         elif study.grid.teacher_ratio is not None:
             low, high = study.grid.teacher_ratio
-            students = study.grid.students
+            students = _students(study)
             data["grid"]["teacher_ratio"] = [
                 min(low, size / max(students)) if size > max(students) else low,
                 max(high, size / max(students)),

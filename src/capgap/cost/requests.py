@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-from capgap.config import Study
+from capgap.config import Study, run_grid
 from capgap.config.devices import CPU
 from capgap.cost.device_fit import refuse_misfits
 from capgap.cost.job_costs import Job, StudyCost
@@ -77,9 +77,10 @@ class Requests:
         return math.ceil(max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60))
 
     def _of(self, rule: str, wildcards) -> tuple[int, int]:
-        names = ("teacher", "student", "init", "tokens")
+        names = ("teacher", "student", "init", "tokens", "given")
         return self._needs(rule, *(wildcards.get(name, "") for name in names))
 
-    def _needs(self, rule, teacher, student, init, tokens) -> tuple[int, int]:
+    def _needs(self, rule, teacher, student, init, tokens, given) -> tuple[int, int]:
+        init = run_grid.given_init(given) if given else init
         job = self.cost.job(rule, teacher=teacher, student=student, init=init, tokens=tokens)
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -86,7 +86,7 @@ class StudySizes:
         """Entries of the vocabulary that text is packed with."""
         tokenizer = self.study.tokenizer
         if isinstance(tokenizer, TeacherTokenizer):
-            return self.architecture(tokenizer.teacher).vocab
+            return self._architecture(tokenizer.teacher).vocab  # `architectures` may need it
         return tokenizer.vocab_size
 
     def held_out_tokens(self) -> int:
@@ -103,15 +103,15 @@ class StudySizes:
 
     @cached_property
     def architectures(self) -> dict[str, Architecture]:
-        """Shape of every teacher, by name."""
-        return {name: self._architecture(name) for name in self.study.teachers}
+        """Shape of every teacher and given student, by name."""
+        return {name: self._architecture(name) for name in self.study.models}
 
     def architecture(self, teacher: str) -> Architecture:
         """Shape of one teacher, with its trimmed vocabulary if the study trims it."""
         return self.architectures[teacher]
 
     def _architecture(self, name: str) -> Architecture:
-        teacher = self.study.teachers[name]
+        teacher = self.study.models[name]
         if isinstance(teacher, PretrainedTeacher):
             return pretrained_architecture(teacher, self.vocab)
         shape = self._shape(name, teacher)
@@ -144,6 +144,10 @@ class StudySizes:
     def student(self, student: str, init: str) -> Model:
         """Shape of a student, from its size and its init. Raises CapgapError if no cut is possible."""
         prune, lends = self.study.prune, self.shape_teacher[student]
+        if run_grid.init_kind(init) == "given":
+            model = self.architecture(init.removeprefix(run_grid.GIVEN)).whole()
+            rows = round(model.embedding * self.vocab / model.vocab)
+            return replace(model, vocab=self.vocab, embedding=rows)
         teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
         like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
         try:
@@ -232,7 +236,7 @@ class StudySizes:
         if teacher:
             return self.architecture(teacher).whole()
         size = format_count(self.study.final.student)
-        return self.student(size, run_grid.pruned_from(self.shape_teacher[size]))
+        return self.student(size, run_grid.final_init(self.study, self.shape_teacher[size]))
 
     def harness_memory(self, teacher: str) -> Memory:
         """Memory of measuring a teacher or the final student on tasks."""
@@ -268,9 +272,9 @@ def check_shapes(study: Study) -> None:
     """Raise CapgapError if a declared shape has another size than the study's setting."""
     for name, shape in study.plan.shapes.items():
         counted = architecture(shape).whole().non_embedding
-        said = study.teachers[name].params_non_embedding  # pyright: ignore[reportAttributeAccessIssue]
+        said = study.models[name].params_non_embedding  # pyright: ignore[reportAttributeAccessIssue]
         if counted != said:
             raise CapgapError(
                 f"plan.shapes.{name}: this shape has {counted:,} parameters without embeddings, "
-                f"teachers.{name}.params_non_embedding is {said:,}"
+                f"params_non_embedding of {name} is {said:,}"
             )

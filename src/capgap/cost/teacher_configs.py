@@ -43,13 +43,14 @@ def open_study(source: str | Path | dict) -> Study:
 
 
 def complete(study: Study) -> Study:
-    """The study with `params_non_embedding` and `plan.shapes` of every fetched teacher.
+    """The study with `params_non_embedding` and `plan.shapes` of every fetched teacher and given student.
 
-    What the study states stays. Raises CapgapError with the problems of all teachers at once.
+    What the study states stays. Raises CapgapError with the problems of all models at once.
     """
     data = study.model_dump(exclude_none=True)
     absent, problems = [], []
-    for name, teacher in study.teachers.items():
+    for name, teacher in study.models.items():
+        section = "teachers" if name in study.teachers else "students"
         if isinstance(teacher, PretrainedTeacher):
             continue
         stated = teacher.params_non_embedding
@@ -63,20 +64,20 @@ def complete(study: Study) -> Study:
             continue
         except CapgapError as error:
             if not stated:
-                problems.append(f"teachers.{name}: {error}")
+                problems.append(f"{section}.{name}: {error}")
             continue
         if stated not in (None, size.params_non_embedding):
             problems.append(
-                f"teachers.{name}.params_non_embedding: the study states {stated:,}, the model has "
+                f"{section}.{name}.params_non_embedding: the study states {stated:,}, the model has "
                 f"{size.params_non_embedding:,}; leave the key out"
             )
-        data["teachers"][name]["params_non_embedding"] = size.params_non_embedding
+        data[section][name]["params_non_embedding"] = size.params_non_embedding
         if size.shape:
             shapes = data["plan"].setdefault("shapes", {})
             shapes.setdefault(name, size.shape.model_dump(exclude_none=True))
     if absent:
         problems.append(
-            f"teachers {', '.join(absent)}: config.json, from which their sizes are read, is not in "
+            f"models {', '.join(absent)}: config.json, from which their sizes are read, is not in "
             "the cache of the hub, and the hub cannot be reached. Run capgap pin once where there is a "
             "network (a kB for each), or take HF_HOME from a machine that has them, or state "
             "params_non_embedding"

@@ -24,7 +24,7 @@ import pandas as pd
 from scipy import stats
 
 from capgap.config import Law
-from capgap.config.run_grid import NONE, RANDOM
+from capgap.config.run_grid import NONE, init_kind
 from capgap.law.grouped_runs import group_runs
 from capgap.law.joint_law import JointLaw
 from capgap.law.law_record import ArmEffects
@@ -47,8 +47,10 @@ def _effects(
     student: str, tokens: int, group: pd.DataFrame, law: JointLaw | None, settings: Law
 ) -> ArmEffects:
     loss = group.groupby(["init", "teacher"])["val_loss_nats_per_token"].mean().unstack()
-    without = loss[NONE].drop(RANDOM, errors="ignore").dropna() if NONE in loss else pd.Series()
-    pruned = loss.drop(index=RANDOM, errors="ignore").drop(columns=NONE, errors="ignore")
+    cut = loss[[init_kind(init) not in ("random", "given") for init in loss.index]]
+    alone = loss[NONE].dropna() if NONE in loss else pd.Series(dtype=float)
+    without = cut[NONE].dropna() if NONE in cut else pd.Series(dtype=float)
+    pruned = cut.drop(columns=NONE, errors="ignore")
     taught = loss.drop(columns=NONE, errors="ignore")
     over_teachers = [row.max() - row.min() for _, row in taught.iterrows() if row.count() > 1]
     over_starts = [c.max() - c.min() for _, c in pruned.items() if c.count() > 1]
@@ -56,11 +58,11 @@ def _effects(
     if start is None and over_starts:
         start = float(median(over_starts))
     own = [
-        without[init] - pruned.at[init, teacher]
+        alone[init] - taught.at[init, teacher]
         for init, teacher in group[group["arm"] == "main"][["init", "teacher"]]
         .drop_duplicates()
         .itertuples(index=False)
-        if init in without.index
+        if init in alone.index
     ]
     return ArmEffects(
         student=student,

@@ -13,7 +13,9 @@ import pandas as pd
 from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
-from capgap.law.law_record import LawRecord, Recommendation
+from capgap.law.equal_compute import at_compute
+from capgap.law.init_kinds import as_main
+from capgap.law.law_record import ComputeAnswer, LawRecord, Recommendation
 from capgap.law.leading_answer import by_leading
 from capgap.law.means import cell_table, spent_flops
 from capgap.law.predict import recommend, student_for
@@ -28,16 +30,17 @@ def ask(
     student: int,
     tokens: int | None = None,
     teachers: list[str] | None = None,
+    init: str | None = None,
 ) -> Recommendation:
     """Rank teachers for a student.
 
     student: parameters without embeddings. tokens: distillation budget, the largest of the table
-    if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
+    if None. init: kind of its init, pruned, given or random; that of the main arm if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
     larger than the student are left out. Raises CapgapError if a count is not positive, no
     teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
     fitted on this table.
     """
-    law, runs = read_both(law_path, runs_path)
+    law, runs = read_both(law_path, runs_path, init)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     return answer(fit, law, runs, student, tokens, teachers)
 
@@ -56,23 +59,44 @@ def answer(
     for name, value in (("student", student), ("tokens", tokens)):
         if value <= 0:
             raise CapgapError(f"{name} is {value}, but must be greater than 0")
-    offered = _offered(teachers, teacher_sizes(runs))
-    larger = {name: size for name, size in offered.items() if size > student}
-    if not larger:
-        raise CapgapError(
-            f"{'the table' if teachers is None else 'teachers'}: no teacher is larger than the "
-            f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
-            "a smaller student"
-        )
+    larger = _larger(_offered(teachers, teacher_sizes(runs)), student, teachers)
     cells = cell_table(runs, law.size)
     slope = law.lines[0].published_slope
     found = recommend(fit, law, larger, student, tokens, spent_flops(cells), slope)
     return by_leading(found, law, cells)
 
 
-def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: int | None) -> str:
+def ask_compute(
+    law_path: str | Path,
+    runs_path: str | Path,
+    student: int,
+    flops: float,
+    shared_by: int = 1,
+    teachers: list[str] | None = None,
+    init: str | None = None,
+) -> ComputeAnswer:
+    """Rank teachers for a student at a number of FLOPs, so that larger teachers leave fewer tokens.
+
+    shared_by: runs that share one pass of the teacher over the text, 1 if it runs online. The rest and
+    errors as in `ask`.
+    """
+    law, runs = read_both(law_path, runs_path, init)
+    fit = refit(law, runs, f"{law_path} and {runs_path}")
+    offered = _larger(_offered(teachers, teacher_sizes(runs)), student, teachers)
+    return at_compute(
+        fit.joint, fit.why_not, runs, offered, student, flops, shared_by, law.confidence
+    )
+
+
+def inverse(
+    law_path: str | Path,
+    runs_path: str | Path,
+    teacher: int,
+    tokens: int | None,
+    init: str | None = None,
+) -> str:
     """Which student size a teacher fits best at a budget, by the joint law, as a sentence."""
-    law, runs = read_both(law_path, runs_path)
+    law, runs = read_both(law_path, runs_path, init)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     tokens = tokens or max(optimum.tokens for optimum in law.optima)
     if fit.joint is None:
@@ -86,10 +110,17 @@ def inverse(law_path: str | Path, runs_path: str | Path, teacher: int, tokens: i
     )
 
 
-def read_both(law_path: str | Path, runs_path: str | Path) -> tuple[LawRecord, pd.DataFrame]:
-    """A law and its table, read as it was when the law was fitted."""
-    law = LawRecord.read(law_path)
-    return law, read_runs(runs_path, law.metric, law.excluded)
+def read_both(
+    law_path: str | Path, runs_path: str | Path, init: str | None = None
+) -> tuple[LawRecord, pd.DataFrame]:
+    """A law and its table, read as it was when the law was fitted.
+
+    init: kind of init whose law and runs are wanted, the record's own if None.
+    """
+    whole = LawRecord.read(law_path)
+    runs = read_runs(runs_path, whole.metric, whole.excluded)
+    law = whole.of_init(init)
+    return law, as_main(runs, law.init)
 
 
 def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
@@ -111,6 +142,17 @@ def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
     if found != recorded or len(main_arm(runs)) != law.n_runs:
         raise CapgapError(f"{where} do not belong together: fit the law again on this table")
     return fit
+
+
+def _larger(offered: dict[str, int], student: int, teachers: list[str] | None) -> dict[str, int]:
+    larger = {name: size for name, size in offered.items() if size > student}
+    if not larger:
+        raise CapgapError(
+            f"{'the table' if teachers is None else 'teachers'}: no teacher is larger than the "
+            f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
+            "a smaller student"
+        )
+    return larger
 
 
 def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from capgap.config.run_grid import init_kind
 from capgap.errors import CapgapError
 
 SIZES = {  # of the setting law.size: columns that count students and teachers
@@ -34,7 +35,7 @@ class GroupedRuns:
     init_N: np.ndarray
     seed_N: np.ndarray
     teacher_draw_N: np.ndarray  # name of the teacher with the number of its draw
-    init_draw_N: np.ndarray  # name of the pruned init with the numbers of its draws
+    init_draw_N: np.ndarray  # name of the init with the numbers of its draws
     size_N: np.ndarray  # of the student, mean over its runs
     teacher_size_N: np.ndarray
     tokens_N: np.ndarray
@@ -109,7 +110,9 @@ def group_runs(main: pd.DataFrame, size: str = "non_embedding") -> GroupedRuns:
         column(n, 0).astype(int).astype(str) for n in ("teacher_seed", "init_seed")
     )
     frame["teacher_draw_N"] = frame["teacher_N"] + "/" + teacher_seed
-    frame["init_draw_N"] = frame["init_N"] + "/" + teacher_seed + "/" + init_seed
+    # a given or random init is the same one for all teachers
+    shared = frame["init_N"].map(init_kind).isin(["given", "random"])
+    frame["init_draw_N"] = frame["init_N"] + "/" + teacher_seed.mask(shared, "") + "/" + init_seed
     order = [
         "tokens_N",
         "size_N",

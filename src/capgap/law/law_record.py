@@ -262,6 +262,46 @@ class TwoCausesFit(Record):
     far_off: list[str] = Field([])  # cells more than six usual residuals from the law
 
 
+class ComparedAt(Record):
+    """T* of one student at one budget by two laws; see capgap.law.law_comparison."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int
+    teacher_params: dict[str, float]  # T* by kind or text, within the teachers tried under both
+    place: dict[str, Literal["inside", "smallest", "largest"]]  # of T* among them
+    ratio: Interval  # T* of the first kind over T* of the second
+    cost: dict[str, Interval]  # by kind, what the other kind's best teacher adds to its loss, nats
+
+
+class LawComparison(Record):
+    """Whether the best teacher differs between two kinds of init, or by two held-out texts."""
+
+    first: str  # a kind of init, or a held-out text
+    second: str
+    n_teachers: int  # draws, left out one at a time
+    verdict: Literal["equal", "different", "not_told_apart"]
+    reason: str
+    ratio: Interval | None = None  # geometric mean over students and budgets
+    cost: dict[str, Interval] = Field({})  # means over them
+    at: list[ComparedAt] = Field([])
+
+
+class EqualCompute(Record):
+    """T* of a student at the compute of its run with T* at equal tokens; capgap.law.equal_compute."""
+
+    student: str
+    student_params_non_embedding: float
+    tokens: int  # at which T* at equal tokens is taken
+    shared_by: int  # runs that share one pass of the teacher; 1 is online
+    flops: float  # of the run
+    teacher_params: Interval  # T* at equal compute; a limit beyond the teachers tried is None
+    place: Literal["inside", "smallest", "largest"]  # among the teachers tried; at an end a bound
+    tokens_there: float  # that the compute pays for with that teacher
+    ratio: Interval  # T* at equal compute over T* at equal tokens
+    at_equal_tokens: float  # T* there, within the teachers tried
+
+
 class ArmEffects(Record):
     """Effects of init and teacher at one student size and budget, nats per token."""
 
@@ -300,6 +340,9 @@ class LawRecord(Record):
     """`law.json`: the results of the regression."""
 
     schema_version: Literal[2] = 2
+    init: Literal["pruned", "given", "random"] = (
+        "pruned"  # kind of its students; pruned: the main arm
+    )
     n_runs: int
     # of the table; all fields in nats are on its scale, which capgap.law.metric explains
     metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"
@@ -334,6 +377,19 @@ class LawRecord(Record):
     leading_reason: str = "not scored"
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
     start_explains: StartExplains | None = None  # None without losses of the inits
+    other_inits: list[LawRecord] = Field([])  # one law for each further kind of init
+    equal_compute: list[EqualCompute] = Field([])  # empty if the runs do not determine it
+    init_comparisons: list[LawComparison] = Field([])  # of every two kinds
+    text_comparison: LawComparison | None = None  # validation against test loss, if both are known
+
+    def of_init(self, kind: str | None) -> LawRecord:
+        """The law of a kind of init, its own if None; CapgapError if there is none."""
+        laws = {law.init: law for law in (self, *self.other_inits)}
+        if kind is None or kind in laws:
+            return laws[kind or self.init]
+        raise CapgapError(
+            f"init: the law has no {kind} students; it was fitted on {', '.join(laws)} ones (grid.inits)"
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -364,6 +420,29 @@ class RankedTeacher(Record):
     measured_loss: Interval | None = None  # if this student, budget and teacher are in the table
     measured_regret: float | None = None  # above the best teacher measured there
     train_flops: float  # of one distillation, 6 S D + 2 T D
+
+
+class ComputeTeacher(Record):
+    """One teacher of a recommendation at equal compute."""
+
+    teacher: str
+    teacher_params_non_embedding: int
+    tokens: float  # that the compute pays for
+    tokens_extrapolation: float  # times beyond the budgets of the runs
+    predicted_regret: Interval  # loss above the best of the teachers offered, nats
+
+
+class ComputeAnswer(Record):
+    """What `capgap recommend --flops` answers."""
+
+    student_params_non_embedding: int
+    flops: float
+    shared_by: int  # runs that share one pass of the teacher
+    status: Literal["recommended", "abstains"]
+    reason: str | None
+    teacher_params: Interval | None = None  # T* at this compute
+    place: Literal["inside", "smallest", "largest"] | None = None
+    ranked: list[ComputeTeacher] = Field([])  # best first
 
 
 class RuleRegret(Record):

@@ -12,14 +12,19 @@ from capgap.config import Law
 from capgap.law.arms import effects_of
 from capgap.law.checks import misfit_of, outlier_in, size_counts, teacher_effects
 from capgap.law.claims import overall_of
+from capgap.law.equal_compute import equal_compute
 from capgap.law.flatness import is_flat
 from capgap.law.grouped_runs import GroupedRuns, group_runs
+from capgap.law.headers import LOSS
+from capgap.law.init_kinds import as_main, kinds_of
 from capgap.law.joint_fit import axes_of
 from capgap.law.joint_law import JointLaw, fit_joint
+from capgap.law.law_comparison import compare_inits, compare_texts
 from capgap.law.law_record import (
     CurveForm,
     Exponents,
     Interval,
+    LawComparison,
     LawRecord,
     Line,
     NoiseComponent,
@@ -35,6 +40,7 @@ from capgap.law.start_test import start_test
 from capgap.law.table import family_monotone, main_arm
 from capgap.law.words import about, bracketed, budget, listed
 
+TEST_LOSS = "test_loss_nats_per_token"
 TOKENS_PER_PARAM = 25.0  # at which T*/S is reported; the published law was measured near it
 INFORMED_NATS = (
     0.1  # divergence of a posterior from its prior; one that is nearer rests on the prior
@@ -89,14 +95,33 @@ def _why_not(runs: GroupedRuns, settings: Law) -> str:
 
 
 def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
-    """The content of `law.json`."""
-    fit = fit_law(runs, settings)
+    """The content of `law.json`: the law of the main arm, and one for each other kind of init."""
+    tables = {kind: as_main(runs, kind) for kind in kinds_of(runs)} or {"pruned": runs}
+    first, *others = tables
+    fits = {first: fit_law(tables[first], settings)}
+    for kind in others:
+        if main_arm(tables[kind])["teacher"].nunique() > 1:
+            fits[kind] = fit_law(tables[kind], settings)
+    records = [_record_of(fits[kind], tables[kind], kind, settings) for kind in fits]
+    return records[0].model_copy(
+        update={
+            "other_inits": records[1:],
+            "init_comparisons": compare_inits(
+                {kind: fit.joint or fit.why_not for kind, fit in fits.items()}, settings
+            ),
+        }
+    )
+
+
+def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRecord:
+    """The law of one kind of init, on the table in which it is the main arm."""
     law, cells = fit.joint, cell_table(runs, settings.size)
     optima = optima_of(fit, settings)
     lines = [describe_line(level, fitted, settings) for level, fitted in fit.lines]
     effects = effects_of(runs, law, settings)
     overall = overall_of(law, fit.why_not, optima, effects, settings)
     return LawRecord(
+        init=kind,
         n_runs=len(fit.runs.loss_N),
         confidence=settings.confidence,
         tie_nats=settings.tie_nats,
@@ -123,7 +148,20 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
         **scores_of(runs, cells, own_optima(fit), settings),
         effects=effects,
         start_explains=start_test(cells),
+        equal_compute=equal_compute(law, runs, settings),
+        text_comparison=_by_text(fit, runs, settings),
     )
+
+
+def _by_text(fit: Fit, runs: pd.DataFrame, settings: Law) -> LawComparison | None:
+    """The law of the validation loss against that of the test loss of the same runs."""
+    main = main_arm(runs)
+    if fit.joint is None or settings.metric not in (None, "loss") or TEST_LOSS not in main:
+        return None
+    if main[TEST_LOSS].isna().any():
+        return None
+    other = fit_joint(group_runs(main.assign(**{LOSS: main[TEST_LOSS]}), settings.size))
+    return compare_texts({"validation": fit.joint, "test": other}, settings)
 
 
 def _fitted(law: JointLaw | None, settings: Law) -> str:

@@ -36,7 +36,7 @@ from capgap.law.headers import CANONICAL, LOSS, TEACHER_LOSS, Columns, assign, c
 from capgap.law.metric import Metric
 from capgap.law.separated import Problems, frame_fields, parse_number, read_fields
 
-ARMS = ("main", "no_teacher", "random_init", "cross_teacher")
+ARMS = ("main", "no_teacher", "given", "random_init", "cross_teacher")
 UNSTATED = "unstated"  # the init of a table that has no such column
 KEY = ["student", "init", "teacher", "tokens", "seed", "teacher_seed", "init_seed"]
 STUDENT_SIZE, TEACHER_SIZE = "student_params_non_embedding", "teacher_params_non_embedding"
@@ -119,7 +119,8 @@ def main_arm(runs: pd.DataFrame) -> pd.DataFrame:
         counts = ", ".join(f"{n} {arm}" for arm, n in sorted(runs["arm"].value_counts().items()))
         raise CapgapError(
             f"no run of the main arm in the table ({counts}); the law needs students pruned and "
-            "distilled from the same teacher (init pruned-<teacher>), or arm 'main' set by hand"
+            "distilled from the same teacher (init pruned-<teacher>), given or random ones with teachers, "
+            "or arm 'main' set by hand"
         )
     return main
 

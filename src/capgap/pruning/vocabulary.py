@@ -53,13 +53,13 @@ def trim(
         [ids] = encoder.encode([text])
         counts_V += np.bincount(ids, minlength=size)
     configs = [model.config, model.generation_config]
-    named = {i for config in configs for i in _named_ids(config) if i < size}
+    named = {i for config in configs for i in named_ids(config) if i < size}
     kept = kept_entries(data, counts_V, entries, always=named)
     place = {int(old): new for new, old in enumerate(kept)}
     path.write_text(json.dumps(_trimmed(data, place), ensure_ascii=False), encoding="utf-8")
     _rewrite_settings(tokenizer_folder / "tokenizer_config.json", place)
     for config in configs:  # before the cut: a padding entry must lie inside the new table
-        _rename_ids(config, place)
+        rename_ids(config, place)
     return cut(model, keep_all(model)._replace(vocab=kept))
 
 
@@ -76,7 +76,7 @@ def kept_entries(
             "leave the vocabulary as it is"
         )
     parts = _parts(data)
-    vocab = _ids(data)
+    vocab = vocabulary_of(data)
     kept = {i for i in vocab.values() if i not in parts}
     for i in always:
         kept |= _with_parts(i, parts)
@@ -94,13 +94,13 @@ def kept_entries(
     return np.array(sorted(kept), dtype=np.int64)
 
 
-def _ids(data: dict) -> dict[str, int]:
+def vocabulary_of(data: dict) -> dict[str, int]:
     """Id of every entry by its text, added ones included."""
     added = {token["content"]: token["id"] for token in data["added_tokens"]}
     return data["model"]["vocab"] | added
 
 
-def _merges(data: dict) -> list[tuple[str, ...]]:
+def merges_of(data: dict) -> list[tuple[str, ...]]:
     """Merges as pairs; older files write a pair as one text with a space."""
     return [
         tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in data["model"]["merges"]
@@ -112,7 +112,7 @@ def _parts(data: dict) -> dict[int, set[int]]:
     vocab, parts = data["model"]["vocab"], defaultdict(set)
     added = {token["id"] for token in data["added_tokens"]}
     prefix = data["model"].get("continuing_subword_prefix") or ""
-    for first, second in _merges(data):
+    for first, second in merges_of(data):
         result = vocab[first + second.removeprefix(prefix)]
         if result not in added:
             parts[result] |= {vocab[first], vocab[second]}
@@ -137,7 +137,7 @@ def _trimmed(data: dict, place: dict[int, int]) -> dict:
     prefix = model.get("continuing_subword_prefix") or ""
     merges = [
         [first, second]
-        for first, second in _merges(data)
+        for first, second in merges_of(data)
         if {first, second, first + second.removeprefix(prefix)} <= vocab.keys()
     ]
     added = [token | {"id": place[token["id"]]} for token in data["added_tokens"]]
@@ -182,13 +182,13 @@ def _rewrite_settings(path: Path, place: dict[int, int]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _named_ids(config) -> list[int]:
+def named_ids(config) -> list[int]:
     """Ids of special tokens that a configuration names."""
     values = [getattr(config, key, None) for key in CONFIG_IDS]
     return [i for v in values for i in (v if isinstance(v, list) else [v]) if i is not None]
 
 
-def _rename_ids(config, place: dict[int, int]) -> None:
+def rename_ids(config, place: dict[int, int]) -> None:
     """Give the special tokens that a configuration names their new ids, in place."""
     for key in CONFIG_IDS:
         value = getattr(config, key, None)

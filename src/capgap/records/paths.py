@@ -6,7 +6,8 @@ results/<study>/
   tokenizer/                                      Hugging Face tokenizer
   tokens/{train,validation,test}.npy              flat token streams
   teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,targets/,harness.json}
-  inits/<student>/<init>/model/
+                                                  and model/ of a given student, as it came
+  inits/<student>/<init>/model/                   pruned-<teacher>, random or given-<student>
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
                                                    trunk/ if the schedule is wsd}

@@ -14,7 +14,7 @@ from statistics import fmean
 
 import altair as alt
 
-from capgap.config.run_grid import NONE, RANDOM
+from capgap.config.run_grid import NONE
 from capgap.config.shapes import simple_training_flops
 from capgap.law.law_record import FinalRecord, LawRecord, Optimum
 from capgap.law.metric import METRICS
@@ -168,7 +168,7 @@ def controls(runs: list[RunRow], metric: str = "loss") -> Figure | None:
             "panel": names[run.student, run.tokens],
             "student": run.student,
             "tokens": run.tokens,
-            "kind": "run" if (run.init, run.teacher) != (RANDOM, NONE) else "baseline",
+            "kind": "baseline" if run.teacher == NONE and run.init not in pruned else "run",
             "arm": arm_name(run.arm),
             "init": run.init,
             "teacher": run.teacher,

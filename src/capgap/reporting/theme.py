@@ -18,12 +18,13 @@ from capgap.reporting.wording import arm_name, size
 
 INK, MUTED, GRID = "#1c2430", "#5f6975", "#e4e8ec"
 BLUE, PALE_BLUE, ORANGE, RED, SAND = "#1f5f8b", "#c9deed", "#cf6f14", "#b02a30", "#f3e9d2"
-PURPLE, GREY = "#7a4f9a", "#8d96a1"
+PURPLE, GREY, GREEN = "#7a4f9a", "#8d96a1", "#3f7d4e"
 ARM_MARKS = {
     "main": (BLUE, "circle"),
     "no_teacher": (ORANGE, "diamond"),
     "cross_teacher": (PURPLE, "cross"),
     "random_init": (GREY, "square"),
+    "given": (GREEN, "triangle-up"),
 }
 # Liberation Sans ships with vl-convert and has Arial's metrics: the same layout everywhere.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"

@@ -18,6 +18,7 @@ from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.law_record import (
     FinalRecord,
     Interval,
+    LawComparison,
     LawRecord,
     Optimum,
     Recommendation,
@@ -34,6 +35,17 @@ ARMS = {
     "no_teacher": "no teacher",
     "cross_teacher": "another teacher’s init",
     "random_init": "random init",
+    "given": "given student",
+}
+COMPARED_TEXTS = {
+    "equal": "validation and test text have the same best teacher",
+    "different": "the test text has another best teacher than the validation text",
+    "not_told_apart": "not shown whether validation and test text have the same best teacher",
+}
+COMPARED = {
+    "equal": "the same best teacher for {} and {} students",
+    "different": "another best teacher for {} than for {} students",
+    "not_told_apart": "not shown whether {} and {} students have the same best teacher",
 }
 LAWS = {
     "power_law": "the joint law T* ~ S^a D^b",
@@ -373,6 +385,16 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def compared_texts(found: LawComparison) -> str:
+    """The verdict on two held-out texts in a few words."""
+    return COMPARED_TEXTS[found.verdict]
+
+
+def compared_inits(found: LawComparison) -> str:
+    """The verdict on two kinds of init in a few words."""
+    return COMPARED[found.verdict].format(found.first, found.second)
 
 
 def _span(losses: list[float]) -> str:

@@ -12,19 +12,26 @@ import math
 from pathlib import Path
 
 from capgap.law.asking import ask
+from capgap.law.init_kinds import KINDS
 from capgap.law.law_record import Choice, LawRecord
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
 
-def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) -> Choice:
+def run(
+    law_path: str | Path,
+    runs_path: str | Path,
+    student: int,
+    tokens: int,
+    init: str | None = None,
+) -> Choice:
     """Choose among the table's teachers larger than the student, as `capgap recommend` does.
 
-    student: parameters without embeddings. tokens: distillation budget of the final run. If the
-    recommendation abstains, its first teacher is still chosen, because a final run needs one, and
+    student: parameters without embeddings. tokens: distillation budget of the final run. init: kind
+    of its init, that of the law's main arm if None. If the recommendation abstains, its first teacher is still chosen, because a final run needs one, and
     the note states it. Raises CapgapError in the cases of `capgap.law.asking.ask`.
     """
-    answer = ask(law_path, runs_path, student, tokens)
+    answer = ask(law_path, runs_path, student, tokens, init=init)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
     chosen = answer.ranked[0].teacher
     note = answer.basis_note + _range_note(sizes, answer.target_params, chosen)
@@ -41,7 +48,7 @@ def run(law_path: str | Path, runs_path: str | Path, student: int, tokens: int) 
         neighbour=neighbour_of(chosen, sizes, answer.target_params),
         largest=max(sizes, key=lambda name: (sizes[name], name)),
         recommendation=answer,
-        **_noise(LawRecord.read(law_path)),
+        **_noise(LawRecord.read(law_path).of_init(init)),
     )
 
 
@@ -94,9 +101,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tokens", required=True, type=count_argument, help="tokens of the final distillation"
     )
+    parser.add_argument(
+        "--init", choices=list(KINDS), help="kind of its init (default: that of the law's main arm)"
+    )
     parser.add_argument("--out", required=True, type=out_file, help="choice to write, JSON")
     args, _ = parser.parse(argv)
-    choice = run(args.law, args.runs, args.student, args.tokens)
+    choice = run(args.law, args.runs, args.student, args.tokens, args.init)
     write_text(args.out, choice.to_json())
     print(f"{choice.chosen}: {choice.basis_note}.")
 

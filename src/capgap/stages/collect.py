@@ -37,7 +37,7 @@ def run(settings: CollectStage) -> list[RunRow]:
             teachers[name, metrics.lineage.seed] = metrics
     return [
         read_run(Path(paths.RUN_DIR.format(study=study, **identity._asdict())), teachers)
-        for identity in grid_runs(settings.grid, settings.teacher_sizes)
+        for identity in grid_runs(settings.grid, settings.teacher_sizes, settings.given)
     ]
 
 

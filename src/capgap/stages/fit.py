@@ -61,6 +61,13 @@ def text(record: LawRecord) -> str:
         blocks.append(lines_text(record))
     if record.two_causes is not None and record.two_causes.status != "not_available":
         blocks.append(causes_text(record))
+    if record.equal_compute:
+        blocks.append(compute_text(record))
+    if record.text_comparison is not None:
+        found = record.text_comparison
+        blocks.append(f"On another text: {wording.compared_texts(found)}: {found.reason}")
+    if record.init_comparisons:
+        blocks.append(inits_text(record))
     return "\n\n".join([*blocks, left_out_text(record), scores_text(record), rivals_text(record)])
 
 
@@ -233,6 +240,40 @@ def causes_text(record: LawRecord) -> str:
         for off in found.off_family
     ]
     lines += [f"  far from the law: {cell}" for cell in found.far_off]
+    return "\n".join(lines)
+
+
+def compute_text(record: LawRecord) -> str:
+    """T* at equal compute beside T* at equal tokens, a line for each student and budget."""
+    lines = [
+        "T* at the compute of the run with the best teacher at equal tokens (at an end of the ladder a "
+        "bound)",
+        f"  {'student':<12}{'tokens':>8}  {'at equal tokens':<17}{'at equal compute':<28}{'tokens':>8}  "
+        "the teacher runs",
+    ]
+    for row in record.equal_compute:
+        runs = "online" if row.shared_by == 1 else f"once for {row.shared_by} runs"
+        lines.append(
+            f"  {row.student:<12}{about(row.tokens):>8}  {about(row.at_equal_tokens):<17}"
+            f"{_size(row.teacher_params):<28}{about(row.tokens_there):>8}  {runs}"
+        )
+    return "\n".join(lines)
+
+
+def inits_text(record: LawRecord) -> str:
+    """Whether the best teacher differs between kinds of init, a paragraph for every two."""
+    lines = ["The best teacher by what the student starts from"]
+    for found in record.init_comparisons:
+        lines.append(f"  {wording.compared_inits(found)}: {found.reason}")
+        for at in found.at:
+            first, second = (
+                f"{about(at.teacher_params[kind])} ({at.place[kind]})"
+                for kind in (found.first, found.second)
+            )
+            lines.append(
+                f"    {at.student:<14}{about(at.tokens):>6}  {found.first} {first}, {found.second} {second}, "
+                f"ratio {_estimate(at.ratio)}"
+            )
     return "\n".join(lines)
 
 

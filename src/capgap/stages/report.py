@@ -31,6 +31,7 @@ from capgap.config.study_file import load_study
 from capgap.cost.next_runs import price
 from capgap.errors import CapgapError
 from capgap.law.asking import refit
+from capgap.law.init_kinds import as_main
 from capgap.law.law_record import FinalRecord, LawRecord
 from capgap.law.means import cell_table
 from capgap.law.metric import METRICS
@@ -54,6 +55,8 @@ TEMPLATES = (
     "page.html.j2",
     "first_screen.html.j2",
     "glossary.html.j2",
+    "inits.html.j2",
+    "equal_compute.html.j2",
     "cite.html.j2",
     "samples.html.j2",
 )  # named here, so that the digest counts them
@@ -237,7 +240,7 @@ def part(name: str) -> Markup:
 
 def read_rows(path: str | Path, law: LawRecord) -> list[RunRow]:
     """The runs that a law was fitted on, as records; errors as in `read_runs`."""
-    return rows_of(read_runs(path, law.metric, law.excluded))
+    return rows_of(as_main(read_runs(path, law.metric, law.excluded), law.init))
 
 
 def rows_of(runs: pd.DataFrame) -> list[RunRow]:

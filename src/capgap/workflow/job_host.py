@@ -32,8 +32,8 @@ from pathlib import Path
 from capgap.workflow.locks import die_with_parent
 
 VARIABLE = "CAPGAP_JOB_HOST"  # name of the host's socket
-STAGES = ("pretrain", "evaluate", "score", "prune", "random_init", "cache_teacher", "distill")
-STAGES += ("sample",)
+STAGES = ("pretrain", "evaluate", "score", "prune", "random_init", "given", "cache_teacher")
+STAGES += ("distill", "sample")
 USED = ("transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto")
 LARGEST_REQUEST = 2**20  # bytes
 STARTED, TERMINATE = b"s", b"t"

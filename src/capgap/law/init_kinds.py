@@ -1,0 +1,43 @@
+"""
+The runs of one kind of init as a table of their own, whose main arm they are.
+
+A law is fitted for each kind of init alone, because the best teacher of a student that was pruned from
+it need not be that of a given or random one. The main arm of a table is the students pruned from the
+teacher that distils them; if it has none, given students or else random ones take their place.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from capgap.config.run_grid import GIVEN, NONE
+
+KINDS = {"pruned": "main", "given": "given", "random": "random_init"}  # with the arm of each
+
+
+def kinds_of(runs: pd.DataFrame) -> list[str]:
+    """Kinds of init with taught runs in a table, the one of the main arm first; maybe empty."""
+    taught = runs.loc[runs["teacher"] != NONE, "arm"]
+    return [kind for kind, arm in KINDS.items() if (taught == arm).any()]
+
+
+def as_main(runs: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The table in which the runs of a kind are the main arm, with their controls.
+
+    Given students of one size are told apart by their names.
+    """
+    if kind == "pruned":
+        return runs
+    of_kind = runs["arm"] == KINDS[kind]
+    alone = (runs["teacher"] == NONE) & runs["init"].isin(runs.loc[of_kind, "init"])
+    own = runs[of_kind | alone].copy()
+    own["arm"] = own["teacher"].map({NONE: "no_teacher"}).fillna("main")
+    several = own.groupby("student")["init"].transform("nunique") > 1
+    names = own["student"] + " " + own["init"].str.removeprefix(GIVEN)
+    own["student"] = own["student"].mask(several, names)
+    return own.reset_index(drop=True)
+
+
+def size_name(student: str) -> str:
+    """The student's name without that of a given model, see `as_main`."""
+    return student.split(" ")[0]
