@@ -312,8 +312,9 @@ def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[
     A new folder appears as a whole. In an older one each file does, and the study file last: as long as
     that is missing, the same command can be repeated.
     """
+    check_new(folder, file)  # again, since a person may have taken minutes to answer
     beside = folder_files(file, study)
-    if file.name != "config.yaml":  # the only one that DVC's stage knows
+    if file != Path("config.yaml"):  # the only one that DVC's stage knows
         beside = {name: content for name, content in beside.items() if name not in DVC_FILES}
     files = {**beside, file: text}
     if not any(folder.iterdir()) and not folder.samefile("."):
