@@ -23,10 +23,11 @@ from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError, shown
+from capgap.law.answer_records import Recommendation
 from capgap.law.asking import answer, refit
 from capgap.law.claims import sentence
 from capgap.law.init_kinds import as_main
-from capgap.law.law_record import LawRecord, Recommendation
+from capgap.law.law_record import LawRecord
 from capgap.law.regression import Fit
 from capgap.law.table import RunTable, read_table
 from capgap.records.artifacts import write_text

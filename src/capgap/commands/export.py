@@ -33,7 +33,8 @@ from capgap.cost.teacher_configs import open_study
 from capgap.data.hub import upload_model
 from capgap.engine.gguf_file import TYPES, check_gguf, write_gguf
 from capgap.errors import CapgapError
-from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.answer_records import FinalRecord
+from capgap.law.law_record import LawRecord
 from capgap.records import paths
 from capgap.records.artifacts import (
     check_folder,

@@ -16,16 +16,10 @@ import capgap
 from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
+from capgap.law.answer_records import ComputeAnswer, RankedTeacher, Recommendation, RuleRegret
 from capgap.law.asking import ask, ask_compute, inverse
 from capgap.law.init_kinds import KINDS
-from capgap.law.law_record import (
-    ComputeAnswer,
-    Interval,
-    LawRecord,
-    RankedTeacher,
-    Recommendation,
-    RuleRegret,
-)
+from capgap.law.law_record import Interval, LawRecord
 from capgap.law.metric import METRICS
 from capgap.law.words import about, budget, span
 from capgap.records import paths

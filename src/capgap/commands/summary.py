@@ -18,7 +18,8 @@ from capgap.config import Study
 from capgap.config.study_file import load_study
 from capgap.cost.makespan import duration
 from capgap.cost.next_runs import price
-from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.answer_records import FinalRecord
+from capgap.law.law_record import LawRecord
 from capgap.records import paths
 from capgap.reporting import wording
 from capgap.reporting.answer import answer_of

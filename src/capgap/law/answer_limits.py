@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 
-from capgap.law.law_record import Interval, LawRecord, Optimum, Recommendation
+from capgap.law.answer_records import Recommendation
+from capgap.law.law_record import Interval, LawRecord, Optimum
 from capgap.law.means import SAME_LOG_SIZE
 from capgap.law.words import about, budget, span
 

@@ -13,9 +13,10 @@ import pandas as pd
 from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
+from capgap.law.answer_records import ComputeAnswer, Recommendation
 from capgap.law.equal_compute import at_compute
 from capgap.law.init_kinds import as_main
-from capgap.law.law_record import ComputeAnswer, LawRecord, Recommendation
+from capgap.law.law_record import LawRecord
 from capgap.law.leading_answer import by_leading
 from capgap.law.means import cell_table, spent_flops
 from capgap.law.predict import recommend, student_for

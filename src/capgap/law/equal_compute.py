@@ -28,8 +28,9 @@ import pandas as pd
 
 from capgap.config import Law
 from capgap.config.run_grid import NONE
+from capgap.law.answer_records import ComputeAnswer, ComputeTeacher
 from capgap.law.joint_law import JointLaw
-from capgap.law.law_record import ComputeAnswer, ComputeTeacher, EqualCompute, Interval
+from capgap.law.law_record import EqualCompute, Interval
 from capgap.law.teacher_jackknife import LEAST_DRAWS, Refitted, Spread, draws_of, whole, without
 
 LAST = 0.5  # steps of the grid

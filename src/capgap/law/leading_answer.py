@@ -16,8 +16,9 @@ import pandas as pd
 
 from capgap.config.run_grid import NONE
 from capgap.law.answer_limits import limited
+from capgap.law.answer_records import RankedTeacher, Recommendation
 from capgap.law.causes_fit import fit_two_causes
-from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation
+from capgap.law.law_record import Interval, LawRecord
 from capgap.law.metric import METRICS
 from capgap.law.rivals.loss_laws import LossLaw
 from capgap.law.scores import RIVALS, pruned_main

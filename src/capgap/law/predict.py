@@ -29,8 +29,9 @@ import numpy as np
 from scipy import optimize, stats
 
 from capgap.config.shapes import simple_training_flops
+from capgap.law.answer_records import RankedTeacher, Recommendation, RuleRegret
 from capgap.law.joint_law import JointLaw, weighted_quantiles
-from capgap.law.law_record import Interval, LawRecord, RankedTeacher, Recommendation, RuleRegret
+from capgap.law.law_record import Interval, LawRecord
 from capgap.law.means import SAME_LOG_SIZE
 from capgap.law.metric import METRICS
 from capgap.law.regression import Fit

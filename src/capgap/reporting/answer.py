@@ -12,7 +12,8 @@ import math
 from typing import Literal, NamedTuple
 
 from capgap.law.answer_limits import nearest
-from capgap.law.law_record import Choice, Claim, FinalRecord, Interval, LawRecord, Optimum
+from capgap.law.answer_records import Choice, FinalRecord
+from capgap.law.law_record import Claim, Interval, LawRecord, Optimum
 from capgap.law.metric import METRICS
 from capgap.law.noise import FORM
 from capgap.law.words import about, budget, listed

@@ -16,7 +16,8 @@ import altair as alt
 
 from capgap.config.run_grid import NONE
 from capgap.config.shapes import simple_training_flops
-from capgap.law.law_record import FinalRecord, LawRecord, Optimum
+from capgap.law.answer_records import FinalRecord
+from capgap.law.law_record import LawRecord, Optimum
 from capgap.law.metric import METRICS
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.headline_chart import headline

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capgap.law.law_record import Interval, LawRecord, Recommendation
+from capgap.law.answer_records import Recommendation
+from capgap.law.law_record import Interval, LawRecord
 from capgap.law.leading_answer import LeadingLaw
 from capgap.law.predict import recommend
 from capgap.law.regression import Fit

@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 from capgap.law.answer_limits import nearest
-from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.answer_records import FinalRecord
+from capgap.law.law_record import LawRecord
 from capgap.law.metric import METRICS
 from capgap.law.words import budget
 from capgap.reporting.wording import nats, size

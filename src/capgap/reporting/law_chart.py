@@ -7,7 +7,8 @@ from typing import get_args
 import altair as alt
 import numpy as np
 
-from capgap.law.law_record import FinalRecord, LawRecord, Optimum, RivalName
+from capgap.law.answer_records import FinalRecord
+from capgap.law.law_record import LawRecord, Optimum, RivalName
 from capgap.law.words import LAW_NAMES
 from capgap.reporting.theme import (
     GREY,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from capgap.law.law_record import FinalRecord
+from capgap.law.answer_records import FinalRecord
 from capgap.records.run_records import Lineage, SamplesRecord
 from capgap.reporting.wording import nats, size
 

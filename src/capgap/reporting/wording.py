@@ -15,13 +15,12 @@ from statistics import fmean
 from typing import NamedTuple, get_args
 
 from capgap.config.run_grid import NONE, pruned_from
+from capgap.law.answer_records import FinalRecord, Recommendation
 from capgap.law.law_record import (
-    FinalRecord,
     Interval,
     LawComparison,
     LawRecord,
     Optimum,
-    Recommendation,
     RivalFit,
     RivalName,
     Score,

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from capgap.law.answer_records import Choice
 from capgap.law.asking import ask
 from capgap.law.init_kinds import KINDS
-from capgap.law.law_record import Choice, LawRecord
+from capgap.law.law_record import LawRecord
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 

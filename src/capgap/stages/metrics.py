@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from capgap.law.law_record import FinalRecord, Interval, LawRecord, Line
+from capgap.law.answer_records import FinalRecord
+from capgap.law.law_record import Interval, LawRecord, Line
 from capgap.law.words import about
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, out_file, run_stage

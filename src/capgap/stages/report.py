@@ -30,9 +30,10 @@ from capgap.config import Study
 from capgap.config.study_file import load_study
 from capgap.cost.next_runs import price
 from capgap.errors import CapgapError
+from capgap.law.answer_records import FinalRecord
 from capgap.law.asking import refit
 from capgap.law.init_kinds import as_main
-from capgap.law.law_record import FinalRecord, LawRecord
+from capgap.law.law_record import LawRecord
 from capgap.law.means import cell_table
 from capgap.law.metric import METRICS
 from capgap.law.table import read_runs, teacher_sizes
