@@ -3,9 +3,8 @@ Every job of a study and its cost, from the settings alone.
 
 FLOPs are counted as in capgap.config.shapes: 2 per weight and token forward, with the output head,
 without the input embedding (it is a look-up), plus attention. Training costs three forward passes of
-the student (four with activation checkpointing) and one of the teacher. Passes over validation text
-count as well. Without attention and embedding terms this is the 6 N_S D + 2 N_T D of the literature
-(`capgap.config.shapes.simple_training_flops`).
+the student (four with activation checkpointing) and one of the teacher; validation counts as well. With
+no attention and embeddings these are the 6 N_S D + 2 N_T D of `config.shapes.simple_training_flops`.
 """
 
 from __future__ import annotations
