@@ -374,7 +374,7 @@ def test_impossible_targets_and_unknown_models_are_refused(study, tmp_path):
     refused("nearest possible", "--params", "1M")
     refused("nearest possible", "--params", "10")
     refused("nearest possible is 2", "--shape", "layers=3", "--depth", "drop_middle")
-    refused(r"sparsity 1\.5", "--sparsity", "1.5")
+    refused(r"sparsity is 1\.5, but must be", "--sparsity", "1.5")
     refused("layers is 1, but depth is keep", "--params", "8k", "--layers", "1")
     refused("no such folder", "--params", "8k", model=tmp_path / "none")
     refused("neither in the cache nor reachable", "--params", "8k", model="nobody/nothing")

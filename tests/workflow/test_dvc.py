@@ -28,7 +28,6 @@ def test_experiment_with_a_changed_setting_runs_what_it_affects(study):
         "fit_law law",
         "choose_teacher law",
         "compare_final final",
-        "sample_final final",
         "write_metrics .",
         "write_report report",
     }

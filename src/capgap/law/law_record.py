@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
@@ -24,6 +25,11 @@ class Interval(Record):
     value: float
     low: float | None
     high: float | None
+
+    @property
+    def width(self) -> float:
+        """Distance of the ends, infinite if one is open."""
+        return math.inf if self.low is None or self.high is None else self.high - self.low
 
     def apply(self, function: Callable[[float], float]) -> Interval:
         """The interval of an increasing function of the estimated number."""

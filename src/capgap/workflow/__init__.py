@@ -12,7 +12,8 @@ Promises, each checked by a test in tests/workflow
   Nothing failed, stale, torn or damaged passes for a result, and no lock is removed by hand.
   What is shared arrives complete or not at all; no credential is written where others can read it.
 
-How each module keeps them, and what would break without it
+How each module keeps them, and what would break without it (run, verify, save, accept and pull are in
+commands/)
   digest.py    one hash of the source that a stage uses, one of the command of its rule. Snakemake
                does not see imports, so an edited library function would leave stale results in
                place.
