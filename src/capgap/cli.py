@@ -20,9 +20,8 @@ BLAS = ("OPENBLAS", "MKL", "GOTO")  # libraries that NumPy and SciPy come with
 def main() -> None:
     """Run `capgap <command> ...`, so that whatever it prints last is its own."""
     open_streams()
-    os.environ["PYTHONSAFEPATH"] = (
-        "1"  # else `python -m` imports yaml.py of a folder that was pulled
-    )
+    # Otherwise `python -m` would import a yaml.py of the working folder, which may have been pulled.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # Large tensors in huge pages, where Linux grants them: far fewer page faults. torch reads it once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:

@@ -1,7 +1,6 @@
 """The plan's arithmetic: against real models, published figures and schedules done by hand."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -335,26 +334,6 @@ def test_several_processes_take_as_many_devices_and_the_same_device_hours():
     assert together_mb == pytest.approx(alone_mb + 1.25 * 3 * own_mb, abs=4)
 
 
-def test_jobs_longer_than_a_cluster_allows_run_in_slices():
-    study = real("gpt2")
-    run = {"student": "32M", "init": "pruned-gpt2", "teacher": "gpt2", "tokens": "50M"}
-    whole = Requests(study)
-    minutes, memory_mb = whole.runtime("distill_student")(run, 1), whole.mem_mb("distill_student")
-    limit = math.ceil(minutes / 3) + 1  # three slices
-    limited = study.model_copy(
-        update={"plan": study.plan.model_copy(update={"max_runtime": limit})}
-    )
-    asked = Requests(limited)
-    assert [asked.runtime("distill_student")(run, n) for n in (1, 2, 9)] == [limit] * 3
-    needed = memory_mb(run, 1)
-    memory = [asked.mem_mb("distill_student")(run, n) for n in (1, 2, 3, 4, 5)]
-    assert memory == [needed, needed, needed, 2 * needed, 3 * needed]
-    assert whole.retries == 3
-    trained = (job for job in whole.cost.jobs if job.rule == "distill_student")
-    longest_s = max(whole.speed.seconds(job) for job in trained)
-    assert asked.retries == 3 + math.ceil(math.ceil(3 * longest_s / 60) / limit) - 1
-
-
 def test_a_shape_of_another_size_is_refused():
     data = yaml.safe_load((REPOSITORY / "configs/gpt2.yaml").read_text())
     shape = real("gpt2").plan.shapes["gpt2"].model_dump(exclude_none=True)
@@ -439,43 +418,6 @@ def test_finished_jobs_are_left_out_and_the_choice_is_used_once_made(tmp_path, m
     assert [j.output for j in plan.make_plan(study, not_done=[]).left] == [metrics]
 
 
-# --- what jobs ask for --------------------------------------------------------------------------
-
-
-class Wildcards(dict):
-    """As Snakemake passes them."""
-
-
-def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
-    study = real("pythia")
-    needs, jobs = Requests(study), StudyCost(study).jobs
-    speed = Assumed("a100-80gb", study.plan.mfu)
-    assert needs.devices == 1
-    seen = set()
-    for job in jobs:
-        parts = Path(job.output).parts
-        wildcards = Wildcards(study="pythia")
-        if parts[2] == "teachers":
-            wildcards["teacher"] = parts[3]
-        elif parts[2] == "inits":
-            wildcards["student"] = parts[3]
-            if parts[4] != "random":
-                wildcards["teacher"] = parts[4].removeprefix("pruned-")
-        elif parts[2] == "students":
-            names = ("student", "init", "teacher", "tokens", "seed")
-            values = [parts[3], parts[4], *(part.split("-", 1)[1] for part in parts[5:8])]
-            wildcards.update(zip(names, values, strict=True))
-        memory_mb = needs.mem_mb(job.rule)(wildcards, 1)
-        assert memory_mb == math.ceil(1.25 * job.host_mb), job
-        assert needs.mem_mb(job.rule)(wildcards, 3) == 3 * memory_mb
-        minutes = needs.runtime(job.rule)(wildcards, 1)
-        assert minutes == math.ceil(max(10, 3 * speed.seconds(job) / 60)), job
-        assert needs.runtime(job.rule)(wildcards, 2) == 2 * minutes
-        seen.add(job.rule)
-    assert {"fetch_teacher", "score_importance", "prune_student", "random_init_student"} <= seen
-    assert Requests(open_study(REPOSITORY / "config.yaml")).devices == 0
-
-
 def test_tasks_of_the_harness_are_jobs_with_the_outputs_of_their_rules():
     data = yaml.safe_load((REPOSITORY / "tests/tiny/config.yaml").read_text())
     without = {job.output for job in StudyCost(open_study(data)).jobs}
@@ -492,8 +434,8 @@ def test_tasks_of_the_harness_are_jobs_with_the_outputs_of_their_rules():
     assert {job.tokens for job in added.values()} == {3 * 100 * 1024}
     assert "tokens of the harness's tasks are rough" in cost.notes
     needs = Requests(study)
-    assert needs.mem_mb("harness_teacher")(Wildcards(study="tiny", teacher="t6k"), 1) > 500
-    assert needs.runtime("harness_final")(Wildcards(study="tiny"), 1) == 10
+    assert needs.mem_mb("harness_teacher")({"study": "tiny", "teacher": "t6k"}, 1) > 500
+    assert needs.runtime("harness_final")({"study": "tiny"}, 1) == 10
 
 
 def test_students_of_one_shape_are_counted_with_it():

@@ -16,7 +16,8 @@ from capgap.data.encoding import Encoder
 from capgap.data.prompts import prompts
 from capgap.engine.counting import count_params
 from capgap.engine.models import llama_config, load_tokenizer, new_model, save_model
-from capgap.engine.sampling import continuation, pick
+from capgap.engine.sampling import continuations, pick
+from capgap.engine.streaming import load_frozen
 from capgap.errors import CapgapError
 from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import Lineage
@@ -64,17 +65,16 @@ def counting(next_of):
 
 def test_a_continuation_ends_with_the_end_of_text_and_is_no_longer_than_asked():
     model = counting({1: 2, 2: 3, 3: 0})
-    settings = {"temperature": 0.0, "draws": Fixed(), "vocab": 6, "end_id": 0}
-    assert continuation(model, np.array([5, 1]), new_tokens=9, **settings) == [2, 3]
-    assert continuation(model, np.array([5, 1]), new_tokens=1, **settings) == [2]
+    settings = {"temperature": 0.0, "draws": [Fixed(), Fixed()], "vocab": 6, "end_id": 0}
+    prompts = [np.array([5, 1]), np.array([3])]
+    assert continuations(model, prompts, new_tokens=9, **settings) == [[2, 3], []]
+    assert continuations(model, prompts, new_tokens=1, **settings) == [[2], []]
 
 
 def test_rows_of_the_head_that_are_no_tokens_are_never_chosen():
     model = counting({1: 5})
-    found = continuation(
-        model, np.array([1]), new_tokens=1, temperature=0.0, draws=Fixed(), vocab=5, end_id=9
-    )
-    assert found == [0]
+    settings = {"temperature": 0.0, "draws": [Fixed()], "vocab": 5, "end_id": 9}
+    assert continuations(model, [np.array([1])], new_tokens=1, **settings) == [[0]]
 
 
 def make_words(folder, template=None):
@@ -141,9 +141,25 @@ def test_prompts_begin_with_sentences_and_are_spread_over_the_documents(world, e
         assert any(text[:20] in sentence for sentence in SENTENCES) or text.startswith("Document")
 
 
-def test_too_long_a_prompt_is_refused_by_its_key(world, encoder):
-    with pytest.raises(CapgapError, match=r"sample\.prompt_tokens: none .* 100000 tokens"):
-        prompts(world / "corpus", encoder, count=2, prompt_tokens=100_000, new_tokens=5)
+def test_documents_shorter_than_a_prompt_give_half_of_themselves(world, encoder):
+    found = prompts(world / "corpus", encoder, count=2, prompt_tokens=100_000, new_tokens=5)
+    whole = {" ".join([f"Document {i}.", *SENTENCES]) for i in range(12)}
+    for prompt in found:
+        text = encoder.tokenizer.decode(prompt.spoken)
+        [document] = [one for one in whole if one.startswith(text)]
+        assert len(prompt.spoken) == len(encoder.documents([document])[0]) // 2 or (
+            len(encoder.documents([document])[0]) // 2 - len(prompt.spoken) == 1
+        )
+        assert len(prompt.follows) == 5
+    assert len(found) == 2
+
+
+def test_documents_without_two_tokens_are_refused_by_the_key(tmp_path):
+    make_corpus(tmp_path, "txt", ["a"] * 12)
+    words = load_tokenizer(make_words(tmp_path / "words"))
+    encoder = Encoder(words, boundaries(words))
+    with pytest.raises(CapgapError, match=r"sample\.prompts: .* fewer than two tokens each"):
+        prompts(tmp_path / "corpus", encoder, count=2, prompt_tokens=4, new_tokens=5)
 
 
 def run(world, models=("model-0", "model-1"), **settings):
@@ -167,6 +183,25 @@ def test_models_share_prompts_and_random_numbers(world):
     assert both.models[0].texts == twice.models[0].texts  # whoever else is sampled
     assert both.models[0].texts != both.models[1].texts
     assert [m.lineage.name for m in both.models] == ["t0", "t1"]
+
+
+def test_a_model_whose_layers_lie_on_disk_writes_the_same(world, tmp_path):
+    written = []
+    for stream in (False, True):
+        model = load_frozen(world / "model-0", "float32", stream=stream, scratch=tmp_path)
+        written.append(
+            continuations(
+                model,
+                [np.arange(5), np.arange(9)],
+                new_tokens=6,
+                temperature=1.0,
+                draws=[np.random.Generator(np.random.Philox(key=[0, i])) for i in range(2)],
+                vocab=300,
+                end_id=-1,
+            )
+        )
+    assert written[0] == written[1]
+    assert [len(ids) for ids in written[0]] == [6, 6]
 
 
 def test_a_text_longer_than_the_model_reads_is_refused(world):

@@ -121,12 +121,12 @@ def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
         lines += [
             "",
             f"Teachers, best first; {METRICS[law.metric].short} above the best",
-            f"  {'teacher':<14}{'size':>7}{'tokens':>9}  above the best",
+            f"  {'teacher':<14}{'size':>7} {'tokens':>9}  above the best",
         ]
     for row in answer.ranked:
         far = row.tokens_extrapolation
         lines.append(
-            f"  {row.teacher:<14}{about(row.teacher_params_non_embedding):>7}{about(row.tokens):>9}  "
+            f"  {row.teacher:<14}{about(row.teacher_params_non_embedding):>7} {about(row.tokens):>9}  "
             f"{_above(row.predicted_regret)}"
             + (f"  (tokens {far:.3g} times beyond the runs)" if far > 1.005 else "")
         )

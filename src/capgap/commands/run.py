@@ -52,9 +52,8 @@ def clear_leftovers(root: Path) -> None:
     shutil.rmtree(private.SNAKEMAKE_LOCKS, ignore_errors=True)
     here = Path.cwd().resolve()
     for output in ledger.unfinished(root):
-        if Path(os.path.realpath(Path(output).parent)).is_relative_to(
-            here
-        ):  # a link may lead elsewhere
+        folder = Path(os.path.realpath(Path(output).parent))  # a link may lead elsewhere
+        if folder.is_relative_to(here):
             Path(output).unlink(missing_ok=True)
         private.location(private.UNFINISHED, output).unlink()
     clean.collect(root)

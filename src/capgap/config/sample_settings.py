@@ -12,7 +12,10 @@ class SampleStage(Section):
 
     prompts: int = Field(3, ge=1, le=20, description="places of the test text that are continued")
     prompt_tokens: Count = Field(
-        48, ge=1, description="tokens of text before a continuation; a conversation gives its turns"
+        48,
+        ge=1,
+        description="tokens of text before a continuation, or half of a document that has no more; a "
+        "conversation gives its turns",
     )
     new_tokens: Count = Field(64, ge=1, description="tokens of a continuation at most")
     temperature: float = Field(

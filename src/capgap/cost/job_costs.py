@@ -367,11 +367,15 @@ class StudyCost(StudySizes):
         )
 
     def _sample(self, runs: list[run_grid.Run]) -> Job:
-        """Continuations by the final students and the chosen teacher, each token from the whole text."""
+        """Continuations by the final students and the chosen teacher, each token from the whole text.
+
+        Memory is that of the largest of their teachers: any of them may be chosen.
+        """
         settings, runs = self.study.sample, run_grid.first_draws(runs)
         models = [self.student(run.student, run.init) for run in runs]
         chosen = run_grid.teaching(self.study, runs[:1]) if settings.teacher else []
-        largest = chosen[0][0] if chosen else ""
+        may_be = [name for name, _ in run_grid.teaching(self.study, runs)] if chosen else [""]
+        largest = max(may_be, key=lambda name: self.harness_model(name).params)
         models += [self.architecture(name).whole() for name, _ in chosen]
         length = settings.prompt_tokens + settings.new_tokens
         tokens = settings.prompts * sum(range(settings.prompt_tokens, length))  # of one model
@@ -386,6 +390,9 @@ class StudyCost(StudySizes):
             ),
             device=self.sampling_memory(largest),
             precision=settings.precision,
+            read_bytes=self.read_bytes(
+                self.harness_model(largest), tokens, settings.precision, passes=settings.new_tokens
+            ),
             host_mb=host_mb(self, "sample_final", teacher=largest),
         )
 

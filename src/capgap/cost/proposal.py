@@ -29,9 +29,8 @@ FEWEST = 3  # teachers of a student, or its losses have no interior minimum
 LEAST_TOKENS_PER_PARAM, TOKENS_PER_PARAM = 35, 50  # a given time chooses between them
 LEAST_STUDENT, MOST_STUDENT = 10_000, 2_000_000_000
 WARMUP_SHARE = 0.05  # of a teacher's training, and of the shortest distillation
-READINGS = (
-    4  # of the text; more repetitions teach little (Muennighoff et al. 2023, arXiv 2305.16264)
-)
+# of the text; more repetitions teach little (Muennighoff et al. 2023, arXiv 2305.16264)
+READINGS = 4
 STEPS = 200  # of the optimizer, at least, in the shortest distillation
 LEAST_VOCABULARY = 512  # 256 bytes, and as many merges
 BYTES_PER_ENTRY = 400  # of text, for an entry of a trained vocabulary to be seen often enough

@@ -179,11 +179,15 @@ class StudySizes:
         return device_memory.held_whole(model, precision) > FITS_SHARE * free
 
     def evaluation_memory(self, model: Model, settings: Evaluate | TargetsStage) -> Memory:
-        """Memory of a pass over text."""
+        """Memory of a pass over text in batches."""
         scores = self.scores(settings.sequence_length, settings.precision)
-        held = device_memory.evaluation(model, settings.batch_tokens, settings.precision, scores)
-        if self.on_disk(model, settings.precision):
-            return device_memory.layers_on_disk(held, model, settings.precision)
+        return self.passing_memory(model, settings.batch_tokens, settings.precision, scores)
+
+    def passing_memory(self, model: Model, tokens: int, precision: str, scores: int = 0) -> Memory:
+        """Memory of a forward pass of some tokens, the layers on disk if they do not fit."""
+        held = device_memory.evaluation(model, tokens, precision, scores)
+        if self.on_disk(model, precision):
+            return device_memory.layers_on_disk(held, model, precision)
         return held
 
     def scoring_memory(self, model: Model) -> Memory:
@@ -244,9 +248,9 @@ class StudySizes:
 
     def sampling_memory(self, teacher: str) -> Memory:
         """Memory of continuing a prompt with a teacher, or without a name with the final student."""
-        settings = self.study.sample
+        settings, model = self.study.sample, self.harness_model(teacher)
         tokens = settings.prompt_tokens + settings.new_tokens
-        return device_memory.evaluation(self.harness_model(teacher), tokens)
+        return self.passing_memory(model, tokens, settings.precision)
 
     @property
     def caches_targets(self) -> bool:

@@ -101,9 +101,8 @@ class _Index:
         documents, flat = _flat(values)
         order = np.argsort(flat, kind="stable")
         self.values, self.documents = flat[order], documents[order].astype(np.int32)
-        self.starts = np.arange(
-            len(flat), dtype=np.int32
-        )  # first document of each value that is still to be compared
+        # the first document of each value that is still to be compared
+        self.starts = np.arange(len(flat), dtype=np.int32)
 
     def matches(self, values: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """Matches of other values: the other's document, and the first and last index here."""

@@ -15,9 +15,7 @@ from capgap.data.text_store import is_chat, text_batches
 from capgap.errors import CapgapError
 
 SENTENCE_ENDS = re.compile(r"(?:[.!?][\"'”’)]*\s+|\n+)")
-LONGEST_TURNS = (
-    1024  # tokens of the turns before a completion; longer conversations are passed over
-)
+LONGEST_TURNS = 1024  # tokens before a completion; longer conversations are passed over
 
 
 class Prompt(NamedTuple):
@@ -35,8 +33,8 @@ def prompts(
     """`count` prompts from the test split, a function of the corpus and these numbers alone.
 
     Text is continued from the first sentence after places that are spread evenly over the documents;
-    conversations from their first completion, by the tokenizer's chat template. Raises CapgapError
-    if the split has no place with enough text.
+    conversations from their first completion, by the tokenizer's chat template. Documents that are
+    too short give half of their text as a prompt. Raises CapgapError if they have no text to continue.
     """
     names = [name for batch in text_batches(corpus, "test") for name in batch[0]]
     places = [(i + 0.5) * len(names) / count for i in range(count)]
@@ -52,8 +50,8 @@ def prompts(
     found = [prompt for prompt in found if prompt is not None]
     if not found:
         raise CapgapError(
-            f"sample.prompt_tokens: none of the documents of the test split that were looked at has "
-            f"{prompt_tokens} tokens after the beginning of a sentence; lower it"
+            "sample.prompts: the documents of the test split that were looked at have fewer than two "
+            "tokens each, so there is nothing to continue; raise it, or corpus.test_share"
         )
     return found
 
@@ -66,7 +64,10 @@ def _documents(corpus: Path) -> Iterator[tuple[str, str]]:
 def _of_text(
     encoder: Encoder, name: str, text: str, share: float, prompt_tokens: int, new_tokens: int
 ) -> Prompt | None:
-    """A prompt from the first sentence after a share of the text; else from its beginning."""
+    """A prompt from the first sentence after a share of the text; else from its beginning.
+
+    Of a text that is not longer than a prompt its first half; None of one without two tokens.
+    """
     ends = [found.end() for found in SENTENCE_ENDS.finditer(text)]
     later = [end for end in ends if end >= share * len(text)]
     for start in [*later[:1], 0]:
@@ -74,9 +75,12 @@ def _of_text(
         before = len(encoder.around.before)
         spoken = ids[before : len(ids) - len(encoder.around.after)]
         if len(spoken) > prompt_tokens:
-            follows = spoken[prompt_tokens : prompt_tokens + new_tokens]
-            return Prompt(name, ids[: before + prompt_tokens], spoken[:prompt_tokens], follows)
-    return None
+            break
+    length = prompt_tokens if len(spoken) > prompt_tokens else len(spoken) // 2
+    if not length:
+        return None
+    follows = spoken[length : length + new_tokens]
+    return Prompt(name, ids[: before + length], spoken[:length], follows)
 
 
 def _of_conversations(

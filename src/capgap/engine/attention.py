@@ -69,9 +69,8 @@ def _mask(length: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
 @contextmanager
 def whole_attention() -> Iterator[None]:
     """Within this context every model's sdpa attention is computed by `attend`."""
-    modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"] = (
-        attend  # takes precedence over the library's own function, which stays unchanged
-    )
+    # takes precedence over the library's own function, which stays unchanged
+    modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
     try:
         yield
     finally:

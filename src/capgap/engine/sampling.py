@@ -1,48 +1,56 @@
-"""Continue a text with a model, token by token."""
+"""Continue texts with a model, token by token."""
 
 # T tokens, V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from capgap.engine.streaming import autocast, ready
+
 
 @torch.no_grad()
-def continuation(
+def continuations(
     model,
-    prompt_T: np.ndarray,
+    prompts: Sequence[np.ndarray],
     *,
     new_tokens: int,
     temperature: float,
-    draws: np.random.Generator,
+    draws: Sequence[np.random.Generator],
     vocab: int,
     end_id: int,
     precision: str = "float32",
-) -> list[int]:
-    """Ids of at most `new_tokens` tokens that follow a prompt, without the end-of-text token.
+) -> list[list[int]]:
+    """For each prompt (ids) at most `new_tokens` ids that follow it, without the end-of-text token.
 
-    temperature: 0 takes the most probable token each time. Otherwise the next number of `draws`,
-    uniform in [0, 1), is looked up in the cumulative distribution in the order of the ids, so that
-    two models with the same distribution write the same text. vocab: size of the tokenizer; further
-    rows of the head are no tokens. The text is computed anew for each token, without a cache.
+    draws: of each prompt. temperature: 0 takes the most probable token each time. Otherwise the next
+    number of the draws, uniform in [0, 1), is looked up in the cumulative distribution in the order of
+    the ids, so that two models with the same distribution write the same text. vocab: size of the
+    tokenizer; further rows of the head are no tokens. Texts are computed anew for each token, without
+    a cache, all of them in one pass over a model whose layers lie on disk.
     """
     model.eval()
-    ids = [int(i) for i in prompt_T]
-    mixed = precision != "float32"
-    dtype = getattr(torch, precision) if mixed else None
+    texts = [[int(i) for i in prompt] for prompt in prompts]
+    going = list(range(len(texts)))
     for _ in range(new_tokens):
-        with torch.autocast(model.device.type, dtype, enabled=mixed):
-            output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-        chosen = pick(output.logits[0, -1, :vocab].double().cpu().numpy(), temperature, draws)
-        if chosen == end_id:
-            break
-        ids.append(chosen)
-    return ids[len(prompt_T) :]
+        batches = [(torch.tensor([texts[i]], device=model.device), i) for i in going]
+        going = []
+        for ids_BT, i in ready(model, batches):
+            with autocast(model, precision):
+                output = model(input_ids=ids_BT, use_cache=False)
+            logits_V = output.logits[0, -1, :vocab].double().cpu().numpy()
+            chosen = pick(logits_V, temperature, draws[i])
+            if chosen != end_id:
+                texts[i].append(chosen)
+                going.append(i)
+    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
 def pick(logits_V: np.ndarray, temperature: float, draws: np.random.Generator) -> int:
-    """One token by its logits (float64), see `continuation`."""
+    """One token by its logits (float64), see `continuations`."""
     if temperature == 0:
         return int(logits_V.argmax())
     scaled = (logits_V - logits_V.max()) / temperature

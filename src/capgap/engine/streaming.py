@@ -91,9 +91,8 @@ class LayerByLayer:
             [f"{prefix}.{i}.{name}" for name in layer.state_dict()]
             for i, layer in enumerate(self.layers)
         ]
-        self.tuples = (
-            0  # entries of the tuple that a layer returns; 0 if it returns the stream alone
-        )
+        # entries of the tuple that a layer returns; 0 if it returns the stream alone
+        self.tuples = 0
 
     # --- weights --------------------------------------------------------------------------------
 

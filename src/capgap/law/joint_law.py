@@ -25,9 +25,8 @@ from capgap.law.grouped_runs import GroupedRuns
 from capgap.law.law_record import Interval
 
 TURNS = 4  # alternations of noise and fit
-FIRST_SD = (
-    0.01  # nats, of the fit before the noise is known; weighs the runs against the prior of k
-)
+# nats, of the fit before the noise is known; weighs the runs against the prior of k
+FIRST_SD = 0.01
 SETTLED = 3e-3  # change of a parameter at which the alternation ends
 QUADRATIC = 0.2  # relative error of the quadratic rise below which no profile is computed
 OPEN = 3.0  # a side whose end is further than this from the estimate (log T*, exponent) is open

@@ -346,9 +346,8 @@ class LawRecord(Record):
     """`law.json`: the results of the regression."""
 
     schema_version: Literal[2] = 2
-    init: Literal["pruned", "given", "random"] = (
-        "pruned"  # kind of its students; pruned: the main arm
-    )
+    # kind of its students; pruned: the main arm
+    init: Literal["pruned", "given", "random"] = "pruned"
     n_runs: int
     # of the table; all fields in nats are on its scale, which capgap.law.metric explains
     metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"

@@ -42,9 +42,8 @@ from capgap.law.words import about, bracketed, budget, listed
 
 TEST_LOSS = "test_loss_nats_per_token"
 TOKENS_PER_PARAM = 25.0  # at which T*/S is reported; the published law was measured near it
-INFORMED_NATS = (
-    0.1  # divergence of a posterior from its prior; one that is nearer rests on the prior
-)
+# divergence of a posterior from its prior; one that is nearer rests on the prior
+INFORMED_NATS = 0.1
 
 
 @dataclass(frozen=True)

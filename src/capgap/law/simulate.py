@@ -38,9 +38,8 @@ class World:
     teacher_sd: float = 0.0
     star_scatter: float = 0.0  # of log T* about the law, one draw a student
     curvature_scatter: float = 0.0  # of log curvature, one draw a student
-    tilt: float = (
-        0.0  # power of T*/S in the curvature, beyond the power `skew` that the fit assumes
-    )
+    # power of T*/S in the curvature, beyond the power `skew` that the fit assumes
+    tilt: float = 0.0
     ceiling: float = np.inf  # nats above the optimum to which curves saturate
 
 

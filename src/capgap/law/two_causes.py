@@ -49,9 +49,8 @@ from scipy import stats
 from capgap.law.causes_form import NAMES, SD_P, CauseCells, above_level, damage
 from capgap.law.law_record import Interval, TwoCausesFit
 
-HELD = (
-    0.5  # share of a prior's standard deviation; a parameter known no better is held by its prior
-)
+# share of a prior's standard deviation; a parameter known no better is held by its prior
+HELD = 0.5
 FAR = 6.0  # usual residuals beyond which a cell is reported as far off
 GRID = 400  # sizes at which the loss is evaluated to find T*
 

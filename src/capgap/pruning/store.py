@@ -15,9 +15,8 @@ from capgap.records.artifacts import open_folder
 from capgap.records.reading import digest
 
 FILE = "importance.safetensors"
-WEIGHTS_KEY = (
-    "weights_sha256"  # the only entry, because safetensors writes several in no fixed order
-)
+# the only entry, because safetensors writes several in no fixed order
+WEIGHTS_KEY = "weights_sha256"
 
 
 def weights_digest(model_folder: Path) -> str:

@@ -69,9 +69,8 @@ class Lineage(Record):
     init: str | None = None  # pruned-<teacher> or random
     teacher: str | None = None  # distilled from, 'none' for the arm without a teacher
     tokens: int | None = None  # trained on
-    seed: int | None = (
-        None  # of weights and data order; of an init, of its calibration text or weights
-    )
+    # of weights and data order; of an init, of its calibration text or weights
+    seed: int | None = None
     teacher_seed: int | None = None  # of the teacher that a student learns from
     init_seed: int | None = None  # of the init that a student starts from
     params: ParamGroups

@@ -22,12 +22,11 @@ from capgap.data.text_store import is_chat
 from capgap.data.token_streams import Streams
 from capgap.engine.models import (
     check_reads,
-    compute_device,
-    load_model,
     load_tokenizer,
     read_lineage,
 )
-from capgap.engine.sampling import continuation
+from capgap.engine.sampling import continuations
+from capgap.engine.streaming import load_frozen
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import SampledModel, SampledPrompt, SamplesRecord
 from capgap.stages.base import StageParser, out_file, run_stage
@@ -59,21 +58,21 @@ def run(
 
     models = []
     for folder in folders:
-        model = load_model(folder).to(compute_device())
+        model = load_frozen(folder, settings.precision)
         check_reads(model, folder, meta, sequence_length=longest, setting="sample.new_tokens")
-        written = [
-            continuation(
-                model,
-                prompt.ids,
-                new_tokens=settings.new_tokens,
-                temperature=settings.temperature,
-                draws=np.random.Generator(np.random.Philox(key=[settings.seed, number])),
-                vocab=meta.vocab_size,
-                end_id=encoder.eos,
-                precision=settings.precision,
-            )
-            for number, prompt in enumerate(asked)
-        ]
+        written = continuations(
+            model,
+            [prompt.ids for prompt in asked],
+            new_tokens=settings.new_tokens,
+            temperature=settings.temperature,
+            draws=[
+                np.random.Generator(np.random.Philox(key=[settings.seed, number]))
+                for number in range(len(asked))
+            ],
+            vocab=meta.vocab_size,
+            end_id=encoder.eos,
+            precision=settings.precision,
+        )
         models.append(
             SampledModel(lineage=read_lineage(folder, model), texts=list(map(text, written)))
         )

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import capgap
 from capgap.errors import CapgapError
+from capgap.records.artifacts import write_text
 from capgap.records.reading import Unreadable, read_json
 from capgap.workflow.pending import snakefile
 
@@ -81,11 +82,8 @@ def _keep(module: str, value: str) -> None:
     state, kept = _package_digest(), _kept()
     digests = kept.pop(state, None)
     mine = {**(digests if isinstance(digests, dict) else {}), module: value}
-    with suppress(OSError):
-        _store().parent.mkdir(parents=True, exist_ok=True)
-        temporary = _store().with_name(f".{_store().name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**dict(list(kept.items())[1 - STATES :]), state: mine}))
-        os.replace(temporary, _store())
+    with suppress(OSError, CapgapError):
+        write_text(_store(), json.dumps({**dict(list(kept.items())[1 - STATES :]), state: mine}))
 
 
 def _found_digest(module: str) -> str:

@@ -24,14 +24,12 @@ SECRET = re.compile(r"password|passphrase|secret|token|credential|auth_header|co
 SECRET_NAMES = {"access_key_id", "account_key", "oss_key_id", "sse_customer_key", "kerb_ticket"}
 # Names that contain such a word, but hold a file's path, a switch or a number.
 PLAIN = re.compile(r"^ask_|^exclude_|path$|_file$|^bearer_token_command$")
-# Settings that run a program, load code or move DVC's files.
+# Settings that run a program, load code or move DVC's files. The two paths are S3's: a profile in those
+# files may name a program (credential_process).
 DECIDING = {
     ("remote", "bearer_token_command"),
-    (
-        "remote",
-        "configpath",
-    ),  # of S3: a profile in that file may name a program, credential_process
-    ("remote", "credentialpath"),  # likewise
+    ("remote", "configpath"),
+    ("remote", "credentialpath"),
     ("core", "site_cache_dir"),
     ("cache", "dir"),
     ("hydra", "plugins_path"),
