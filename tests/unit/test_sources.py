@@ -83,6 +83,21 @@ def test_a_folder_stands_for_the_readable_files_below(tmp_path):
         read(tmp_path / "*")
 
 
+def test_an_ending_that_the_pattern_spells_out_is_plain_text(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "B.PY").write_text("y = 2")
+    with gzip.open(tmp_path / "c.py.gz", "wt") as file:
+        file.write("z = 3")
+    (tmp_path / "raw.py").write_bytes(b"\xff")
+    with pytest.raises(CapgapError, match=r"raw\.py is not UTF-8 text"):
+        read(tmp_path / "*.py")
+    (tmp_path / "raw.py").unlink()
+    assert read(tmp_path / "*.py") == [("a.py", "x = 1")]
+    assert read(tmp_path / "*.py.gz") == [("c.py.gz", "z = 3")]
+    with pytest.raises(CapgapError, match=r"a\.py.* cannot be read: files end in \.txt"):
+        read(tmp_path / "a*")
+
+
 def test_links(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")

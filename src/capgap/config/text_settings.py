@@ -40,7 +40,7 @@ class FilesCorpus(CorpusSplit):
     source: Literal["files"]
     pattern: str = Field(
         description="glob of local files, or a folder: .txt, .md, .jsonl, also as .gz or .zst, or "
-        ".parquet"
+        ".parquet; an ending that it spells out, like *.py, is plain text"
     )
     text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
     messages_column: str | None = MESSAGES_COLUMN

@@ -49,7 +49,7 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
                     f"corpus.pattern: {corpus.pattern} matches no file of the package "
                     f"{corpus.package}; its files lie in {root}"
                 )
-            found = _file_documents(files, root, "text")
+            found = _file_documents(files, root, corpus.pattern, "text")
         case FilesCorpus():
             paths, root = corpus_files(corpus.pattern)
             if not paths:
@@ -57,7 +57,9 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
                 raise CapgapError(
                     f"corpus.pattern: {corpus.pattern} {holds}; files end in {READABLE}"
                 )
-            found = _file_documents(paths, root, corpus.text_column, corpus.messages_column)
+            found = _file_documents(
+                paths, root, corpus.pattern, corpus.text_column, corpus.messages_column
+            )
         case HubCorpus():
             found = ((f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus)))
     chat = getattr(corpus, "messages_column", None) is not None  # conversations are not split
@@ -111,28 +113,37 @@ def _some(paths: list[Path]) -> str:
     return listed + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
-def _kind(path: Path) -> tuple[str | None, str | None]:
-    """How a file is read, by its ending in any case: (.txt, .jsonl, .parquet or None, compression)."""
+def _kind(path: Path, pattern: str = "") -> tuple[str | None, str | None]:
+    """How a file is read, by its ending in any case: (.txt, .jsonl, .parquet or None, compression).
+
+    Another ending that the pattern spells out, like *.py, is plain text.
+    """
     *_, first, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
     packed = PACKED.get(last)
     ending = first if packed else last
     for endings in (TEXT, LINES) if packed else (TEXT, LINES, TABLE):
         if ending in endings:
             return endings[0], packed
-    return None, packed
+    asked = Path(pattern.lower()).suffixes[-2 if packed else -1 :]
+    return (TEXT[0] if ending and asked[:1] == [ending] else None), packed
 
 
 def _file_documents(
-    paths: list[Path], root: Path, text_column: str, messages_column: str | None = None
+    paths: list[Path],
+    root: Path,
+    pattern: str,
+    text_column: str,
+    messages_column: str | None = None,
 ) -> Iterator[tuple[str, str]]:
-    odd = [path for path in paths if _kind(path)[0] is None]
+    odd = [path for path in paths if _kind(path, pattern)[0] is None]
     if odd:
         raise CapgapError(
-            f"corpus: {_some(odd)} cannot be read: files end in {READABLE}; narrow the pattern"
+            f"corpus: {_some(odd)} cannot be read: files end in {READABLE}; narrow the pattern, "
+            "or end it with another ending, like *.py, to read such files as plain text"
         )
     named = sorted((path.relative_to(root).as_posix(), path) for path in paths)
     for name, path in named:
-        kind, packed = _kind(path)
+        kind, packed = _kind(path, pattern)
         try:
             if kind == TEXT[0]:
                 if not messages_column:
