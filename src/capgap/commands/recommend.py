@@ -16,12 +16,17 @@ import capgap
 from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.answer_records import ComputeAnswer, RankedTeacher, Recommendation, RuleRegret
-from capgap.law.asking import ask, ask_compute, inverse
-from capgap.law.init_kinds import KINDS
+from capgap.law.answers.answer_records import (
+    ComputeAnswer,
+    RankedTeacher,
+    Recommendation,
+    RuleRegret,
+)
+from capgap.law.answers.ask import ask, ask_compute, inverse
 from capgap.law.law_record import Interval, LawRecord
-from capgap.law.metric import METRICS
-from capgap.law.words import about, budget, span
+from capgap.law.number_text import about, budget, span
+from capgap.law.table.init_kinds import KINDS
+from capgap.law.table.metric import METRICS
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
