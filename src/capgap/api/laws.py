@@ -18,7 +18,6 @@ import altair as alt
 import pandas as pd
 
 from capgap.api.keyword_settings import takes_settings
-from capgap.commands.recommend import text as recommendation_text
 from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
@@ -34,6 +33,7 @@ from capgap.records.artifacts import write_text
 from capgap.reporting import charts
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.learning_curves import learning_curves
+from capgap.reporting.recommendation_text import text as recommendation_text
 from capgap.reporting.regret_charts import flatness, regret
 from capgap.reporting.theme import THEME
 from capgap.stages.fit import fit as fit_record
