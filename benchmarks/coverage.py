@@ -30,14 +30,15 @@ from pathlib import Path
 import numpy as np
 
 from capgap.config import Law
-from capgap.law.claims import overall_of
-from capgap.law.curve import bowl
-from capgap.law.flatness import is_flat
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
-from capgap.law.predict import predict, regrets
-from capgap.law.regression import fit_law, optima_of
+from capgap.law.answers.power_law_answer import predict, regrets
+from capgap.law.fit_law import fit_law
+from capgap.law.make_record import optima_of
+from capgap.law.power_law.loss_curve import bowl
+from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import Design, Star, World, line, power, shared_ladder, simulate
+from capgap.law.table.grouped_runs import group_runs
+from capgap.law.verdicts.claims import overall_of
+from capgap.law.verdicts.flatness import is_flat
 
 WIDE = np.array([5, 7.1, 10, 14.4, 20.5, 29, 41, 58, 82, 116, 164, 232, 328, 464, 656]) * 1e3
 COARSE = WIDE[::2]
@@ -156,7 +157,7 @@ def estimates(settings: Law, studies: int, only: str | None, table: Rows) -> Non
 
 def one_study(rng, world: World, design: Design, settings: Law, found) -> None:
     """Simulate and fit one study; add (covered, half width) to every list."""
-    law = fit_joint(group_runs(simulate(rng, world, design)))
+    law = fit_power_law(group_runs(simulate(rng, world, design)))
     runs, first = law.runs, law.runs.first_G
 
     def add(name: str, limits, truth: float) -> None:
@@ -198,11 +199,11 @@ def verdicts(settings: Law, studies: int, table: Rows) -> None:
                 for _ in range(studies):
                     fit = fit_law(simulate(rng, noisy, design), settings)
                     overall = overall_of(
-                        fit.joint, "", optima_of(fit, settings, own=False), [], settings
+                        fit.power_law, "", optima_of(fit, settings, own=False), [], settings
                     )
                     ratio = next(claim for claim in overall.claims if claim.name == "ratio")
                     status = [overall.status == s for s in ("contradicted", "supported")]
-                    counts += [ratio.answer == "yes", *status, is_flat(fit.joint, settings)]
+                    counts += [ratio.answer == "yes", *status, is_flat(fit.power_law, settings)]
                 return [name, f"{sd:g}", *(f"{count / studies:.1%}" for count in counts)]
 
             table.show(["verdicts", studies, name, sd], row)

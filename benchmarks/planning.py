@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from capgap.law.answer_records import Choice
+from capgap.law.answers.answer_records import Choice
 from capgap.workflow import ledger
 
 SOURCE = Path(__file__).resolve().parents[1]

@@ -20,8 +20,8 @@ import yaml
 
 from capgap.commands.init import price
 from capgap.cost.proposal import DESIGNS, STUDENTS, TEACHERS, Design
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
+from capgap.law.power_law.power_law import fit_power_law
+from capgap.law.table.grouped_runs import group_runs
 
 REPOSITORY = Path(__file__).parents[1]
 TABLE = REPOSITORY / "studies/sotu-law/runs.csv"
@@ -58,7 +58,7 @@ def row(name: str, runs: pd.DataFrame, study: dict[str, Any], whole_s: float) ->
         & runs.teacher.isin(study["teachers"])
         & runs.seed.isin(grid["replicas"])
     ]
-    law = fit_joint(group_runs(kept.reset_index(drop=True)))
+    law = fit_power_law(group_runs(kept.reset_index(drop=True)))
     size = float(np.exp(law.axes.centre[0]))
     ratio = law.log_ratio(size, 25 * size, CONFIDENCE)
     cells = [

@@ -14,7 +14,7 @@ from capgap.cost.saved_work import saved_work, wanted_of
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.data.packages import check_lm_eval
-from capgap.law.answer_records import Choice
+from capgap.law.answers.answer_records import Choice
 from capgap.cost.teacher_configs import open_study
 from capgap.workflow import job_host, launch, rule_params
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE, RANDOM, arm_of, pruned_from
-from capgap.law.causes_form import damage
+from capgap.law.causes.causes_form import damage
 
 # help, log_rate, by_tokens, by_size, log_ceiling
 PILOT = (0.4, np.log(0.14), 0.8, 0.5, np.log(1.1))

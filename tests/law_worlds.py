@@ -10,7 +10,7 @@ from capgap.config import Law
 from capgap.config.run_grid import RANDOM
 from capgap.law.simulate import Design, World, line
 from capgap.law.simulate import simulate as simulate_world
-from capgap.law.table import read_runs
+from capgap.law.table.read_runs import read_runs
 
 STUDENTS = (60e3, 100e3, 160e3)
 FIVE = (60e3, 80e3, 100e3, 130e3, 160e3)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from capgap.law.table import read_runs
+from capgap.law.table.read_runs import read_runs
 
 
 def pilot(name):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from capgap.config import Law, SampleStage
-from capgap.law.answer_records import Choice, FinalRecord, FinalRow
+from capgap.law.answers.answer_records import Choice, FinalRecord, FinalRow
 from capgap.law.law_record import Interval, LawRecord
-from capgap.law.regression import law_record
+from capgap.law.make_record import law_record
 from capgap.records.run_records import (
     CurveRow,
     Lineage,

@@ -1,11 +1,22 @@
-"""How a process of capgap meets whoever reads what it prints."""
+"""How a process of capgap meets whoever started it and whoever reads what it prints."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 from typing import NoReturn
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent dies; does nothing on other systems."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)  # it is dead already
 
 
 def open_streams() -> None:

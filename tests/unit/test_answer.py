@@ -3,9 +3,9 @@
 import pytest
 from report_records import make_final, make_law, make_runs
 
-from capgap.law.answer_limits import nearest
+from capgap.law.answers.extrapolation import nearest
 from capgap.law.law_record import Exponents, Interval, NoiseComponent
-from capgap.reporting.answer import answer_of, costs, experiments, growth, noise_sd
+from capgap.reporting.answer_text import answer_of, costs, experiments, growth, noise_sd
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from report_records import STUDENTS, TEACHERS, TOKENS, make_law, make_runs
 
-from capgap.law.answer_limits import limited
-from capgap.law.asking import refit
-from capgap.law.predict import recommend
+from capgap.law.answers.ask import refit
+from capgap.law.answers.extrapolation import limited
+from capgap.law.answers.power_law_answer import recommend
 
 
 @pytest.fixture(scope="module")

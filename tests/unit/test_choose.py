@@ -4,8 +4,8 @@ from law_worlds import LADDER, STUDENTS, simulate
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answer_records import Choice
-from capgap.law.regression import law_record
+from capgap.law.answers.answer_records import Choice
+from capgap.law.make_record import law_record
 from capgap.stages.choose import main, neighbour_of, run
 
 

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from capgap.law.answer_records import Choice
+from capgap.law.answers.answer_records import Choice
 from capgap.records.artifacts import publish_folder, write_text
 from capgap.records.run_records import Lineage, Metrics, ParamGroups, SplitLoss, TrainRecord
 from capgap.stages import compare

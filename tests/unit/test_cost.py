@@ -27,7 +27,7 @@ from capgap.engine import attention
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.forward import hidden_states
 from capgap.errors import CapgapError
-from capgap.law.answer_records import Choice
+from capgap.law.answers.answer_records import Choice
 from capgap.pruning.surgery import sizes_of
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,13 +9,13 @@ from law_worlds import holds, two_kinds
 
 from capgap.commands import recommend
 from capgap.config import Law
-from capgap.law.curve import bowl
-from capgap.law.equal_compute import at_compute, equal_compute, prices_of
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
-from capgap.law.regression import law_record
+from capgap.law.answers.equal_compute import at_compute, equal_compute, prices_of
+from capgap.law.make_record import law_record
+from capgap.law.power_law.loss_curve import bowl
+from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import Design, World, simulate
-from capgap.law.table import read_runs, teacher_sizes
+from capgap.law.table.grouped_runs import group_runs
+from capgap.law.table.read_runs import read_runs, teacher_sizes
 
 LADDER = (20e3, 40e3, 80e3, 160e3, 320e3)
 STUDENTS = (8e3, 12e3)
@@ -29,7 +29,7 @@ def made(seed=0, budgets=(250e3, 500e3, 1e6, 2e6), **noise):
     )
     world = World(lambda s, d: STAR, curvature=CURVATURE, skew=0.0, **{"order_sd": 1e-4} | noise)
     runs = read_runs(simulate(np.random.default_rng(seed), world, design))
-    return runs, fit_joint(group_runs(runs))
+    return runs, fit_power_law(group_runs(runs))
 
 
 def truth(size, flops, shared_by=1.0):

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 from report_records import TEACHERS, TOKENS, make_law, make_runs
 
-from capgap.law.asking import refit
-from capgap.law.leading_answer import by_leading
-from capgap.law.means import cell_table
-from capgap.law.predict import recommend
+from capgap.law.answers.ask import refit
+from capgap.law.answers.leading_law_answer import by_leading
+from capgap.law.answers.power_law_answer import recommend
+from capgap.law.table.run_means import cell_table
 from capgap.reporting.explorer import explorer
 
 

@@ -25,7 +25,7 @@ from capgap.errors import CapgapError
 from capgap.records.artifacts import publish_folder
 from capgap.records.paths import harness as harness_path
 from capgap.records.run_records import HarnessRecord, Lineage
-from capgap.reporting.wording import harness_name, harness_rows
+from capgap.reporting.report_text import harness_name, harness_rows
 from capgap.stages import harness
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from test_losses import OBJECTIVES, dense
 from transformers import Trainer, TrainingArguments
 
 import capgap as cg
-from capgap.engine.losses import IGNORED
+from capgap.data.token_streams import IGNORED
 
 VOCAB = 64
 

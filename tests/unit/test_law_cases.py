@@ -6,7 +6,8 @@ from law_worlds import case, holds, width
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.regression import fit_law, law_record
+from capgap.law.fit_law import fit_law
+from capgap.law.make_record import law_record
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_default_study_as_published(record):
     growth = law.exponents.by_size
     assert growth.value == pytest.approx(0.29, abs=0.05)
     assert width(growth) / 2 < 0.35
-    star = fit_law(case("published_default"), Law()).joint.star(18e3, 5e5, 0.95)
+    star = fit_law(case("published_default"), Law()).power_law.star(18e3, 5e5, 0.95)
     assert star.value == pytest.approx(40.8e3, rel=0.03)
     assert star.high / star.low < 1.17**2
     assert claims(law)["interior"].answer == "yes"
@@ -147,9 +148,9 @@ def test_a_badly_trained_teacher_is_found_among_replicas(record):
 def test_fewer_teachers_or_seeds_never_narrow_the_interval(name):
     runs = case(name)
     sizes = runs.groupby("student")["teacher_params_non_embedding"]
-    whole = fit_law(runs, Law()).joint
+    whole = fit_law(runs, Law()).power_law
     inner = runs[runs["teacher_params_non_embedding"] < sizes.transform("max")]
-    few = fit_law(inner, Law()).joint
+    few = fit_law(inner, Law()).power_law
     width_whole, width_few = (law.exponent(1, 0, 0.95).width for law in (whole, few))
     assert width_few > 0.9 * width_whole
     for size, tokens in {

@@ -6,7 +6,7 @@ import statsmodels.api as sm
 from scipy import optimize, stats
 
 from capgap.errors import CapgapError
-from capgap.law.censored import Bounds, fit_censored
+from capgap.law.optima.censored_line import Bounds, fit_censored
 
 STUDENTS = np.array([1.0, 2.0, 3.0, 4.5])
 VALUES = np.array([2.4, 5.3, 7.1, 11.6])

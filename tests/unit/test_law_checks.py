@@ -7,12 +7,13 @@ from law_worlds import FIVE, LADDER, QUICK, case, noise_free, simulate
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.checks import left_out_residuals, misfit_of, outlier_in, size_counts
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
-from capgap.law.regression import fit_law, law_record
+from capgap.law.fit_law import fit_law
+from capgap.law.make_record import law_record
+from capgap.law.power_law.diagnostics import left_out_residuals, misfit_of, outlier_in, size_counts
+from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import Design, World, power
 from capgap.law.simulate import simulate as simulate_world
+from capgap.law.table.grouped_runs import group_runs
 
 WIDE = np.geomspace(70e3, 1.3e6, 7)
 
@@ -30,12 +31,12 @@ def test_a_run_that_is_off_is_named_whatever_its_sign(off):
 
 def test_noise_is_no_outlier():
     for seed in range(5):
-        outlier_in(fit_joint(group_runs(simulate(seed, between_init_sd=0.01))), QUICK)
+        outlier_in(fit_power_law(group_runs(simulate(seed, between_init_sd=0.01))), QUICK)
 
 
 def test_left_out_residuals_are_predictions_by_the_others():
     """Against a fit of the levels and slopes by generalised least squares without the run."""
-    law = fit_joint(group_runs(simulate()))
+    law = fit_power_law(group_runs(simulate()))
     missed, sd = left_out_residuals(law)
     runs, v = law.runs, law.noise_NN
     slope = law.curves.evaluate(law.x_P[None])[1][0]
@@ -62,11 +63,11 @@ def test_a_student_with_another_curve_is_named():
     runs = noise_free(students=FIVE, ladder=WIDE)
     rng = np.random.default_rng(0)
     runs["val_loss_nats_per_token"] += rng.normal(0, 0.001, len(runs))
-    assert misfit_of(fit_joint(group_runs(runs))).students == []
+    assert misfit_of(fit_power_law(group_runs(runs))).students == []
     own = runs["student"] == "100000"
     d = np.log(runs.loc[own, "teacher_params_non_embedding"].astype(float) / 250e3)
     runs.loc[own, "val_loss_nats_per_token"] += 0.15 * d**2
-    found = misfit_of(fit_joint(group_runs(runs)))
+    found = misfit_of(fit_power_law(group_runs(runs)))
     assert found.p < 1e-4
     assert found.students[0] == "100000"
     assert "differ from the common law" in found.reason
@@ -76,7 +77,7 @@ def test_intervals_grow_with_the_misfit():
     """Optima scattered by 20 % about the law: the part of the noise for it, and a, are wider."""
     design = Design(dict.fromkeys(FIVE, WIDE), dict.fromkeys(FIVE, (1000000.0,)), seeds=(0, 1))
     wide, narrow = (
-        fit_joint(
+        fit_power_law(
             group_runs(
                 simulate_world(
                     np.random.default_rng(3),

@@ -8,23 +8,26 @@ import pytest
 from law_worlds import FIVE, LADDER, QUICK, noise_free, simulate
 
 from capgap.config import Law
-from capgap.law import claims
-from capgap.law.claims import overall_of
-from capgap.law.flatness import is_flat, pooled_differences
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
+from capgap.law.fit_law import fit_law
 from capgap.law.law_record import ArmEffects, Interval
-from capgap.law.regression import fit_law, law_record, optima_of
+from capgap.law.make_record import law_record, optima_of
+from capgap.law.optima.single_optima import Means, judge
+from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import Design, World, power, simulate_study
 from capgap.law.simulate import simulate as simulate_world
-from capgap.law.single_optima import Means, judge
+from capgap.law.table.grouped_runs import group_runs
+from capgap.law.verdicts import claims
+from capgap.law.verdicts.claims import overall_of
+from capgap.law.verdicts.flatness import is_flat, pooled_differences
 
 WIDE = np.geomspace(70e3, 1.3e6, 7)
 
 
 def judged(runs, settings=QUICK, effects=()):
     fit = fit_law(runs, settings)
-    overall = overall_of(fit.joint, fit.why_not, optima_of(fit, settings), list(effects), settings)
+    overall = overall_of(
+        fit.power_law, fit.why_not, optima_of(fit, settings), list(effects), settings
+    )
     return overall, {claim.name: claim for claim in overall.claims}
 
 
@@ -101,13 +104,13 @@ def test_flat_curves_are_flat():
     for seed in range(4):
         runs = simulate(seed, curvature=0.0)
         fit = fit_law(runs, QUICK)
-        assert is_flat(fit.joint, QUICK)
+        assert is_flat(fit.power_law, QUICK)
         overall, by_name = judged(runs)
         assert by_name["interior"].answer == "no"
         assert by_name["ratio"].answer != "yes"
         assert overall.status == "contradicted"
     assert law_record(simulate(0, curvature=0.0), QUICK).status == "flat"
-    assert not is_flat(fit_law(simulate(), QUICK).joint, QUICK)
+    assert not is_flat(fit_law(simulate(), QUICK).power_law, QUICK)
 
 
 def test_teachers_that_differ_by_chance_alone_make_no_difference_significant():
@@ -123,18 +126,18 @@ def test_teachers_that_differ_by_chance_alone_make_no_difference_significant():
     )
     world = World(power(1, 0), curvature=0.0, order_sd=0.003, init_sd=0.004, teacher_sd=0.005)
     rng = np.random.default_rng(2)
-    laws = [fit_joint(group_runs(simulate_world(rng, world, design))) for _ in range(20)]
+    laws = [fit_power_law(group_runs(simulate_world(rng, world, design))) for _ in range(20)]
     assert sum(pooled_differences(law, 0.95).p < 0.025 for law in laws) <= 1
     assert sum(is_flat(law, QUICK) for law in laws) >= 9
     exact = dataclasses.replace(world, teacher_sd=0.0)
-    laws = [fit_joint(group_runs(simulate_world(rng, exact, design))) for _ in range(20)]
+    laws = [fit_power_law(group_runs(simulate_world(rng, exact, design))) for _ in range(20)]
     assert sum(is_flat(law, QUICK) for law in laws) >= 17
 
 
 def test_the_pooled_parabola_is_that_of_least_squares():
     """Without noise and with one curve in log T/S its differences are exact."""
     runs = noise_free(slope=2.5, curvature=0.2, students=(100e3,))
-    law = fit_law(runs, Law(noise_sd=0.001)).joint
+    law = fit_law(runs, Law(noise_sd=0.001)).power_law
     u = law.runs.log_ratio_N - law.runs.log_ratio_N.mean()
     fitted = np.polyfit(u, law.runs.loss_N, 2)
     low, high = np.quantile(u, [0.1, 0.9])

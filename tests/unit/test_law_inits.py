@@ -9,20 +9,22 @@ import capgap as cg
 from capgap.config import Law
 from capgap.config.run_grid import NONE, RANDOM, given_init
 from capgap.errors import CapgapError
-from capgap.law.asking import ask
-from capgap.law.grouped_runs import group_runs
-from capgap.law.init_kinds import as_main, kinds_of
-from capgap.law.joint_law import fit_joint
-from capgap.law.law_comparison import compare_inits
-from capgap.law.regression import law_record
-from capgap.law.table import main_arm
+from capgap.law.answers.ask import ask
+from capgap.law.make_record import law_record
+from capgap.law.power_law.power_law import fit_power_law
+from capgap.law.table.grouped_runs import group_runs
+from capgap.law.table.init_kinds import as_main, kinds_of
+from capgap.law.table.read_runs import main_arm
+from capgap.law.verdicts.inits_and_texts import compare_inits
 
 WIDE = Law(ratio_margin=0.25)
 
 
 def compared(runs, settings=WIDE):
     """The comparison of the two kinds of a table."""
-    laws = {kind: fit_joint(group_runs(main_arm(as_main(runs, kind)))) for kind in kinds_of(runs)}
+    laws = {
+        kind: fit_power_law(group_runs(main_arm(as_main(runs, kind)))) for kind in kinds_of(runs)
+    }
     [found] = compare_inits(laws, settings)
     return found
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from law_worlds import noise_free, simulate
 
-from capgap.law import joint_fit
-from capgap.law.curve import bowl, bowl_by_k
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
+from capgap.law.power_law import curve_fit
+from capgap.law.power_law.loss_curve import bowl, bowl_by_k
+from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import Design, World, power, shared_ladder
 from capgap.law.simulate import simulate as simulate_world
+from capgap.law.table.grouped_runs import group_runs
 
 GRID = np.geomspace(4e3, 300e3, 9)
 
@@ -35,7 +35,7 @@ def test_the_derivative_by_k_is_the_difference(k):
 
 def test_derivatives_of_the_model_are_differences():
     runs = group_runs(simulate())
-    curves = joint_fit.Curves(runs, joint_fit.axes_of(runs))
+    curves = curve_fit.Curves(runs, curve_fit.axes_of(runs))
     x = np.array([0.7, 0.1, -1.4, -0.8])
     _, slope = curves.evaluate(x[None])
     for p in range(curves.p):
@@ -50,7 +50,7 @@ def test_the_remover_whitens_and_forgets_levels():
     n = len(runs.loss_N)
     half = np.random.default_rng(0).normal(size=(n, n))
     covariance = half @ half.T + np.eye(n)
-    remove = joint_fit.remover(runs, covariance)
+    remove = curve_fit.remover(runs, covariance)
     groups = runs.group_N.max() + 1
     assert remove.shape == (n - groups, n)
     assert remove @ covariance @ remove.T == pytest.approx(np.eye(n - groups), abs=1e-8)
@@ -66,7 +66,7 @@ def test_an_exact_power_law_is_found(a, b):
         dict.fromkeys(students, (100000.0, 300000.0, 900000.0)),
     )
     world = World(power(a, b, 40e3, (12e3, 3e5)), order_sd=1e-6, skew=-1.0)
-    law = fit_joint(group_runs(simulate_world(np.random.default_rng(0), world, design)))
+    law = fit_power_law(group_runs(simulate_world(np.random.default_rng(0), world, design)))
     assert law.exponent(1, 0, 0.95).value == pytest.approx(a, abs=0.005)
     assert law.exponent(0, 1, 0.95).value == pytest.approx(b, abs=0.005)
     assert law.exponent(1, 1, 0.95).value == pytest.approx(a + b, abs=0.01)
@@ -75,13 +75,13 @@ def test_an_exact_power_law_is_found(a, b):
 
 
 def test_what_a_study_does_not_vary_is_not_determined():
-    one_budget = fit_joint(group_runs(simulate()))
+    one_budget = fit_power_law(group_runs(simulate()))
     assert one_budget.exponent(1, 0, 0.95) is not None
     assert one_budget.exponent(0, 1, 0.95) is None
     assert one_budget.exponent(1, 1, 0.95) is None
     assert one_budget.star(1e5, 1e6, 0.95) is not None
     assert one_budget.star(1e5, 2e6, 0.95) is None
-    one_student = fit_joint(group_runs(simulate(students=(100e3,))))
+    one_student = fit_power_law(group_runs(simulate(students=(100e3,))))
     assert one_student.exponent(1, 0, 0.95) is None
     assert one_student.star(100e3, 1e6, 0.95) is not None
     assert one_student.star(200e3, 1e6, 0.95) is None
@@ -89,15 +89,15 @@ def test_what_a_study_does_not_vary_is_not_determined():
 
 def test_missing_cells_change_little():
     runs = noise_free(students=(60e3, 80e3, 100e3, 130e3, 160e3))
-    whole = fit_joint(group_runs(runs)).star(100e3, 1e6, 0.95)
+    whole = fit_power_law(group_runs(runs)).star(100e3, 1e6, 0.95)
     gone = runs.drop(index=runs.index[[0, 7, 13, 22, 31]])
-    part = fit_joint(group_runs(gone)).star(100e3, 1e6, 0.95)
+    part = fit_power_law(group_runs(gone)).star(100e3, 1e6, 0.95)
     assert whole.value == pytest.approx(250e3, rel=0.01)
     assert part.value == pytest.approx(250e3, rel=0.02)
 
 
 def test_two_students_give_an_exponent_with_an_interval():
-    law = fit_joint(group_runs(simulate(students=(60e3, 160e3))))
+    law = fit_power_law(group_runs(simulate(students=(60e3, 160e3))))
     growth = law.exponent(1, 0, 0.95)
     assert growth.low < 1 < growth.high
     assert growth.value == pytest.approx(1, abs=0.15)

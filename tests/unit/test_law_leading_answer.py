@@ -6,11 +6,11 @@ import pytest
 
 from capgap.commands import recommend
 from capgap.config import Law
-from capgap.law.asking import ask
+from capgap.law.answers.ask import ask
+from capgap.law.answers.leading_law_answer import by_leading
 from capgap.law.law_record import LawRecord
-from capgap.law.leading_answer import by_leading
-from capgap.law.means import cell_table
-from capgap.law.table import read_table
+from capgap.law.table.read_runs import read_table
+from capgap.law.table.run_means import cell_table
 from capgap.stages.fit import run, text
 
 TABLE = Path(__file__).parents[1] / "law_pilots" / "family.csv"

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from law_worlds import simulate
 
-from capgap.law import joint_law, noise
-from capgap.law.grouped_runs import group_runs
-from capgap.law.joint_law import fit_joint
-from capgap.law.regression import noise_of
+from capgap.law.make_record import noise_of
+from capgap.law.power_law import noise, power_law
+from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import Design, World, power, shared_ladder
 from capgap.law.simulate import simulate as simulate_world
+from capgap.law.table.grouped_runs import group_runs
 
 LADDER = np.geomspace(7e3, 700e3, 9)
 STUDENTS = (6e3, 9e3, 13e3, 19e3, 28e3)
@@ -28,7 +28,7 @@ def study(seed=0, seeds=(0,), replicas=(0,), students=STUDENTS, budgets=(25e4, 1
 
 
 def names(runs):
-    return fit_joint(group_runs(runs)).components
+    return fit_power_law(group_runs(runs)).components
 
 
 def test_a_component_without_draws_of_its_own_belongs_to_another():
@@ -59,7 +59,7 @@ def test_a_component_without_draws_of_its_own_belongs_to_another():
 def test_components_are_found_from_replicas():
     """Means over ten studies, of medians; the priors would say 1.6 and 1 times the order's."""
     found = [
-        fit_joint(
+        fit_power_law(
             group_runs(study(seed, replicas=(0, 1), teacher_sd=0.02, init_sd=0.002, order_sd=0.004))
         ).sd
         for seed in range(10)
@@ -71,7 +71,7 @@ def test_components_are_found_from_replicas():
 
 def test_the_record_names_what_a_component_rests_on():
     def source(runs, **kwargs):
-        law = fit_joint(group_runs(runs), **kwargs)
+        law = fit_power_law(group_runs(runs), **kwargs)
         return {part.name: part.source for part in noise_of(law)}
 
     assert source(study(replicas=(0, 1), teacher_sd=0.02))["teacher"] == "replicas"
@@ -84,7 +84,9 @@ def test_the_record_names_what_a_component_rests_on():
 
 def test_a_stated_noise_is_used():
     runs = group_runs(simulate(seeds=1))
-    loud, quiet = (fit_joint(runs, noise_sd=sd).exponent(1, 0, 0.95).width for sd in (0.03, 0.001))
+    loud, quiet = (
+        fit_power_law(runs, noise_sd=sd).exponent(1, 0, 0.95).width for sd in (0.03, 0.001)
+    )
     assert loud > 2 * quiet
 
 
@@ -100,7 +102,7 @@ def test_means_weigh_as_the_runs_behind_them():
         n=("val_loss_nats_per_token", "size"),
         val_loss_nats_per_token=("val_loss_nats_per_token", "mean"),
     )
-    whole, short = (fit_joint(group_runs(table)) for table in (runs, means))
+    whole, short = (fit_power_law(group_runs(table)) for table in (runs, means))
     assert short.components.stated
     assert short.sd["order"][0] == pytest.approx(whole.sd["order"][0], rel=0.15)
     a, b = (law.star(100e3, 1e6, 0.95) for law in (whole, short))
@@ -110,7 +112,7 @@ def test_means_weigh_as_the_runs_behind_them():
 
 def test_the_marginal_likelihood_is_that_of_the_contrasts():
     """Against the density of a normal with the prior on the parameters integrated out, up to a constant."""
-    law = fit_joint(group_runs(simulate(seeds=2)))
+    law = fit_power_law(group_runs(simulate(seeds=2)))
     near = law.near
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(2, len(law.components.names))) / 2
@@ -133,7 +135,7 @@ def test_curvature_that_differs_by_student_is_found_and_does_not_mislead():
     found = {}
     for scatter in (0.0, 0.4):
         laws = [
-            fit_joint(group_runs(study(seed, curvature_scatter=scatter, init_sd=0.002)))
+            fit_power_law(group_runs(study(seed, curvature_scatter=scatter, init_sd=0.002)))
             for seed in range(6)
         ]
         found[scatter] = np.mean([law.sd["curvature"][0] for law in laws])
@@ -146,10 +148,10 @@ def test_curvature_that_differs_by_student_is_found_and_does_not_mislead():
 
 def test_mixture_quantiles_are_those_of_a_normal_and_a_t():
     rng = np.random.default_rng(0)
-    one = joint_law.mixture_quantile(np.array([1.0]), np.array([2.0]), np.array([1.0]), 0.975)
+    one = power_law.mixture_quantile(np.array([1.0]), np.array([2.0]), np.array([1.0]), 0.975)
     assert one == pytest.approx(1 + 2 * 1.959964, rel=1e-6)
     sd = np.sqrt(5 / rng.chisquare(5, 40_000))  # a t with 5 degrees of freedom
-    t = joint_law.mixture_quantile(np.zeros(40_000), sd, np.full(40_000, 1 / 40_000), 0.975)
+    t = power_law.mixture_quantile(np.zeros(40_000), sd, np.full(40_000, 1 / 40_000), 0.975)
     assert t == pytest.approx(2.571, rel=0.02)
 
 
@@ -167,7 +169,7 @@ def test_intervals_hold_the_noise_of_teachers():
     world = World(power(0.3, 0.68), order_sd=0.003, teacher_sd=0.01)
     rng = np.random.default_rng(1)
     for _ in range(40):
-        law = fit_joint(group_runs(simulate_world(rng, world, design)))
+        law = fit_power_law(group_runs(simulate_world(rng, world, design)))
         truth = np.log(world.star(12e3, 5e5) / 12e3)
         limits = law.log_ratio(12e3, 5e5, 0.95)
         low = -np.inf if limits.low is None else limits.low
@@ -191,6 +193,6 @@ def test_replicas_of_a_size_are_not_averaged():
     apart = runs[runs["teacher_params_non_embedding"] == 280_000]
     other = apart.assign(teacher="again", init="pruned-again")
     other = other.assign(val_loss_nats_per_token=other["val_loss_nats_per_token"] + 0.16)
-    narrow = fit_joint(group_runs(runs)).log_ratio(100e3, 1e6, 0.95)
-    wide = fit_joint(group_runs(pd.concat([runs, other]))).log_ratio(100e3, 1e6, 0.95)
+    narrow = fit_power_law(group_runs(runs)).log_ratio(100e3, 1e6, 0.95)
+    wide = fit_power_law(group_runs(pd.concat([runs, other]))).log_ratio(100e3, 1e6, 0.95)
     assert wide.width > 5 * narrow.width

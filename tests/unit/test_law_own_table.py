@@ -11,8 +11,8 @@ from law_worlds import simulate_runs
 
 from capgap.config.run_grid import NONE
 from capgap.law.law_record import LawRecord
+from capgap.law.number_text import about
 from capgap.law.simulate import simulate_study
-from capgap.law.words import about
 
 STUDENTS = (300e6, 500e6, 800e6, 1.3e9)
 BUDGETS = (10_000_000_000, 40_000_000_000, 160_000_000_000)

@@ -5,9 +5,10 @@ import pytest
 from law_worlds import FIVE, LADDER, QUICK, STUDENTS, case, noise_free, simulate
 
 from capgap.config import Law
-from capgap.law.curve import bowl
-from capgap.law.predict import level_of, predict, recommend, regrets, student_for
-from capgap.law.regression import fit_law, law_record
+from capgap.law.answers.power_law_answer import level_of, predict, recommend, regrets, student_for
+from capgap.law.fit_law import fit_law
+from capgap.law.make_record import law_record
+from capgap.law.power_law.loss_curve import bowl
 
 WIDE = np.geomspace(70e3, 1.3e6, 7)
 
@@ -22,7 +23,7 @@ def test_the_narrower_of_joint_law_and_line_is_used_and_named(fit):
     assert found.star.low < 300e3 < found.star.high
     assert found.basis in ("power_law", "line")
     assert "narrower than that of the" in found.note
-    joint = fit.joint.star(120e3, 1e6, 0.95)
+    joint = fit.power_law.star(120e3, 1e6, 0.95)
     (line,) = [line for _, line in fit.lines]
     widths = {
         "power_law": joint.high / joint.low,
@@ -43,7 +44,7 @@ def test_a_student_of_another_size_than_the_only_one_takes_its_ratio():
     found = predict(one, 200e3, 1e6, 0.95)
     assert found.basis == "nearest_student"
     assert found.star is None
-    assert found.value == pytest.approx(2 * one.joint.star(100e3, 1e6, 0.95).value)
+    assert found.value == pytest.approx(2 * one.power_law.star(100e3, 1e6, 0.95).value)
 
 
 def test_regrets_are_those_of_the_true_curve():
@@ -71,8 +72,8 @@ def test_the_student_of_a_teacher_is_the_inverse(fit):
     found = student_for(fit, 300e3, 1e6, 0.95)
     assert found.value == pytest.approx(120e3, rel=0.02)
     assert found.low < 120e3 < found.high
-    assert fit.joint.star(found.value, 1e6, 0.95).value == pytest.approx(300e3, rel=1e-2)
-    assert fit.joint.star(found.high, 1e6, 0.95).low == pytest.approx(300e3, rel=1e-2)
+    assert fit.power_law.star(found.value, 1e6, 0.95).value == pytest.approx(300e3, rel=1e-2)
+    assert fit.power_law.star(found.high, 1e6, 0.95).low == pytest.approx(300e3, rel=1e-2)
     assert student_for(fit, 300e3, 2e6, 0.95) is None  # how T* moves with tokens is not known
 
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from capgap.law.means import cell_table
 from capgap.law.rivals import busbridge, p2
 from capgap.law.rivals.busbridge import (
     DISTILLED,
@@ -13,7 +12,8 @@ from capgap.law.rivals.busbridge import (
 from capgap.law.rivals.p2 import fit_p2
 from capgap.law.rivals.robust_fit import fit_logs, jacobian, logadd, softplus
 from capgap.law.simulate import simulate_study
-from capgap.law.start_test import start_test
+from capgap.law.table.run_means import cell_table
+from capgap.law.verdicts.init_or_teacher import start_test
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = tuple(np.geomspace(75e3, 1.6e6, 5))

@@ -8,11 +8,11 @@ from pilots import pilot
 
 from capgap.config import Law
 from capgap.law.law_record import Interval
-from capgap.law.means import averaged, cell_table, spent_flops
-from capgap.law.regression import law_record
-from capgap.law.scores import scores_of
-from capgap.law.scoring import KINDS, LEARNED, RULES, leading, nearest, score_laws
+from capgap.law.make_record import law_record
+from capgap.law.scores.contenders import scores_of
+from capgap.law.scores.left_out import KINDS, LEARNED, RULES, leading, nearest, score_laws
 from capgap.law.simulate import simulate_study
+from capgap.law.table.run_means import averaged, cell_table, spent_flops
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = tuple(np.geomspace(75e3, 1.6e6, 5))

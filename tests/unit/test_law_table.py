@@ -7,9 +7,9 @@ from capgap.config import Law
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
-from capgap.law.metric import METRICS
-from capgap.law.regression import law_record
-from capgap.law.table import family_monotone, read_runs, read_table
+from capgap.law.make_record import law_record
+from capgap.law.table.metric import METRICS
+from capgap.law.table.read_runs import family_monotone, read_runs, read_table
 from capgap.records.run_records import RunRow
 from capgap.stages.collect import to_csv
 from capgap.stages.fit import main, run

@@ -6,10 +6,10 @@ from causes_worlds import PILOT, family_loss, simulate_causes
 from pilots import pilot
 
 from capgap.config.run_grid import NONE
-from capgap.law.causes_fit import fit_two_causes
-from capgap.law.causes_form import NAMES, damage
-from capgap.law.means import cell_table
-from capgap.law.teacher_family import family_of
+from capgap.law.causes.causes_fit import fit_two_causes
+from capgap.law.causes.causes_form import NAMES, damage
+from capgap.law.causes.teacher_family import family_of
+from capgap.law.table.run_means import cell_table
 
 CENTRE = (13e3, 5e5)  # of `simulate_causes`
 LADDER = np.array([41e3, 78e3, 145e3, 283e3, 539e3])

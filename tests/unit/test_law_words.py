@@ -1,7 +1,7 @@
 import pytest
 
 from capgap.law.law_record import Interval
-from capgap.law.words import about, bracketed, listed, span
+from capgap.law.number_text import about, bracketed, listed, span
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from capgap.data.token_streams import IGNORED
 from capgap.engine import losses
 from capgap.engine.losses import (
-    IGNORED,
     ModelOutput,
     PartialTargets,
     data_ce_sum,

@@ -18,7 +18,7 @@ import capgap as cg
 from capgap.api.keyword_settings import takes_settings
 from capgap.config import Distill
 from capgap.law.law_record import LawRecord
-from capgap.law.table import read_table
+from capgap.law.table.read_runs import read_table
 from capgap.stages import fit as fit_stage
 
 SOURCE = Path(cg.__file__).parent

@@ -12,10 +12,10 @@ from law_worlds import simulate as simulate_shared
 from capgap.commands.recommend import main, published, text
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.asking import ask as run
+from capgap.law.answers.ask import ask as run
+from capgap.law.answers.power_law_answer import beyond
 from capgap.law.law_record import LawRecord
-from capgap.law.predict import beyond
-from capgap.law.regression import law_record
+from capgap.law.make_record import law_record
 from capgap.law.simulate import simulate_study
 from capgap.records import paths
 from capgap.stages.choose import run as choose

@@ -19,13 +19,13 @@ from report_records import (
 
 from capgap.config import Law
 from capgap.errors import CapgapError
+from capgap.law.answers.power_law_answer import recommend
+from capgap.law.fit_law import fit_law
 from capgap.law.law_record import Interval
-from capgap.law.predict import recommend
-from capgap.law.regression import fit_law
 from capgap.records.artifacts import differences
 from capgap.records.run_records import HarnessRecord
-from capgap.reporting import wording
-from capgap.reporting.answer import answer_of
+from capgap.reporting import report_text
+from capgap.reporting.answer_text import answer_of
 from capgap.stages.report import main, run
 
 FIGURES = ["headline", "curves", "law", "pareto", "final", "teachers", "regret", "flatness"]
@@ -127,48 +127,48 @@ class Page(HTMLParser):
 )
 def test_intervals_get_the_decimals_their_width_deserves(limits, text):
     assert (
-        wording.interval(Interval(**dict(zip(("value", "low", "high"), limits, strict=True))))
+        report_text.interval(Interval(**dict(zip(("value", "low", "high"), limits, strict=True))))
         == text
     )
 
 
 def test_numbers_as_text():
-    assert wording.interval(Interval(value=312_345, low=201_000, high=455_400), as_size=True) == (
-        "312k [201k, 455k]"
-    )
-    assert [wording.size(n) for n in (999, 999_960, 442_880, 2_500_000, -11_498_000)] == [
+    assert report_text.interval(
+        Interval(value=312_345, low=201_000, high=455_400), as_size=True
+    ) == ("312k [201k, 455k]")
+    assert [report_text.size(n) for n in (999, 999_960, 442_880, 2_500_000, -11_498_000)] == [
         "999",
         "1M",
         "443k",
         "2.5M",
         "−11.5M",
     ]
-    assert wording.flops(2.13e12) == "2.1 × 10¹²"
-    assert wording.number(-0.0004, 3) == "0.000"
+    assert report_text.flops(2.13e12) == "2.1 × 10¹²"
+    assert report_text.number(-0.0004, 3) == "0.000"
 
 
 def test_optima_beyond_the_ladder_are_named_by_its_end():
     law = make_law(make_runs(ratio=0.3))
-    assert [wording.optimum(found) for found in law.optima] == [
+    assert [report_text.optimum(found) for found in law.optima] == [
         "below 83k",
         "below 179k",
         "below 179k",
     ]
     law = make_law(make_runs(ratio=40))
-    assert [wording.optimum(found) for found in law.optima] == ["above 1.01M"] * 3
+    assert [report_text.optimum(found) for found in law.optima] == ["above 1.01M"] * 3
 
 
 def test_family_says_where_teacher_loss_rises():
     teachers = make_teachers()
     law = make_law(make_runs())
-    assert wording.family(law, teachers).startswith("Teacher loss falls")
+    assert report_text.family(law, teachers).startswith("Teacher loss falls")
     worse = teachers[3].validation.model_copy(update={"loss_nats_per_token": 3.9})
     teachers[3] = teachers[3].model_copy(update={"validation": worse})
-    assert "rises from t340k (3.6" in wording.family(law, teachers)
-    assert "t600k (3.900)." in wording.family(law, teachers)
+    assert "rises from t340k (3.6" in report_text.family(law, teachers)
+    assert "t600k (3.900)." in report_text.family(law, teachers)
     unknown = law.model_copy(update={"family_monotone": None})
-    assert wording.family(unknown, []).startswith("Too few")
-    assert wording.family(law.model_copy(update={"family_monotone": False}), []).startswith(
+    assert report_text.family(unknown, []).startswith("Too few")
+    assert report_text.family(law.model_copy(update={"family_monotone": False}), []).startswith(
         "Teacher loss does not fall over the whole family. "
     )
 
@@ -177,7 +177,7 @@ def test_recommendation_tells_a_win_from_a_tie():
     final = make_final()
     assert final.chosen_is_best
     say = {
-        (best, resolved): wording.recommendation(
+        (best, resolved): report_text.recommendation(
             final.model_copy(update={"chosen_is_best": best, "resolved": resolved})
         )[0]
         for best in (True, False)
@@ -187,9 +187,9 @@ def test_recommendation_tells_a_win_from_a_tie():
     assert say[False, True] == say[False, None] == "No"
     assert say[True, False] == say[False, False] == "No clear difference"
     gap = final.rows[1].test_loss_nats_per_token - final.rows[0].test_loss_nats_per_token
-    assert wording.recommendation(final)[1].startswith(f"{gap:.3f} nats ahead of t600k")
+    assert report_text.recommendation(final)[1].startswith(f"{gap:.3f} nats ahead of t600k")
     alone = final.model_copy(update={"rows": final.rows[:1]})
-    assert wording.recommendation(alone)[0] == "Untested"
+    assert report_text.recommendation(alone)[0] == "Untested"
 
 
 def test_spans_of_the_arms_by_hand():
@@ -218,7 +218,7 @@ def test_spans_of_the_arms_by_hand():
         row("random_init", "random", "b", 5.01),
         row("random_init", "random", "none", 5.3),
     ]
-    assert wording.spans(rows) == [
+    assert report_text.spans(rows) == [
         {
             "student": "60k",
             "tokens": "1.5M",
@@ -229,7 +229,7 @@ def test_spans_of_the_arms_by_hand():
             "gain": "−0.050 to 0.050",
         }
     ]
-    assert wording.spans(rows[:3])[0] | {"main": ""} == {
+    assert report_text.spans(rows[:3])[0] | {"main": ""} == {
         "student": "60k",
         "tokens": "1.5M",
         **dict.fromkeys(("main", "inits", "choice", "random", "gain"), ""),
@@ -237,7 +237,7 @@ def test_spans_of_the_arms_by_hand():
 
 
 def test_settings_become_rows():
-    assert wording.settings_rows({"a": {"b": [1, 2], "c": None, "d": {"e": 0}}, "f": "x"}) == [
+    assert report_text.settings_rows({"a": {"b": [1, 2], "c": None, "d": {"e": 0}}, "f": "x"}) == [
         ("a.b", "1, 2"),
         ("a.d.e", "0"),
         ("f", "x"),
@@ -288,21 +288,21 @@ def test_page_gives_the_answer_first_then_what_is_not_known(report):
             "What another teacher costs",
             "The lowest point of a line is that student’s best teacher",
             answer.growth,
-            wording.verdict(law),
+            report_text.verdict(law),
             "Does the law hold?",
         )
     ]
     assert at == sorted(at)
     assert final.sentence in text
     for part in law.noise:
-        assert f"{wording.NOISE[part.name]}" in text
+        assert f"{report_text.NOISE[part.name]}" in text
     assert "distill.teacher_weight 0.5" in text
 
 
 def test_page_says_that_the_init_makes_the_optimum(tmp_path):
     runs = make_runs()
     law = make_law(runs)
-    assert "the pruned init makes it" not in wording.verdict(law)
+    assert "the pruned init makes it" not in report_text.verdict(law)
     overall = law.overall.model_copy(update={"cause": "init", "cause_reason": "0 of 3 curves"})
     law = law.model_copy(update={"overall": overall})
     run(runs, law, make_final(), make_teachers(), "pocket", {}, tmp_path / "out")
@@ -325,22 +325,22 @@ def test_page_shows_the_whole_recommendation(tmp_path):
     shown = text[text.index("What the law predicted for each teacher") :]
     assert "the token budget lies 3 times beyond the runs" in shown
     for row in answer.ranked:
-        found = f"{row.teacher} {row.ratio:.2f} {wording.nats_interval(row.predicted_loss)} "
-        assert found + wording.nats_interval(row.predicted_regret) in shown
+        found = f"{row.teacher} {row.ratio:.2f} {report_text.nats_interval(row.predicted_loss)} "
+        assert found + report_text.nats_interval(row.predicted_regret) in shown
     for rule in answer.rules:
         regret = rule.expected_regret_nats
         cost = "unknown" if regret is None else f"{regret:.4f}"
         assert f"{rule.rule} {rule.teacher or '–'} {cost}" in shown
-    assert f"saves {wording.flops(answer.saved_flops)} of" in shown
+    assert f"saves {report_text.flops(answer.saved_flops)} of" in shown
 
 
 def test_page_shows_what_there_is_about_the_line(report):
     text = Page((report / "report.html").read_text()).text
     line = make_law(make_runs()).lines[0]
     cells = [
-        wording.interval(line.slope),
-        wording.interval(line.intercept, as_size=True),
-        wording.interval(line.ratio_through_origin),
+        report_text.interval(line.slope),
+        report_text.interval(line.intercept, as_size=True),
+        report_text.interval(line.ratio_through_origin),
         str(line.n_students),
         str(line.n_bounds),
     ]
@@ -352,25 +352,25 @@ def test_rivals_and_the_start_test_stand_in_the_report(report):
     for rival in law.rivals:
         assert rival.reason[1:] in text
         for name in rival.free:
-            assert f"{name} = {wording.number_or_power(rival.constants[name])}" in text
-    assert wording.start_explains(law) in text
+            assert f"{name} = {report_text.number_or_power(rival.constants[name])}" in text
+    assert report_text.start_explains(law) in text
     assert f"explains {law.start_explains.r_squared_start:.0%}" in text
     for score in law.scores:
         if score.n_intervals:
-            assert f"{wording.held(score)} {score.n_cases}" in text
+            assert f"{report_text.held(score)} {score.n_cases}" in text
     assert any(score.n_intervals for score in law.scores)
 
 
 def test_numbers_of_rivals_in_words():
     law = make_law(make_runs())
-    assert wording.number_or_power(24181.0) == "2.42 × 10⁴"
-    assert wording.number_or_power(-0.4519) == "−0.452"
-    assert wording.number_or_power(0.0) == "0"
+    assert report_text.number_or_power(24181.0) == "2.42 × 10⁴"
+    assert report_text.number_or_power(-0.4519) == "−0.452"
+    assert report_text.number_or_power(0.0) == "0"
     score = law.scores[0]
     seen = score.model_copy(update={"interval_coverage": 2 / 3, "n_intervals": 3})
-    assert wording.held(seen) == "2 of 3"
-    assert wording.held(score.model_copy(update={"interval_coverage": None})) == "–"
-    assert wording.start_explains(law.model_copy(update={"start_explains": None})) == ""
+    assert report_text.held(seen) == "2 of 3"
+    assert report_text.held(score.model_copy(update={"interval_coverage": None})) == "–"
+    assert report_text.start_explains(law.model_copy(update={"start_explains": None})) == ""
 
 
 def test_table_holds_every_run(report):

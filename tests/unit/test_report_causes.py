@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from capgap.config import Law
-from capgap.reporting.causes import damage_rows, effects, gain, lead_rows, leads, off_family
+from capgap.reporting.causes_text import damage_rows, effects, gain, lead_rows, leads, off_family
 from capgap.stages.fit import run
 
 TABLE = Path(__file__).parents[1] / "law_pilots" / "family.csv"

@@ -10,7 +10,7 @@ from report_records import (
 )
 
 from capgap.law.law_record import Interval
-from capgap.reporting import charts, regret_charts, wording
+from capgap.reporting import charts, regret_charts, report_text
 from capgap.reporting.law_chart import law_chart, level_names
 from capgap.reporting.theme import size_axis
 from capgap.stages.report import render_svg, specification
@@ -37,7 +37,7 @@ def test_curves_hold_every_run_and_the_record_of_the_law():
 def test_a_run_without_teacher_stands_at_the_size_it_was_pruned_from():
     runs = make_runs(seeds=(0,), arms=ALL_ARMS)
     data = charts.controls(runs).data
-    alone = data[(data.arm == wording.arm_name("no_teacher")) & (data.init == "pruned-t340k")]
+    alone = data[(data.arm == report_text.arm_name("no_teacher")) & (data.init == "pruned-t340k")]
     assert set(alone.teacher_params) == {343_000}
     assert (data.kind == "baseline").sum() == len(STUDENTS)
     assert charts.controls(make_runs()) is None

@@ -14,7 +14,7 @@ from capgap.config.study_file import load_study
 from capgap.cost.next_runs import price
 from capgap.records import paths
 from capgap.records.artifacts import write_text
-from capgap.reporting.answer import Experiment
+from capgap.reporting.answer_text import Experiment
 
 REPOSITORY = Path(__file__).parents[2]
 

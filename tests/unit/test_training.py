@@ -11,10 +11,10 @@ from pruning_models import MODELS, build
 from training_runs import BASE, dying, run, settings, weights
 
 from capgap.config import Distill, Training
-from capgap.data.token_streams import Streams
+from capgap.data.token_streams import IGNORED, Streams
 from capgap.engine import checkpoints, training
 from capgap.engine.forward import decoder_layers, output_form
-from capgap.engine.losses import IGNORED, data_loss
+from capgap.engine.losses import data_loss
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.parallel import ForwardWrapper

@@ -10,8 +10,8 @@ from report_records import make_law, make_runs, write_runs
 from capgap.commands.two_studies import Side, main, page, read_side
 from capgap.errors import CapgapError
 from capgap.law.law_record import Interval
-from capgap.law.two_laws import compare, difference_of, quantity, ratio_of
-from capgap.reporting.two_laws_words import headline, noise
+from capgap.law.verdicts.study_difference import compare, difference_of, quantity, ratio_of
+from capgap.reporting.two_studies_text import headline, noise
 
 
 def between(low, value, high):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ports import free_ports
 
-from capgap.workflow.locks import die_with_parent
+from capgap.terminal import die_with_parent
 
 IDENTITIES = {
     "writer": ["Admin", "Read", "Write", "List", "Tagging"],

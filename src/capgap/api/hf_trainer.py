@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, Trainer
 
 from capgap.api.own_loop import loss_settings
 from capgap.config.training_settings import Objective
+from capgap.data.token_streams import IGNORED
 from capgap.engine.forward import model_output
-from capgap.engine.losses import IGNORED, ModelOutput, mixture_loss
+from capgap.engine.losses import ModelOutput, mixture_loss
 from capgap.engine.models import load_model, vocabulary_rows
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.errors import CapgapError

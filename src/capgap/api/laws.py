@@ -18,22 +18,22 @@ import altair as alt
 import pandas as pd
 
 from capgap.api.keyword_settings import takes_settings
-from capgap.commands.recommend import text as recommendation_text
 from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError, shown
-from capgap.law.answer_records import Recommendation
-from capgap.law.asking import answer, refit
-from capgap.law.claims import sentence
-from capgap.law.init_kinds import as_main
+from capgap.law.answers.answer_records import Recommendation
+from capgap.law.answers.ask import answer, refit
+from capgap.law.fit_law import Fit
 from capgap.law.law_record import LawRecord
-from capgap.law.regression import Fit
-from capgap.law.table import RunTable, read_table
+from capgap.law.table.init_kinds import as_main
+from capgap.law.table.read_runs import RunTable, read_table
+from capgap.law.verdicts.claims import sentence
 from capgap.records.artifacts import write_text
 from capgap.reporting import charts
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.learning_curves import learning_curves
+from capgap.reporting.recommendation_text import text as recommendation_text
 from capgap.reporting.regret_charts import flatness, regret
 from capgap.reporting.theme import THEME
 from capgap.stages.fit import fit as fit_record

@@ -11,8 +11,9 @@ import torch
 from capgap.config import Distill
 from capgap.config.study_file import check_section
 from capgap.config.training_settings import Objective
+from capgap.data.token_streams import IGNORED
 from capgap.engine.forward import OutputForm, through_head
-from capgap.engine.losses import IGNORED, LossParts, ModelOutput, mixture_loss
+from capgap.engine.losses import LossParts, ModelOutput, mixture_loss
 from capgap.errors import CapgapError
 
 Head = torch.nn.Linear | torch.Tensor

@@ -33,7 +33,7 @@ from capgap.cost.teacher_configs import open_study
 from capgap.data.hub import upload_model
 from capgap.engine.gguf_file import TYPES, check_gguf, write_gguf
 from capgap.errors import CapgapError
-from capgap.law.answer_records import FinalRecord
+from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import LawRecord
 from capgap.records import paths
 from capgap.records.artifacts import (
@@ -45,7 +45,7 @@ from capgap.records.checksums import read_manifest
 from capgap.records.reading import digest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.citation import PAPER_ARXIV
-from capgap.reporting.wording import harness_name, harness_rows
+from capgap.reporting.report_text import harness_name, harness_rows
 from capgap.stages.base import run_stage
 
 CARD = """

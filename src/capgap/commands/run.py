@@ -32,9 +32,10 @@ from capgap.errors import CapgapError
 from capgap.records import checksums, paths
 from capgap.records.artifacts import disk_is_full
 from capgap.stages.base import run_stage
+from capgap.terminal import die_with_parent
 from capgap.workflow import ledger, private
 from capgap.workflow.leftovers import remove_temporary
-from capgap.workflow.locks import RUN_VARIABLE, die_with_parent, name_run, only_run
+from capgap.workflow.locks import RUN_VARIABLE, name_run, only_run
 from capgap.workflow.pending import foreign_snakefile, snakefile, snakemake_command
 from capgap.workflow.shared_settings import own_caches
 

@@ -19,9 +19,10 @@ from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import checksums
 from capgap.stages.base import run_stage
+from capgap.terminal import die_with_parent
 from capgap.workflow import remote
 from capgap.workflow.leftovers import remove_temporary
-from capgap.workflow.locks import die_with_parent, only_run
+from capgap.workflow.locks import only_run
 from capgap.workflow.pending import pending
 from capgap.workflow.shared_settings import check_shared, own_caches
 

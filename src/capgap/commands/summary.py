@@ -18,11 +18,11 @@ from capgap.config import Study
 from capgap.config.study_file import load_study
 from capgap.cost.makespan import duration
 from capgap.cost.next_runs import price
-from capgap.law.answer_records import FinalRecord
+from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import LawRecord
 from capgap.records import paths
-from capgap.reporting import wording
-from capgap.reporting.answer import answer_of
+from capgap.reporting import report_text
+from capgap.reporting.answer_text import answer_of
 from capgap.stages.base import StageParser, run_stage
 
 
@@ -47,8 +47,8 @@ def run(study: Study, console: Console) -> None:
         if text:
             facts.add_row(label, text)
     for found in law.init_comparisons:
-        facts.add_row("by init", f"{wording.compared_inits(found)}: {found.reason}")
-    facts.add_row("published law", wording.verdict(law))
+        facts.add_row("by init", f"{report_text.compared_inits(found)}: {found.reason}")
+    facts.add_row("published law", report_text.verdict(law))
     for i, experiment in enumerate(answer.experiments):
         facts.add_row(
             "" if i else "not known",

@@ -19,18 +19,18 @@ from capgap.commands.recommend import law_paths
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
-from capgap.law.metric import METRICS
-from capgap.law.regression import law_record
-from capgap.law.table import main_arm, read_runs, read_table
-from capgap.law.two_laws import compare
+from capgap.law.make_record import law_record
+from capgap.law.table.metric import METRICS
+from capgap.law.table.read_runs import main_arm, read_runs, read_table
+from capgap.law.verdicts.study_difference import compare
 from capgap.records.artifacts import check_file, write_text
-from capgap.reporting import two_laws_words
-from capgap.reporting.two_laws_chart import two_laws
-from capgap.reporting.wording import nats, nats_interval, size
+from capgap.reporting import two_studies_text
+from capgap.reporting.report_text import nats, nats_interval, size
+from capgap.reporting.two_studies_chart import two_laws
 from capgap.stages import report
 from capgap.stages.base import StageParser, run_stage
 
-PAGE = "two_laws.html.j2"
+PAGE = "two_studies.html.j2"
 LABELS = {
     "sizes": (
         "Does the best teacher grow alike?",
@@ -131,7 +131,7 @@ def page(ours: Side, theirs: Side) -> str:
             pictures=pictures,
             labels=LABELS,
             style=Markup("\n").join(report.part(name) for name in report.STYLES),
-            w=two_laws_words,
+            w=two_studies_text,
             nats=nats,
             nats_interval=nats_interval,
             size=size,

@@ -28,7 +28,7 @@ from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
 from capgap.cost.study_sizes import StudySizes
 from capgap.engine.run_plan import plan_run
-from capgap.law.answer_records import Choice
+from capgap.law.answers.answer_records import Choice
 from capgap.records import paths
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

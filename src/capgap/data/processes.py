@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-from capgap.workflow.locks import die_with_parent
+from capgap.terminal import die_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

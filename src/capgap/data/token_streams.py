@@ -20,13 +20,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from capgap.engine.losses import IGNORED
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder
 from capgap.records.checksums import read_manifest
 from capgap.records.paths import MANIFEST, TOKENS_RECORD
 from capgap.records.reading import digest
 from capgap.records.run_records import TokenStreams
+
+IGNORED = -100  # label of a token that does not count in a loss, as in transformers
 
 
 def mask_file(split: str) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from capgap.data.token_streams import check_long_enough, evaluation_windows
+from capgap.data.token_streams import IGNORED, check_long_enough, evaluation_windows
 from capgap.engine.forward import model_output
-from capgap.engine.losses import IGNORED, data_ce_sum
+from capgap.engine.losses import data_ce_sum
 from capgap.engine.streaming import ready
 from capgap.errors import CapgapError
 

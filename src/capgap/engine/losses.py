@@ -29,9 +29,9 @@ from torch.autograd.function import once_differentiable
 
 from capgap.config.shapes import chunk_tokens
 from capgap.config.training_settings import Objective
+from capgap.data.token_streams import IGNORED
 from capgap.engine.onednn_matmul import dot, use_onednn
 
-IGNORED = -100  # label of a token that counts in neither part, as in transformers
 ROW_ELEMENTS = 2**17  # elements of a block, half a megabyte; two blocks fit into a core's own cache
 LEAST_ROWS = 8  # rows of a block; with fewer the calls cost more than the cache saves
 COLUMNS = 1024  # of the head that a CPU multiplies by at once, so that they stay in its cache

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from capgap.config import Training
-from capgap.data.token_streams import Batch, check_long_enough, training_batch
+from capgap.data.token_streams import IGNORED, Batch, check_long_enough, training_batch
 from capgap.engine import checkpoints
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.hints import RunHints
-from capgap.engine.losses import IGNORED, LossParts
+from capgap.engine.losses import LossParts
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
 from capgap.engine.resuming import Stop

@@ -1,26 +1,31 @@
 """
-The statistics of the law of capacity gap: from the table of runs to T*(S, D), its noise and a choice.
+The statistics: from a table of runs to the law T* ~ S^a D^b, its verdicts and a choice of teacher.
 
-table            reads and checks the runs; file format (separated), column names (headers), metric
-                 and the scale of the fit (metric)
-grouped_runs     the runs as arrays: groups, sizes, and which runs share a draw of a noise component
-curve, joint_fit the loss of a student over teacher size, fitted with T* ~ S^a D^b as its parameter
-noise            variance components of the runs and their priors
-joint_law        alternates fit and noise; intervals of exponents, T* and excess losses
-single_optima    T* of every student and budget by itself, and the shape of its curve
-line, censored   the line T* = a + b S through these
-checks           outliers, misfit, teachers off their family, counts of size
-claims           verdicts with a margin on both sides; flatness: whether teacher size matters at all
-regression       all of it: `fit_law` for predictions, `law_record` for law.json
-predict          T*, regrets and recommendations from a fit
-law_record       the contents of law.json, choice.json and final.json
-arms             control arms: the effect of the init against that of the teacher
-two_causes       the law of two causes; its formula (causes_form), fit (causes_fit) and the curve of
-                 the teachers' own losses (teacher_family)
-rivals           published laws of the loss; start_test: how much the init explains
-scoring, scores  how each law chooses for what it has not seen, and which one leads; refits of the power
-                 law in core_contenders, means over seeds in means
-answer_limits    measured losses beside the predictions, and how far an answer may extrapolate
-leading_answer   the recommendation by the law that leads
-simulate         runs with a known law
+From the bottom to the top; nothing imports from what stands below it in this list:
+
+law_record   what law.json holds
+number_text  sizes, budgets and intervals as text
+table/       read_runs reads and checks a table of runs; delimited_text is its file format,
+             column_names the synonyms of its columns, metric the scale of the fit, init_kinds the
+             runs of one kind of init, run_means means over seeds, grouped_runs the runs as arrays
+power_law/   power_law alternates curve_fit (all runs at once) and noise (variance components);
+             loss_curve is the curve over teacher sizes. teacher_jackknife leaves teachers out;
+             diagnostics finds outliers, misfit, teachers off the law
+optima/      single_optima: T* of one student and budget by itself, and the shape of its curve;
+             optimum_line: T* = a + b S through these; censored_line: if some of them are bounds
+fit_law      the power law, every optimum and every line of a table of runs
+causes/      the law of two causes: two_causes is the fitted law, causes_form its formula, causes_fit
+             its fit, teacher_family the curve of the teachers' own losses
+rivals/      busbridge and p2: published laws of the loss, with their record (loss_laws) and fit
+             (robust_fit)
+scores/      left_out: how well a law chooses for what it has not seen; contenders: the laws and rules
+             that are scored, and which one leads
+verdicts/    claims: the verdict on the published law; flatness: whether teacher size matters at all;
+             control_arms, init_or_teacher: the effect of the init against that of the teacher;
+             inits_and_texts: two kinds of init, or two held-out texts; study_difference: two studies
+answers/     ask: which teacher to take; by the power law (power_law_answer), by the law that leads
+             (leading_law_answer), within what was measured (extrapolation), at equal compute
+             (equal_compute); answer_records: what choice.json and final.json hold
+make_record  all of the above for a table of runs, as law.json holds it
+simulate     runs with a known law
 """

@@ -46,7 +46,7 @@ class Exponents(Record):
 
 
 class NoiseComponent(Record):
-    """One variance component of the noise; capgap.law.noise defines them."""
+    """One variance component of the noise; capgap.law.power_law.noise defines them."""
 
     name: Literal["order", "block", "trunk", "init", "teacher", "scatter", "curvature", "misfit"]
     sd: Interval  # nats per token; of log T* (scatter), log curvature, or a share of the excess (misfit)
@@ -214,7 +214,7 @@ class Score(Record):
 
 
 class OffTeacher(Record):
-    """A teacher whose own loss lies above the curve of its family; see capgap.law.teacher_family."""
+    """A teacher whose own loss lies above the curve of its family; see capgap.law.causes.teacher_family."""
 
     teacher: str
     teacher_params_non_embedding: float
@@ -247,7 +247,7 @@ class CausesCell(Record):
 
 
 class TwoCausesFit(Record):
-    """The law of two causes; formula and names of its parameters in capgap.law.two_causes."""
+    """The law of two causes; formula and names of its parameters in capgap.law.causes.two_causes."""
 
     status: Literal["identified", "not_identifiable", "not_available"]
     reason: str
@@ -269,7 +269,7 @@ class TwoCausesFit(Record):
 
 
 class ComparedAt(Record):
-    """T* of one student at one budget by two laws; see capgap.law.law_comparison."""
+    """T* of one student at one budget by two laws; see capgap.law.verdicts.inits_and_texts."""
 
     student: str
     student_params_non_embedding: float
@@ -294,7 +294,7 @@ class LawComparison(Record):
 
 
 class EqualCompute(Record):
-    """T* of a student at the compute of its run with T* at equal tokens; capgap.law.equal_compute."""
+    """T* of a student at the compute of its run with T* at equal tokens; capgap.law.answers.equal_compute."""
 
     student: str
     student_params_non_embedding: float
@@ -321,7 +321,7 @@ class ArmEffects(Record):
 
 
 class Claim(Record):
-    """One claim about the law and its verdict; the rules are in capgap.law.claims."""
+    """One claim about the law and its verdict; the rules are in capgap.law.verdicts.claims."""
 
     name: Literal["interior", "grows", "proportional", "ratio", "tokens"]
     answer: Literal["yes", "no", "unknown"]
@@ -333,7 +333,7 @@ class Claim(Record):
 
 
 class Overall(Record):
-    """The verdict on the published law; rules in capgap.law.claims."""
+    """The verdict on the published law; rules in capgap.law.verdicts.claims."""
 
     status: Literal["supported", "contradicted", "inconclusive"]
     reason: str
@@ -349,7 +349,7 @@ class LawRecord(Record):
     # kind of its students; pruned: the main arm
     init: Literal["pruned", "given", "random"] = "pruned"
     n_runs: int
-    # of the table; all fields in nats are on its scale, which capgap.law.metric explains
+    # of the table; all fields in nats are on its scale, which capgap.law.table.metric explains
     metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"
     excluded: list[dict[str, str | int]] = Field([])  # runs left out by law.exclude
     confidence: float

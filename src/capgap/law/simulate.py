@@ -5,9 +5,9 @@ The loss of a student of size S, distilled for D tokens from a teacher of size T
 
     level(S, D) + F(log(T/S) - u*(S, D)) + noise
 
-with u* = log T*/S of a stated law and F a curve with its minimum there (`capgap.law.curve`), plus
+with u* = log T*/S of a stated law and F a curve with its minimum there (`capgap.law.power_law.loss_curve`), plus
 independent normal draws for the order of the data, blocks of runs that share it, stable phases,
-pruned inits and teachers, as `capgap.law.noise` names them.
+pruned inits and teachers, as `capgap.law.power_law.noise` names them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from capgap.config.run_grid import NONE, RANDOM, arm_of, pruned_from
-from capgap.law.curve import bowl
+from capgap.law.power_law.loss_curve import bowl
 
 Star = Callable[[float, float], float]  # (S, D) -> T*
 

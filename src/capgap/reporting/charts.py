@@ -16,13 +16,23 @@ import altair as alt
 
 from capgap.config.run_grid import NONE
 from capgap.config.shapes import simple_training_flops
-from capgap.law.answer_records import FinalRecord
+from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import LawRecord, Optimum
-from capgap.law.metric import METRICS
+from capgap.law.table.metric import METRICS
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.headline_chart import headline
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.regret_charts import flatness, regret
+from capgap.reporting.report_text import (
+    arm_name,
+    flops,
+    on_ladder,
+    optimum,
+    ordered,
+    pruned_sizes,
+    several_budgets,
+    size,
+)
 from capgap.reporting.theme import (
     BLUE,
     GREY,
@@ -47,16 +57,6 @@ from capgap.reporting.theme import (
     table,
     tips,
     titled,
-)
-from capgap.reporting.wording import (
-    arm_name,
-    flops,
-    on_ladder,
-    optimum,
-    ordered,
-    pruned_sizes,
-    several_budgets,
-    size,
 )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capgap.law.answer_records import Recommendation
+from capgap.law.answers.answer_records import Recommendation
+from capgap.law.answers.leading_law_answer import LeadingLaw
+from capgap.law.answers.power_law_answer import recommend
+from capgap.law.fit_law import Fit
 from capgap.law.law_record import Interval, LawRecord
-from capgap.law.leading_answer import LeadingLaw
-from capgap.law.predict import recommend
-from capgap.law.regression import Fit
 
 STUDENTS, BUDGETS = 13, 9  # points of the grid
 BEYOND = 2.0  # times outside of what was measured
@@ -29,7 +29,7 @@ def explorer(
     teachers: parameters by name. cells: `means.cell_table` of the table of the law.
     """
     by = LeadingLaw(law, cells)
-    if fit.joint is None and not by.of_losses:
+    if fit.power_law is None and not by.of_losses:
         return None
     sizes = _grid([o.student_params_non_embedding for o in law.optima], STUDENTS)
     budgets = sorted({o.tokens for o in law.optima})

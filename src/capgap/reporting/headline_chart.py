@@ -7,7 +7,8 @@ import math
 import altair as alt
 
 from capgap.law.law_record import LawRecord
-from capgap.law.metric import METRICS
+from capgap.law.table.metric import METRICS
+from capgap.reporting.report_text import ordered, several_budgets, size
 from capgap.reporting.theme import (
     SAND,
     WIDE,
@@ -21,7 +22,6 @@ from capgap.reporting.theme import (
     tips,
     titled,
 )
-from capgap.reporting.wording import ordered, several_budgets, size
 
 HEIGHT = 190  # pixels of a panel, so that three in a row leave room for the answer above them
 MOST_PANELS = 3  # budgets in a row

@@ -7,9 +7,10 @@ from typing import get_args
 import altair as alt
 import numpy as np
 
-from capgap.law.answer_records import FinalRecord
+from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import LawRecord, Optimum, RivalName
-from capgap.law.words import LAW_NAMES
+from capgap.law.number_text import LAW_NAMES
+from capgap.reporting.report_text import ordered, size
 from capgap.reporting.theme import (
     GREY,
     INK,
@@ -25,7 +26,6 @@ from capgap.reporting.theme import (
     tips,
     titled,
 )
-from capgap.reporting.wording import ordered, size
 
 RIVALS = {
     name: f"choice of {LAW_NAMES[name].removeprefix('the law of ')}" for name in get_args(RivalName)

@@ -8,7 +8,14 @@ import altair as alt
 import numpy as np
 
 from capgap.law.law_record import LawRecord
-from capgap.law.metric import METRICS
+from capgap.law.table.metric import METRICS
+from capgap.reporting.report_text import (
+    nats,
+    on_ladder,
+    ordered,
+    several_budgets,
+    size,
+)
 from capgap.reporting.theme import (
     INK,
     SAND,
@@ -21,13 +28,6 @@ from capgap.reporting.theme import (
     table,
     tips,
     titled,
-)
-from capgap.reporting.wording import (
-    nats,
-    on_ladder,
-    ordered,
-    several_budgets,
-    size,
 )
 
 

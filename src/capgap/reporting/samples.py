@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from capgap.law.answer_records import FinalRecord
+from capgap.law.answers.answer_records import FinalRecord
 from capgap.records.run_records import Lineage, SamplesRecord
-from capgap.reporting.wording import nats, size
+from capgap.reporting.report_text import nats, size
 
 
 class Written(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from capgap.law.law_record import Interval
-from capgap.reporting.wording import arm_name, size
+from capgap.reporting.report_text import arm_name, size
 
 INK, MUTED, GRID = "#1c2430", "#5f6975", "#e4e8ec"
 BLUE, PALE_BLUE, ORANGE, RED, SAND = "#1f5f8b", "#c9deed", "#cf6f14", "#b02a30", "#f3e9d2"

@@ -10,7 +10,7 @@ import numpy as np
 
 from capgap.config.counts import parse_count
 from capgap.config.run_grid import arm_of
-from capgap.law.words import budget
+from capgap.law.number_text import budget
 from capgap.records.run_records import CurveRow
 from capgap.reporting.theme import ORANGE, WIDE, Figure, ramp, size_axis, table, tips
 

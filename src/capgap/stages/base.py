@@ -31,9 +31,9 @@ from capgap.config.study_file import check_section, sections_in, tags_of
 from capgap.errors import CapgapError, Terminated, hide_secrets, out_of_memory, shown
 from capgap.records.artifacts import check_file, check_filled, check_folder, is_first_process
 from capgap.records.paths import CURVE, TRAIN
-from capgap.terminal import end_by_signal, end_unread, open_streams
+from capgap.terminal import die_with_parent, end_by_signal, end_unread, open_streams
 from capgap.workflow.digest import source_digest
-from capgap.workflow.locks import claim_output, die_with_parent
+from capgap.workflow.locks import claim_output
 from capgap.workflow.tracking import trackers_of
 
 

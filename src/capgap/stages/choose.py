@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from capgap.law.answer_records import Choice
-from capgap.law.asking import ask
-from capgap.law.init_kinds import KINDS
+from capgap.law.answers.answer_records import Choice
+from capgap.law.answers.ask import ask
 from capgap.law.law_record import LawRecord
+from capgap.law.table.init_kinds import KINDS
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
@@ -30,7 +30,7 @@ def run(
 
     student: parameters without embeddings. tokens: distillation budget of the final run. init: kind
     of its init, that of the law's main arm if None. If the recommendation abstains, its first teacher is still chosen, because a final run needs one, and
-    the note states it. Raises CapgapError in the cases of `capgap.law.asking.ask`.
+    the note states it. Raises CapgapError in the cases of `capgap.law.answers.ask.ask`.
     """
     answer = ask(law_path, runs_path, student, tokens, init=init)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}

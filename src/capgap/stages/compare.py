@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from capgap.law.answer_records import Choice, FinalRecord, FinalRow
+from capgap.law.answers.answer_records import Choice, FinalRecord, FinalRow
 from capgap.records import paths
 from capgap.records.artifacts import open_folder, publish_folder, write_text
 from capgap.records.run_records import Metrics, RunRow

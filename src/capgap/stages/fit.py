@@ -11,14 +11,14 @@ from pathlib import Path
 
 from capgap.command_parser import by_hand
 from capgap.config import Law
-from capgap.law.claims import sentence
 from capgap.law.law_record import Interval, LawRecord, Optimum
-from capgap.law.metric import METRICS
-from capgap.law.regression import law_record
-from capgap.law.table import RunTable, read_table
-from capgap.law.words import about, listed
+from capgap.law.make_record import law_record
+from capgap.law.number_text import about, listed
+from capgap.law.table.metric import METRICS
+from capgap.law.table.read_runs import RunTable, read_table
+from capgap.law.verdicts.claims import sentence
 from capgap.records.artifacts import write_text
-from capgap.reporting import wording
+from capgap.reporting import report_text
 from capgap.stages.base import StageParser, out_file, run_stage
 
 
@@ -65,7 +65,7 @@ def text(record: LawRecord) -> str:
         blocks.append(compute_text(record))
     if record.text_comparison is not None:
         found = record.text_comparison
-        blocks.append(f"On another text: {wording.compared_texts(found)}: {found.reason}")
+        blocks.append(f"On another text: {report_text.compared_texts(found)}: {found.reason}")
     if record.init_comparisons:
         blocks.append(inits_text(record))
     return "\n\n".join([*blocks, left_out_text(record), scores_text(record), rivals_text(record)])
@@ -73,13 +73,13 @@ def text(record: LawRecord) -> str:
 
 def claims_text(record: LawRecord) -> str:
     """The answer to every claim, a line each."""
-    width = max(len(wording.CLAIMS[claim.name]) for claim in record.overall.claims)
+    width = max(len(report_text.CLAIMS[claim.name]) for claim in record.overall.claims)
     lines = [
         f"Claims; equal: within {record.exponent_margin:g} of an exponent and "
         f"{record.ratio_margin:.0%} of the ratio, with the whole {record.confidence:.0%} interval"
     ]
     for claim in record.overall.claims:
-        name, answer = wording.CLAIMS[claim.name], wording.ANSWERS[claim.answer]
+        name, answer = report_text.CLAIMS[claim.name], report_text.ANSWERS[claim.answer]
         lines.append(f"  {name:<{width}}  {answer:<16}{claim.reason}")
     return "\n".join(lines)
 
@@ -128,7 +128,9 @@ def noise_text(record: LawRecord) -> str:
     for part in record.noise:
         with_it = f", with {listed(part.includes)}" if part.includes else ""
         spread = f"{part.sd.value:.4f} [{part.sd.low:.4f}, {part.sd.high:.4f}]"
-        lines.append(f"  {part.name:<11}{spread:<26}{wording.NOISE_SOURCES[part.source]}{with_it}")
+        lines.append(
+            f"  {part.name:<11}{spread:<26}{report_text.NOISE_SOURCES[part.source]}{with_it}"
+        )
     off = [effect for effect in record.teacher_effects if effect.off_family]
     for effect in off:
         side = "worse" if effect.effect_nats > 0 else "better"
@@ -264,7 +266,7 @@ def inits_text(record: LawRecord) -> str:
     """Whether the best teacher differs between kinds of init, a paragraph for every two."""
     lines = ["The best teacher by what the student starts from"]
     for found in record.init_comparisons:
-        lines.append(f"  {wording.compared_inits(found)}: {found.reason}")
+        lines.append(f"  {report_text.compared_inits(found)}: {found.reason}")
         for at in found.at:
             first, second = (
                 f"{about(at.teacher_params[kind])} ({at.place[kind]})"
@@ -316,7 +318,7 @@ def scores_text(record: LawRecord) -> str:
             lines.append(
                 f"  {score.law:<14}{score.n_cases:>6}{score.mean_regret_nats:>9.4f}"
                 f"{score.max_regret_nats:>9.4f}{score.hit_rate:>6.0%}{score.chance_hit_rate:>8.0%}"
-                f"{wording.held(score):>9}"
+                f"{report_text.held(score):>9}"
                 f"{score.pilot_flops + score.choice_flops:>9.1e}{score.exhaustive_flops:>12.1e}"
             )
     return "\n".join(lines)
@@ -325,7 +327,7 @@ def scores_text(record: LawRecord) -> str:
 def rivals_text(record: LawRecord) -> str:
     """How the rival laws fit the same runs, a line each."""
     rows = [
-        f"  {rival.law:<14}{wording.RIVAL_STATUS[rival.status]}: {rival.reason}"
+        f"  {rival.law:<14}{report_text.RIVAL_STATUS[rival.status]}: {rival.reason}"
         for rival in record.rivals
     ]
     return "\n".join(["Rival laws on these runs", *rows])

@@ -27,7 +27,7 @@ from capgap.engine.models import load_model, load_tokenizer, read_lineage
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
 from capgap.records.run_records import HarnessRecord, HarnessScore
-from capgap.reporting.wording import harness_rows
+from capgap.reporting.report_text import harness_rows
 from capgap.stages.base import StageParser, out_file, run_stage
 
 RESAMPLES = 1000  # for standard errors that have no formula

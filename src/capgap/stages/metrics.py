@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from capgap.law.answer_records import FinalRecord
+from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import Interval, LawRecord, Line
-from capgap.law.words import about
+from capgap.law.number_text import about
 from capgap.records.artifacts import write_text
 from capgap.stages.base import StageParser, out_file, run_stage
 

@@ -30,23 +30,23 @@ from capgap.config import Study
 from capgap.config.study_file import load_study
 from capgap.cost.next_runs import price
 from capgap.errors import CapgapError
-from capgap.law.answer_records import FinalRecord
-from capgap.law.asking import refit
-from capgap.law.init_kinds import as_main
+from capgap.law.answers.answer_records import FinalRecord
+from capgap.law.answers.ask import refit
 from capgap.law.law_record import LawRecord
-from capgap.law.means import cell_table
-from capgap.law.metric import METRICS
-from capgap.law.table import read_runs, teacher_sizes
+from capgap.law.table.init_kinds import as_main
+from capgap.law.table.metric import METRICS
+from capgap.law.table.read_runs import read_runs, teacher_sizes
+from capgap.law.table.run_means import cell_table
 from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
-from capgap.reporting import causes, glossary, wording
-from capgap.reporting.answer import Experiment, answer_of, noise_sd
+from capgap.reporting import causes_text, glossary, report_text
+from capgap.reporting.answer_text import Experiment, answer_of, noise_sd
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
-from capgap.reporting.first_screen import prices
 from capgap.reporting.samples import samples_of
+from capgap.reporting.teacher_costs import prices
 from capgap.reporting.theme import THEME, Figure
 from capgap.reporting.training_chart import training
 from capgap.stages.base import StageParser, out_folder, run_stage
@@ -121,7 +121,7 @@ def run(
                 noise_sd=noise_sd(law) or 0.0,
                 teachers=teachers,
                 harness=harness,
-                settings=wording.settings_rows(settings),
+                settings=report_text.settings_rows(settings),
                 pictures=pictures,
                 specs=specs,
                 answers=answers,
@@ -134,8 +134,8 @@ def run(
                 script=part("page.js"),
                 vega=Markup(vega_bundle()),
                 metrics=METRICS,
-                w=wording,
-                c=causes,
+                w=report_text,
+                c=causes_text,
             )
         )
         (folder / "report.html").write_text(with_terms(page) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capgap.workflow.locks import die_with_parent
+from capgap.terminal import die_with_parent
 
 VARIABLE = "CAPGAP_JOB_HOST"  # name of the host's socket
 STAGES = ("pretrain", "evaluate", "score", "prune", "random_init", "given", "cache_teacher")
@@ -181,9 +181,8 @@ class Host:
             os.chdir(request["folder"])
             os.environ.clear()
             os.environ.update(request["environment"])
-            from capgap.stages.base import run_stage
-
-            run_stage(importlib.import_module(request["module"]).main, request["options"])
+            stage = importlib.import_module(request["module"])
+            stage.run_stage(stage.main, request["options"])  # as the module run by itself does
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -24,9 +24,9 @@ import time
 from pathlib import Path
 
 from capgap.errors import CapgapError
+from capgap.terminal import die_with_parent
 from capgap.workflow import job_host
 from capgap.workflow.job_host import Ended
-from capgap.workflow.locks import die_with_parent
 
 VARIABLE = "CAPGAP_GPUS"  # ids of the devices that jobs may claim, separated by commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"

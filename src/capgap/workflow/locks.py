@@ -7,11 +7,8 @@ it ended, so no lock is ever removed by hand.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import signal
-import sys
 import threading
 import time
 import uuid
@@ -27,15 +24,6 @@ RUN_LOCK = Path(".snakemake/capgap.lock")  # held by a run; contains the name of
 RUN_VARIABLE = "CAPGAP_RUN"  # the name of the run that started a job
 SCRATCH = Path("scratch")
 WATCH_SECONDS = 5.0
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Have Linux kill this process when its parent dies; does nothing on other systems."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)  # it is dead already
 
 
 @contextmanager

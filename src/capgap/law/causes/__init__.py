@@ -1,0 +1,1 @@
+"""The law of two causes: what a better teacher gains against what heavier pruning costs."""

@@ -1,0 +1,1 @@
+"""The optimum of every student and budget from its runs alone, and the line through them."""

@@ -1,0 +1,1 @@
+"""How well every law and rule chooses for students, budgets and teachers that it has not seen."""

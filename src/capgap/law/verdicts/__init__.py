@@ -1,0 +1,1 @@
+"""What the runs show about the published law, about the init, and between studies."""

@@ -1,0 +1,113 @@
+"""
+The effect of a student's init against the effect of its teacher, from the control arms.
+
+At a fixed student size a larger teacher means heavier pruning, hence a worse init. The control arms
+separate the two effects at one student size and budget:
+
+  init     span of the losses over pruned inits, all trained without a teacher (no_teacher); without
+           that arm, the span over inits under one teacher, and of that the median over teachers
+           (cross_teacher)
+  teacher  span over teachers at one fixed init, and of that the median over inits (cross_teacher
+           and random_init)
+
+A span over K means is never 0, so the record also holds the span that noise alone exceeds with
+probability 1 - confidence (studentized range). Whether the curve at a fixed init has an optimum
+inside the grid is decided by the rules of the main arm (`single_optima.judge`).
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from capgap.config import Law
+from capgap.config.run_grid import NONE, init_kind
+from capgap.law.law_record import ArmEffects
+from capgap.law.optima.single_optima import Means, Shape, judge
+from capgap.law.power_law.power_law import PowerLaw
+from capgap.law.table.grouped_runs import group_runs
+
+
+def effects_of(runs: pd.DataFrame, law: PowerLaw | None, settings: Law) -> list[ArmEffects]:
+    """Effects for every student and budget that has a control arm; `runs` as `read_runs` returns.
+
+    Without a joint law the noise is unknown, and spans are not compared with it.
+    """
+    found = []
+    for (student, tokens), group in runs.groupby(["student", "tokens"], sort=True):
+        if (group["arm"] != "main").any():
+            found.append(_effects(student, int(tokens), group, law, settings))
+    return found
+
+
+def _effects(
+    student: str, tokens: int, group: pd.DataFrame, law: PowerLaw | None, settings: Law
+) -> ArmEffects:
+    loss = group.groupby(["init", "teacher"])["val_loss_nats_per_token"].mean().unstack()
+    cut = loss[[init_kind(init) not in ("random", "given") for init in loss.index]]
+    alone = loss[NONE].dropna() if NONE in loss else pd.Series(dtype=float)
+    without = cut[NONE].dropna() if NONE in cut else pd.Series(dtype=float)
+    pruned = cut.drop(columns=NONE, errors="ignore")
+    taught = loss.drop(columns=NONE, errors="ignore")
+    over_teachers = [row.max() - row.min() for _, row in taught.iterrows() if row.count() > 1]
+    over_starts = [c.max() - c.min() for _, c in pruned.items() if c.count() > 1]
+    start = float(without.max() - without.min()) if len(without) > 1 else None
+    if start is None and over_starts:
+        start = float(median(over_starts))
+    own = [
+        alone[init] - taught.at[init, teacher]
+        for init, teacher in group[group["arm"] == "main"][["init", "teacher"]]
+        .drop_duplicates()
+        .itertuples(index=False)
+        if init in alone.index
+    ]
+    return ArmEffects(
+        student=student,
+        tokens=tokens,
+        start_nats=start,
+        teacher_nats=float(median(over_teachers)) if over_teachers else None,
+        noise_nats=_noise_span(group, law, settings.confidence),
+        fixed_start_shapes=_shapes(group, law, settings),
+        gain_nats=float(np.mean(own)) if own else None,
+    )
+
+
+def _noise_span(group: pd.DataFrame, law: PowerLaw | None, confidence: float) -> float | None:
+    """Span of the means of as many teachers that noise exceeds with probability 1 - confidence, nats."""
+    if law is None:
+        return None
+    teachers = max(2, group.loc[group["teacher"] != NONE, "teacher"].nunique())
+    controls = group[group["arm"] != "main"]
+    seeds = controls.groupby(["init", "teacher"])["seed"].nunique().median()
+    quantile = stats.studentized_range.ppf(confidence, teachers, law.noise_df)
+    own, shared = _variances(law)
+    return float(quantile * np.sqrt(own / seeds + shared))
+
+
+def _variances(law: PowerLaw) -> tuple[float, float]:
+    """Variance of a run, and of a teacher or init, nats^2."""
+    variance = law.component_variances
+    own = sum(variance.get(name, 0.0) for name in ("order", "trunk"))
+    return own, sum(variance.get(name, 0.0) for name in ("init", "teacher"))
+
+
+def _shapes(group: pd.DataFrame, law: PowerLaw | None, settings: Law) -> dict[str, Shape]:
+    """Shape of the curve over teachers at each fixed init with three teachers or more."""
+    shapes: dict[str, Shape] = {}
+    if law is None:
+        return shapes
+    own, _ = _variances(law)
+    shared = law.component_variances.get("teacher", 0.0)  # all these runs have the same init
+    for init, rows in group[group["teacher"] != NONE].groupby("init", sort=True):
+        if rows["teacher_params_non_embedding"].nunique() < 3:
+            continue
+        runs = group_runs(rows)
+        size_U, index_N = np.unique(runs.teacher_size_N, return_inverse=True)
+        count_U = np.bincount(index_N, runs.averaged_N)
+        mean_U = np.bincount(index_N, runs.averaged_N * runs.loss_N) / count_U
+        means = Means(size_U, mean_U, np.diag(own / count_U + shared), law.noise_df)
+        shapes[str(init)] = judge(means, settings.confidence, settings.tie_nats)[0]
+    return shapes

@@ -1,0 +1,247 @@
+"""
+Does the best teacher differ between kinds of init, or by the text that students are measured on?
+
+Two laws are compared: of two kinds of init, or of the same runs by their losses on two texts. What
+follows speaks of kinds. For every student and budget that two kinds share, T* of both joint laws is compared, as a
+ratio, within the teachers that were tried under both. A T* beyond them counts as the last of them: what
+is asked is which of the teachers there are is best. (The width of its interval is that of T* up to a
+factor of BEYOND outside, because a number that stops at an end would seem to be known.) What it costs to take the other kind's best teacher
+is compared with the margin of equally good teachers.
+
+Both kinds learned from the same teachers, whose luck they share. So intervals are those of the
+jackknife over draws of teachers (teacher_jackknife.py), each left out under both kinds at once. What the
+two kinds share cancels in every difference.
+
+Verdicts, by the geometric mean of the ratios:
+  equal           its whole interval lies within law.ratio_margin of 1
+  different       it lies wholly outside
+  not_told_apart  anything else, and always if both kinds have the same end of the ladder as best
+
+Shapes: G students and budgets, K draws of teachers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from capgap.config import Law
+from capgap.law.law_record import ComparedAt, Interval, LawComparison
+from capgap.law.number_text import about, budget, listed
+from capgap.law.power_law.power_law import PowerLaw
+from capgap.law.power_law.teacher_jackknife import (
+    LEAST_DRAWS,
+    Refitted,
+    Spread,
+    draws_of,
+    whole,
+    without,
+)
+from capgap.law.table.init_kinds import size_name
+from capgap.law.table.metric import METRICS
+
+BEYOND = 3.0  # times beyond the ladder
+SAME_END = 1e-9  # of log size
+
+
+class Words(NamedTuple):
+    """How the two laws of a comparison are spoken of."""
+
+    of: str
+    other: str
+    cost: str
+    rival: str
+    no_law: str
+
+
+INITS = Words(
+    "of {} students", "of {} ones", "for {} students", "of the other kind", "no law of {} students"
+)
+TEXTS = Words(
+    "by the {} loss", "by the {} loss", "in {} loss", "by the other text", "no law of the {} loss"
+)
+
+
+def compare_texts(fitted: dict[str, PowerLaw | str], settings: Law) -> LawComparison:
+    """Comparison of the laws of the same runs by two held-out losses; fitted: law by text, or why none."""
+    first, second = fitted
+    return _compare((first, second), fitted, settings, TEXTS)
+
+
+def compare_inits(fitted: dict[str, PowerLaw | str], settings: Law) -> list[LawComparison]:
+    """Comparisons of every two kinds of init.
+
+    fitted: law by kind, in the order of `init_kinds.KINDS`, or why there is none.
+    """
+    return [_compare(kinds, fitted, settings, INITS) for kinds in combinations(fitted, 2)]
+
+
+def _compare(
+    kinds: tuple[str, str], fitted: dict[str, PowerLaw | str], settings: Law, words: Words
+) -> LawComparison:
+    first, second = kinds
+    laws = []
+    for kind in kinds:
+        law = fitted[kind]
+        if isinstance(law, str):
+            return _unknown(kinds, f"{words.no_law.format(kind)}: {law}")
+        laws.append(law)
+    groups = _shared(laws[0], laws[1])
+    if not groups:
+        return _unknown(kinds, f"no student size and budget is both {first} and {second}")
+    found = _at([whole(law) for law in laws], groups)
+    assert found is not None
+    left = [
+        values
+        for draw in draws_of(*laws)
+        if (values := _at([without(law, draw) for law in laws], groups)) is not None
+    ]
+    if len(left) < LEAST_DRAWS:
+        return _unknown(kinds, f"{len(left)} teachers, and intervals need {LEAST_DRAWS}")
+    spread = Spread(found, np.array(left), settings.confidence)
+    rows = [
+        ComparedAt(
+            student=group.student,
+            student_params_non_embedding=group.sizes[0],
+            tokens=round(group.tokens),
+            teacher_params={kind: math.exp(found[i, g]) for i, kind in enumerate(kinds)},
+            place={kind: group.place(found[i, g]) for i, kind in enumerate(kinds)},
+            ratio=spread.interval(
+                lambda v, g=g: v[0, g] - v[1, g], np.exp, by=lambda v, g=g: v[4, g] - v[5, g]
+            ),
+            cost={
+                kind: spread.interval(lambda v, i=i, g=g: v[2 + i, g], least=0.0)
+                for i, kind in enumerate(kinds)
+            },
+        )
+        for g, group in enumerate(groups)
+    ]
+    ratio = spread.interval(
+        lambda v: (v[0] - v[1]).mean(), np.exp, by=lambda v: (v[4] - v[5]).mean()
+    )
+    cost = {
+        kind: spread.interval(lambda v, i=i: v[2 + i].mean(), least=0.0)
+        for i, kind in enumerate(kinds)
+    }
+    verdict, reason = _judge(kinds, rows, ratio, cost, settings, words)
+    return LawComparison(
+        first=first,
+        second=second,
+        n_teachers=len(left),
+        verdict=verdict,
+        reason=reason,
+        ratio=ratio,
+        cost=cost,
+        at=rows,
+    )
+
+
+def _unknown(kinds: tuple[str, str], reason: str) -> LawComparison:
+    return LawComparison(
+        first=kinds[0], second=kinds[1], n_teachers=0, verdict="not_told_apart", reason=reason
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A student and budget of both laws, with the teachers tried under both."""
+
+    student: str
+    tokens: float
+    sizes: tuple[
+        float, float
+    ]  # of the student in either law; pruned ones differ a little from given ones
+    low: float  # log size of the smallest teacher
+    high: float
+
+    def place(self, log_star: float) -> str:
+        """Where a T* stands among the teachers."""
+        if log_star <= self.low + SAME_END:
+            return "smallest"
+        return "largest" if log_star >= self.high - SAME_END else "inside"
+
+
+def _shared(first: PowerLaw, second: PowerLaw) -> list[_Group]:
+    """Students and budgets of both laws that both determine T* for."""
+    found = []
+    runs, others = first.runs, second.runs
+    for one in runs.first_G:
+        student, tokens = str(runs.student_N[one]), float(runs.tokens_N[one])
+        for two in others.first_G:
+            same = size_name(str(others.student_N[two])) == size_name(student)
+            if not same or others.tokens_N[two] != tokens:
+                continue
+            sizes = float(runs.size_N[one]), float(others.size_N[two])
+            if not all(
+                law.axes.determines(law.weights(size, tokens))
+                for law, size in zip((first, second), sizes, strict=True)
+            ):
+                continue
+            ladders = [
+                table.teacher_size_N[table.group_N == table.group_N[at]]
+                for table, at in ((runs, one), (others, two))
+            ]
+            ends = max(x.min() for x in ladders), min(x.max() for x in ladders)
+            if ends[0] < ends[1]:
+                named = max(student, str(others.student_N[two]), key=len)
+                found.append(_Group(named, tokens, sizes, *np.log(ends)))
+    return found
+
+
+def _at(laws: list[Refitted | None], groups: list[_Group]) -> np.ndarray | None:
+    """Of either law log T* within the teachers, cost of the other's, and log T* up to BEYOND, (6, G).
+
+    None if a law could not be fitted.
+    """
+    found, wide = np.empty((6, len(groups))), math.log(BEYOND)
+    for g, group in enumerate(groups):
+        for i, law in enumerate(laws):
+            if law is None:
+                return None
+            star = law.log_star(group.sizes[i], group.tokens)
+            found[i, g] = np.clip(star, group.low, group.high)
+            found[4 + i, g] = np.clip(star, group.low - wide, group.high + wide)
+        for i, law in enumerate(laws):
+            assert law is not None
+            at = law.excess(found[[1 - i, i], g], group.sizes[i], group.tokens)
+            found[2 + i, g] = at[0] - at[1]
+    return found
+
+
+def _judge(
+    kinds, rows: list[ComparedAt], ratio: Interval, cost, settings: Law, words: Words
+) -> tuple[str, str]:
+    first, second = kinds
+    margin = 1 + settings.ratio_margin
+    unit = METRICS[settings.metric or "loss"].short
+    assert ratio.low is not None
+    assert ratio.high is not None
+    one = rows[len(rows) // 2]
+    text = (
+        f"T* {words.of.format(first)} is {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times "
+        f"that {words.other.format(second)}, over {len(rows)} pairs of student and budget (for {about(one.student_params_non_embedding)} "
+        f"at {budget(one.tokens)}: {about(one.teacher_params[first])} and "
+        f"{about(one.teacher_params[second])}); "
+    )
+    same_end = [
+        r for r in rows if len({*r.place.values()}) == 1 and "inside" not in r.place.values()
+    ]
+    ends = sorted({place for r in rows for place in r.place.values() if place != "inside"})
+    if ends:
+        text += f"a T* beyond the teachers tried counts as the {listed(ends)} of them; "
+    costs = listed(
+        f"{cost[kind].value:.4f} [{cost[kind].low:.4f}, {cost[kind].high:.4f}] {words.cost.format(kind)}"
+        for kind in kinds
+    )
+    text += f"the best teacher {words.rival} costs {costs}, {unit}"
+    if len(same_end) == len(rows):
+        return "not_told_apart", text
+    if 1 / margin <= ratio.low and ratio.high <= margin:
+        return "equal", text
+    if ratio.high < 1 / margin or ratio.low > margin:
+        return "different", text
+    return "not_told_apart", text

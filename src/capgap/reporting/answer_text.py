@@ -1,0 +1,294 @@
+"""
+What a reader should do with a study: the teacher to take, what another one costs, which questions
+the runs leave open, and the cheapest experiment that would settle each.
+
+Pure functions of the records. Sizes are parameters without embeddings, losses nats per token, or on the scale of another metric
+(`capgap.law.table.metric`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from capgap.law.answers.answer_records import Choice, FinalRecord
+from capgap.law.answers.extrapolation import nearest
+from capgap.law.law_record import Claim, Interval, LawRecord, Optimum
+from capgap.law.number_text import about, budget, listed
+from capgap.law.power_law.noise import FORM
+from capgap.law.table.metric import METRICS
+from capgap.reporting.causes_text import effects, leads
+
+
+class Experiment(NamedTuple):
+    """Runs that would settle an open question."""
+
+    question: str  # "whether T* grows with the student"
+    adds: Literal["students", "tokens", "teachers", "replicas"]
+    values: list[int]  # to add: sizes in parameters, or tokens; none for replicas
+
+    @property
+    def step(self) -> str:
+        """What to do, 'add students of 6.5k and 40k'."""
+        return step_of(self.adds, self.values)
+
+
+def step_of(adds: str, values: list[int]) -> str:
+    """An experiment's step in words."""
+    if adds == "replicas":
+        return "redraw every teacher once more"
+    if adds == "teachers":
+        return f"add a teacher of about {about(values[0])}"
+    if adds == "tokens":
+        return f"add a budget of {budget(values[0])}"
+    return f"add {'students' if len(values) > 1 else 'a student'} of {listed(map(about, values))}"
+
+
+class Answer(NamedTuple):
+    """The answer in sentences, the most useful one first."""
+
+    headline: str  # the advice in a few words
+    advice: str  # what to do
+    costs: str  # what another teacher costs, as measured; '' if nothing was measured nearby
+    growth: str  # how the best size moves with student and tokens
+    causes: str  # what a better teacher gains and a heavier cut costs; '' without that law
+    leads: str  # which law predicts best and why; '' if none was scored
+    final: str  # how the chosen teacher did in the final run; '' without one
+    experiments: list[Experiment]  # open questions, with the runs that would settle them
+
+
+def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
+    """The answer of a study. final: its final student and what the law chose for it, if there is one."""
+    choice = None if final is None else final.choice
+    student, tokens = _subject(law, choice)
+    near = nearest(law, student, tokens)
+    return Answer(
+        headline=_headline(law, choice, student, tokens, near),
+        advice=_advice(law, choice, student, tokens, near),
+        costs=costs(law, near),
+        growth=growth(law),
+        causes=effects(law),
+        leads=leads(law),
+        final="" if final is None else final.sentence,
+        experiments=experiments(law),
+    )
+
+
+def _subject(law: LawRecord, choice: Choice | None) -> tuple[float, int]:
+    """Student size and budget that the answer is for: the final ones, else the largest measured."""
+    if choice is not None:
+        return choice.student_params_non_embedding, choice.tokens
+    largest = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
+    return largest.student_params_non_embedding, largest.tokens
+
+
+def _headline(
+    law: LawRecord, choice: Choice | None, student: float, tokens: int, near: Optimum
+) -> str:
+    who = f"a student of {about(student)} at {budget(tokens)}"
+    if law.status == "flat":
+        return f"For {who}, the size of the teacher hardly matters"
+    if choice is None:
+        return f"For {who}, take the teacher {near.best_teacher}"
+    if choice.recommendation is not None and choice.recommendation.status == "abstains":
+        return f"These runs do not settle the teacher for {who}"
+    return f"For {who}, take the teacher {choice.chosen}"
+
+
+def _advice(
+    law: LawRecord, choice: Choice | None, student: float, tokens: int, near: Optimum
+) -> str:
+    who = f"a student of {about(student)} parameters distilled on {budget(tokens)}"
+    if law.status == "flat":
+        cheapest = min(near.cells, key=lambda cell: cell.teacher_params_non_embedding)
+        return (
+            f"Teacher size makes no difference beyond noise here: for {who}, take {cheapest.teacher}, "
+            "the smallest and cheapest."
+        )
+    if choice is None or choice.recommendation is None:
+        text = (
+            f"For {who}, take {_named(near, near.best_teacher)}, the best of the {len(near.cells)} "
+            "teachers that were tried."
+        )
+        return text + _agreeing(law, near)
+    answer = choice.recommendation
+    best = answer.ranked[0]
+    size = (
+        f"{about(best.teacher_params_non_embedding)} parameters, {best.ratio:.1f} times the student"
+    )
+    if answer.status == "abstains":
+        return (
+            f"The runs do not settle which teacher is best for {who} ({answer.reason}). The best "
+            f"guess is {best.teacher} ({size})."
+        )
+    seconds = [
+        row.teacher
+        for row in answer.ranked[1:]
+        if row.teacher in answer.within_tie or (row.within_tie is None)
+    ]
+    text = f"For {who}, take {best.teacher} ({size})"
+    if answer.teacher_params_star is not None:
+        text += f"; the law puts the best size at {size_interval(answer.teacher_params_star)}"
+    text += "." + _agreeing(law, near)
+    if seconds:
+        text += (
+            f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be equally good, "
+            f"within {law.tie_nats:g} {METRICS[law.metric].short}."
+        )
+    return text
+
+
+def _agreeing(law: LawRecord, near: Optimum) -> str:
+    """Which other students of the budget have the same best teacher."""
+    same = [
+        found.student
+        for found in sorted(law.optima, key=lambda o: o.student_params_non_embedding)
+        if found.tokens == near.tokens and found.best_teacher == near.best_teacher
+    ]
+    if near.student not in same or len(same) < 2:
+        return ""
+    return (
+        f" At {budget(near.tokens)}, {near.best_teacher} was the best teacher tried for the students "
+        f"{listed(same)}."
+    )
+
+
+def _named(near: Optimum, teacher: str) -> str:
+    cell = next(cell for cell in near.cells if cell.teacher == teacher)
+    ratio = cell.teacher_params_non_embedding / near.student_params_non_embedding
+    return (
+        f"{teacher} ({about(cell.teacher_params_non_embedding)} parameters, {ratio:.1f} times the "
+        "student)"
+    )
+
+
+def costs(law: LawRecord, near: Optimum) -> str:
+    """What every other teacher cost the nearest student that was measured."""
+    others = sorted(near.cells, key=lambda cell: (cell.regret_nats, cell.teacher))[1:]
+    if not others:
+        return ""
+    each = listed(f"{_nats(cell.regret_nats)} ({cell.teacher})" for cell in others)
+    text = (
+        f"Measured for the student {near.student} at {budget(near.tokens)}, {near.best_teacher} is the "
+        f"best teacher. With another one the student is worse by {each} {METRICS[law.metric].unit}."
+    )
+    noise = noise_sd(law)
+    if noise is not None:
+        text += (
+            f" Chance alone moves a run by {_nats(noise)} (standard deviation over retrained teachers, "
+            "their pruned inits and the order of the data)."
+        )
+    return text
+
+
+def noise_sd(law: LawRecord) -> float | None:
+    """Standard deviation of one run over redraws of everything that is drawn, nats; None if unknown."""
+    parts = [part.sd.value for part in law.noise if part.name not in (*FORM, "block")]
+    return math.sqrt(sum(sd**2 for sd in parts)) if parts else None
+
+
+def growth(law: LawRecord) -> str:
+    """How T* moves with student size and with tokens."""
+    exponents = law.exponents
+    parts = []
+    for found, what in (
+        (exponents.by_tokens, "Doubling the tokens"),
+        (exponents.by_size, "Doubling the student at equal tokens"),
+        (exponents.by_size_at_fixed_tokens_per_param, "Doubling both"),
+    ):
+        if found is not None:
+            doubled = Interval(
+                **{end: None if v is None else 2.0**v for end, v in found.model_dump().items()}
+            )
+            parts.append(f"{what} multiplies the best teacher’s size by {interval_text(doubled)}")
+    if not parts:
+        return ""
+    text = "; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."
+    ratio = law.ratio_at_25_tokens_per_param
+    if ratio is not None:
+        text += f" At 25 tokens per student parameter, the best teacher is {interval_text(ratio)} times the student."
+    return text
+
+
+def experiments(law: LawRecord) -> list[Experiment]:
+    """The questions that the runs leave open, with the runs that would settle them."""
+    claims = {claim.name: claim for claim in law.overall.claims}
+    students = sorted({o.student_params_non_embedding for o in law.optima})
+    budgets = sorted({o.tokens for o in law.optima})
+    teachers = sorted({c.teacher_params_non_embedding for o in law.optima for c in o.cells})
+    found = []
+    beyond = [o for o in law.optima if o.place in ("below", "above")]
+    if beyond:
+        above = [o for o in beyond if o.place == "above"]
+        side = above or beyond
+        size = two_digits(teachers[-1] * 2 if above else teachers[0] / 2)
+        where = listed(f"{o.student} at {budget(o.tokens)}" for o in side[:3])
+        question = f"how large the best teacher of {where} is, which lies beyond the teachers tried"
+        found.append(Experiment(question, "teachers", [size]))
+    if claims["grows"].answer == "unknown":
+        low, high = two_digits(students[0] / 2), two_digits(students[-1] * 2)
+        if high > teachers[-1] / 1.3:
+            high = two_digits(teachers[-1] / 1.5)
+        new = [size for size in (low, high) if not students[0] <= size <= students[-1]]
+        if new:
+            question = _open_exponent(
+                claims["grows"],
+                "whether the best teacher’s size T* grows with the student’s size S",
+                "how strongly the best teacher’s size T* grows with the student’s size S",
+                "T* ~ S^",
+            )
+            found.append(Experiment(question, "students", new))
+    if claims["tokens"].answer == "unknown":
+        question = _open_exponent(
+            claims["tokens"],
+            "whether T* changes with the number of distillation tokens D",
+            "how strongly T* changes with the number of distillation tokens D",
+            "T* ~ D^",
+        )
+        found.append(Experiment(question, "tokens", [budgets[-1] * 2]))
+    guessed = [part.name for part in law.noise if part.source == "prior" and part.name == "teacher"]
+    if guessed:
+        question = (
+            "how much retraining a teacher moves its students’ losses, which is assumed so far"
+        )
+        found.append(Experiment(question, "replicas", []))
+    return found
+
+
+def _open_exponent(claim: Claim, whether: str, how_strongly: str, form: str) -> str:
+    """The open question about an exponent: its sign is known if its interval excludes 0.
+
+    The claim can be open all the same, because the interval reaches into the margin about 0.
+    """
+    found = claim.estimate
+    if found is None:
+        return whether
+    question, known = whether, f"{form}{interval_text(found)}"
+    if found.low is not None and found.low > 0:
+        question = how_strongly
+        known += f": it does grow, but the interval reaches below {claim.margin:g}, the least that counts"
+    elif found.high is not None and found.high < 0:
+        question = how_strongly.replace("grows", "shrinks")
+        known += f": it does shrink, but the interval reaches above -{claim.margin:g}"
+    return f"{question} ({known})"
+
+
+def interval_text(found: Interval) -> str:
+    """'1.6 [1.4, 1.9]', with 'no limit' on an open side."""
+    low, high = ("no limit" if end is None else f"{end:.2g}" for end in (found.low, found.high))
+    return f"{found.value:.2g} [{low}, {high}]"
+
+
+def size_interval(found: Interval) -> str:
+    """'40.8k [37.3k, 44.6k]'."""
+    low, high = ("no limit" if end is None else about(end) for end in (found.low, found.high))
+    return f"{about(found.value)} [{low}, {high}]"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def two_digits(value: float) -> int:
+    """A round number near a size."""
+    return round(float(f"{value:.2g}"))

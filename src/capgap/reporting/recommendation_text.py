@@ -1,0 +1,156 @@
+"""A recommendation as text, for a reader who has not read the paper."""
+
+from __future__ import annotations
+
+from capgap.law.answers.answer_records import (
+    ComputeAnswer,
+    RankedTeacher,
+    Recommendation,
+    RuleRegret,
+)
+from capgap.law.law_record import Interval, LawRecord
+from capgap.law.number_text import about, budget, span
+from capgap.law.table.metric import METRICS
+
+
+def text(answer: Recommendation, law: LawRecord) -> str:
+    """The answer for a reader who has not read the paper: a few sentences and two tables."""
+    size, tokens = about(answer.student_params_non_embedding), budget(answer.tokens)
+    level = f"{law.confidence:.0%}"
+    if answer.status == "abstains":
+        lines = [
+            f"No recommendation for a student of {size} at {tokens}: {answer.reason}.",
+            f"What is known: {answer.basis_note}.",
+        ]
+    else:
+        first = answer.ranked[0]
+        lines = [
+            f"For a {law.init} student of {size} at {tokens}: {first.teacher}."
+            if law.init != "pruned"
+            else f"For a student of {size} at {tokens}: {first.teacher}.",
+            f"Basis: {answer.basis_note}.",
+        ]
+    if answer.teacher_params_star is not None:
+        star = answer.teacher_params_star
+        lines.append(
+            f"Best teacher size T* = {about(star.value)} ({level} interval: {span(star)}), "
+            f"{star.value / answer.student_params_non_embedding:.2g} times the student."
+        )
+    for name, factor in (
+        ("student size", answer.student_extrapolation),
+        ("token budget", answer.tokens_extrapolation),
+        ("ratio T*/S", answer.teacher_extrapolation),
+    ):
+        if factor > 1.005:
+            lines.append(
+                f"Extrapolation: the {name} lies {factor:.3g} times beyond the pilot runs."
+            )
+    if (
+        max(answer.student_extrapolation, answer.tokens_extrapolation, answer.teacher_extrapolation)
+        <= 1.005
+    ):
+        lines.append("No extrapolation: student, tokens and ratio lie within the pilot runs.")
+    metric = METRICS[law.metric]
+    known = any(row.measured_loss is not None for row in answer.ranked)
+    lines += [
+        "",
+        f"Teachers, best first; {metric.noun} in {metric.unit} with {level} intervals",
+        f"  {'teacher':<14}{'size':>7}{'T/S':>7}  {'predicted':<22}{'above the best':<22}"
+        + (f"{'measured':<22}{'above the best':<16}" if known else "")
+        + f"{'FLOPs':>8}",
+    ]
+    for row in answer.ranked:
+        mark = "*" if row.within_tie else ""
+        lines.append(
+            f"  {row.teacher + mark:<14}{about(row.teacher_params_non_embedding):>7}"
+            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_above(row.predicted_regret):<22}"
+            + (_measured(row) if known else "")
+            + f"{row.train_flops:>8.2g}"
+        )
+    if answer.within_tie:
+        lines.append(
+            f"  * predicted within {law.tie_nats:g} {metric.short} of the best, which counts as equally good"
+        )
+    lines += [
+        "",
+        f"Rules of thumb, with the {metric.noun} expected above the best teacher (regret), {metric.unit}",
+        *(_rule(rule, answer.status != "abstains") for rule in answer.rules),
+        "",
+        f"Compute: training with the first teacher takes {answer.ranked[0].train_flops:.2g} FLOPs instead of "
+        f"{answer.exhaustive_flops:.2g} with each of them, which saves "
+        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The pilot runs took {answer.pilot_flops:.2g}. "
+        "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
+    ]
+    return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
+
+
+def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
+    """The answer at equal compute: a few sentences and a table."""
+    size = about(answer.student_params_non_embedding)
+    what = f"{'a student' if law.init == 'pruned' else f'a {law.init} student'} of {size} at {answer.flops:.3g} FLOPs"
+    if answer.status == "abstains":
+        lines = [f"No recommendation for {what}: {answer.reason}."]
+    else:
+        lines = [f"For {what}: {answer.ranked[0].teacher}."]
+    if answer.teacher_params is not None:
+        star = answer.teacher_params
+        end = (
+            "" if answer.place == "inside" else f", the {answer.place} teacher tried: only a bound"
+        )
+        lines.append(
+            f"Best teacher size T* at this compute = {about(star.value)} ({law.confidence:.0%} interval: "
+            f"{span(star)}{end})."
+        )
+    if answer.ranked:
+        lines += [
+            "",
+            f"Teachers, best first; {METRICS[law.metric].short} above the best",
+            f"  {'teacher':<14}{'size':>7} {'tokens':>9}  above the best",
+        ]
+    for row in answer.ranked:
+        far = row.tokens_extrapolation
+        lines.append(
+            f"  {row.teacher:<14}{about(row.teacher_params_non_embedding):>7} {about(row.tokens):>9}  "
+            f"{_above(row.predicted_regret)}"
+            + (f"  (tokens {far:.3g} times beyond the runs)" if far > 1.005 else "")
+        )
+    shared = (
+        "the teacher runs online"
+        if answer.shared_by == 1
+        else f"{answer.shared_by} runs share its pass"
+    )
+    lines += [
+        "",
+        f"A token costs three forward passes of the student and one of the teacher; {shared}.",
+    ]
+    return "\n".join(lines)
+
+
+def _rule(rule: RuleRegret, answered: bool) -> str:
+    regret = rule.expected_regret_nats
+    cost = "unknown" if regret is None else f"{regret:.4f}"
+    if rule.teacher is None and regret is None and answered:
+        cost += " (the table has no runs without a teacher)"
+    return f"  {rule.rule:<14}{rule.teacher or '-':<14}{cost}"
+
+
+def _nats(interval: Interval | None) -> str:
+    if interval is None:
+        return "unknown"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.3f} [no interval]"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _above(interval: Interval | None) -> str:
+    """A regret; that of the best teacher is 0 by definition and has no interval."""
+    if interval is not None and interval.value == interval.low == interval.high == 0:
+        return "the lowest"
+    return _nats(interval)
+
+
+def _measured(row: RankedTeacher) -> str:
+    if row.measured_loss is None:
+        return f"{'not measured':<38}"
+    above = "the lowest" if row.measured_regret == 0 else f"{row.measured_regret:.3f}"
+    return f"{_nats(row.measured_loss):<22}{above:<16}"

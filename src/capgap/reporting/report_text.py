@@ -1,0 +1,488 @@
+"""
+Numbers as text, and the report's sentences that depend on what was found.
+
+Pure functions of the records; the text names the units: sizes are parameters without
+embeddings, losses nats per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import NamedTuple, get_args
+
+from capgap.config.run_grid import NONE, pruned_from
+from capgap.law.answers.answer_records import FinalRecord, Recommendation
+from capgap.law.law_record import (
+    Interval,
+    LawComparison,
+    LawRecord,
+    Optimum,
+    RivalFit,
+    RivalName,
+    Score,
+)
+from capgap.law.number_text import about, listed
+from capgap.records.run_records import HarnessRecord, HarnessScore, Metrics, RunRow
+
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+ARMS = {
+    "main": "own teacher (main arm)",
+    "no_teacher": "no teacher",
+    "cross_teacher": "another teacher’s init",
+    "random_init": "random init",
+    "given": "given student",
+}
+COMPARED_TEXTS = {
+    "equal": "validation and test text have the same best teacher",
+    "different": "the test text has another best teacher than the validation text",
+    "not_told_apart": "not shown whether validation and test text have the same best teacher",
+}
+COMPARED = {
+    "equal": "the same best teacher for {} and {} students",
+    "different": "another best teacher for {} than for {} students",
+    "not_told_apart": "not shown whether {} and {} students have the same best teacher",
+}
+LAWS = {
+    "power_law": "the joint law T* ~ S^a D^b",
+    "two_causes": "the law of two causes: teacher’s loss and damage of the cut",
+    "ratio": "one constant ratio T*/S",
+    "busbridge": "distillation scaling law (Busbridge et al.)",
+    "p2": "P2 law of pruning damage, which ignores the teacher",
+    "least_damage": "the pruned init with the lowest loss",
+    "fixed_ratio": "the published ratio",
+    "next_size_up": "the next size up",
+    "largest": "the largest teacher",
+    "no_teacher": "no teacher",
+    "chance": "a teacher at random",
+}
+CAUSES = {
+    "init": "the pruned init, not the teacher",
+    "teacher": "the teacher",
+    "both": "the init and the teacher",
+    "unknown": "not known",
+}
+CLAIMS = {
+    "interior": "A best teacher exists inside the range tried",
+    "grows": "It grows with the student",
+    "proportional": "It grows in proportion to the student at equal tokens per parameter",
+    "ratio": "It is the published multiple of the student",
+    "tokens": "It moves with the training tokens",
+}
+ANSWERS = {"yes": "yes", "no": "no", "unknown": "not settled"}
+NOISE = {
+    "order": "order of the data",
+    "block": "order of the data, shared by runs with the same seed",
+    "trunk": "stable training phase that budgets share",
+    "init": "pruned init",
+    "teacher": "teacher",
+    "scatter": "scatter of T* between students",
+    "curvature": "curvature between students",
+    "misfit": "misfit of the curve",
+}
+NOISE_SOURCES = {
+    "replicas": "replicas in these runs",
+    "residuals": "residuals of these runs",
+    "prior": "assumed, from replicas of the default study",
+    "stated": "stated in the settings",
+}
+
+
+def arm_name(arm: str) -> str:
+    """Name of an arm for a reader; unknown arms keep theirs."""
+    return ARMS.get(arm, arm.replace("_", " "))
+
+
+def size(count: float) -> str:
+    """A count to three digits, with a true minus sign: 442880 -> '443k'."""
+    return about(count).replace("-", "−")
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with a true minus sign and without '-0.0'."""
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
+
+
+def nats(loss: float) -> str:
+    """A loss in nats per token: three decimals, about the noise between seeds."""
+    return number(loss, 3)
+
+
+def flops(value: float) -> str:
+    """A FLOP count: 2.13e12 -> '2.1 × 10¹²'."""
+    if value <= 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def interval(estimate: Interval, as_size: bool = False) -> str:
+    """'3.1 [2.2, 4.4]', with the decimals its width deserves; '443k [310k, no limit]' as sizes."""
+    low, high = estimate.low, estimate.high
+    if low is None or high is None or high <= low:
+        decimals = max(0, 1 - math.floor(math.log10(abs(estimate.value) or 1)))
+    else:
+        decimals = max(0, 1 - math.floor(math.log10(high - low)))
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return "no limit"
+        return size(value) if as_size else number(value, decimals)
+
+    if low is None and high is None:
+        return f"{text(estimate.value)} [no interval]"
+    return f"{text(estimate.value)} [{text(low)}, {text(high)}]"
+
+
+def optimum(found: Optimum) -> str:
+    """T* of one student in a few words: by the joint law, or which end of the ladder it lies beyond."""
+    sizes = sorted({cell.teacher_params_non_embedding for cell in found.cells})
+    star = found.teacher_params
+    if star is None:
+        return f"not identifiable; best tried {found.best_teacher}"
+    if star.value < sizes[0]:
+        return f"below {size(sizes[0])}"
+    if star.value > sizes[-1]:
+        return f"above {size(sizes[-1])}"
+    return interval(star, as_size=True)
+
+
+def on_ladder(found: Optimum) -> bool:
+    """Whether T* by the joint law lies between the smallest and the largest teacher tried."""
+    sizes = [cell.teacher_params_non_embedding for cell in found.cells]
+    star = found.teacher_params
+    return star is not None and min(sizes) <= star.value <= max(sizes)
+
+
+# --- what was found -----------------------------------------------------------------------------
+
+
+def verdict(law: LawRecord) -> str:
+    """The verdict on the published law with its reason, in a sentence or two."""
+    status = {
+        "supported": "These runs support it",
+        "contradicted": "These runs contradict it",
+        "inconclusive": "These runs do not settle it",
+    }[law.overall.status]
+    text = f"{status}: {law.overall.reason}."
+    if law.overall.cause == "init":
+        text += " If there is a best size, the pruned init makes it, not the teacher."
+    return text
+
+
+def rivals_drawn(law: LawRecord) -> bool:
+    """Whether the figure of the law shows what its rivals choose."""
+    return any(score.picks for score in law.scores if score.law in get_args(RivalName))
+
+
+def reach(answer: Recommendation) -> str:
+    """How far an answer extrapolates."""
+    far = [
+        f"the {name} lies {factor:.2g} times beyond the runs"
+        for name, factor in (
+            ("student size", answer.student_extrapolation),
+            ("token budget", answer.tokens_extrapolation),
+            ("ratio T*/S", answer.teacher_extrapolation),
+        )
+        if factor > 1.005
+    ]
+    return f"This extrapolates: {listed(far)}." if far else "Nothing here is extrapolated."
+
+
+def nats_interval(found: Interval | None) -> str:
+    """A predicted loss with its interval: '3.512 [3.498, 3.526]'."""
+    if found is None:
+        return "unknown"
+    if found.low is None or found.high is None:
+        return f"{nats(found.value)} [no interval]"
+    return f"{nats(found.value)} [{nats(found.low)}, {nats(found.high)}]"
+
+
+def ordered(optima: list[Optimum]) -> list[Optimum]:
+    """Optima by student size, then by budget."""
+    return sorted(optima, key=lambda o: (o.student_params_non_embedding, o.student, o.tokens))
+
+
+def several_budgets(law: LawRecord) -> bool:
+    """Whether there are optima of more than one token budget."""
+    return len({found.tokens for found in law.optima}) > 1
+
+
+def curves(law: LawRecord) -> str:
+    """How many of the optima lie inside the grid, and how flat they are."""
+    inside = [found for found in law.optima if found.status == "interior"]
+    cases = "student sizes and budgets" if several_budgets(law) else "student sizes"
+    ties = [len(found.within_tie) for found in law.optima]
+    flat = sum(n > 1 for n in ties)
+    flatness = (
+        f"In {flat} of {len(ties)}, more than one teacher lies within {law.tie_nats:g} nats of the best."
+        if flat
+        else f"In none of them does a second teacher come within {law.tie_nats:g} nats of the best."
+    )
+    if not inside:
+        return (
+            f"None of the {len(law.optima)} {cases} has its best teacher inside the range tried. A "
+            f"curve with its lowest point at one end gives only a bound on the optimum. {flatness}"
+        )
+    return (
+        f"{len(inside)} of {len(law.optima)} {cases} have their best teacher inside the range "
+        f"tried. {flatness}"
+    )
+
+
+RIVAL_STATUS = {
+    "identified": "all constants found",
+    "not_identifiable": "some constants not found",
+    "failed": "failed",
+    "not_available": "not possible",
+}
+
+
+def found_constants(rival: RivalFit) -> str:
+    """The constants that a rival law was free to choose: 'A = 2240, c0 = 2.55'."""
+    named = (f"{name} = {number_or_power(rival.constants[name])}" for name in rival.free)
+    return ", ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in named) or "–"
+
+
+def number_or_power(value: float) -> str:
+    """Three digits: '0.452', '2.43 × 10⁴'."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}".replace("-", "−")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace("-", "−")
+
+
+def held(score: Score) -> str:
+    """How many of a law's intervals hold the T* that it had not seen: '2 of 3'."""
+    if score.interval_coverage is None:
+        return "–"
+    return f"{round(score.interval_coverage * score.n_intervals)} of {score.n_intervals}"
+
+
+def start_explains(law: LawRecord) -> str:
+    """What the test of the inits found, in a sentence; '' if it was not possible."""
+    found = law.start_explains
+    if found is None:
+        return ""
+    more = "explains more" if found.p_teacher < 0.05 else "is not shown to explain more"
+    return (
+        f"Within a student size and budget, over all arms with a teacher, the loss of the init "
+        f"explains {found.r_squared_start:.0%} of the variance of the students’ losses, the size of "
+        f"the teacher {found.r_squared_teacher:.0%}, and both together {found.r_squared_both:.0%}. "
+        f"Given the init, the teacher’s size {more} ({_p(found.p_teacher)})."
+    )
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def family(law: LawRecord, teachers: list[Metrics]) -> str:
+    """Whether teacher loss falls with teacher size over the whole family."""
+    losses = [
+        (found.lineage.name, found.validation.loss_nats_per_token)
+        for found in sorted(teachers, key=lambda m: m.lineage.params.non_embedding)
+    ]
+    rises = [
+        f"{small} ({nats(at_small)}) to {large} ({nats(at_large)})"
+        for (small, at_small), (large, at_large) in pairwise(losses)
+        if at_large >= at_small
+    ]
+    if rises or law.family_monotone is False:
+        where = f": it rises from {listed(rises)}" if rises else ""
+        return (
+            f"Teacher loss does not fall over the whole family{where}. A student that does worse "
+            "with one of these teachers may only have learned from a worse model."
+        )
+    if len(losses) < 2 and law.family_monotone is None:
+        return "Too few teachers were measured to tell whether loss falls with size."
+    return (
+        "Teacher loss falls with size over the whole family: every larger teacher is also the "
+        "better model, so a student that does worse with it was not held back by a worse teacher."
+    )
+
+
+def sentence(text: str) -> str:
+    """A text as the begin of a sentence; a name like t64k keeps its small letter."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
+
+
+SPANS = {  # headings of the table of spans
+    "main": ("own teacher", "over teachers"),
+    "inits": ("no teacher", "over pruned inits"),
+    "choice": ("one init", "over teachers"),
+    "random": ("random init", "over teachers"),
+    "gain": ("gain from the teacher", "at the same init"),
+}
+
+
+def spans_run(rows: list[dict[str, str]]) -> list[str]:
+    """The columns of `spans` in which some arm was run."""
+    return [key for key in SPANS if any(row[key] for row in rows)]
+
+
+def about_spans(ran: list[str]) -> str:
+    """How to read the columns that there are."""
+    text = "Each number is the largest minus the smallest mean loss in its group"
+    text += ", and the gain how much a teacher lowers the loss." if "gain" in ran else "."
+    if {"inits", "choice"} <= {*ran}:
+        text += (
+            " If the span over pruned inits without a teacher is as large as that over own teachers, "
+            "and the span over teachers at one init is small, the capacity gap comes from pruning."
+        )
+    return text
+
+
+def spans(runs: list[RunRow]) -> list[dict[str, str]]:
+    """What moves the loss of each student at each budget: spans of mean losses, nats per token.
+
+    main: over teachers. inits: over pruned inits without a teacher. choice: over teachers at one
+    pruned init, the largest of all inits. random: over teachers at the random init. gain: how much
+    the own teacher lowers the loss against the same init without one, least to most.
+    '' if the arm was not run. Seeds are averaged.
+    """
+    found: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        found[run.student, run.tokens][run.arm, run.init, run.teacher].append(
+            run.val_loss_nats_per_token
+        )
+    # Inits of one student may differ a little in size, so the name alone groups them.
+    params = {run.student: run.student_params_non_embedding for run in runs}
+    rows = []
+    for student, tokens in sorted(found, key=lambda key: (params[key[0]], *key)):
+        losses = found[student, tokens]
+        mean = {key: fmean(values) for key, values in losses.items()}
+        arms, at_start, own = defaultdict(list), defaultdict(list), {}
+        for (arm, init, teacher), loss in mean.items():
+            if (arm, teacher) != ("random_init", NONE):
+                arms[arm].append(loss)
+            if arm in ("main", "cross_teacher"):
+                at_start[init].append(loss)
+            if arm == "main":
+                own[init] = loss
+        gains = sorted(
+            loss - own[init]
+            for (arm, init, _), loss in mean.items()
+            if arm == "no_teacher" and init in own
+        )
+        choice = [_span(values) for values in at_start.values()] if "cross_teacher" in arms else []
+        rows.append(
+            {
+                "student": student,
+                "tokens": size(tokens),
+                "main": _span(arms["main"]),
+                "inits": _span(arms["no_teacher"]),
+                "choice": max(choice, key=lambda text: float(text or 0), default=""),
+                "random": _span(arms["random_init"]),
+                "gain": " to ".join(dict.fromkeys(map(nats, (gains[0], gains[-1]))))
+                if gains
+                else "",
+            }
+        )
+    return rows
+
+
+def compared_texts(found: LawComparison) -> str:
+    """The verdict on two held-out texts in a few words."""
+    return COMPARED_TEXTS[found.verdict]
+
+
+def compared_inits(found: LawComparison) -> str:
+    """The verdict on two kinds of init in a few words."""
+    return COMPARED[found.verdict].format(found.first, found.second)
+
+
+def _span(losses: list[float]) -> str:
+    return nats(max(losses) - min(losses)) if len(losses) > 1 else ""
+
+
+def recommendation(final: FinalRecord) -> tuple[str, str]:
+    """Whether the chosen teacher was the best of those tried: (a word or two, the sentence)."""
+    loss = {row.teacher: row.test_loss_nats_per_token for row in final.rows}
+    chosen = loss.pop(final.choice.chosen)
+    if not loss:
+        return "Untested", "No other teacher was tried for the final student."
+    rival = min(loss, key=lambda teacher: (loss[teacher], teacher))
+    side = "ahead of" if final.chosen_is_best else "behind"
+    noise = {
+        True: "more than the noise of this difference",
+        False: "within the noise of this difference",
+        None: "with one seed, whether that is noise is unknown",
+    }[final.resolved]
+    answer = {True: "Yes", False: "No"}[final.chosen_is_best]
+    return (
+        "No clear difference" if final.resolved is False else answer,
+        f"{nats(abs(chosen - loss[rival]))} nats {side} {rival}, the best alternative; {noise}.",
+    )
+
+
+def settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted key, value) in their order."""
+    rows = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            rows += settings_rows(value, f"{name}.")
+        elif value is not None:
+            is_list = isinstance(value, list)
+            rows.append((name, ", ".join(map(str, value)) if is_list else str(value)))
+    return rows
+
+
+def token_budgets(runs: list[RunRow]) -> str:
+    """'a budget of 1.5M tokens', 'budgets of 500k and 5M tokens'."""
+    budgets = sorted({run.tokens for run in runs})
+    return (
+        f"{'a budget' if len(budgets) == 1 else 'budgets'} of {listed(map(size, budgets))} tokens"
+    )
+
+
+def pruned_sizes(runs: list[RunRow]) -> dict[str, int]:
+    """Size of the teacher that each pruned init comes from, by the init's name."""
+    return {
+        pruned_from(run.teacher): run.teacher_params_non_embedding
+        for run in runs
+        if run.teacher != NONE and run.teacher_params_non_embedding is not None
+    }
+
+
+class HarnessRow(NamedTuple):
+    """A metric of a task, in words."""
+
+    task: str
+    metric: str
+    values: list[str]  # by model
+
+
+def harness_name(record: HarnessRecord) -> str:
+    """A model that was measured on tasks, by what it is."""
+    lineage = record.lineage
+    return lineage.name if lineage.kind == "teacher" else f"{lineage.kind} {lineage.name}"
+
+
+def harness_rows(records: Sequence[HarnessRecord]) -> list[HarnessRow]:
+    """Metrics of the tasks that were asked for, each with the values of all models."""
+    found: dict[tuple, dict[int, HarnessScore]] = {}
+    for i, record in enumerate(records):
+        for score in record.asked():
+            found.setdefault((score.task, score.metric, score.filter), {})[i] = score
+    rows = []
+    for (task, metric, filter_name), scores in found.items():
+        one = next(iter(scores.values()))
+        shots = f", {one.shots}-shot" if one.shots else ""
+        read = "" if filter_name == "none" else f", {filter_name}"
+        arrow = {True: " ↑", False: " ↓", None: ""}[one.higher_is_better]
+        values = [_score(scores.get(i)) for i in range(len(records))]
+        rows.append(HarnessRow(f"{task}{shots}", f"{metric}{read}{arrow}", values))
+    return rows
+
+
+def _score(score: HarnessScore | None) -> str:
+    if score is None or score.value is None:
+        return "–"
+    error = "" if score.standard_error is None else f" ± {score.standard_error:.4f}"
+    return f"{score.value:.4f}{error}"
