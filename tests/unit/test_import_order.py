@@ -71,7 +71,11 @@ def test_no_import_within_the_law_runs_upwards():
 
 @pytest.mark.parametrize(
     "line",
-    ["from capgap.law.fit_law import x", "def f():\n    from capgap import law", "import capgap.law"],
+    [
+        "from capgap.law.fit_law import x",
+        "def f():\n    from capgap import law",
+        "import capgap.law",
+    ],
 )
 def test_an_import_is_found_in_every_form(tmp_path, line):
     (tmp_path / "module.py").write_text(line)
