@@ -11,7 +11,7 @@ from capgap.law.answers.power_law_answer import recommend
 
 @pytest.fixture(scope="module")
 def answered():
-    """Function that answers for a student by the runs' joint law."""
+    """Function that answers for a student by the runs' power law."""
     runs = make_runs()
     law, table = make_law(runs), pd.DataFrame([row.model_dump() for row in runs])
     fit = refit(law, table, "here")

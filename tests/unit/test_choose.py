@@ -129,4 +129,4 @@ def test_command_line(study, tmp_path, capsys):
     main([*options, "--student", "125k", "--tokens", "1M"])
     choice = Choice.read(out)
     assert choice == run(law, runs, student=125_000, tokens=10**6)
-    assert capsys.readouterr().out.startswith("t280000: the joint law puts")
+    assert capsys.readouterr().out.startswith("t280000: the power law puts")

@@ -26,7 +26,7 @@ def test_the_law_that_leads_is_the_one_with_the_least_regret(law):
     assert text.startswith(
         "The law of two causes predicts best. For runs left out of its fit, it chose"
     )
-    assert "for the joint law of T*" in text
+    assert "for the power law of T*" in text
     assert leads(law.model_copy(update={"leading": None})) == ""
 
 

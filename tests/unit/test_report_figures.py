@@ -49,14 +49,14 @@ def test_law_chart_draws_the_joint_law_the_published_line_and_the_final_student(
     rivals = {"choice of Busbridge et al.", "choice of the P2 law"}
     assert set(data.kind) - rivals == {
         "tried",
-        "joint law",
+        "power law",
         "own curve",
         "final",
         "published: 2.5 × S",
     }
     published = data[data.kind == "published: 2.5 × S"]
     assert list(published.teacher_params) == pytest.approx(list(2.5 * published.student_params))
-    points = data[data.kind == "joint law"].set_index("student")
+    points = data[data.kind == "power law"].set_index("student")
     for found in law.optima:
         assert points.teacher_params[found.student] == found.teacher_params.value
         assert points.level[found.student] == "1.5M tokens"

@@ -89,7 +89,7 @@ def test_the_longer_term_wins_and_words_are_whole():
 
 
 def test_marking_changes_no_text_and_points_to_an_entry():
-    html = "<p>the pruned init, its budget &amp; T*/S in bits per byte by the joint law</p>"
+    html = "<p>the pruned init, its budget &amp; T*/S in bits per byte by the power law</p>"
     found = glossary.marked(html)
     assert re.sub(r"<[^>]*>", "", found) == re.sub(r"<[^>]*>", "", html)
     known = {identity for identity, _, _ in glossary.entries()}

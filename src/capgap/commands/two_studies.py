@@ -34,7 +34,7 @@ PAGE = "two_studies.html.j2"
 LABELS = {
     "sizes": (
         "Does the best teacher grow alike?",
-        "Points are T* by the joint law of each study, with its interval, which the figure cuts off if "
+        "Points are T* by the power law of each study, with its interval, which the figure cuts off if "
         "it has no limit. A line is one budget.",
     ),
     "ratios": (

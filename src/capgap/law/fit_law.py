@@ -24,13 +24,13 @@ class Fit:
 
     runs: GroupedRuns
     power_law: PowerLaw | None
-    why_not: str  # why there is no joint law
+    why_not: str  # why there is no power law
     located: list[Located]  # by budget and student size
     lines: list[tuple[Level, FittedLine | None]]
 
 
 def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
-    """Fit the joint law, every optimum and every line; `runs` as `read_runs` returns it.
+    """Fit the power law, every optimum and every line; `runs` as `read_runs` returns it.
 
     Raises CapgapError for a table without a main arm, and for an outlier, naming the run.
     """
@@ -54,7 +54,7 @@ def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
 
 
 def _why_not(runs: GroupedRuns, settings: Law) -> str:
-    """Why no joint law can be fitted; empty if one can."""
+    """Why no power law can be fitted; empty if one can."""
     groups = len(runs.first_G)
     most = max(len(set(runs.teacher_size_N[runs.group_N == g])) for g in range(groups))
     if most < 3:

@@ -111,10 +111,10 @@ class Optimum(Record):
     # by the lowest mean. interior: inside the ladder. lower_bound: the largest teacher is best.
     # upper_bound: the smallest is best. not_identifiable: fewer than three teacher sizes.
     reason: str
-    teacher_params: Interval | None  # T* by the joint law; a side without a limit is None
-    ratio: Interval | None  # T* / S by the joint law
+    teacher_params: Interval | None  # T* by the power law; a side without a limit is None
+    ratio: Interval | None  # T* / S by the power law
     place: Literal["inside", "below", "above", "open", "not_identifiable"]
-    # of the joint law's T*: inside the ladder, or its interval wholly below the smallest or above
+    # of the power law's T*: inside the ladder, or its interval wholly below the smallest or above
     # the largest teacher; open: neither
     own_teacher_params: Interval | None  # T* by this group's curve alone
     best_teacher: str  # lowest mean loss among those tried

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from capgap.config.counts import SUFFIXES, format_count
 from capgap.law.law_record import Interval
 
 LAW_NAMES = {
-    "power_law": "the joint law of T*",
+    "power_law": "the power law T* ~ S^a D^b",
     "two_causes": "the law of two causes",
     "busbridge": "the law of Busbridge et al.",
     "p2": "the P2 law",
@@ -38,10 +38,10 @@ def span(interval: Interval) -> str:
     return "without limits"
 
 
-def bracketed(found: Interval) -> str:
+def bracketed(found: Interval, text: Callable[[float], str] = "{:.2f}".format) -> str:
     """An estimate with its interval: '0.29 [0.02, 0.56]', with 'no limit' on an open side."""
-    low, high = ("no limit" if end is None else f"{end:.2f}" for end in (found.low, found.high))
-    return f"{found.value:.2f} [{low}, {high}]"
+    low, high = ("no limit" if end is None else text(end) for end in (found.low, found.high))
+    return f"{text(found.value)} [{low}, {high}]"
 
 
 def listed(names: Iterable[str]) -> str:

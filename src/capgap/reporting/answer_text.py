@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 from capgap.law.answers.answer_records import Choice, FinalRecord
 from capgap.law.answers.extrapolation import nearest
-from capgap.law.law_record import Claim, Interval, LawRecord, Optimum
-from capgap.law.number_text import about, budget, listed
+from capgap.law.law_record import Claim, LawRecord, Optimum
+from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
 from capgap.reporting.causes_text import effects, leads
@@ -106,11 +106,13 @@ def _advice(
             "the smallest and cheapest."
         )
     if choice is None or choice.recommendation is None:
-        text = (
-            f"For {who}, take {_named(near, near.best_teacher)}, the best of the {len(near.cells)} "
-            "teachers that were tried."
+        cell = next(cell for cell in near.cells if cell.teacher == near.best_teacher)
+        ratio = cell.teacher_params_non_embedding / near.student_params_non_embedding
+        return (
+            f"For {who}, take the teacher {cell.teacher}, the best of the {len(near.cells)} that were "
+            f"tried: {about(cell.teacher_params_non_embedding)} parameters, {ratio:.1f} times the student."
+            + _agreeing(law, near, cell.teacher)
         )
-        return text + _agreeing(law, near)
     answer = choice.recommendation
     best = answer.ranked[0]
     size = (
@@ -126,58 +128,51 @@ def _advice(
         for row in answer.ranked[1:]
         if row.teacher in answer.within_tie or (row.within_tie is None)
     ]
-    text = f"For {who}, take {best.teacher} ({size})"
+    text = f"For {who}, take the teacher {best.teacher}: {size}." + _agreeing(
+        law, near, best.teacher
+    )
     if answer.teacher_params_star is not None:
-        text += f"; the law puts the best size at {size_interval(answer.teacher_params_star)}"
-    text += "." + _agreeing(law, near)
+        text += (
+            f" The law puts the best size, T*, at {bracketed(answer.teacher_params_star, about)}."
+        )
     if seconds:
         text += (
-            f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be equally good, "
-            f"within {law.tie_nats:g} {METRICS[law.metric].short}."
+            f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be as good "
+            f"(within {law.tie_nats:g} {METRICS[law.metric].unit})."
         )
     return text
 
 
-def _agreeing(law: LawRecord, near: Optimum) -> str:
-    """Which other students of the budget have the same best teacher."""
+def _agreeing(law: LawRecord, near: Optimum, teacher: str) -> str:
+    """Which measured students of the nearest budget have the same best teacher."""
     same = [
         found.student
         for found in sorted(law.optima, key=lambda o: o.student_params_non_embedding)
-        if found.tokens == near.tokens and found.best_teacher == near.best_teacher
+        if found.tokens == near.tokens and found.best_teacher == teacher
     ]
     if near.student not in same or len(same) < 2:
         return ""
     return (
-        f" At {budget(near.tokens)}, {near.best_teacher} was the best teacher tried for the students "
-        f"{listed(same)}."
-    )
-
-
-def _named(near: Optimum, teacher: str) -> str:
-    cell = next(cell for cell in near.cells if cell.teacher == teacher)
-    ratio = cell.teacher_params_non_embedding / near.student_params_non_embedding
-    return (
-        f"{teacher} ({about(cell.teacher_params_non_embedding)} parameters, {ratio:.1f} times the "
-        "student)"
+        f" At {budget(near.tokens)} it was the best one measured for the students {listed(same)}."
     )
 
 
 def costs(law: LawRecord, near: Optimum) -> str:
-    """What every other teacher cost the nearest student that was measured."""
-    others = sorted(near.cells, key=lambda cell: (cell.regret_nats, cell.teacher))[1:]
+    """What another teacher cost the nearest student that was measured: the next best, and the worst."""
+    _, *others = sorted(near.cells, key=lambda cell: (cell.regret_nats, cell.teacher))
     if not others:
         return ""
-    each = listed(f"{_nats(cell.regret_nats)} ({cell.teacher})" for cell in others)
+    each = listed(
+        f"{cell.regret_nats:.3f} with the {what} teacher ({cell.teacher})"
+        for what, cell in zip(("next best", "worst"), others[:1] + others[1:][-1:], strict=False)
+    )
     text = (
-        f"Measured for the student {near.student} at {budget(near.tokens)}, {near.best_teacher} is the "
-        f"best teacher. With another one the student is worse by {each} {METRICS[law.metric].unit}."
+        f"Measured for the student {near.student} at {budget(near.tokens)}, in {METRICS[law.metric].unit} "
+        f"above the best teacher ({near.best_teacher}): {each}."
     )
     noise = noise_sd(law)
     if noise is not None:
-        text += (
-            f" Chance alone moves a run by {_nats(noise)} (standard deviation over retrained teachers, "
-            "their pruned inits and the order of the data)."
-        )
+        text += f" Repeating a run changes its loss by {noise:.3f} (standard deviation)."
     return text
 
 
@@ -189,24 +184,22 @@ def noise_sd(law: LawRecord) -> float | None:
 
 def growth(law: LawRecord) -> str:
     """How T* moves with student size and with tokens."""
-    exponents = law.exponents
-    parts = []
-    for found, what in (
-        (exponents.by_tokens, "Doubling the tokens"),
-        (exponents.by_size, "Doubling the student at equal tokens"),
-        (exponents.by_size_at_fixed_tokens_per_param, "Doubling both"),
-    ):
+    exponents, parts = law.exponents, []
+    moves = [
+        (exponents.by_tokens, "twice the tokens"),
+        (exponents.by_size, "a student of twice the size"),
+    ]
+    if exponents.by_size is None:
+        both = exponents.by_size_at_fixed_tokens_per_param
+        moves.append((both, "a student of twice the size with twice the tokens"))
+    for found, what in moves:
         if found is not None:
-            doubled = Interval(
-                **{end: None if v is None else 2.0**v for end, v in found.model_dump().items()}
-            )
-            parts.append(f"{what} multiplies the best teacher’s size by {interval_text(doubled)}")
-    if not parts:
-        return ""
-    text = "; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."
+            times = bracketed(found.apply(lambda exponent: 2.0**exponent), two_figures)
+            parts.append(f"for {what} it is {times} times as large")
+    text = f"How the best teacher grows: {listed(parts)}." if parts else ""
     ratio = law.ratio_at_25_tokens_per_param
-    if ratio is not None:
-        text += f" At 25 tokens per student parameter, the best teacher is {interval_text(ratio)} times the student."
+    if parts and ratio is not None:
+        text += f" At 25 tokens per student parameter it is {bracketed(ratio, two_figures)} times the student."
     return text
 
 
@@ -231,20 +224,10 @@ def experiments(law: LawRecord) -> list[Experiment]:
             high = two_digits(teachers[-1] / 1.5)
         new = [size for size in (low, high) if not students[0] <= size <= students[-1]]
         if new:
-            question = _open_exponent(
-                claims["grows"],
-                "whether the best teacher’s size T* grows with the student’s size S",
-                "how strongly the best teacher’s size T* grows with the student’s size S",
-                "T* ~ S^",
-            )
+            question = _open_exponent(claims["grows"], "S", "the student’s size S")
             found.append(Experiment(question, "students", new))
     if claims["tokens"].answer == "unknown":
-        question = _open_exponent(
-            claims["tokens"],
-            "whether T* changes with the number of distillation tokens D",
-            "how strongly T* changes with the number of distillation tokens D",
-            "T* ~ D^",
-        )
+        question = _open_exponent(claims["tokens"], "D", "the distillation tokens D")
         found.append(Experiment(question, "tokens", [budgets[-1] * 2]))
     guessed = [part.name for part in law.noise if part.source == "prior" and part.name == "teacher"]
     if guessed:
@@ -255,40 +238,27 @@ def experiments(law: LawRecord) -> list[Experiment]:
     return found
 
 
-def _open_exponent(claim: Claim, whether: str, how_strongly: str, form: str) -> str:
+def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
     """The open question about an exponent: its sign is known if its interval excludes 0.
 
     The claim can be open all the same, because the interval reaches into the margin about 0.
     """
     found = claim.estimate
     if found is None:
-        return whether
-    question, known = whether, f"{form}{interval_text(found)}"
+        return f"whether the best teacher grows with {of}"
+    known = f"T* ~ {symbol}^{bracketed(found, two_figures)}"
     if found.low is not None and found.low > 0:
-        question = how_strongly
-        known += f": it does grow, but the interval reaches below {claim.margin:g}, the least that counts"
-    elif found.high is not None and found.high < 0:
-        question = how_strongly.replace("grows", "shrinks")
-        known += f": it does shrink, but the interval reaches above -{claim.margin:g}"
-    return f"{question} ({known})"
+        return f"how strongly the best teacher grows with {of} ({known}, where less than {claim.margin:g} would count as no growth)"
+    if found.high is not None and found.high < 0:
+        return f"how strongly the best teacher shrinks with {of} ({known}, where less than {claim.margin:g} either way would count as no change)"
+    return f"whether the best teacher grows with {of} ({known})"
 
 
-def interval_text(found: Interval) -> str:
-    """'1.6 [1.4, 1.9]', with 'no limit' on an open side."""
-    low, high = ("no limit" if end is None else f"{end:.2g}" for end in (found.low, found.high))
-    return f"{found.value:.2g} [{low}, {high}]"
-
-
-def size_interval(found: Interval) -> str:
-    """'40.8k [37.3k, 44.6k]'."""
-    low, high = ("no limit" if end is None else about(end) for end in (found.low, found.high))
-    return f"{about(found.value)} [{low}, {high}]"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.3f}"
+def two_figures(value: float) -> str:
+    """1.5738 -> '1.6'."""
+    return f"{value:.2g}"
 
 
 def two_digits(value: float) -> int:
     """A round number near a size."""
-    return round(float(f"{value:.2g}"))
+    return round(float(two_figures(value)))

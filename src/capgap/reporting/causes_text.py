@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from capgap.law.law_record import CausesCell, CausesOptimum, Interval, LawRecord, LeftOut
-from capgap.law.number_text import LAW_NAMES, about, budget, listed
+from capgap.law.number_text import LAW_NAMES, about, bracketed, budget, listed
 from capgap.law.table.metric import METRICS
 
 KINDS = {"students": "students", "budgets": "budgets", "teachers": "teachers"}
@@ -36,22 +36,16 @@ class LeadRow(NamedTuple):
 
 
 def leads(law: LawRecord) -> str:
-    """Which law leads and why, in a sentence; '' if no law was scored."""
-    rows = {row.law: row for row in lead_rows(law)}
-    if law.leading not in rows:
+    """Which law leads and what its choices cost, in a sentence; '' if no law was scored."""
+    regrets = {row.law: row.regret.regret.value for row in lead_rows(law) if row.law in LAW_NAMES}
+    if law.leading not in regrets:
         return ""
-    best, unit = rows[law.leading], METRICS[law.metric].short
-    kinds = listed(f"{_loss(part.regret.value)} with {kind}" for kind, part in best.by_kind.items())
-    others = listed(
-        f"{_loss(rows[name].regret.regret.value)} for {words}"
-        for name, words in LAW_NAMES.items()
-        if name in rows and name != law.leading
-    )
+    best = regrets.pop(law.leading)
     text = (
-        f"{_capital(LAW_NAMES[law.leading])} predicts best. For runs left out of its fit, it chose "
-        f"teachers that are on average {spread(best.regret.regret)} {unit} worse than the best one "
-        f"({kinds} left out)"
+        f"{_capital(LAW_NAMES[law.leading])} predicts best: for runs left out of its fit, the teachers that "
+        f"it chose cost {loss(best)} {METRICS[law.metric].short} on average"
     )
+    others = listed(f"{loss(regret)} for {LAW_NAMES[name]}" for name, regret in regrets.items())
     return text + (f", against {others}." if others else ".")
 
 
@@ -78,10 +72,8 @@ def effects(law: LawRecord) -> str:
     if found.status == "not_identifiable":
         return f"These runs do not settle how much a better teacher helps and pruning harms: {found.reason}."
     unit = METRICS[law.metric].short
-    tenth = Interval(
-        **{end: None if v is None else 0.1 * v for end, v in found.help.model_dump().items()}
-    )
-    text = f"A teacher that is 0.1 {unit} better makes its student {spread(tenth)} {unit} better."
+    tenth = spread(found.help.apply(lambda help_: 0.1 * help_))
+    text = f"A teacher that is 0.1 {unit} better makes its student {tenth} {unit} better."
     held = set(found.held)
     rows = damage_rows(law)
     if rows:
@@ -90,10 +82,10 @@ def effects(law: LawRecord) -> str:
         first, last = same[0], same[-1]
         text += (
             f" Pruning {first.largest.teacher} down to {first.student} costs "
-            f"{spread(first.largest.damage)} {unit} at {budget(first.tokens)}"
+            f"{loss(first.largest.damage.value)} {unit} after {budget(first.tokens)}"
         )
         if last.tokens > first.tokens:
-            text += f" and {spread(last.largest.damage)} at {budget(last.tokens)}"
+            text += f" and {loss(last.largest.damage.value)} after {budget(last.tokens)}"
         text += "."
     if "by_tokens" in held:
         text += " These runs do not determine how fast further training repairs the damage."
@@ -108,7 +100,7 @@ def off_family(law: LawRecord) -> str:
     if found is None or not found.off_family:
         return ""
     unit = METRICS[law.metric].short
-    each = listed(f"{off.teacher} (by {_loss(off.above_curve)} {unit})" for off in found.off_family)
+    each = listed(f"{off.teacher} (by {loss(off.above_curve)} {unit})" for off in found.off_family)
     many = len(found.off_family) > 1
     return (
         f"{each} {'have' if many else 'has'} a higher loss than the other teachers predict "
@@ -177,23 +169,18 @@ def within_family(found: CausesOptimum | None) -> str:
     """'98k [56k, 170k]', or the end of the family that bounds it."""
     if found is None:
         return "–"
-    star = found.teacher_params
-    if found.place == "smallest":
-        return f"at most {about(star.value)}"
-    if found.place == "largest":
-        return f"at least {about(star.value)}"
-    low, high = ("no limit" if end is None else about(end) for end in (star.low, star.high))
-    return f"{about(star.value)} [{low}, {high}]"
+    if found.place != "interior":
+        return f"at {'most' if found.place == 'smallest' else 'least'} {about(found.teacher_params.value)}"
+    return bracketed(found.teacher_params, about)
 
 
 def spread(found: Interval) -> str:
-    """'0.052 [0.025, 0.079]', with a true minus sign."""
-    if found.low is None or found.high is None:
-        return f"{_loss(found.value)} [no interval]"
-    return f"{_loss(found.value)} [{_loss(found.low)}, {_loss(found.high)}]"
+    """'0.052 [0.025, 0.079]'."""
+    return bracketed(found, loss)
 
 
-def _loss(value: float) -> str:
+def loss(value: float) -> str:
+    """A difference of losses, with a true minus sign."""
     text = f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
     return text.replace("-", "−") if float(text) else text.removeprefix("-")
 

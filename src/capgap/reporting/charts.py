@@ -202,7 +202,7 @@ def controls(runs: list[RunRow], metric: str = "loss") -> Figure | None:
 
 
 def ratios(law: LawRecord) -> Figure | None:
-    """T*/S by the joint law against tokens per student parameter; None with one budget."""
+    """T*/S by the power law against tokens per student parameter; None with one budget."""
     found = [o for o in ordered(law.optima) if o.ratio is not None]
     if not found or not several_budgets(law):
         return None

@@ -68,8 +68,8 @@ TERMS = (
         "of the data",
     ),
     Term(
-        "joint law",
-        r"\b[Jj]oint law\b",
+        "power law",
+        r"\b[Pp]ower law\b",
         "one fit of all runs of the main arm, in which the best teacher’s size goes as a power of the "
         "student’s size and of the tokens: T* = c S^a D^b",
     ),

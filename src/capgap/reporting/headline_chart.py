@@ -31,7 +31,7 @@ STRIP = 0.085  # height of one student's row of T*, as a share of the axis above
 def headline(law: LawRecord) -> Figure:
     """Loss above the best teacher against teacher size: a panel for each budget, a line for each student.
 
-    Below zero every student has a row with its T* by the joint law and the interval of it, as far
+    Below zero every student has a row with its T* by the power law and the interval of it, as far
     as the panel reaches. With more than three budgets the panels wrap.
     """
     several = several_budgets(law)

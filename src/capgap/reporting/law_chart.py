@@ -36,7 +36,7 @@ ROOM = 1.25  # of the axes beyond what is shown
 def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     """Best teacher size against student size, both on log axes, a colour for each budget.
 
-    Filled points lie on the joint law T* ~ S^a D^b; hollow ones are the optimum of one curve by
+    Filled points lie on the power law T* ~ S^a D^b; hollow ones are the optimum of one curve by
     itself. The rivals' choices are those for a student that they were not fitted on.
     """
     optima = ordered(law.optima)
@@ -84,7 +84,7 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
         scale=alt.Scale(domain=levels, range=ramp(len(levels))),
         legend=alt.Legend(title=None),
     )
-    joint = of_kind(data, "joint law").encode(x=x, color=colour)
+    fitted = of_kind(data, "power law").encode(x=x, color=colour)
     hover = tips("student level kind", size="teacher_params", low="params_low", high="params_high")
     layers = [
         of_kind(data, published)
@@ -93,11 +93,11 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
         of_kind(data, "tried")
         .mark_tick(orient="horizontal", color=GREY, size=12, thickness=1)
         .encode(x=x, y=y),
-        joint.mark_line(strokeWidth=2, clip=True).encode(y=y),
-        joint.mark_rule(strokeWidth=1.6, opacity=0.7, clip=True).encode(
+        fitted.mark_line(strokeWidth=2, clip=True).encode(y=y),
+        fitted.mark_rule(strokeWidth=1.6, opacity=0.7, clip=True).encode(
             y=y_low, y2="params_high:Q"
         ),
-        joint.mark_point(filled=True, size=80, opacity=1, clip=True).encode(y=y, tooltip=hover),
+        fitted.mark_point(filled=True, size=80, opacity=1, clip=True).encode(y=y, tooltip=hover),
         of_kind(data, "own curve")
         .mark_point(size=80, fill="#ffffff", strokeWidth=1.5, opacity=1, clip=True)
         .encode(x=x, y=y, color=colour, tooltip=hover),
@@ -148,7 +148,7 @@ def level_names(optima: list[Optimum]) -> dict[tuple[int, str], str]:
 
 
 def _rows(found: Optimum, level: str) -> list[dict]:
-    """The teachers tried, T* of the joint law, and that of the curve by itself."""
+    """The teachers tried, T* of the power law, and that of the curve by itself."""
     at = {
         "level": level,
         "student": found.student,
@@ -157,7 +157,7 @@ def _rows(found: Optimum, level: str) -> list[dict]:
     tried = sorted({cell.teacher_params_non_embedding for cell in found.cells})
     rows = [at | {"kind": "tried", "teacher_params": teacher} for teacher in tried]
     if found.teacher_params is not None:
-        rows.append(at | {"kind": "joint law"} | limits(found.teacher_params))
+        rows.append(at | {"kind": "power law"} | limits(found.teacher_params))
     if found.own_teacher_params is not None:
         rows.append(at | {"kind": "own curve"} | limits(found.own_teacher_params))
     return rows

@@ -47,7 +47,7 @@ COMPARED = {
     "not_told_apart": "not shown whether {} and {} students have the same best teacher",
 }
 LAWS = {
-    "power_law": "the joint law T* ~ S^a D^b",
+    "power_law": "the power law T* ~ S^a D^b",
     "two_causes": "the law of two causes: teacher’s loss and damage of the cut",
     "ratio": "one constant ratio T*/S",
     "busbridge": "distillation scaling law (Busbridge et al.)",
@@ -139,7 +139,7 @@ def interval(estimate: Interval, as_size: bool = False) -> str:
 
 
 def optimum(found: Optimum) -> str:
-    """T* of one student in a few words: by the joint law, or which end of the ladder it lies beyond."""
+    """T* of one student in a few words: by the power law, or which end of the ladder it lies beyond."""
     sizes = sorted({cell.teacher_params_non_embedding for cell in found.cells})
     star = found.teacher_params
     if star is None:
@@ -152,7 +152,7 @@ def optimum(found: Optimum) -> str:
 
 
 def on_ladder(found: Optimum) -> bool:
-    """Whether T* by the joint law lies between the smallest and the largest teacher tried."""
+    """Whether T* by the power law lies between the smallest and the largest teacher tried."""
     sizes = [cell.teacher_params_non_embedding for cell in found.cells]
     star = found.teacher_params
     return star is not None and min(sizes) <= star.value <= max(sizes)

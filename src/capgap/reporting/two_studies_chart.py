@@ -23,7 +23,7 @@ SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"
 
 
 def two_laws(laws: dict[str, LawRecord]) -> list[Figure]:
-    """Both figures; none without a T* by either joint law.
+    """Both figures; none without a T* by either power law.
 
     laws: ours and theirs by name. A colour is a study, a line one budget (first figure) or one
     student (second).

@@ -144,7 +144,7 @@ def noise_text(record: LawRecord) -> str:
 def optima_text(record: LawRecord) -> str:
     """The best teacher of every student at every budget, a line each."""
     lines = [
-        "T* of every student (S) by the joint law, and by its own curve alone; sizes are parameters",
+        "T* of every student (S) by the power law, and by its own curve alone; sizes are parameters",
         f"  {'student':<12}{'S':>7}{'tokens':>8}  {'T*':<24}{'T*/S':>6}  {'alone':<24}"
         f"{'of those tried':<16}curve",
     ]

@@ -16,7 +16,7 @@ class RankedTeacher(Record):
     teacher: str
     teacher_params_non_embedding: int
     ratio: float  # to the student's size
-    predicted_loss: Interval | None  # nats per token; None without a joint law
+    predicted_loss: Interval | None  # nats per token; None without a power law
     predicted_regret: Interval | None  # above the best teacher offered, nats
     within_tie: bool | None  # predicted to be as good as the best
     measured_loss: Interval | None = None  # if this student, budget and teacher are in the table

@@ -96,7 +96,7 @@ def inverse(
     tokens: int | None,
     init: str | None = None,
 ) -> str:
-    """Which student size a teacher fits best at a budget, by the joint law, as a sentence."""
+    """Which student size a teacher fits best at a budget, by the power law, as a sentence."""
     law, runs = read_both(law_path, runs_path, init)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     tokens = tokens or max(optimum.tokens for optimum in law.optima)

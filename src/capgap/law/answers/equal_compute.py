@@ -2,7 +2,7 @@
 The best teacher at equal compute, beside the one at equal tokens.
 
 A larger teacher costs more for every token, so at a fixed number of FLOPs its student sees fewer. The
-loss of a student S from a teacher T at a budget of C FLOPs is, by the joint law,
+loss of a student S from a teacher T at a budget of C FLOPs is, by the power law,
 
     loss(S, T, D) with D = C / (3 f_S + f_T / n),   loss = level(S, D) + F(log T; S, D)
 

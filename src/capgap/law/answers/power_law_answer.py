@@ -1,17 +1,17 @@
 """
 Predictions of the law: T* of any student and budget, and the cost of another teacher there.
 
-T* comes from the joint law or from the line of exactly this budget, whichever has the narrower
+T* comes from the power law or from the line of exactly this budget, whichever has the narrower
 interval (`Prediction.basis`). If neither determines it, as with one student size, the ratio T*/S of the
 nearest group in log size and tokens is used, without an interval.
 
-The cost of a teacher is the joint law's curve at its distance to T*: its value is that at the fit,
+The cost of a teacher is the power law's curve at its distance to T*: its value is that at the fit,
 its interval comes from draws of all parameters. The level of the loss is a line in log S and log D
 through the groups' levels. Levels are common to all teachers, so regrets are far better known than
 losses.
 
 The recommendation abstains if
-  - there is no joint law, or the law is flat
+  - there is no power law, or the law is flat
   - T* is taken from the nearest group, and only a bound is known there
   - the interval of T* spans all teachers on offer, and no teacher's regret exceeds the tie with its
     whole interval
@@ -49,7 +49,7 @@ class Prediction:
     value: float  # T*, parameters
     law_tokens: int  # nearest budget of the table
     note: str
-    like: tuple[float, float]  # student and tokens at which the joint law's curve is taken
+    like: tuple[float, float]  # student and tokens at which the power law's curve is taken
     bounded: bool = False  # whether the nearest student's T* is only bounded
 
 
@@ -69,7 +69,7 @@ def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Predi
     basis, interval, note = min(found, key=lambda f: _log_width(f[1]))
     if len(found) == 2:
         other = next(f for f in found if f[0] != basis)
-        word = "line" if other[0] == "line" else "joint law"
+        word = "line" if other[0] == "line" else "power law"
         note += f"; this interval is narrower than that of the {word}, {about(other[1].value)} ({span(other[1])})"
     if at != tokens:
         note += (
@@ -82,11 +82,11 @@ def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Predi
 def _candidates(
     fit: Fit, student: float, tokens: float, confidence: float
 ) -> list[tuple[str, Interval, str]]:
-    """(basis, T*, note) of the joint law and of the line, of those that determine T*."""
+    """(basis, T*, note) of the power law and of the line, of those that determine T*."""
     found = []
     star = None if fit.power_law is None else fit.power_law.star(student, tokens, confidence)
     if star is not None:
-        found.append(("power_law", star, _reach(fit, "the joint law", star, student, tokens)))
+        found.append(("power_law", star, _reach(fit, "the power law", star, student, tokens)))
     for level, line in fit.lines:
         if line is not None and level.tokens == tokens:
             interval = line.predict(student)
@@ -155,7 +155,7 @@ def regrets(
     tokens: float,
     confidence: float,
 ) -> list[Interval] | None:
-    """Loss of every teacher above the best of those on offer, nats; None without a joint law."""
+    """Loss of every teacher above the best of those on offer, nats; None without a power law."""
     excess = (
         None
         if fit.power_law is None
@@ -179,7 +179,7 @@ def _excess(
     if at is None:
         return None
     move = 0.0
-    if found.basis == "line":  # the curve of the joint law about the T* of the line
+    if found.basis == "line":  # the curve of the power law about the T* of the line
         move = math.log(found.value / at.value)
         rng = np.random.default_rng(1)
         z = stats.norm.ppf((1 + confidence) / 2)
@@ -203,7 +203,7 @@ def level_of(fit: Fit, student: float, tokens: float, confidence: float) -> Inte
     """Lowest loss of a student at a budget over all teachers, nats per token, with its interval.
 
     A group of the table has its own level. Any other comes from a plane in log S and log D through the
-    groups, whose prediction interval is open without a degree of freedom. None without a joint law.
+    groups, whose prediction interval is open without a degree of freedom. None without a power law.
     """
     law = fit.power_law
     if law is None:

@@ -1,5 +1,5 @@
 """
-Checks of the joint law: outlying runs, students and teachers off the law, and counts of size.
+Checks of the power law: outlying runs, students and teachers off the law, and counts of size.
 
 A run is predicted from all others by the fitted law and its noise (leave-one-out residuals of
 generalised least squares): with P = V^-1 - V^-1 X (X' V^-1 X)^-1 X' V^-1, the prediction misses run

@@ -1,5 +1,5 @@
 """
-The joint law without each draw of a teacher in turn, and intervals from it.
+The power law without each draw of a teacher in turn, and intervals from it.
 
 All runs of a draw share its luck, so a draw is left out as a whole: under all laws that are compared,
 with the noise as it is (cluster-robust variance CR3; MacKinnon, Nielsen and Webb 2023, arXiv

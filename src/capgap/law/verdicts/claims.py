@@ -10,7 +10,7 @@ A quantity with a reference is judged with a margin on both sides (settings of `
 
 The claims:
 
-  interior      The best teacher stands inside its ladder. yes: T* of the joint law does in more than
+  interior      The best teacher stands inside its ladder. yes: T* of the power law does in more than
                 half of the groups of student and budget, with its whole interval, and the law is not
                 flat. no: the law is flat, or in more than half of the groups T* lies wholly beyond a
                 ladder that holds the published ratio.
@@ -148,7 +148,7 @@ def _by_size(law: PowerLaw, confidence: float) -> tuple[Interval | None, str]:
 
 
 def _growth_reason(limits: Interval, how: str) -> str:
-    return f"T* scales as S to the power {bracketed(limits)} {how} (1 would be in proportion, 0 no growth)"
+    return f"{how} T* grows as S to the power {bracketed(limits)} (1 is in proportion, 0 no growth)"
 
 
 def _grows(law: PowerLaw, settings: Law) -> Claim:
@@ -194,7 +194,7 @@ def _tokens(law: PowerLaw, settings: Law) -> Claim:
             reason = "tokens and student sizes vary together, so their effects cannot be separated"
         return _unknown("tokens", reason)
     strict = law.exponent(0, 1, _strict(settings))
-    reason = f"T* scales as D to the power {bracketed(limits)} for one student (0 would be no effect of tokens)"
+    reason = f"for one student T* grows as D to the power {bracketed(limits)} (0 is no growth)"
     found = _compared("tokens", limits, strict, 0.0, settings.exponent_margin, reason)
     turned = {"yes": "no", "no": "yes", "unknown": "unknown"}[found.answer]
     return found.model_copy(update={"answer": turned})
@@ -242,26 +242,23 @@ def _ratio(law: PowerLaw, settings: Law) -> Claim:
     if same:
         answer, verdict = "yes", "equal"
     use = away or [(limits, c) for limits, _, c in found]
-    size_of, tokens_of = 0, 1
+    by_ratio = sorted(use, key=lambda case: case[0].value)
     texts = [
-        f"{bracketed(limits.apply(np.exp))} for {about(c[size_of])} at {budget(round(c[tokens_of]))}"
-        for limits, c in (use if len(use) < 3 else [use[0], use[-1]])
+        f"{bracketed(limits.apply(np.exp))} for {about(size)} at {budget(round(tokens))}"
+        for limits, (size, tokens) in by_ratio[:1] + by_ratio[1:][-1:]
     ]
-    middle = use[len(use) // 2][0].apply(np.exp)
     relation = {
-        "equal": "equals",
-        "different": "differs from",
-        "not_told_apart": "is shown neither to equal nor to differ from",
-    }
-    published = f"the published {settings.published_slope:g}"
-    margin = "by more than" if verdict == "different" else "within"
-    reason = f"T*/S {relation[verdict]} {published} {margin} {settings.ratio_margin:.0%}: "
+        "equal": "within",
+        "different": "more than",
+        "not_told_apart": "not shown to be more or less than",
+    }[verdict]
+    reason = f"T*/S is {listed(texts)}, {relation} {settings.ratio_margin:.0%} from the published"
     return Claim(
         name="ratio",
         answer=answer,
         verdict=verdict,
-        reason=reason + listed(texts),
-        estimate=middle,
+        reason=f"{reason} {settings.published_slope:g}",
+        estimate=use[len(use) // 2][0].apply(np.exp),
         reference=settings.published_slope,
         margin=settings.ratio_margin,
     )

@@ -34,7 +34,7 @@ from capgap.law.table.grouped_runs import group_runs
 def effects_of(runs: pd.DataFrame, law: PowerLaw | None, settings: Law) -> list[ArmEffects]:
     """Effects for every student and budget that has a control arm; `runs` as `read_runs` returns.
 
-    Without a joint law the noise is unknown, and spans are not compared with it.
+    Without a power law the noise is unknown, and spans are not compared with it.
     """
     found = []
     for (student, tokens), group in runs.groupby(["student", "tokens"], sort=True):

@@ -2,7 +2,7 @@
 Does the best teacher differ between kinds of init, or by the text that students are measured on?
 
 Two laws are compared: of two kinds of init, or of the same runs by their losses on two texts. What
-follows speaks of kinds. For every student and budget that two kinds share, T* of both joint laws is compared, as a
+follows speaks of kinds. For every student and budget that two kinds share, T* of both power laws is compared, as a
 ratio, within the teachers that were tried under both. A T* beyond them counts as the last of them: what
 is asked is which of the teachers there are is best. (The width of its interval is that of T* up to a
 factor of BEYOND outside, because a number that stops at an end would seem to be known.) What it costs to take the other kind's best teacher
