@@ -43,10 +43,10 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
     cells = [
         cell.model_copy(update={"teacher": name, "regret_nats": regret})
         for cell, (name, regret) in zip(
-            near.cells, [("a", 0.03), ("b", 0.0), ("c", 0.0124)], strict=False
+            near.teachers, [("a", 0.03), ("b", 0.0), ("c", 0.0124)], strict=False
         )
     ]
-    near = near.model_copy(update={"cells": cells, "best_teacher": "b"})
+    near = near.model_copy(update={"teachers": cells, "best_teacher": "b"})
     law = law.model_copy(update={"noise": []})
     assert costs(law, near) == (
         "Measured for the student 60k at 1.5M tokens, b is the best teacher. With another one the "

@@ -26,7 +26,7 @@ def answered():
 def test_measured_losses_stand_beside_the_prediction(answered):
     law, answer = answered(STUDENTS["100k"])
     here = next(found for found in law.optima if found.student == "100k")
-    cells = {cell.teacher: cell for cell in here.cells}
+    cells = {cell.teacher: cell for cell in here.teachers}
     for row in limited(answer, law).ranked:
         assert row.measured_loss.value == cells[row.teacher].mean_loss_nats_per_token
         assert row.measured_loss.low < row.measured_loss.value < row.measured_loss.high

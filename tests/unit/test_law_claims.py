@@ -196,10 +196,10 @@ def test_reasons_name_the_unit_of_the_metric():
     effect = ArmEffects(
         student="100000",
         tokens=1_000_000,
-        start_nats=0.1,
+        init_nats=0.1,
         teacher_nats=0.01,
         noise_nats=0.004,
-        fixed_start_shapes={"pruned-x": "monotone"},
+        fixed_init_shapes={"pruned-x": "monotone"},
         gain_nats=None,
     )
     overall, _ = judged(simulate(), Law(metric="accuracy"), effects=[effect])
@@ -213,10 +213,10 @@ def test_the_cause_is_the_init_or_the_teacher():
         return ArmEffects(
             student="100000",
             tokens=1_000_000,
-            start_nats=start,
+            init_nats=start,
             teacher_nats=teacher,
             noise_nats=0.004,
-            fixed_start_shapes={"pruned-x": shape},
+            fixed_init_shapes={"pruned-x": shape},
             gain_nats=None,
         )
 
@@ -237,8 +237,8 @@ def test_effects_of_control_arms_are_spans_of_means():
     effect = record.effects[0]
     alone = runs[(runs["arm"] == "no_teacher") & (runs["student"] == effect.student)]
     observed = alone.groupby("init")["val_loss_nats_per_token"].mean()
-    assert effect.start_nats == pytest.approx(observed.max() - observed.min(), rel=1e-9)
-    assert effect.noise_nats < effect.start_nats
+    assert effect.init_nats == pytest.approx(observed.max() - observed.min(), rel=1e-9)
+    assert effect.noise_nats < effect.init_nats
     assert record.overall.cause in ("init", "both", "unknown")
 
 

@@ -128,7 +128,7 @@ def armed(tmp_path_factory):
 
 def test_the_verdict_says_that_it_is_the_start(armed):
     _, printed, law = armed
-    shapes = {shape for e in law.effects for shape in e.fixed_start_shapes.values()}
+    shapes = {shape for e in law.effects for shape in e.fixed_init_shapes.values()}
     assert {found.place for found in law.optima} == {"inside"}
     assert law.curve.skew == pytest.approx(-1, abs=0.2)
     assert "interior" not in shapes

@@ -13,7 +13,7 @@ from capgap.law.rivals.p2 import fit_p2
 from capgap.law.rivals.robust_fit import fit_logs, jacobian, logadd, softplus
 from capgap.law.simulate import simulate_study
 from capgap.law.table.run_means import cell_table
-from capgap.law.verdicts.init_or_teacher import start_test
+from capgap.law.verdicts.init_or_teacher import init_against_teacher
 
 STUDENTS = (60e3, 100e3, 160e3)
 LADDER = tuple(np.geomspace(75e3, 1.6e6, 5))
@@ -180,13 +180,13 @@ def test_the_start_explains_a_world_that_it_made_and_the_teacher_one_that_it_mad
     def test(**world):
         runs = simulate_study(np.random.default_rng(1), STUDENTS, LADDER, budgets=[10**6], **world)
         cells = cell_table(runs[runs["arm"].isin(["main", "cross_teacher"])])
-        return start_test(cells)
+        return init_against_teacher(cells)
 
     start = test(damage=0.1, help_nats=0)
-    assert start.r_squared_start > 0.95
+    assert start.r_squared_init > 0.95
     assert start.p_teacher > 0.01
-    assert start.p_start < 1e-6
+    assert start.p_init < 1e-6
     teacher = test(damage=0, help_nats=0, bend=0.1)
     assert teacher.r_squared_teacher > 0.9
-    assert teacher.p_start > 0.01
+    assert teacher.p_init > 0.01
     assert teacher.p_teacher < 1e-6

@@ -353,8 +353,8 @@ def test_rivals_and_the_start_test_stand_in_the_report(report):
         assert rival.reason[1:] in text
         for name in rival.free:
             assert f"{name} = {report_text.number_or_power(rival.constants[name])}" in text
-    assert report_text.start_explains(law) in text
-    assert f"explains {law.start_explains.r_squared_start:.0%}" in text
+    assert report_text.init_explains(law) in text
+    assert f"explains {law.init_explains.r_squared_init:.0%}" in text
     for score in law.scores:
         if score.n_intervals:
             assert f"{report_text.held(score)} {score.n_cases}" in text
@@ -370,7 +370,7 @@ def test_numbers_of_rivals_in_words():
     seen = score.model_copy(update={"interval_coverage": 2 / 3, "n_intervals": 3})
     assert report_text.held(seen) == "2 of 3"
     assert report_text.held(score.model_copy(update={"interval_coverage": None})) == "–"
-    assert report_text.start_explains(law.model_copy(update={"start_explains": None})) == ""
+    assert report_text.init_explains(law.model_copy(update={"init_explains": None})) == ""
 
 
 def test_table_holds_every_run(report):

@@ -30,7 +30,7 @@ def test_curves_hold_every_run_and_the_record_of_the_law():
         assert stars.teacher_params[found.student] == found.teacher_params.value
         assert stars.params_low[found.student] == found.teacher_params.low
         tie = data[(data.student == found.student) & (data.kind == "tie")].iloc[0]
-        assert tie.loss_nats_per_token == min(c.mean_loss_nats_per_token for c in found.cells)
+        assert tie.loss_nats_per_token == min(c.mean_loss_nats_per_token for c in found.teachers)
         assert tie.loss_high - tie.loss_nats_per_token == pytest.approx(law.tie_nats)
 
 
@@ -124,7 +124,7 @@ def test_regret_table_marks_the_best_and_the_tie():
         rows = data[data.student == found.student].set_index("teacher")
         assert rows.text[found.best_teacher] == "best"
         assert set(rows.index[rows.kind == "tie"]) == set(found.within_tie)
-        for cell in found.cells:
+        for cell in found.teachers:
             assert rows.regret_nats[cell.teacher] == cell.regret_nats
 
 
@@ -146,11 +146,11 @@ def test_drawing_twice_gives_the_same_bytes():
 def test_flatness_by_hand():
     law = make_law(make_runs())
     data = regret_charts.flatness(law).data
-    cells = data[data.kind == "cell"]
-    assert len(cells) == sum(len(found.cells) for found in law.optima)
+    cells = data[data.kind == "teacher"]
+    assert len(cells) == sum(len(found.teachers) for found in law.optima)
     for found in law.optima:
         own = cells[cells.student == found.student].set_index("teacher")
-        for cell in found.cells:
+        for cell in found.teachers:
             times = cell.teacher_params_non_embedding / found.teacher_params.value
             assert own.times_best[cell.teacher] == pytest.approx(times)
             assert own.regret_nats[cell.teacher] == cell.regret_nats

@@ -23,8 +23,8 @@ def law():
 
 def test_headline_holds_every_cost_and_a_row_of_optima_below_zero(law):
     data = headline(law).data
-    cells = data[data.kind == "cell"]
-    assert len(cells) == sum(len(found.cells) for found in law.optima)
+    cells = data[data.kind == "teacher"]
+    assert len(cells) == sum(len(found.teachers) for found in law.optima)
     assert cells.regret_nats.min() == 0
     assert list(dict.fromkeys(cells.panel)) == ["500k tokens", "1.5M tokens"]
     stars = data[data.kind == "optimum"]
@@ -42,7 +42,7 @@ def test_prices_are_those_of_the_nearest_student_that_was_measured(law):
     near = next(o for o in law.optima if (o.student, o.tokens) == ("160k", TOKENS))
     assert [row.teacher for row in found.rows] == [
         cell.teacher
-        for cell in sorted(near.cells, key=lambda cell: cell.teacher_params_non_embedding)
+        for cell in sorted(near.teachers, key=lambda cell: cell.teacher_params_non_embedding)
     ]
     (best,) = [row for row in found.rows if row.cost == "best"]
     assert (best.teacher, best.perplexity, best.share) == (near.best_teacher, "", 0)
@@ -53,10 +53,10 @@ def test_the_change_of_perplexity_is_the_exponential_of_the_loss(law):
     near = law.optima[0]
     cells = [
         cell.model_copy(update={"regret_nats": 0.0 if i == 0 else 0.1, "teacher": f"t{i}"})
-        for i, cell in enumerate(near.cells)
+        for i, cell in enumerate(near.teachers)
     ]
     one = law.model_copy(
-        update={"optima": [near.model_copy(update={"cells": cells, "best_teacher": "t0"})]}
+        update={"optima": [near.model_copy(update={"teachers": cells, "best_teacher": "t0"})]}
     )
     assert {row.perplexity for row in prices(one, None).rows} == {"", "+10.5 %"}  # e^0.1
     logits = one.model_copy(update={"metric": "accuracy"})

@@ -31,28 +31,28 @@ CURVES = [
 ]
 
 
-def shown(figure, cell, teacher):
-    data = figure.data[(figure.data.cell == cell) & (figure.data.teacher == teacher)]
+def shown(figure, group, teacher):
+    data = figure.data[(figure.data.group == group) & (figure.data.teacher == teacher)]
     return data.set_index("tokens")
 
 
 def test_lines_are_means_over_draws_and_gaps_lie_above_the_lowest_line():
     figure = training(CURVES, SIZES, ("10", 800))
-    cell = "the student of 10 at 800 tokens"
-    one, two = shown(figure, cell, "t1"), shown(figure, cell, "t2")
+    group = "the student of 10 at 800 tokens"
+    one, two = shown(figure, group, "t1"), shown(figure, group, "t2")
     assert one.loss_nats_per_token.to_dict() == pytest.approx({50: 5.1, 400: 4.1, 800: 3.6})
     assert one.gap_nats.dropna().to_dict() == pytest.approx({400: 0.0, 800: 0.4})  # not at 50
     assert two.gap_nats.dropna().to_dict() == pytest.approx({400: 0.2, 800: 0.0})
-    assert set(shown(figure, cell, NO_TEACHER).index) == {50, 400, 800}
+    assert set(shown(figure, group, NO_TEACHER).index) == {50, 400, 800}
     assert set(shown(figure, TEACHERS, "t1").index) == {450, 900}
 
 
 def test_cross_teachers_have_no_line_and_what_was_asked_for_is_shown_first():
     figure = training(CURVES, SIZES, ("10", 800))
-    assert "the student of 10 at 100 tokens" not in set(figure.data.cell)
+    assert "the student of 10 at 100 tokens" not in set(figure.data.group)
     params = {param["name"]: param for param in figure.chart.to_dict()["params"]}
-    assert params["cell"]["value"] == "the student of 10 at 800 tokens"
-    assert params["cell"]["bind"]["options"] == ["the student of 10 at 800 tokens", TEACHERS]
+    assert params["chosen"]["value"] == "the student of 10 at 800 tokens"
+    assert params["chosen"]["bind"]["options"] == ["the student of 10 at 800 tokens", TEACHERS]
 
 
 def test_long_curves_are_thinned_with_their_ends():

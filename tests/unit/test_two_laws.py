@@ -95,7 +95,7 @@ def test_common_runs_and_teachers_are_counted_and_named(laws):
     assert found.shared.runs == sum(run.arm == "main" for run in make_runs(seeds=(0,)))
     assert found.shared.teachers == 5
     assert "too wide" in noise(found)
-    assert found.cells[0].regrets[0] >= 0
+    assert found.losses[0].regrets[0] >= 0
 
 
 def test_laws_on_other_scales_are_refused(laws):

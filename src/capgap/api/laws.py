@@ -181,7 +181,7 @@ def fit_law(runs: pd.DataFrame | PathLike, **settings: Any) -> FittedLaw:
             `seed` numbers repeats. A path names a CSV file.
 
     Raises:
-        CapgapError: a column is missing or unknown, a cell is no number, rows contradict one
+        CapgapError: a column is missing or unknown, an entry is no number, rows contradict one
             another, or no run has a teacher; the message lists all problems by line.
     """
     chosen = check_section(Law, settings, "fit_law")

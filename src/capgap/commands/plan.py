@@ -205,7 +205,7 @@ def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bo
     seconds = sum(
         plan.speed.seconds(job) * job.processes for job in left if job.device or not on_device
     )
-    cells = [
+    columns = [
         name,
         str(len(left)),
         str(len(every) - len(left)),
@@ -215,10 +215,10 @@ def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bo
     ]
     if on_device:
         held = max((job.device.total for job in left if job.device), default=0)
-        cells.append(f"{held / 1e9:,.1f}" if held else "")
+        columns.append(f"{held / 1e9:,.1f}" if held else "")
     memory = max((plan.speed.memory_mb(job) for job in left), default=0)
     return [
-        *cells,
+        *columns,
         f"{memory:,.0f}" if left else "",
         _bytes(_disk(left)),
         _bytes(max((job.scratch_bytes for job in left), default=0)),

@@ -13,7 +13,7 @@ from pydantic import Field
 from capgap.errors import CapgapError
 from capgap.records.run_records import Record
 
-SCHEMA_VERSION = 2  # of law.json
+SCHEMA_VERSION = 3  # of law.json
 RivalName = Literal["busbridge", "p2"]
 LawName = Literal["power_law", "two_causes", RivalName]  # that `recommend` can use
 Basis = Literal[LawName, "line", "nearest_student"]
@@ -89,7 +89,7 @@ class CurveForm(Record):
     central_tokens: float
 
 
-class TeacherCell(Record):
+class TeacherMean(Record):
     """One teacher (all its draws) at one student size and budget."""
 
     teacher: str
@@ -119,7 +119,7 @@ class Optimum(Record):
     own_teacher_params: Interval | None  # T* by this group's curve alone
     best_teacher: str  # lowest mean loss among those tried
     within_tie: list[str]  # teachers within law.tie_nats of the best
-    cells: list[TeacherCell]  # by teacher size
+    teachers: list[TeacherMean]  # by teacher size
     shape: Literal["interior", "saturating", "monotone", "flat", "not_identifiable"]
     shape_reason: str
 
@@ -162,15 +162,15 @@ class RivalFit(Record):
     rms_log_loss: float | None = None
 
 
-class StartExplains(Record):
+class InitExplains(Record):
     """How much of the differences within a student size and budget the loss of the init explains."""
 
     n_cells: int
-    r_squared_start: float
+    r_squared_init: float
     r_squared_teacher: float  # by log T/S and its square
     r_squared_both: float
     p_teacher: float  # F test: teacher size explains nothing beyond the init
-    p_start: float  # F test: the init explains nothing beyond teacher size
+    p_init: float  # F test: the init explains nothing beyond teacher size
 
 
 class Pick(Record):
@@ -232,7 +232,7 @@ class CausesOptimum(Record):
     place: Literal["interior", "smallest", "largest"]  # the latter two: of the family, a bound
 
 
-class CausesCell(Record):
+class TeacherCauses(Record):
     """The two causes of one measured student, budget and teacher, nats per token."""
 
     student: str
@@ -263,7 +263,7 @@ class TwoCausesFit(Record):
     n_cells: int = 0
     n_teachers: int = 0  # draws
     optima: list[CausesOptimum] = Field([])  # by budget and student size
-    cells: list[CausesCell] = Field([])  # by budget, student size and teacher size
+    teachers: list[TeacherCauses] = Field([])  # by budget, student size and teacher size
     off_family: list[OffTeacher] = Field([])
     far_off: list[str] = Field([])  # cells more than six usual residuals from the law
 
@@ -313,10 +313,10 @@ class ArmEffects(Record):
 
     student: str
     tokens: int
-    start_nats: float | None  # span over pruned inits
+    init_nats: float | None  # span over pruned inits
     teacher_nats: float | None  # span over teachers at a fixed init
     noise_nats: float | None  # span that noise alone exceeds in 5 % of cases
-    fixed_start_shapes: dict[str, str]  # by init
+    fixed_init_shapes: dict[str, str]  # by init
     gain_nats: float | None  # own teacher against none at the same init
 
 
@@ -345,7 +345,7 @@ class Overall(Record):
 class LawRecord(Record):
     """`law.json`: the results of the regression."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     # kind of its students; pruned: the main arm
     init: Literal["pruned", "given", "random"] = "pruned"
     n_runs: int
@@ -381,7 +381,7 @@ class LawRecord(Record):
     # the law with the lowest mean regret over what it had not seen; `recommend` uses it
     leading_reason: str = "not scored"
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
-    start_explains: StartExplains | None = None  # None without losses of the inits
+    init_explains: InitExplains | None = None  # None without losses of the inits
     other_inits: list[LawRecord] = Field([])  # one law for each further kind of init
     equal_compute: list[EqualCompute] = Field([])  # empty if the runs do not determine it
     init_comparisons: list[LawComparison] = Field([])  # of every two kinds

@@ -18,7 +18,7 @@ from capgap.law.law_record import (
     Line,
     NoiseComponent,
     Optimum,
-    TeacherCell,
+    TeacherMean,
 )
 from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.optima.optimum_line import describe_line
@@ -35,7 +35,7 @@ from capgap.law.table.run_means import cell_table
 from capgap.law.verdicts.claims import overall_of
 from capgap.law.verdicts.control_arms import effects_of
 from capgap.law.verdicts.flatness import is_flat
-from capgap.law.verdicts.init_or_teacher import start_test
+from capgap.law.verdicts.init_or_teacher import init_against_teacher
 from capgap.law.verdicts.inits_and_texts import compare_inits, compare_texts
 
 TEST_LOSS = "test_loss_nats_per_token"
@@ -97,7 +97,7 @@ def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRec
         overall=overall,
         **scores_of(runs, cells, own_optima(fit), settings),
         effects=effects,
-        start_explains=start_test(cells),
+        init_explains=init_against_teacher(cells),
         equal_compute=equal_compute(law, runs, settings),
         text_comparison=_by_text(fit, runs, settings),
     )
@@ -250,9 +250,9 @@ def _optimum(
     star = None if law is None else law.star(place.size, place.tokens, settings.confidence)
     unit = METRICS[settings.metric or "loss"].short
     shape, shape_reason = shape_of(place, level, settings.tie_nats, unit)
-    cells = _cells(place, law, settings)
-    best = min(cells, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
-    within = [c.teacher for c in cells if c.regret_nats <= settings.tie_nats]
+    teachers = _teachers(place, law, settings)
+    best = min(teachers, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
+    within = [c.teacher for c in teachers if c.regret_nats <= settings.tie_nats]
     reasons = {
         "interior": f"the best teacher, {best.teacher}, lies between the others",
         "lower_bound": f"the largest teacher, {best.teacher}, is the best of those tried",
@@ -271,7 +271,7 @@ def _optimum(
         own_teacher_params=place.own.limits if own and place.own else None,
         best_teacher=best.teacher,
         within_tie=within,
-        cells=cells,
+        teachers=teachers,
         shape=shape,
         shape_reason=shape_reason,
     )
@@ -289,7 +289,7 @@ def _place(star: Interval | None, sizes: np.ndarray) -> str:
     return "inside" if inside else "open"
 
 
-def _cells(place: Located, law: PowerLaw | None, settings: Law) -> list[TeacherCell]:
+def _teachers(place: Located, law: PowerLaw | None, settings: Law) -> list[TeacherMean]:
     runs = place.runs
     found = []
     for teacher in dict.fromkeys(runs.teacher_N.tolist()):
@@ -309,7 +309,7 @@ def _cells(place: Located, law: PowerLaw | None, settings: Law) -> list[TeacherC
         found.append((teacher, float(runs.teacher_size_N[own[0]]), own, mean, low, high))
     least = min(mean for *_, mean, _, _ in found)
     return [
-        TeacherCell(
+        TeacherMean(
             teacher=teacher,
             teacher_params_non_embedding=size,
             n_runs=int(runs.averaged_N[own].sum()),

@@ -100,18 +100,18 @@ def _advice(
 ) -> str:
     who = f"a student of {about(student)} parameters distilled on {budget(tokens)}"
     if law.status == "flat":
-        cheapest = min(near.cells, key=lambda cell: cell.teacher_params_non_embedding)
+        cheapest = min(near.teachers, key=lambda one: one.teacher_params_non_embedding)
         return (
             f"Teacher size makes no difference beyond noise here: for {who}, take {cheapest.teacher}, "
             "the smallest and cheapest."
         )
     if choice is None or choice.recommendation is None:
-        cell = next(cell for cell in near.cells if cell.teacher == near.best_teacher)
-        ratio = cell.teacher_params_non_embedding / near.student_params_non_embedding
+        one = next(one for one in near.teachers if one.teacher == near.best_teacher)
+        ratio = one.teacher_params_non_embedding / near.student_params_non_embedding
         return (
-            f"For {who}, take the teacher {cell.teacher}, the best of the {len(near.cells)} that were "
-            f"tried: {about(cell.teacher_params_non_embedding)} parameters, {ratio:.1f} times the student."
-            + _agreeing(law, near, cell.teacher)
+            f"For {who}, take the teacher {one.teacher}, the best of the {len(near.teachers)} that were "
+            f"tried: {about(one.teacher_params_non_embedding)} parameters, {ratio:.1f} times the student."
+            + _agreeing(law, near, one.teacher)
         )
     answer = choice.recommendation
     best = answer.ranked[0]
@@ -159,12 +159,12 @@ def _agreeing(law: LawRecord, near: Optimum, teacher: str) -> str:
 
 def costs(law: LawRecord, near: Optimum) -> str:
     """What another teacher cost the nearest student that was measured: the next best, and the worst."""
-    _, *others = sorted(near.cells, key=lambda cell: (cell.regret_nats, cell.teacher))
+    _, *others = sorted(near.teachers, key=lambda one: (one.regret_nats, one.teacher))
     if not others:
         return ""
     each = listed(
-        f"{cell.regret_nats:.3f} with the {what} teacher ({cell.teacher})"
-        for what, cell in zip(("next best", "worst"), others[:1] + others[1:][-1:], strict=False)
+        f"{one.regret_nats:.3f} with the {what} teacher ({one.teacher})"
+        for what, one in zip(("next best", "worst"), others[:1] + others[1:][-1:], strict=False)
     )
     text = (
         f"Measured for the student {near.student} at {budget(near.tokens)}, in {METRICS[law.metric].unit} "
@@ -208,7 +208,7 @@ def experiments(law: LawRecord) -> list[Experiment]:
     claims = {claim.name: claim for claim in law.overall.claims}
     students = sorted({o.student_params_non_embedding for o in law.optima})
     budgets = sorted({o.tokens for o in law.optima})
-    teachers = sorted({c.teacher_params_non_embedding for o in law.optima for c in o.cells})
+    teachers = sorted({c.teacher_params_non_embedding for o in law.optima for c in o.teachers})
     found = []
     beyond = [o for o in law.optima if o.place in ("below", "above")]
     if beyond:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from capgap.law.law_record import CausesCell, CausesOptimum, Interval, LawRecord, LeftOut
+from capgap.law.law_record import CausesOptimum, Interval, LawRecord, LeftOut, TeacherCauses
 from capgap.law.number_text import LAW_NAMES, about, bracketed, budget, listed
 from capgap.law.table.metric import METRICS
 
@@ -21,8 +21,8 @@ class DamageRow(NamedTuple):
 
     student: str
     tokens: int
-    smallest: CausesCell
-    largest: CausesCell
+    smallest: TeacherCauses
+    largest: TeacherCauses
     optimum: CausesOptimum | None
 
 
@@ -114,13 +114,13 @@ def damage_rows(law: LawRecord) -> list[DamageRow]:
     if found is None or found.status == "not_available":
         return []
     optima = {(o.student, o.tokens): o for o in found.optima}
-    groups: dict[tuple[str, int], list[CausesCell]] = {}
-    for cell in found.cells:
-        groups.setdefault((cell.student, cell.tokens), []).append(cell)
+    groups: dict[tuple[str, int], list[TeacherCauses]] = {}
+    for one in found.teachers:
+        groups.setdefault((one.student, one.tokens), []).append(one)
     rows = [
-        DamageRow(*key, cells[0], cells[-1], optima.get(key))
-        for key, cells in groups.items()
-        if len(cells) > 1
+        DamageRow(*key, rows[0], rows[-1], optima.get(key))
+        for key, rows in groups.items()
+        if len(rows) > 1
     ]
     return sorted(rows, key=lambda r: (r.smallest.student_params_non_embedding, r.tokens))
 

@@ -109,8 +109,8 @@ def _curve_rows(
     found: Optimum, runs: list[RunRow], pruned: dict[str, int], tie_nats: float
 ) -> list[dict]:
     """Rows of one panel of `curves`; limits that the data did not set end at the grid's edge."""
-    sizes = [cell.teacher_params_non_embedding for cell in found.cells]
-    losses = [cell.mean_loss_nats_per_token for cell in found.cells]
+    sizes = [one.teacher_params_non_embedding for one in found.teachers]
+    losses = [one.mean_loss_nats_per_token for one in found.teachers]
     best = min(losses)
     rows = [{"kind": "tie", "loss_nats_per_token": best, "loss_high": best + tie_nats}]
     star = found.teacher_params
@@ -123,13 +123,13 @@ def _curve_rows(
     rows += [
         {
             "kind": "mean",
-            "teacher": cell.teacher,
-            "teacher_params": cell.teacher_params_non_embedding,
-            "loss_nats_per_token": cell.mean_loss_nats_per_token,
-            "loss_low": cell.loss_low,
-            "loss_high": cell.loss_high,
+            "teacher": one.teacher,
+            "teacher_params": one.teacher_params_non_embedding,
+            "loss_nats_per_token": one.mean_loss_nats_per_token,
+            "loss_low": one.loss_low,
+            "loss_high": one.loss_high,
         }
-        for cell in found.cells
+        for one in found.teachers
     ]
     alone = defaultdict(list)
     for run in runs:
@@ -209,7 +209,7 @@ def ratios(law: LawRecord) -> Figure | None:
     tried = [
         c.teacher_params_non_embedding / o.student_params_non_embedding
         for o in found
-        for c in o.cells
+        for c in o.teachers
     ]
     known = [law.lines[0].published_slope, *tried]
     least, most = min(known) / 1.3, max(known) * 1.3

@@ -26,7 +26,7 @@ def explorer(
 ) -> dict[str, Any] | None:
     """Answers by student and budget, those of `capgap recommend`; None if no law could be fitted.
 
-    teachers: parameters by name. cells: `means.cell_table` of the table of the law.
+    teachers: parameters by name. cells: `run_means.cell_table` of the table of the law.
     """
     by = LeadingLaw(law, cells)
     if fit.power_law is None and not by.of_losses:

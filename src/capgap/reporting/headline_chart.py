@@ -36,8 +36,8 @@ def headline(law: LawRecord) -> Figure:
     """
     several = several_budgets(law)
     optima = sorted(ordered(law.optima), key=lambda found: found.tokens)
-    sizes = [cell.teacher_params_non_embedding for found in optima for cell in found.cells]
-    most = max(law.tie_nats * 4, *(cell.regret_nats for found in optima for cell in found.cells))
+    sizes = [one.teacher_params_non_embedding for found in optima for one in found.teachers]
+    most = max(law.tie_nats * 4, *(one.regret_nats for found in optima for one in found.teachers))
     students = list(dict.fromkeys(found.student for found in ordered(law.optima)))
     rows = []
     for found in optima:
@@ -50,12 +50,12 @@ def headline(law: LawRecord) -> Figure:
         rows += [
             known
             | {
-                "kind": "cell",
-                "teacher": cell.teacher,
-                "teacher_params": cell.teacher_params_non_embedding,
-                "regret_nats": cell.regret_nats,
+                "kind": "teacher",
+                "teacher": one.teacher,
+                "teacher_params": one.teacher_params_non_embedding,
+                "regret_nats": one.regret_nats,
             }
-            for cell in found.cells
+            for one in found.teachers
         ]
         if found.teacher_params is not None:
             row = -STRIP * most * (students.index(found.student) + 1)
@@ -74,12 +74,12 @@ def headline(law: LawRecord) -> Figure:
     y = alt.Y("regret_nats:Q", title=None, scale=scale, axis=axis)
     y_row = alt.Y("row:Q", title=None, scale=scale, axis=axis)
     colour = student_colour(data)
-    cells = of_kind(data, "cell").encode(x=x, y=y, color=colour)
+    teachers = of_kind(data, "teacher").encode(x=x, y=y, color=colour)
     stars = of_kind(data, "optimum").encode(color=colour, y=y_row)
     layers = [
         of_kind(data, "tie").mark_rect(color=SAND).encode(y=y, y2=alt.datum(0)),
-        cells.mark_line(strokeWidth=2),
-        cells.mark_circle(size=42, opacity=1).encode(
+        teachers.mark_line(strokeWidth=2),
+        teachers.mark_circle(size=42, opacity=1).encode(
             tooltip=tips("student teacher tokens", cost="regret_nats")
         ),
         stars.mark_rule(strokeWidth=2, clip=True).encode(x=x_low, x2="params_high:Q"),

@@ -42,7 +42,7 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     optima = ordered(law.optima)
     names = level_names(optima)
     rows = [row for found in optima for row in _rows(found, names[found.tokens, found.student])]
-    sizes = [cell.teacher_params_non_embedding for found in optima for cell in found.cells]
+    sizes = [one.teacher_params_non_embedding for found in optima for one in found.teachers]
     students = [found.student_params_non_embedding for found in optima]
     star = final.choice.teacher_params_star if final else None
     if star:
@@ -154,7 +154,7 @@ def _rows(found: Optimum, level: str) -> list[dict]:
         "student": found.student,
         "student_params": found.student_params_non_embedding,
     }
-    tried = sorted({cell.teacher_params_non_embedding for cell in found.cells})
+    tried = sorted({one.teacher_params_non_embedding for one in found.teachers})
     rows = [at | {"kind": "tried", "teacher_params": teacher} for teacher in tried]
     if found.teacher_params is not None:
         rows.append(at | {"kind": "power law"} | limits(found.teacher_params))

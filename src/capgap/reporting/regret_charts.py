@@ -34,21 +34,21 @@ from capgap.reporting.theme import (
 def regret(law: LawRecord) -> Figure:
     """Loss of every teacher above the best one of the same student and budget."""
     several = several_budgets(law)
-    sizes = {c.teacher: c.teacher_params_non_embedding for o in law.optima for c in o.cells}
+    sizes = {c.teacher: c.teacher_params_non_embedding for o in law.optima for c in o.teachers}
     order = sorted(sizes, key=lambda name: (sizes[name], name))
     rows = [
         {
-            "kind": "tie" if cell.teacher in found.within_tie else "behind",
+            "kind": "tie" if one.teacher in found.within_tie else "behind",
             "label": case(found.student, found.tokens, several).replace(" student", ""),
             "student": found.student,
             "tokens": found.tokens,
-            "teacher": cell.teacher,
-            "teacher_params": cell.teacher_params_non_embedding,
-            "regret_nats": cell.regret_nats,
-            "text": "best" if cell.teacher == found.best_teacher else nats(cell.regret_nats),
+            "teacher": one.teacher,
+            "teacher_params": one.teacher_params_non_embedding,
+            "regret_nats": one.regret_nats,
+            "text": "best" if one.teacher == found.best_teacher else nats(one.regret_nats),
         }
         for found in ordered(law.optima)
-        for cell in sorted(found.cells, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
+        for one in sorted(found.teachers, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
     ]
     data = table(rows, "label kind student tokens teacher teacher_params regret_nats text")
     labels = list(dict.fromkeys(data.label))
@@ -86,18 +86,18 @@ def flatness(law: LawRecord) -> Figure | None:
     several = several_budgets(law)
     rows = [
         {
-            "kind": "cell",
+            "kind": "teacher",
             "student": found.student,
             "student_params": found.student_params_non_embedding,
             "tokens": found.tokens,
             "panel": f"{size(found.tokens)} tokens" if several else "",
-            "teacher": cell.teacher,
-            "times_best": cell.teacher_params_non_embedding / found.teacher_params.value,
-            "regret_nats": cell.regret_nats,
+            "teacher": one.teacher,
+            "times_best": one.teacher_params_non_embedding / found.teacher_params.value,
+            "regret_nats": one.regret_nats,
         }
         for found in ordered(law.optima)
         if on_ladder(found)
-        for cell in found.cells
+        for one in found.teachers
     ]
     if not rows:
         return None
@@ -123,11 +123,11 @@ def flatness(law: LawRecord) -> Figure | None:
         axis=alt.Axis(tickCount=5),
     )
     colour = student_colour(data)
-    cells = of_kind(data, "cell").encode(x=x, y=y, color=colour)
+    teachers = of_kind(data, "teacher").encode(x=x, y=y, color=colour)
     layers = [
         of_kind(data, "tie").mark_rect(color=SAND).encode(y=y, y2=alt.datum(0)),
-        cells.mark_line(strokeWidth=1.5, clip=True),
-        cells.mark_circle(size=45, opacity=1, clip=True).encode(
+        teachers.mark_line(strokeWidth=1.5, clip=True),
+        teachers.mark_circle(size=45, opacity=1, clip=True).encode(
             tooltip=tips("student teacher tokens", regret="regret_nats", times="times_best")
         ),
     ]

@@ -140,7 +140,7 @@ def interval(estimate: Interval, as_size: bool = False) -> str:
 
 def optimum(found: Optimum) -> str:
     """T* of one student in a few words: by the power law, or which end of the ladder it lies beyond."""
-    sizes = sorted({cell.teacher_params_non_embedding for cell in found.cells})
+    sizes = sorted({one.teacher_params_non_embedding for one in found.teachers})
     star = found.teacher_params
     if star is None:
         return f"not identifiable; best tried {found.best_teacher}"
@@ -153,7 +153,7 @@ def optimum(found: Optimum) -> str:
 
 def on_ladder(found: Optimum) -> bool:
     """Whether T* by the power law lies between the smallest and the largest teacher tried."""
-    sizes = [cell.teacher_params_non_embedding for cell in found.cells]
+    sizes = [one.teacher_params_non_embedding for one in found.teachers]
     star = found.teacher_params
     return star is not None and min(sizes) <= star.value <= max(sizes)
 
@@ -263,15 +263,15 @@ def held(score: Score) -> str:
     return f"{round(score.interval_coverage * score.n_intervals)} of {score.n_intervals}"
 
 
-def start_explains(law: LawRecord) -> str:
+def init_explains(law: LawRecord) -> str:
     """What the test of the inits found, in a sentence; '' if it was not possible."""
-    found = law.start_explains
+    found = law.init_explains
     if found is None:
         return ""
     more = "explains more" if found.p_teacher < 0.05 else "is not shown to explain more"
     return (
         f"Within a student size and budget, over all arms with a teacher, the loss of the init "
-        f"explains {found.r_squared_start:.0%} of the variance of the students’ losses, the size of "
+        f"explains {found.r_squared_init:.0%} of the variance of the students’ losses, the size of "
         f"the teacher {found.r_squared_teacher:.0%}, and both together {found.r_squared_both:.0%}. "
         f"Given the init, the teacher’s size {more} ({_p(found.p_teacher)})."
     )
@@ -356,12 +356,12 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
     for student, tokens in sorted(found, key=lambda key: (params[key[0]], *key)):
         losses = found[student, tokens]
         mean = {key: fmean(values) for key, values in losses.items()}
-        arms, at_start, own = defaultdict(list), defaultdict(list), {}
+        arms, at_init, own = defaultdict(list), defaultdict(list), {}
         for (arm, init, teacher), loss in mean.items():
             if (arm, teacher) != ("random_init", NONE):
                 arms[arm].append(loss)
             if arm in ("main", "cross_teacher"):
-                at_start[init].append(loss)
+                at_init[init].append(loss)
             if arm == "main":
                 own[init] = loss
         gains = sorted(
@@ -369,7 +369,7 @@ def spans(runs: list[RunRow]) -> list[dict[str, str]]:
             for (arm, init, _), loss in mean.items()
             if arm == "no_teacher" and init in own
         )
-        choice = [_span(values) for values in at_start.values()] if "cross_teacher" in arms else []
+        choice = [_span(values) for values in at_init.values()] if "cross_teacher" in arms else []
         rows.append(
             {
                 "student": student,

@@ -46,18 +46,18 @@ def prices(law: LawRecord, final: FinalRecord | None) -> Prices:
         largest = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
         student, tokens = largest.student_params_non_embedding, largest.tokens
     near = nearest(law, student, tokens)
-    worst = max(cell.regret_nats for cell in near.cells) or 1.0
+    worst = max(one.regret_nats for one in near.teachers) or 1.0
     in_nats = METRICS[law.metric].unit == "nats per token"
     rows = [
         Price(
-            teacher=cell.teacher,
-            size=size(cell.teacher_params_non_embedding),
-            cost="best" if cell.teacher == near.best_teacher else nats(cell.regret_nats),
-            perplexity=f"+{100 * math.expm1(cell.regret_nats):.1f} %"
-            if in_nats and cell.teacher != near.best_teacher
+            teacher=one.teacher,
+            size=size(one.teacher_params_non_embedding),
+            cost="best" if one.teacher == near.best_teacher else nats(one.regret_nats),
+            perplexity=f"+{100 * math.expm1(one.regret_nats):.1f} %"
+            if in_nats and one.teacher != near.best_teacher
             else "",
-            share=cell.regret_nats / worst,
+            share=one.regret_nats / worst,
         )
-        for cell in sorted(near.cells, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
+        for one in sorted(near.teachers, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
     ]
     return Prices(near.student, budget(near.tokens), near.tokens, rows)

@@ -30,27 +30,29 @@ def training(
     students, budgets and the teachers themselves are chosen in a list of the page. Losses before the
     first step have no place on the logarithmic axis and are left out. None without curves.
     """
-    cells: dict[tuple, dict[str, Line]] = defaultdict(
+    groups: dict[tuple, dict[str, Line]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
     for row in curves:
         line = _line_of(row)
         if row.tokens and line:
             student = (parse_count(row.student), row.student, row.budget_tokens)
-            cell = student if row.student else (float("inf"), TEACHERS, 0)
-            cells[cell][line][row.tokens].append(row.val_loss_nats_per_token)
-    if not cells:
+            group = student if row.student else (float("inf"), TEACHERS, 0)
+            groups[group][line][row.tokens].append(row.val_loss_nats_per_token)
+    if not groups:
         return None
-    names = {cell: _name(cell) for cell in sorted(cells)}
-    rows = [row for cell, name in names.items() for row in _rows(name, cells[cell])]
-    data = table(rows, "cell teacher tokens loss_nats_per_token gap_nats")
+    names = {group: _name(group) for group in sorted(groups)}
+    rows = [row for group, name in names.items() for row in _rows(name, groups[group])]
+    data = table(rows, "group teacher tokens loss_nats_per_token gap_nats")
     lines = sorted(set(data.teacher) - {NO_TEACHER}, key=lambda name: (sizes.get(name, 0), name))
     colours = ramp(len(lines))
     if NO_TEACHER in set(data.teacher):
         lines, colours = [*lines, NO_TEACHER], [*colours, ORANGE]
-    first = next((name for cell, name in names.items() if cell[1:] == shown), [*names.values()][-1])
-    cell = alt.param(
-        name="cell",
+    first = next(
+        (name for group, name in names.items() if group[1:] == shown), [*names.values()][-1]
+    )
+    chosen = alt.param(
+        name="chosen",
         value=first,
         bind=alt.binding_select(options=list(names.values()), name="Curves of "),
     )
@@ -77,7 +79,7 @@ def training(
     )
     base = (
         alt.Chart(data)
-        .transform_filter("datum.cell == cell")
+        .transform_filter("datum.group == chosen")
         .transform_calculate(
             shown=f"scale == '{LOSS}' ? datum.loss_nats_per_token : datum.gap_nats"
         )
@@ -94,7 +96,7 @@ def training(
             base.mark_line(strokeWidth=2),
             base.mark_circle(size=32, opacity=1).encode(tooltip=hover),
         )
-        .add_params(cell, scale)
+        .add_params(chosen, scale)
         .properties(**WIDE, title=alt.Title(text=title))
     )
     return Figure("training", chart, data)
@@ -108,13 +110,13 @@ def _line_of(row: CurveRow) -> str | None:
     return {"main": row.teacher, "no_teacher": NO_TEACHER}.get(arm)
 
 
-def _name(cell: tuple) -> str:
-    _, student, tokens = cell
+def _name(group: tuple) -> str:
+    _, student, tokens = group
     return f"the student of {student} at {budget(tokens)}" if tokens else TEACHERS
 
 
 def _rows(name: str, lines: dict[str, Line]) -> list[dict]:
-    """The points of one cell; a gap only where all lines were measured, and after the first eighth.
+    """The points of one group; a gap only where all lines were measured, and after the first eighth.
 
     Before that the lines are so far apart that nothing could be seen of the end.
     """
@@ -123,7 +125,7 @@ def _rows(name: str, lines: dict[str, Line]) -> list[dict]:
     last = max(max(points) for points in means.values())
     return [
         {
-            "cell": name,
+            "group": name,
             "teacher": line,
             "tokens": tokens,
             "loss_nats_per_token": round(loss, 5),

@@ -138,7 +138,7 @@ def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
         for place in fit.located
     ]
     recorded = [
-        (o.student, o.tokens, o.status, {cell.teacher for cell in o.cells}) for o in law.optima
+        (o.student, o.tokens, o.status, {one.teacher for one in o.teachers}) for o in law.optima
     ]
     if found != recorded or len(main_arm(runs)) != law.n_runs:
         raise CapgapError(f"{where} do not belong together: fit the law again on this table")

@@ -57,17 +57,15 @@ def _same(near: Optimum, answer: Recommendation) -> bool:
 
 
 def _measured(answer: Recommendation, here: Optimum) -> list:
-    cells = {cell.teacher: cell for cell in here.cells}
+    measured = {one.teacher: one for one in here.teachers}
     ranked = []
     for one in answer.ranked:
-        cell = cells.get(one.teacher)
-        if cell is not None:
+        one = measured.get(one.teacher)
+        if one is not None:
             loss = Interval(
-                value=cell.mean_loss_nats_per_token, low=cell.loss_low, high=cell.loss_high
+                value=one.mean_loss_nats_per_token, low=one.loss_low, high=one.loss_high
             )
-            one = one.model_copy(
-                update={"measured_loss": loss, "measured_regret": cell.regret_nats}
-            )
+            one = one.model_copy(update={"measured_loss": loss, "measured_regret": one.regret_nats})
         ranked.append(one)
     return ranked
 
@@ -118,8 +116,8 @@ def _censored_note(near: Optimum, here: bool, answer: Recommendation) -> str | N
     """A note on which teacher to add if the best one measured is an end of its ladder."""
     if near.status not in ("lower_bound", "upper_bound"):
         return None
-    cell = next(cell for cell in near.cells if cell.teacher == near.best_teacher)
-    size, student = cell.teacher_params_non_embedding, near.student_params_non_embedding
+    one = next(one for one in near.teachers if one.teacher == near.best_teacher)
+    size, student = one.teacher_params_non_embedding, near.student_params_non_embedding
     at = (
         "this student and budget"
         if here

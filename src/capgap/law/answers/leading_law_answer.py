@@ -32,7 +32,7 @@ AT_END = 1.1  # times beyond an end of the family that still has its loss
 def by_leading(answer: Recommendation, law: LawRecord, cells: pd.DataFrame) -> Recommendation:
     """The answer of the power law, or the one of the law that leads.
 
-    cells: `means.cell_table` of the table that the law was fitted on.
+    cells: `run_means.cell_table` of the table that the law was fitted on.
     """
     return LeadingLaw(law, cells).answer(answer)
 

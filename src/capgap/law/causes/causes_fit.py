@@ -99,7 +99,7 @@ def fit_two_causes(
     confidence: float = 0.95,
     near: TwoCauses | None = None,
 ) -> TwoCauses | str:
-    """Fit the law to all arms of a table (`means.cell_table`), or return why that is impossible.
+    """Fit the law to all arms of a table (`run_means.cell_table`), or return why that is impossible.
 
     confidence: of the intervals. near: a fit of almost the same cells to start from; no teacher is
     then left out, so there are no intervals.

@@ -49,7 +49,7 @@ class TeacherFamily:
 
 
 def family_of(cells: pd.DataFrame) -> TeacherFamily:
-    """The family of all teachers of a table with losses (`means.cell_table`, at least one)."""
+    """The family of all teachers of a table with losses (`run_means.cell_table`, at least one)."""
     taught = cells[cells["teacher"] != NONE].dropna(subset=["teacher_loss"])
     draws = taught.groupby(["teacher", "teacher_seed"], sort=True)[
         ["teacher_params", "teacher_loss"]

@@ -3,7 +3,7 @@ The best teacher of one student at one budget, from the curve of that group alon
 
 It is a check on the joint fit, and the line T* = a + b S is drawn through these optima. The group's curve is the
 joint fit's form with T* free, curvature and skew free about the joint ones (`CURVATURE_SD`,
-`SKEW_SD`), and the study's noise. Cells far from the best in log T lose weight through the misfit
+`SKEW_SD`), and the study's noise. Means far from the best in log T lose weight through the misfit
 component, not by their place in the ladder.
 
 The shape of the curve follows from tests on its means:
@@ -20,7 +20,7 @@ The shape of the curve follows from tests on its means:
   5. not_identifiable  anything else: differences without order
 
 alpha is 1 minus the level of the intervals, divided by the number of curves; "above" is a one-sided
-t test at alpha / 2 divided by the number of cells compared, with the study's noise.
+t test at alpha / 2 divided by the number of means compared, with the study's noise.
 
 Shapes: U teacher sizes, N runs of the group.
 """

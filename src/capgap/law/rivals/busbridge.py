@@ -138,7 +138,7 @@ def fit_distilled(
 
 
 def fit_busbridge(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
-    """The law on the main arm of a table of cells (`means.cell_table`).
+    """The law on the main arm of a table of cells (`run_means.cell_table`).
 
     near: a fit of almost the same cells, whose free constants are kept and refitted from there.
     """

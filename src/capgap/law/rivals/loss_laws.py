@@ -14,7 +14,7 @@ from capgap.law.rivals.robust_fit import Fitted
 
 @dataclass(frozen=True)
 class LossLaw:
-    """A rival fitted to a table of cells (`means.cell_table`)."""
+    """A rival fitted to a table of cells (`run_means.cell_table`)."""
 
     record: RivalFit
     predict: Callable[[pd.DataFrame], np.ndarray] | None = None  # cells -> log loss; None: no fit

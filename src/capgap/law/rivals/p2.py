@@ -99,7 +99,7 @@ def fit_pruned(
 def fit_p2(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
     """The P2 law on students pruned from models whose size and loss the table has.
 
-    cells: as `means.cell_table`. near: a fit of almost the same cells to start from.
+    cells: as `run_means.cell_table`. near: a fit of almost the same cells to start from.
     """
     if "teacher_loss" not in cells:
         return absent("p2", "the table has no losses of the models that were pruned")

@@ -17,7 +17,7 @@ from capgap.config.run_grid import pruned_from
 from capgap.law.causes.causes_fit import fit_two_causes
 from capgap.law.causes.teacher_family import family_of
 from capgap.law.causes.two_causes import TwoCauses
-from capgap.law.law_record import CausesCell, CausesOptimum, Interval, TwoCausesFit
+from capgap.law.law_record import CausesOptimum, Interval, TeacherCauses, TwoCausesFit
 from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.rivals.busbridge import fit_busbridge
 from capgap.law.rivals.loss_laws import LossLaw, absent
@@ -38,7 +38,7 @@ def scores_of(
 ) -> dict[str, Any]:
     """Fields of LawRecord: rivals, scores, two_causes, leading and its reason.
 
-    runs: as `read_runs`; cells: as `means.cell_table`; own: as `scoring.score_laws`.
+    runs: as `read_runs`; cells: as `run_means.cell_table`; own: as `left_out.score_laws`.
     """
     causes = fit_two_causes(cells, settings.confidence)
     rivals = {name: _rival(name, cells, settings) for name in RIVALS}
@@ -78,11 +78,11 @@ def causes_record(causes: TwoCauses | str, cells: pd.DataFrame) -> TwoCausesFit:
                     place=place,
                 )
             )
-    found = {"optima": optima, "cells": _parts(causes, pruned), "off_family": list(family.off)}
+    found = {"optima": optima, "teachers": _parts(causes, pruned), "off_family": list(family.off)}
     return causes.record().model_copy(update=found)
 
 
-def _parts(causes: TwoCauses, pruned: pd.DataFrame) -> list[CausesCell]:
+def _parts(causes: TwoCauses, pruned: pd.DataFrame) -> list[TeacherCauses]:
     """Damage and help of every teacher at every measured student and budget."""
     found = []
     groups = pruned.dropna(subset=["teacher_loss"]).groupby(["tokens", "student"])
@@ -96,7 +96,7 @@ def _parts(causes: TwoCauses, pruned: pd.DataFrame) -> list[CausesCell]:
             size, tokens, teachers["teacher_loss"].to_numpy(), teachers["teacher_params"].to_numpy()
         )
         found += [
-            CausesCell(
+            TeacherCauses(
                 student=student,
                 student_params_non_embedding=size,
                 tokens=tokens,

@@ -100,7 +100,7 @@ def score_laws(
 ) -> list[Score]:
     """Scores of all laws and rules, in the order of LEARNED and RULES.
 
-    runs: as `read_runs`; cells: as `means.cell_table`. own: T* that the runs of a student and budget
+    runs: as `read_runs`; cells: as `run_means.cell_table`. own: T* that the runs of a student and budget
     show alone, where it is interior. laws: how those of LEARNED are fitted.
     """
     cases = _cases(cells, own)
@@ -273,9 +273,9 @@ def _rules(settings: Law) -> dict[str, Contender]:
     """Rules of thumb, which learn nothing from the runs."""
 
     def least_damage(case: Case) -> tuple[int, None] | str:
-        if "start_loss" not in case.teachers or case.teachers["start_loss"].isna().any():
+        if "init_loss" not in case.teachers or case.teachers["init_loss"].isna().any():
             return "the table has no losses of the inits"
-        return int(case.teachers["start_loss"].argmin()), None
+        return int(case.teachers["init_loss"].argmin()), None
 
     rules: dict[str, Choose] = {
         "least_damage": least_damage,

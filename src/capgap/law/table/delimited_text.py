@@ -97,7 +97,7 @@ def read_fields(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], Pro
     problems = Problems(path, separator)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        lines = [(reader.line_num, [entry.strip() for entry in row]) for row in reader]
     except csv.Error as error:
         raise CapgapError(
             f"{path}, line {reader.line_num}: {error}; save the table again"
@@ -124,12 +124,12 @@ def frame_fields(
     """
     if frame.empty:
         raise CapgapError("the DataFrame of runs has no rows; a table has a row for every run")
-    columns = [[_cell(value) for value in frame.iloc[:, i]] for i in range(frame.shape[1])]
+    columns = [[_text_of(value) for value in frame.iloc[:, i]] for i in range(frame.shape[1])]
     rows = list(enumerate(map(list, zip(*columns, strict=True)), 2))
     return [str(name).strip() for name in frame.columns], rows, Problems(None)
 
 
-def _cell(value: object) -> str:
+def _text_of(value: object) -> str:
     """A value as the text that is read back as the same value; missing ones are empty."""
     if value is None or value is pd.NA or value != value:
         return ""

@@ -2,7 +2,7 @@
 Read a table of runs, from `capgap collect` or elsewhere, and report everything that is wrong with it.
 
 One row is one finished run, or the mean over several (below). Separators are commas, semicolons or
-tabs; headers are matched without case and by common synonyms (`headers.py`); sizes may be written
+tabs; headers are matched without case and by common synonyms (`column_names.py`); sizes may be written
 7B or 1,000,000. Columns the law does not use are ignored, but one that nearly has a known name is an
 error. `run_records.RunRow` lists the columns. Of these a table needs
 
@@ -188,21 +188,21 @@ def _counts(text: pd.Series, header: str, name: str, problems: Problems) -> pd.S
     may_be_empty = name not in (STUDENT_SIZE, "tokens", "seed")
     least, most = (0, LARGEST_SEED) if name in SEEDS else (1, 10**18)
     values = []
-    for line, cell in text.items():
+    for line, entry in text.items():
         value = None
-        if cell == "":
+        if entry == "":
             if not may_be_empty:
                 problems.add(f"{header} is empty", line)
         else:
-            value = _count(cell, problems.separator)
+            value = _count(entry, problems.separator)
             if value is None:
                 problems.add(
-                    f"{header} is '{cell}', not a whole number like 60k, 7B or 1,000,000", line
+                    f"{header} is '{entry}', not a whole number like 60k, 7B or 1,000,000", line
                 )
             elif not least <= value <= most:
                 fix = "; number the seeds 0, 1, 2" if name in SEEDS and value > most else ""
                 problems.add(
-                    f"{header} is {cell}, but must be at least {least} and at most {most:,}{fix}",
+                    f"{header} is {entry}, but must be at least {least} and at most {most:,}{fix}",
                     line,
                 )
                 value = None
@@ -212,9 +212,9 @@ def _counts(text: pd.Series, header: str, name: str, problems: Problems) -> pd.S
     return pd.Series(values, text.index, dtype=np.int64)
 
 
-def _count(cell: str, separator: str) -> int | None:
+def _count(entry: str, separator: str) -> int | None:
     """A count, also with points between thousands or a decimal comma; None if it is none."""
-    sign, digits = (-1, cell[1:]) if cell.startswith("-") else (1, cell)
+    sign, digits = (-1, entry[1:]) if entry.startswith("-") else (1, entry)
     if re.fullmatch(r"\d{1,3}(\.\d{3}){2,}", digits):
         digits = digits.replace(".", "")
     elif separator != "," and re.fullmatch(r"\d+,\d{1,2}[kMBT]", digits, re.IGNORECASE):
@@ -272,18 +272,18 @@ def _numbers(
 ) -> pd.Series:
     """A column of numbers; NaN for what is empty or has a problem."""
     values = []
-    for line, cell in text.items():
+    for line, entry in text.items():
         value = np.nan
-        if cell:
+        if entry:
             try:
-                value = parse_number(cell, problems.separator)
+                value = parse_number(entry, problems.separator)
             except ValueError:
                 problems.add(
-                    f"{header} is '{cell}', not a number; correct it, or leave the row out", line
+                    f"{header} is '{entry}', not a number; correct it, or leave the row out", line
                 )
             else:
                 if (found := problem(value)) is not None:
-                    problems.add(f"{header} is {cell}, {found}", line)
+                    problems.add(f"{header} is {entry}, {found}", line)
                     value = np.nan
         values.append(value)
     return pd.Series(values, text.index, dtype=float)

@@ -12,7 +12,7 @@ DRAW = ["student", "init", "teacher", "tokens", "arm", "teacher_seed", "init_see
 SOURCE = {
     "loss": "val_loss_nats_per_token",
     "teacher_loss": "teacher_val_loss_nats_per_token",
-    "start_loss": "start_val_loss_nats_per_token",
+    "init_loss": "start_val_loss_nats_per_token",
 }
 
 
@@ -22,7 +22,7 @@ def cell_table(runs: pd.DataFrame, size: str = "non_embedding") -> pd.DataFrame:
     size: what student_params and teacher_params count, a key of `grouped_runs.SIZES`.
     Columns: those of DRAW, student_params, teacher_params, loss, flops (of one run), n (runs),
     own_share (of the tokens not taken over from the stable phase of a smaller budget), and
-    teacher_loss, start_loss and teacher_family if the table has them. Rows of means count as their n runs.
+    teacher_loss, init_loss and teacher_family if the table has them. Rows of means count as their n runs.
     """
     sizes = dict(zip(("student_params", "teacher_params"), SIZES[size], strict=True))
     have = sizes | {new: old for new, old in SOURCE.items() if old in runs}

@@ -135,7 +135,7 @@ def _interior(law: PowerLaw, optima: list[Optimum], settings: Law) -> Claim:
 
 def _misses(optimum: Optimum, published_slope: float) -> bool:
     """Whether T* lies beyond a ladder that holds the published ratio."""
-    sizes = [cell.teacher_params_non_embedding for cell in optimum.cells]
+    sizes = [one.teacher_params_non_embedding for one in optimum.teachers]
     expected = published_slope * optimum.student_params_non_embedding
     return optimum.place in ("below", "above") and min(sizes) < expected < max(sizes)
 
@@ -269,12 +269,12 @@ def _cause(optima: list[Optimum], effects: list[ArmEffects], unit: str) -> tuple
     if not inside:
         return "unknown", "no optimum is shown to lie inside the teachers tried"
     relevant = [e for e in effects if (e.student, e.tokens) in inside]
-    shapes = [shape for e in relevant for shape in e.fixed_start_shapes.values()]
+    shapes = [shape for e in relevant for shape in e.fixed_init_shapes.values()]
     judged = [shape for shape in shapes if shape != "not_identifiable"]
-    both = [e for e in relevant if e.start_nats is not None and e.teacher_nats is not None]
+    both = [e for e in relevant if e.init_nats is not None and e.teacher_nats is not None]
     if not both and not judged:
         return "unknown", "no control arm separates the init from the teacher"
-    start = median(e.start_nats for e in both) if both else None
+    start = median(e.init_nats for e in both) if both else None
     teacher = median(e.teacher_nats for e in both) if both else None
     noise = [e.noise_nats for e in both if e.noise_nats is not None]
     parts = []

@@ -53,10 +53,10 @@ def _effects(
     pruned = cut.drop(columns=NONE, errors="ignore")
     taught = loss.drop(columns=NONE, errors="ignore")
     over_teachers = [row.max() - row.min() for _, row in taught.iterrows() if row.count() > 1]
-    over_starts = [c.max() - c.min() for _, c in pruned.items() if c.count() > 1]
+    over_inits = [c.max() - c.min() for _, c in pruned.items() if c.count() > 1]
     start = float(without.max() - without.min()) if len(without) > 1 else None
-    if start is None and over_starts:
-        start = float(median(over_starts))
+    if start is None and over_inits:
+        start = float(median(over_inits))
     own = [
         alone[init] - taught.at[init, teacher]
         for init, teacher in group[group["arm"] == "main"][["init", "teacher"]]
@@ -67,10 +67,10 @@ def _effects(
     return ArmEffects(
         student=student,
         tokens=tokens,
-        start_nats=start,
+        init_nats=start,
         teacher_nats=float(median(over_teachers)) if over_teachers else None,
         noise_nats=_noise_span(group, law, settings.confidence),
-        fixed_start_shapes=_shapes(group, law, settings),
+        fixed_init_shapes=_shapes(group, law, settings),
         gain_nats=float(np.mean(own)) if own else None,
     )
 

@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from capgap.law.law_record import StartExplains
+from capgap.law.law_record import InitExplains
 
 
-def start_test(cells: pd.DataFrame) -> StartExplains | None:
-    """Compare init and teacher as explanations; `cells` as `means.cell_table` returns them.
+def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
+    """Compare init and teacher as explanations; `cells` as `run_means.cell_table` returns them.
 
     All arms with a teacher and a loss of the init enter, with equal weights. None if the columns are
     missing or fewer than three degrees of freedom would remain.
     """
-    if "start_loss" not in cells:
+    if "init_loss" not in cells:
         return None
-    use = cells.dropna(subset=["start_loss", "teacher_params"])
+    use = cells.dropna(subset=["init_loss", "teacher_params"])
     group_N = use.groupby(["student", "tokens"]).ngroup().to_numpy()
     groups = len(np.unique(group_N))
     if len(use) - groups - 4 < 3:
@@ -38,7 +38,7 @@ def start_test(cells: pd.DataFrame) -> StartExplains | None:
 
     log_size = np.log((use["teacher_params"] / use["student_params"]).to_numpy(float))
     loss_N = within(use["loss"])
-    start = np.stack([within(use["start_loss"]), within(use["start_loss"] ** 2)], axis=1)
+    start = np.stack([within(use["init_loss"]), within(use["init_loss"] ** 2)], axis=1)
     teacher = np.stack([within(log_size), within(log_size**2)], axis=1)
 
     def rss(columns: np.ndarray) -> tuple[float, int]:
@@ -58,11 +58,11 @@ def start_test(cells: pd.DataFrame) -> StartExplains | None:
         return float(stats.f.sf((smaller - both) / more / max(both / df, 1e-300), more, df))
 
     by_start, by_teacher = rss(start), rss(teacher)
-    return StartExplains(
+    return InitExplains(
         n_cells=len(use),
-        r_squared_start=1 - by_start[0] / total,
+        r_squared_init=1 - by_start[0] / total,
         r_squared_teacher=1 - by_teacher[0] / total,
         r_squared_both=1 - both / total,
         p_teacher=p_of(*by_start),
-        p_start=p_of(*by_teacher),
+        p_init=p_of(*by_teacher),
     )

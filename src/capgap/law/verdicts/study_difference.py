@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from capgap.errors import CapgapError
-from capgap.law.law_record import Interval, LawRecord, Optimum, TeacherCell
+from capgap.law.law_record import Interval, LawRecord, Optimum, TeacherMean
 from capgap.law.number_text import budget
 from capgap.law.table.read_runs import KEY, SEEDS, main_arm
 
@@ -41,7 +41,7 @@ class Quantity(NamedTuple):
     verdict: Verdict
 
 
-class CellPair(NamedTuple):
+class LossPair(NamedTuple):
     """One student, budget and teacher that both studies measured."""
 
     student: str
@@ -65,7 +65,7 @@ class Comparison(NamedTuple):
     """Two laws side by side."""
 
     quantities: list[Quantity]
-    cells: list[CellPair]
+    losses: list[LossPair]
     shared: Shared
     same_runs: bool  # both laws were fitted on the same runs, so differences have no noise
 
@@ -88,7 +88,7 @@ def compare(
             )
     shared = _shared(our_runs, their_runs)
     same = shared.runs == ours.n_runs == theirs.n_runs
-    return Comparison(_quantities(ours, theirs, same), _cells(ours, theirs, same), shared, same)
+    return Comparison(_quantities(ours, theirs, same), _losses(ours, theirs, same), shared, same)
 
 
 def _quantities(ours: LawRecord, theirs: LawRecord, same: bool) -> list[Quantity]:
@@ -200,29 +200,29 @@ def verdict(difference: Interval | None, margin: float, as_ratio: bool) -> Verdi
     return "not_told_apart"
 
 
-def _cells(ours: LawRecord, theirs: LawRecord, same: bool) -> list[CellPair]:
-    """Cells of both laws, by student size, budget and teacher size."""
-    other = {(o.student, o.tokens, cell.teacher): cell for o in theirs.optima for cell in o.cells}
+def _losses(ours: LawRecord, theirs: LawRecord, same: bool) -> list[LossPair]:
+    """Losses in both laws, by student size, budget and teacher size."""
+    other = {(o.student, o.tokens, one.teacher): one for o in theirs.optima for one in o.teachers}
     pairs = []
     for optimum in sorted(ours.optima, key=lambda o: (o.student_params_non_embedding, o.tokens)):
-        for cell in optimum.cells:
-            twin = other.get((optimum.student, optimum.tokens, cell.teacher))
+        for one in optimum.teachers:
+            twin = other.get((optimum.student, optimum.tokens, one.teacher))
             if twin is not None:
-                loss = quantity("mean loss", _mean(cell), _mean(twin), ours.tie_nats, same)
+                loss = quantity("mean loss", _mean(one), _mean(twin), ours.tie_nats, same)
                 pairs.append(
-                    CellPair(
+                    LossPair(
                         optimum.student,
                         optimum.tokens,
-                        cell.teacher,
+                        one.teacher,
                         loss,
-                        (cell.regret_nats, twin.regret_nats),
+                        (one.regret_nats, twin.regret_nats),
                     )
                 )
     return pairs
 
 
-def _mean(cell: TeacherCell) -> Interval:
-    return Interval(value=cell.mean_loss_nats_per_token, low=cell.loss_low, high=cell.loss_high)
+def _mean(one: TeacherMean) -> Interval:
+    return Interval(value=one.mean_loss_nats_per_token, low=one.loss_low, high=one.loss_high)
 
 
 def _shared(ours: pd.DataFrame, theirs: pd.DataFrame) -> Shared:
