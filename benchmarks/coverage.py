@@ -29,13 +29,16 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from law_simulation import Design, Star, World, line, power, shared_ladder, simulate
+
 from capgap.config import Law
 from capgap.law.answers.power_law_answer import predict, regrets
 from capgap.law.fit_law import fit_law
 from capgap.law.make_record import optima_of
 from capgap.law.power_law.loss_curve import bowl
 from capgap.law.power_law.power_law import fit_power_law
-from capgap.law.simulate import Design, Star, World, line, power, shared_ladder, simulate
 from capgap.law.table.grouped_runs import group_runs
 from capgap.law.verdicts.claims import overall_of
 from capgap.law.verdicts.flatness import is_flat

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from law_simulation import Design, World, line
+from law_simulation import simulate as simulate_world
 
 from capgap.config import Law
 from capgap.config.run_grid import RANDOM
-from capgap.law.simulate import Design, World, line
-from capgap.law.simulate import simulate as simulate_world
 from capgap.law.table.read_runs import read_runs
 
 STUDENTS = (60e3, 100e3, 160e3)

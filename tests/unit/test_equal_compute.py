@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from law_simulation import Design, World, simulate
 from law_worlds import holds, two_kinds
 
 from capgap.commands import recommend
@@ -13,7 +14,6 @@ from capgap.law.answers.equal_compute import at_compute, equal_compute, prices_o
 from capgap.law.make_record import law_record
 from capgap.law.power_law.loss_curve import bowl
 from capgap.law.power_law.power_law import fit_power_law
-from capgap.law.simulate import Design, World, simulate
 from capgap.law.table.grouped_runs import group_runs
 from capgap.law.table.read_runs import read_runs, teacher_sizes
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from law_simulation import Design, World, power
+from law_simulation import simulate as simulate_world
 from law_worlds import FIVE, LADDER, QUICK, case, noise_free, simulate
 
 from capgap.config import Law
@@ -11,8 +13,6 @@ from capgap.law.fit_law import fit_law
 from capgap.law.make_record import law_record
 from capgap.law.power_law.diagnostics import left_out_residuals, misfit_of, outlier_in, size_counts
 from capgap.law.power_law.power_law import fit_power_law
-from capgap.law.simulate import Design, World, power
-from capgap.law.simulate import simulate as simulate_world
 from capgap.law.table.grouped_runs import group_runs
 
 WIDE = np.geomspace(70e3, 1.3e6, 7)

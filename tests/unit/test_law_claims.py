@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from law_simulation import Design, World, power
+from law_simulation import simulate as simulate_world
 from law_worlds import FIVE, LADDER, QUICK, noise_free, simulate
 
 from capgap.config import Law
@@ -13,8 +15,7 @@ from capgap.law.law_record import ArmEffects, Interval
 from capgap.law.make_record import law_record, optima_of
 from capgap.law.optima.single_optima import Means, judge
 from capgap.law.power_law.power_law import fit_power_law
-from capgap.law.simulate import Design, World, power, simulate_study
-from capgap.law.simulate import simulate as simulate_world
+from capgap.law.simulate import simulate_study
 from capgap.law.table.grouped_runs import group_runs
 from capgap.law.verdicts import claims
 from capgap.law.verdicts.claims import overall_of

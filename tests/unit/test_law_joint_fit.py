@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from law_simulation import Design, World, power, shared_ladder
+from law_simulation import simulate as simulate_world
 from law_worlds import noise_free, simulate
 
 from capgap.law.power_law import curve_fit
 from capgap.law.power_law.loss_curve import bowl, bowl_by_k
 from capgap.law.power_law.power_law import fit_power_law
-from capgap.law.simulate import Design, World, power, shared_ladder
-from capgap.law.simulate import simulate as simulate_world
 from capgap.law.table.grouped_runs import group_runs
 
 GRID = np.geomspace(4e3, 300e3, 9)

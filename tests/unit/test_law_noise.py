@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from law_simulation import Design, World, power, shared_ladder
+from law_simulation import simulate as simulate_world
 from law_worlds import simulate
 
 from capgap.law.make_record import noise_of
 from capgap.law.power_law import noise, power_law
 from capgap.law.power_law.power_law import fit_power_law
-from capgap.law.simulate import Design, World, power, shared_ladder
-from capgap.law.simulate import simulate as simulate_world
 from capgap.law.table.grouped_runs import group_runs
 
 LADDER = np.geomspace(7e3, 700e3, 9)

@@ -192,50 +192,6 @@ def test_recommendation_tells_a_win_from_a_tie():
     assert report_text.recommendation(alone)[0] == "Untested"
 
 
-def test_spans_of_the_arms_by_hand():
-    base = next(r for r in make_runs() if r.arm == "main" and r.student == "60k")
-
-    def row(arm, init, teacher, loss, seed=0):
-        return base.model_copy(
-            update={
-                "arm": arm,
-                "init": init,
-                "teacher": teacher,
-                "seed": seed,
-                "val_loss_nats_per_token": loss,
-            }
-        )
-
-    rows = [
-        row("main", "pruned-a", "a", 4.0),
-        row("main", "pruned-a", "a", 4.2, seed=1),  # mean 4.1
-        row("main", "pruned-b", "b", 4.5),
-        row("no_teacher", "pruned-a", "none", 4.15),
-        row("no_teacher", "pruned-b", "none", 4.45),
-        row("cross_teacher", "pruned-a", "b", 4.08),
-        row("cross_teacher", "pruned-b", "a", 4.57),
-        row("random_init", "random", "a", 5.0),
-        row("random_init", "random", "b", 5.01),
-        row("random_init", "random", "none", 5.3),
-    ]
-    assert report_text.spans(rows) == [
-        {
-            "student": "60k",
-            "tokens": "1.5M",
-            "main": "0.400",
-            "inits": "0.300",
-            "choice": "0.070",
-            "random": "0.010",
-            "gain": "−0.050 to 0.050",
-        }
-    ]
-    assert report_text.spans(rows[:3])[0] | {"main": ""} == {
-        "student": "60k",
-        "tokens": "1.5M",
-        **dict.fromkeys(("main", "inits", "choice", "random", "gain"), ""),
-    }
-
-
 def test_settings_become_rows():
     assert report_text.settings_rows({"a": {"b": [1, 2], "c": None, "d": {"e": 0}}, "f": "x"}) == [
         ("a.b", "1, 2"),

@@ -8,10 +8,8 @@ embeddings, losses nats per token.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean
 from typing import NamedTuple, get_args
 
 from capgap.config.run_grid import NONE, pruned_from
@@ -311,81 +309,6 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
 
 
-SPANS = {  # headings of the table of spans
-    "main": ("own teacher", "over teachers"),
-    "inits": ("no teacher", "over pruned inits"),
-    "choice": ("one init", "over teachers"),
-    "random": ("random init", "over teachers"),
-    "gain": ("gain from the teacher", "at the same init"),
-}
-
-
-def spans_run(rows: list[dict[str, str]]) -> list[str]:
-    """The columns of `spans` in which some arm was run."""
-    return [key for key in SPANS if any(row[key] for row in rows)]
-
-
-def about_spans(ran: list[str]) -> str:
-    """How to read the columns that there are."""
-    text = "Each number is the largest minus the smallest mean loss in its group"
-    text += ", and the gain how much a teacher lowers the loss." if "gain" in ran else "."
-    if {"inits", "choice"} <= {*ran}:
-        text += (
-            " If the span over pruned inits without a teacher is as large as that over own teachers, "
-            "and the span over teachers at one init is small, the capacity gap comes from pruning."
-        )
-    return text
-
-
-def spans(runs: list[RunRow]) -> list[dict[str, str]]:
-    """What moves the loss of each student at each budget: spans of mean losses, nats per token.
-
-    main: over teachers. inits: over pruned inits without a teacher. choice: over teachers at one
-    pruned init, the largest of all inits. random: over teachers at the random init. gain: how much
-    the own teacher lowers the loss against the same init without one, least to most.
-    '' if the arm was not run. Seeds are averaged.
-    """
-    found: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        found[run.student, run.tokens][run.arm, run.init, run.teacher].append(
-            run.val_loss_nats_per_token
-        )
-    # Inits of one student may differ a little in size, so the name alone groups them.
-    params = {run.student: run.student_params_non_embedding for run in runs}
-    rows = []
-    for student, tokens in sorted(found, key=lambda key: (params[key[0]], *key)):
-        losses = found[student, tokens]
-        mean = {key: fmean(values) for key, values in losses.items()}
-        arms, at_init, own = defaultdict(list), defaultdict(list), {}
-        for (arm, init, teacher), loss in mean.items():
-            if (arm, teacher) != ("random_init", NONE):
-                arms[arm].append(loss)
-            if arm in ("main", "cross_teacher"):
-                at_init[init].append(loss)
-            if arm == "main":
-                own[init] = loss
-        gains = sorted(
-            loss - own[init]
-            for (arm, init, _), loss in mean.items()
-            if arm == "no_teacher" and init in own
-        )
-        choice = [_span(values) for values in at_init.values()] if "cross_teacher" in arms else []
-        rows.append(
-            {
-                "student": student,
-                "tokens": size(tokens),
-                "main": _span(arms["main"]),
-                "inits": _span(arms["no_teacher"]),
-                "choice": max(choice, key=lambda text: float(text or 0), default=""),
-                "random": _span(arms["random_init"]),
-                "gain": " to ".join(dict.fromkeys(map(nats, (gains[0], gains[-1]))))
-                if gains
-                else "",
-            }
-        )
-    return rows
-
-
 def compared_texts(found: LawComparison) -> str:
     """The verdict on two held-out texts in a few words."""
     return COMPARED_TEXTS[found.verdict]
@@ -394,10 +317,6 @@ def compared_texts(found: LawComparison) -> str:
 def compared_inits(found: LawComparison) -> str:
     """The verdict on two kinds of init in a few words."""
     return COMPARED[found.verdict].format(found.first, found.second)
-
-
-def _span(losses: list[float]) -> str:
-    return nats(max(losses) - min(losses)) if len(losses) > 1 else ""
 
 
 def recommendation(final: FinalRecord) -> tuple[str, str]:

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from capgap.config.run_grid import NONE, RANDOM
 from capgap.law.rivals.loss_laws import LossLaw, absent, rival_record
 from capgap.law.rivals.robust_fit import Fitted, fit_logs, logadd, softplus
 
@@ -37,8 +36,6 @@ DISTILLED = {
     "d1": 1.315,
 }
 BOX = {  # limits of the grid of starts
-    **{"E": (0.3, 3), "A": (1e1, 1e6), "B": (1e2, 1e7)},
-    **{"a": (0.1, 0.9), "b": (0.1, 0.9), "g": (0.2, 1.2)},
     **{"A'": (1e1, 1e6), "B'": (1e2, 1e7), "a'": (0.1, 0.9), "b'": (0.2, 1.2), "g'": (0.3, 1.5)},
     **{"c0": (0.5, 6), "c1": (50, 5000), "f1": (0.03, 0.3), "d1": (0.7, 2.5)},
 }
@@ -92,26 +89,12 @@ def free_constants(sizes: int, budgets: int, teachers: int, cells: int) -> list[
     return [name for name, enough in wanted if enough][: max(1, cells // 3)]
 
 
-def fit_supervised(
-    student_N: np.ndarray, tokens_N: np.ndarray, loss_N: np.ndarray
-) -> tuple[dict[str, float], Fitted]:
-    """All six constants of the supervised law from runs without a teacher."""
-    names = list(SUPERVISED)
-
-    def predict(theta_P: np.ndarray) -> np.ndarray:
-        return log_supervised(dict(zip(names, np.exp(theta_P), strict=True)), student_N, tokens_N)
-
-    fitted = fit_logs(predict, np.log(loss_N), np.log([BOX[n] for n in names]))
-    return dict(zip(names, np.exp(fitted.theta_P).tolist(), strict=True)), fitted
-
-
 def fit_distilled(
     teacher_loss_N: np.ndarray,
     student_N: np.ndarray,
     tokens_N: np.ndarray,
     loss_N: np.ndarray,
     free: list[str],
-    supervised: Mapping[str, float] = SUPERVISED,
     near_P: np.ndarray | None = None,
 ) -> tuple[dict[str, float], list[str], Fitted]:
     """Constants of the distillation law, those still free, and the fit.
@@ -120,7 +103,7 @@ def fit_distilled(
     least important free constant that lies in it is fixed again and the fit repeated, unless it
     started near a former fit.
     """
-    base_N = np.real(log_supervised(supervised, student_N, tokens_N))
+    base_N = np.real(log_supervised(SUPERVISED, student_N, tokens_N))
     free = list(free)
     while True:
         names = tuple(free)
@@ -150,28 +133,19 @@ def fit_busbridge(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
     )
     if near is not None:
         free = list(near.free)
-    alone = cells[(cells["init"] == RANDOM) & (cells["teacher"] == NONE)]
-    supervised, note = SUPERVISED, "E, A, B, a, b and g are held as published"
-    if alone["student"].nunique() >= 4 and alone["tokens"].nunique() >= 4:
-        supervised, _ = fit_supervised(
-            *(alone[n].to_numpy(float) for n in ("student_params", "tokens", "loss"))
-        )
-        note = f"E, A, B, a, b and g come from {len(alone)} random inits without a teacher"
     columns = ("teacher_loss", "student_params", "tokens", "loss")
     constants, free, fitted = fit_distilled(
         *(use[name].to_numpy(float) for name in columns),
         free,
-        supervised,
         near and near.theta_P,
     )
 
     def predict(frame: pd.DataFrame) -> np.ndarray:
         teacher_loss, student, tokens = (frame[n].to_numpy(float) for n in columns[:3])
-        base = log_supervised(supervised, student, tokens)
+        base = log_supervised(SUPERVISED, student, tokens)
         return log_distilled(constants, teacher_loss, student, tokens, base)
 
     held = [name for name in DISTILLED if name not in free]
-    record = rival_record(
-        "busbridge", fitted, constants | dict(supervised), free, held, len(use), note
-    )
+    note = "E, A, B, a, b and g are held as published"
+    record = rival_record("busbridge", fitted, constants | SUPERVISED, free, held, len(use), note)
     return LossLaw(record, predict, tuple(free), fitted.theta_P)
