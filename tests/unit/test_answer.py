@@ -49,8 +49,8 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
     near = near.model_copy(update={"teachers": cells, "best_teacher": "b"})
     law = law.model_copy(update={"noise": []})
     assert costs(law, near) == (
-        "Measured for the student 60k at 1.5M tokens, b is the best teacher. With another one the "
-        "student is worse by 0.012 (c) and 0.030 (a) nats per token."
+        "Measured for the student 60k at 1.5M tokens, the loss is 0.012 nats per token higher with the "
+        "next best teacher, c, and 0.030 higher with the worst, a."
     )
 
 
@@ -72,7 +72,8 @@ def test_growth_is_told_by_doublings(law):
     )
     law = law.model_copy(update={"exponents": exponents, "ratio_at_25_tokens_per_param": None})
     assert (
-        growth(law) == "Doubling the tokens multiplies the best teacher’s size by 2 [1, no limit]."
+        growth(law)
+        == "The best teacher is 2 [1, no limit] times as large for twice the tokens."
     )
 
 
@@ -104,9 +105,14 @@ def with_estimate(law, name, low, high):
 @pytest.mark.parametrize(
     ("low", "high", "begins", "holds"),
     [
-        (0.11, 0.36, "how strongly the best teacher’s size T* grows", "it does grow"),
-        (-0.1, 0.36, "whether the best teacher’s size T* grows", "T* ~ S^0.13 [-0.1, 0.36]"),
-        (-0.4, -0.1, "how strongly the best teacher’s size T* shrinks", "it does shrink"),
+        (
+            0.11,
+            0.36,
+            "how strongly the best teacher grows",
+            "less than 0.15 would count as no growth",
+        ),
+        (-0.1, 0.36, "whether the best teacher grows", "T* ~ S^0.13 [-0.1, 0.36]"),
+        (-0.4, -0.1, "how strongly the best teacher shrinks", "would count as no change"),
     ],
 )
 def test_an_exponent_that_excludes_zero_leaves_open_how_strong_it_is(law, low, high, begins, holds):

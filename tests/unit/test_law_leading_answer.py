@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from capgap.commands import recommend
 from capgap.config import Law
 from capgap.law.answers.ask import ask
 from capgap.law.answers.leading_law_answer import by_leading
 from capgap.law.law_record import LawRecord
 from capgap.law.table.read_runs import read_table
 from capgap.law.table.run_means import cell_table
-from capgap.stages.fit import run, text
+from capgap.reporting.law_text import text
+from capgap.reporting.recommendation_text import text as recommended
+from capgap.stages.fit import run
 
 TABLE = Path(__file__).parents[1] / "law_pilots" / "family.csv"
 BAD_RUN = {"teacher": "t116", "tokens": 250_000}  # which no law holds
@@ -29,9 +30,9 @@ def test_the_fit_prints_both_causes_and_which_law_leads(fitted):
     _, law = fitted
     printed = text(law)
     assert law.leading == "two_causes"
-    assert "Leads: two_causes (mean regret 0.00" in printed
-    assert "g: nats of a student for each of its teacher" in printed
-    assert "t116 is 0.135 above the curve of its family's own losses" in printed
+    assert "two_causes leads (mean regret 0.00" in printed
+    assert "g: nats of the student for each of its teacher" in printed
+    assert "t116 (by 0.135 nats) has a higher loss than the other teachers predict" in printed
     assert "T* of h28 at 1M tokens within this family: 1" in printed
 
 
@@ -51,7 +52,7 @@ def test_the_answer_is_that_of_the_two_causes(fitted):
     assert rules["largest"].expected_regret_nats == regret["t116"]
     loss = answer.ranked[0].predicted_loss
     assert 3.0 < loss.low < loss.value < loss.high < 3.3
-    shown = recommend.text(answer, law)
+    shown = recommended(answer, law)
     assert "Basis: the law of two causes (mean regret" in shown
 
 

@@ -30,15 +30,13 @@ from capgap.law.table.init_kinds import as_main
 from capgap.law.table.read_runs import RunTable, read_table
 from capgap.law.verdicts.claims import sentence
 from capgap.records.artifacts import write_text
-from capgap.reporting import charts
+from capgap.reporting import charts, law_text
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.learning_curves import learning_curves
 from capgap.reporting.recommendation_text import text as recommendation_text
 from capgap.reporting.regret_charts import flatness, regret
 from capgap.reporting.theme import THEME
 from capgap.stages.fit import fit as fit_record
-from capgap.stages.fit import inputs_text
-from capgap.stages.fit import text as law_text
 from capgap.stages.report import rows_of
 
 if TYPE_CHECKING:  # models need torch, which laws do not
@@ -121,7 +119,9 @@ class FittedLaw:
         write_text(Path(path), self.record.to_json())
 
     def __str__(self) -> str:
-        return "\n\n".join(filter(None, [inputs_text(self.table), law_text(self.record)]))
+        return "\n\n".join(
+            filter(None, [law_text.inputs_text(self.table), law_text.text(self.record)])
+        )
 
 
 @dataclass(frozen=True)

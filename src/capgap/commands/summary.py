@@ -39,7 +39,7 @@ def run(study: Study, console: Console) -> None:
     facts.add_row("answer", answer.advice)
     for label, text in (
         ("cost of another", answer.costs),
-        ("how it moves", answer.growth),
+        ("how it grows", answer.growth),
         ("two causes", answer.causes),
         ("which law", answer.leads),
         ("final student", answer.final),

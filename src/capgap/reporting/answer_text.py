@@ -162,17 +162,17 @@ def costs(law: LawRecord, near: Optimum) -> str:
     _, *others = sorted(near.teachers, key=lambda one: (one.regret_nats, one.teacher))
     if not others:
         return ""
-    each = listed(
-        f"{one.regret_nats:.3f} with the {what} teacher ({one.teacher})"
-        for what, one in zip(("next best", "worst"), others[:1] + others[1:][-1:], strict=False)
-    )
     text = (
-        f"Measured for the student {near.student} at {budget(near.tokens)}, in {METRICS[law.metric].unit} "
-        f"above the best teacher ({near.best_teacher}): {each}."
+        f"Measured for the student {near.student} at {budget(near.tokens)}, the loss is "
+        f"{others[0].regret_nats:.3f} {METRICS[law.metric].unit} higher with the next best teacher, "
+        f"{others[0].teacher}"
     )
+    if len(others) > 1:
+        text += f", and {others[-1].regret_nats:.3f} higher with the worst, {others[-1].teacher}"
+    text += "."
     noise = noise_sd(law)
     if noise is not None:
-        text += f" Repeating a run changes its loss by {noise:.3f} (standard deviation)."
+        text += f" A repeated run varies by {noise:.3f} (standard deviation)."
     return text
 
 
@@ -195,8 +195,8 @@ def growth(law: LawRecord) -> str:
     for found, what in moves:
         if found is not None:
             times = bracketed(found.apply(lambda exponent: 2.0**exponent), two_figures)
-            parts.append(f"for {what} it is {times} times as large")
-    text = f"How the best teacher grows: {listed(parts)}." if parts else ""
+            parts.append(f"{times} times as large for {what}")
+    text = f"The best teacher is {listed(parts)}." if parts else ""
     ratio = law.ratio_at_25_tokens_per_param
     if parts and ratio is not None:
         text += f" At 25 tokens per student parameter it is {bracketed(ratio, two_figures)} times the student."

@@ -1,19 +1,14 @@
 """
-The best teacher at equal compute, beside the one at equal tokens.
+The best teacher at equal compute, beside the one at equal tokens (docs/method.md, Equal compute).
 
-A larger teacher costs more for every token, so at a fixed number of FLOPs its student sees fewer. The
-loss of a student S from a teacher T at a budget of C FLOPs is, by the power law,
+A larger teacher costs more for every token, so at C FLOPs its student sees fewer:
 
     loss(S, T, D) with D = C / (3 f_S + f_T / n),   loss = level(S, D) + F(log T; S, D)
 
-f are FLOPs of a token's forward pass: those of the table if it has them (log-log interpolated in size),
-else twice the parameters, which makes it C = (6 S + 2 T) D (Kaplan et al. 2020, arXiv 2001.08361; the
-teacher's own training is free, as in arXiv 2311.07052). n runs share one pass of the teacher: 1 if it
-runs online, the students of a ladder if its targets are cached. The level is a plane in log S and
-log D through the groups' lowest losses, with a square of log D where every student has three budgets.
-
-T* at equal compute lies between the smallest and the largest teacher; at an end it is only bounded.
-Intervals are those of the jackknife over draws of teachers (teacher_jackknife.py).
+f are FLOPs of a token's forward pass, those of the table (log-log interpolated in size) or else twice
+the parameters, which makes it C = (6 S + 2 T) D (Kaplan et al. 2020, arXiv 2001.08361). n runs share one
+pass of the teacher. The level is a plane in log S and log D through the groups' lowest losses, with a
+square of log D if every student has three budgets. Intervals: teacher_jackknife.py.
 
 Shapes: G groups, K teachers, I sizes.
 """

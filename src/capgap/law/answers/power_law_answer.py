@@ -1,20 +1,11 @@
 """
-Predictions of the law: T* of any student and budget, and the cost of another teacher there.
+Answers of the power law: T* of any student and budget, and the cost of another teacher there.
 
-T* comes from the power law or from the line of exactly this budget, whichever has the narrower
-interval (`Prediction.basis`). If neither determines it, as with one student size, the ratio T*/S of the
-nearest group in log size and tokens is used, without an interval.
-
-The cost of a teacher is the power law's curve at its distance to T*: its value is that at the fit,
-its interval comes from draws of all parameters. The level of the loss is a line in log S and log D
-through the groups' levels. Levels are common to all teachers, so regrets are far better known than
-losses.
-
-The recommendation abstains if
-  - there is no power law, or the law is flat
-  - T* is taken from the nearest group, and only a bound is known there
-  - the interval of T* spans all teachers on offer, and no teacher's regret exceeds the tie with its
-    whole interval
+T* comes from the law or from the line of exactly this budget, whichever has the narrower interval. If
+neither determines it, as with one student size, the ratio T*/S of the nearest group is used, without an
+interval. The cost of a teacher is the law's curve at its distance to T*, with an interval over draws of all
+parameters; the level of the loss is common to all teachers and far less known (`level_of`). When there is
+no recommendation: `_abstain`, and docs/method.md, The recommendation.
 
 Shapes: K teachers on offer, R draws.
 """

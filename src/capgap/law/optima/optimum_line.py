@@ -1,19 +1,12 @@
 """
-The line T* = a + b S over the separate optima of one budget, as a check on the joint fit.
+The line T* = a + b S over the separate optima of one budget, as a check on the power law.
 
-Fitted by weighted least squares over the optima inside their ladders; those at an edge enter as
-bounds (`censored.py`). The error of T* grows with T*, so each optimum i has the weight
-
-    1 / (v_i + tau^2 S_i^2)
-
-with v_i the variance of T*_i from the noise and tau the relative scatter of the optima about the
-line: the smallest tau >= 0 at which the weighted squares of the distances are no larger than their
-degrees of freedom (Mandel and Paule 1970). The interval is the t interval of this regression, which
-covers both noise and scatter (Knapp and Hartung 2003). It is never narrower than the noise of the
-optima alone makes it, because a few optima may lie on a line by luck.
-
-Students whose budgets are in proportion to their size have no budget in common: their line is drawn
-at equal tokens per parameter.
+Weighted least squares over the optima inside their ladders; those at an edge enter as bounds
+(`censored_line.py`). Optimum i has the weight 1 / (v_i + tau^2 S_i^2), v_i its variance from noise and tau
+the relative scatter about the line: the smallest tau >= 0 at which the weighted squares of the distances
+do not exceed their degrees of freedom (Mandel and Paule 1970). The interval is the t interval of this
+regression (Knapp and Hartung 2003), never narrower than the noise of the optima alone makes it. Students
+whose budgets are in proportion to their size share none: their line is drawn at equal tokens per parameter.
 
 Shapes: I interior optima, C bounds.
 """

@@ -1,30 +1,19 @@
 """
 Score every law by what it has not seen: students, budgets and teachers left out.
 
-A law is fitted without one student size, without one token budget, or without one teacher (without one
-family of teachers, if the table names them), and chooses a teacher for every student and budget that
-lost runs. Regret is the observed mean loss of its choice above the best observed one. The observed best
-is the lowest of noisy means, so regrets are a little too large, alike for every law.
+A law is fitted without one student size, one budget or one teacher (one family of teachers, if the
+table names them), and chooses a teacher for every student and budget that lost runs. Regret is the
+observed mean loss of its choice above the best observed one, which is the lowest of noisy means: regrets
+are a little too large, alike for every law. If a law gives no answer, a random teacher is scored instead.
+Intervals are t intervals over students, because the cases of one student share their noise.
 
-  power_law     T* ~ S^a D^b; the teacher nearest to T* in log size
-  two_causes    lowest g L_T + damage of the cut (two_causes.py)
-  busbridge     lowest loss predicted by the distillation scaling law (rivals/busbridge.py)
-  p2            lowest loss predicted by the P2 law, blind to the teacher (rivals/p2.py)
-  ratio         T* = r S, r the geometric mean of T*/S over the optima left at the same budget
-  least_damage  the init with the lowest loss before training
-  fixed_ratio   the published ratio times S
-  next_size_up  the smallest teacher larger than the student
-  largest       the largest teacher
-  no_teacher    the init of the smallest teacher, trained on the data alone (its own observed loss)
-  chance        a random teacher: means over all of them
+LEARNED are laws that are fitted (contenders.py; `ratio` is one T*/S for each budget), RULES learn
+nothing: `least_damage` takes the init with the lowest loss before training, `fixed_ratio` the published
+ratio times S; `no_teacher` trains the init of the smallest teacher on the data alone, by its observed loss;
+`chance` is the mean over all teachers.
 
-The law that leads is the one of LAWS with the lowest mean regret over all that was left out; if a law
-gives no answer, a random teacher is scored instead. Intervals are t intervals over students, because the
-cases of one student share their noise.
-
-Compute is training FLOPs: the column of the table, else 6 S D + 2 T D. Pilot: all runs the law needed,
-those of the other student sizes. Choice: one run with the chosen teacher. Exhaustive: one run with each
-teacher. Rules of thumb need no pilot.
+FLOPs are the column of the table, else 6 S D + 2 T D. Pilot: all runs that the law needed. Choice: one
+run with the chosen teacher. Exhaustive: one run with each. Rules need no pilot.
 """
 
 from __future__ import annotations

@@ -1,21 +1,10 @@
 """
 Read a table of runs, from `capgap collect` or elsewhere, and report everything that is wrong with it.
 
-One row is one finished run, or the mean over several (below). Separators are commas, semicolons or
-tabs; headers are matched without case and by common synonyms (`column_names.py`); sizes may be written
-7B or 1,000,000. Columns the law does not use are ignored, but one that nearly has a known name is an
-error. `run_records.RunRow` lists the columns. Of these a table needs
-
-  student sizes   in student_params_non_embedding, or as the names in `student` (7B)
-  teacher sizes   in teacher_params_non_embedding, or as the names in `teacher`
-  tokens          distillation tokens
-  the outcome     loss, perplexity, error or accuracy (`metric.py`)
-
-and everything else has a default: names are the sizes, seeds are 0, and `arm` follows from init and
-teacher. Without the column `init` it is 'unstated' and every run with a teacher is of the main arm.
-
-A row of means (columns mean, sd or se, n) stays one row; `n` is the number of runs behind it and `sd`
-their standard deviation.
+docs/tables.md describes the columns, their synonyms (`column_names.py`) and defaults; `run_records.RunRow`
+lists them. Needed are sizes of students and teachers (columns, or names like 7B), tokens, and an
+outcome (`metric.py`). Without the column `init` it is 'unstated', and every run with a teacher is of the main
+arm. A row of means (mean, sd or se, n) stays one row.
 """
 
 from __future__ import annotations

@@ -1,43 +1,18 @@
 """
-The verdict on the law, by rules that are fixed before any data.
+The verdict on the published law, by rules that are fixed before any data (docs/method.md, Verdicts).
 
-A quantity with a reference is judged with a margin on both sides (settings of `law`):
+A quantity is *equal* to a reference if its whole interval lies within a margin of it, *different* if the
+whole interval lies outside, and *not_told_apart* otherwise. The interval that decides on *different* is
+widened for all claims, and for all students and budgets of a ratio (Bonferroni).
 
-  equal           the whole interval lies within the margin of the reference
-  different       the whole interval lies outside it; as four claims are judged, and a ratio at
-                  several students and budgets, this interval is widened for all of them (Bonferroni)
-  not_told_apart  anything else
+  interior      the best teacher stands inside its ladder in more than half of the groups
+  grows         T* grows with S, at equal tokens or else at equal tokens per parameter
+  proportional  T* grows as S^1 at equal tokens per parameter (at equal tokens with one budget)
+  ratio         T*/S is the published one for the smallest and the largest student of every budget
+  tokens        T* moves with D for one student
 
-The claims:
-
-  interior      The best teacher stands inside its ladder. yes: T* of the power law does in more than
-                half of the groups of student and budget, with its whole interval, and the law is not
-                flat. no: the law is flat, or in more than half of the groups T* lies wholly beyond a
-                ladder that holds the published ratio.
-  grows         T* grows with S at equal tokens, or at equal tokens per parameter if that is all the
-                runs determine: exponent different from 0 by the margin, and above it. no: it lies
-                within the margin of 0, or below.
-  proportional  T* grows as S^1 at equal tokens per parameter (at equal tokens with one budget).
-  ratio         T*/S is the published one for the smallest and the largest student of every budget.
-                no: it differs for one of them.
-  tokens        T* moves with D for one student. yes: the exponent differs from 0. no: it is equal.
-
-The published law is a line close to a proportion, the same for all budgets. It is *contradicted* if one
-of the first four claims is no or if `tokens` is yes. It is *supported* if interior, proportional and
-ratio are yes (only for the budgets tried if `tokens` is unknown). Otherwise the runs are
-*inconclusive*.
-
-When the law is flat: capgap.law.verdicts.flatness.
-
-The cause, from the control arms, if T* lies inside the ladder:
-
-  init     no fixed init that was tried with three teachers or more has an interior optimum, or
-           the effect of the init is more than twice that of the teacher (both measured, the
-           init's above noise)
-  teacher  a fixed init has an interior optimum, and the effect of the teacher is more than twice
-           that of the init
-  both     anything between
-  unknown  the arms do not show both effects
+The published law is *contradicted* if one of the first four is no or `tokens` is yes, *supported* if
+interior, proportional and ratio are yes, and the runs are *inconclusive* otherwise.
 """
 
 from __future__ import annotations

@@ -1,18 +1,12 @@
 """
 The effect of a student's init against the effect of its teacher, from the control arms.
 
-At a fixed student size a larger teacher means heavier pruning, hence a worse init. The control arms
-separate the two effects at one student size and budget:
-
-  init     span of the losses over pruned inits, all trained without a teacher (no_teacher); without
-           that arm, the span over inits under one teacher, and of that the median over teachers
-           (cross_teacher)
-  teacher  span over teachers at one fixed init, and of that the median over inits (cross_teacher
-           and random_init)
-
-A span over K means is never 0, so the record also holds the span that noise alone exceeds with
-probability 1 - confidence (studentized range). Whether the curve at a fixed init has an optimum
-inside the grid is decided by the rules of the main arm (`single_optima.judge`).
+At a fixed student size a larger teacher means heavier pruning, hence a worse init. At one student size
+and budget, the effect of the init is the span of losses over pruned inits that were trained without a
+teacher, else over inits with one teacher (median over teachers); that of the teacher is the span over
+teachers at one init (median over inits). A span over K means is never 0, so the record also has the span
+that noise alone exceeds with probability 1 - confidence (studentized range), and the shape of the curve
+over teachers at each fixed init (`single_optima.judge`).
 """
 
 from __future__ import annotations

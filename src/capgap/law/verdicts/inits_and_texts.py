@@ -1,21 +1,15 @@
 """
 Does the best teacher differ between kinds of init, or by the text that students are measured on?
 
-Two laws are compared: of two kinds of init, or of the same runs by their losses on two texts. What
-follows speaks of kinds. For every student and budget that two kinds share, T* of both power laws is compared, as a
-ratio, within the teachers that were tried under both. A T* beyond them counts as the last of them: what
-is asked is which of the teachers there are is best. (The width of its interval is that of T* up to a
-factor of BEYOND outside, because a number that stops at an end would seem to be known.) What it costs to take the other kind's best teacher
-is compared with the margin of equally good teachers.
+Two laws are compared: of two kinds of init, or of the same runs by their losses on two texts (also called
+kinds below). For every student and budget of both, T* is compared as a ratio, within the teachers tried
+under both: a T* beyond them counts as the last of them, but the width of its interval is that of T* up to a
+factor of BEYOND outside, because a number that stops at an end would seem to be known. What the other
+kind's best teacher costs is compared with the equivalence margin. Both kinds learned from the same
+teachers, so intervals leave out each draw under both kinds at once (teacher_jackknife.py).
 
-Both kinds learned from the same teachers, whose luck they share. So intervals are those of the
-jackknife over draws of teachers (teacher_jackknife.py), each left out under both kinds at once. What the
-two kinds share cancels in every difference.
-
-Verdicts, by the geometric mean of the ratios:
-  equal           its whole interval lies within law.ratio_margin of 1
-  different       it lies wholly outside
-  not_told_apart  anything else, and always if both kinds have the same end of the ladder as best
+Verdict, by the geometric mean of the ratios: *equal* if its whole interval lies within law.ratio_margin
+of 1, *different* if wholly outside, else *not_told_apart*, and always if both have the same end as best.
 
 Shapes: G students and budgets, K draws of teachers.
 """
