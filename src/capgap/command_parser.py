@@ -7,6 +7,7 @@ import functools
 import os
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from capgap import command_table
@@ -51,6 +52,15 @@ class CommandParser(argparse.ArgumentParser):
         if args == DESCRIBE:
             raise Described(self)
         return super().parse_known_args(args, namespace)
+
+    def add_study(self, group: argparse._ActionsContainer | None = None) -> None:
+        """Add the option --study, or to one of the parser's groups."""
+        (group or self).add_argument(
+            "--study",
+            type=Path,
+            default=Path("config.yaml"),
+            help="study file (default config.yaml)",
+        )
 
     def error(self, message: str) -> NoReturn:
         """End with the message alone: the usage of a stage fills a screen."""

@@ -36,7 +36,6 @@ MARKS = {  # the least number of symbols, lines, bars or texts that each figure 
     "final": 6,
     "teachers": 5,
     "regret": 13,
-    "flatness": 12,
     "training": 16,
 }
 PAGE = "file://{}/report.html"

@@ -71,10 +71,7 @@ def test_growth_is_told_by_doublings(law):
         by_size_at_fixed_tokens_per_param=None,
     )
     law = law.model_copy(update={"exponents": exponents, "ratio_at_25_tokens_per_param": None})
-    assert (
-        growth(law)
-        == "The best teacher is 2 [1, no limit] times as large for twice the tokens."
-    )
+    assert growth(law) == "The best teacher is 2 [1, no limit] times as large for twice the tokens."
 
 
 def test_what_is_open_comes_with_the_settings_that_would_tell(law):

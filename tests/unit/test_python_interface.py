@@ -367,7 +367,7 @@ def test_a_recommendation_and_its_table(law):
 
 
 def test_figures_of_the_report(law, tmp_path):
-    for figure in ("law", "curves", "ratios", "pareto", "regret", "flatness"):
+    for figure in ("law", "curves", "ratios", "pareto", "regret", "headline"):
         assert cg.plot(law, figure).to_dict()["config"]["font"].startswith("Liberation Sans")
     cg.plot(law).save(tmp_path / "law.svg")
     assert "<svg" in (tmp_path / "law.svg").read_text()

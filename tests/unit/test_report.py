@@ -28,7 +28,7 @@ from capgap.reporting import report_text
 from capgap.reporting.answer_text import answer_of
 from capgap.stages.report import main, run
 
-FIGURES = ["headline", "curves", "law", "pareto", "final", "teachers", "regret", "flatness"]
+FIGURES = ["headline", "curves", "law", "pareto", "final", "teachers", "regret"]
 ALL_ARMS = ("no_teacher", "random_init", "cross_teacher")
 
 

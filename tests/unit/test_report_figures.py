@@ -10,7 +10,7 @@ from report_records import (
 )
 
 from capgap.law.law_record import Interval
-from capgap.reporting import charts, regret_charts, report_text
+from capgap.reporting import charts, regret_chart, report_text
 from capgap.reporting.law_chart import law_chart, level_names
 from capgap.reporting.theme import size_axis
 from capgap.stages.report import render_svg, specification
@@ -119,7 +119,7 @@ def test_compute_that_a_table_does_not_tell_is_counted():
 
 def test_regret_table_marks_the_best_and_the_tie():
     law = make_law(make_runs())
-    data = regret_charts.regret(law).data
+    data = regret_chart.regret(law).data
     for found in law.optima:
         rows = data[data.student == found.student].set_index("teacher")
         assert rows.text[found.best_teacher] == "best"
@@ -141,20 +141,6 @@ def test_drawing_twice_gives_the_same_bytes():
     assert ids
     assert ids == [f"curves-{i}" for i in range(len(ids))]
     assert set(re.findall(r"url\(#([^)]+)\)", first)) <= set(ids)
-
-
-def test_flatness_by_hand():
-    law = make_law(make_runs())
-    data = regret_charts.flatness(law).data
-    cells = data[data.kind == "teacher"]
-    assert len(cells) == sum(len(found.teachers) for found in law.optima)
-    for found in law.optima:
-        own = cells[cells.student == found.student].set_index("teacher")
-        for cell in found.teachers:
-            times = cell.teacher_params_non_embedding / found.teacher_params.value
-            assert own.times_best[cell.teacher] == pytest.approx(times)
-            assert own.regret_nats[cell.teacher] == cell.regret_nats
-    assert regret_charts.flatness(make_law(make_runs(ratio=0.3))) is None
 
 
 def test_rivals_stand_in_the_figure_of_the_law_where_they_choose():

@@ -31,10 +31,11 @@ from capgap.law.table.read_runs import RunTable, read_table
 from capgap.law.verdicts.claims import sentence
 from capgap.records.artifacts import write_text
 from capgap.reporting import charts, law_text
+from capgap.reporting.headline_chart import headline
 from capgap.reporting.law_chart import law_chart
 from capgap.reporting.learning_curves import learning_curves
 from capgap.reporting.recommendation_text import text as recommendation_text
-from capgap.reporting.regret_charts import flatness, regret
+from capgap.reporting.regret_chart import regret
 from capgap.reporting.theme import THEME
 from capgap.stages.fit import fit as fit_record
 from capgap.stages.report import rows_of
@@ -45,7 +46,7 @@ if TYPE_CHECKING:  # models need torch, which laws do not
 PathLike: TypeAlias = str | os.PathLike[str]
 Count: TypeAlias = int | str  # 60_000 or "60k"
 Init: TypeAlias = Literal["pruned", "given", "random"]
-Figure: TypeAlias = Literal["law", "curves", "controls", "ratios", "pareto", "regret", "flatness"]
+Figure: TypeAlias = Literal["law", "curves", "controls", "ratios", "pareto", "regret", "headline"]
 
 FIGURES = {
     "law": lambda law, rows: law_chart(law, None),
@@ -54,7 +55,7 @@ FIGURES = {
     "ratios": lambda law, rows: charts.ratios(law),
     "pareto": lambda law, rows: charts.pareto(rows, None, law.metric),
     "regret": lambda law, rows: regret(law),
-    "flatness": lambda law, rows: flatness(law),
+    "headline": lambda law, rows: headline(law),
 }
 
 
@@ -238,7 +239,7 @@ def plot(
         what: what `fit_law` returned, or what `distill` returned: one, several, or several by name.
         figure: of a law: law (T* against student size), curves (loss against teacher size), controls
             (control arms), ratios (T*/S against tokens), pareto (loss against compute), regret and
-            flatness (loss above the best teacher).
+            headline (loss above the best teacher).
 
     Returns:
         An Altair chart, which a notebook shows and `.save("law.html")` or `.save("law.svg")` writes.

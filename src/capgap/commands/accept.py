@@ -101,9 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         "Keep existing results after a source change that does not affect them, after checking their contents. "
         "Without --reason, it only shows what would be accepted.",
     )
-    parser.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study()
     parser.add_argument(
         "--stage", nargs="+", default=[], help="stages whose results are accepted (default all)"
     )

@@ -310,9 +310,7 @@ def main(argv: list[str] | None = None) -> None:
         "export",
         "Write the final student as a Hugging Face folder with a model card.",
     )
-    parser.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study()
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--licence", help="licence of the model, as the hub abbreviates it")
     parser.add_argument(

@@ -7,8 +7,6 @@ into the cache of the hub, so that the study can be planned without a network fr
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -63,7 +61,7 @@ def check(kind: str, name: str, revision: str, api: HfApi) -> tuple[bool, str]:
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap pin`."""
     parser = CommandParser("pin", __doc__)
-    parser.add_argument("--study", type=Path, default=Path("config.yaml"), help="study file")
+    parser.add_study()
     study = load_study(parser.parse_args(argv).study)
     api, missing = HfApi(), 0
     for kind, name, revision in pins(study):

@@ -272,9 +272,7 @@ def _print_whole(console: Console, rows: Table) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap plan`."""
     parser = CommandParser("plan", __doc__)
-    parser.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study()
     parser.add_argument(
         "--device", help=f"{' | '.join(DEVICE_NAMES)} (default: plan.device of the study)"
     )

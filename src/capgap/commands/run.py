@@ -187,9 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         "time), --profile profiles/slurm, teachers, students or law (a part of the study), or the\n"
         "path of a result. An interrupted or killed run continues where it was.",
     )
-    parser.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study()
     args, rest = parser.parse_known_args(argv)
     under_dvc = "DVC_STAGE" in os.environ  # `dvc repro` and `dvc exp run`
     if under_dvc:  # a run that DVC no longer waits for has no use

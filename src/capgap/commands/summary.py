@@ -67,9 +67,7 @@ def on_this_machine(study: Study, outputs: list[str]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = StageParser("capgap.commands.summary", __doc__)
-    parser.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study()
     args, _ = parser.parse(argv)
     run(load_study(args.study), Console())
 

@@ -53,9 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = StageParser("capgap.commands.tensorboard", __doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study(source)
     source.add_argument("--runs", type=Path, help="a folder of runs by hand, instead of a study's")
     parser.add_argument(
         "--out", type=out_folder, default="tensorboard", help="(default tensorboard)"

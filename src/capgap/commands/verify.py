@@ -75,9 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "verify",
         "Read every result of a study and compare it with its manifest and record.",
     )
-    parser.add_argument(
-        "--study", type=Path, default=Path("config.yaml"), help="study file (default config.yaml)"
-    )
+    parser.add_study()
     study = load_study(parser.parse_args(argv).study).study
     check(study, f"study {study}")
     print(f"study {study}: all results are as recorded")

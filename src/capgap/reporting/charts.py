@@ -22,7 +22,7 @@ from capgap.law.table.metric import METRICS
 from capgap.records.run_records import Metrics, RunRow
 from capgap.reporting.headline_chart import headline
 from capgap.reporting.law_chart import law_chart
-from capgap.reporting.regret_charts import flatness, regret
+from capgap.reporting.regret_chart import regret
 from capgap.reporting.report_text import (
     arm_name,
     flops,
@@ -48,6 +48,7 @@ from capgap.reporting.theme import (
     close_ends,
     facet,
     limits,
+    log_scale,
     loss_y,
     of_kind,
     ramp,
@@ -237,12 +238,10 @@ def ratios(law: LawRecord) -> Figure | None:
     x = alt.X(
         "tokens_per_param:Q",
         title="Distillation tokens per student parameter",
-        scale=alt.Scale(
-            type="log", domain=[per_param.min() / 1.25, per_param.max() * 1.25], nice=False
-        ),
+        scale=log_scale(per_param.min() / 1.25, per_param.max() * 1.25),
         axis=size_axis(per_param),
     )
-    scale = alt.Scale(type="log", domain=[least, most], nice=False)
+    scale = log_scale(least, most)
     axis = size_axis([least, most])
     y = alt.Y("ratio:Q", title=None, scale=scale, axis=axis)
     colour = student_colour(data)
@@ -318,7 +317,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") 
     x = alt.X(
         "train_flops:Q",
         title="Training compute, FLOPs",
-        scale=alt.Scale(type="log", domain=[min(compute) / 1.3, max(compute) * 1.3], nice=False),
+        scale=log_scale(min(compute) / 1.3, max(compute) * 1.3),
         axis=alt.Axis(labelExpr=_flop_labels(ticks), values=ticks),
     )
     _, shape = arm_scales(run.arm for run in runs)
@@ -459,6 +458,5 @@ def all_figures(
         final_student(final) if final else None,
         teacher_family(teachers),
         regret(law),
-        flatness(law),
     ]
     return [figure for figure in figures if figure is not None]

@@ -90,8 +90,7 @@ def headline(law: LawRecord) -> Figure:
             ),
         ),
     ]
-    metric = METRICS[law.metric]
-    title = f"{metric.noun[0].upper()}{metric.noun[1:]} above the best teacher, {metric.unit}"
+    title = METRICS[law.metric].above_axis
     if several:
         panel = {"width": 252, "height": HEIGHT}
         # An axis for every panel, because panels wrap on a narrow page.

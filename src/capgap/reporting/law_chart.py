@@ -19,6 +19,7 @@ from capgap.reporting.theme import (
     WIDE,
     Figure,
     limits,
+    log_scale,
     of_kind,
     ramp,
     size_axis,
@@ -175,5 +176,5 @@ def _closed(row: dict, bottom: float, top: float) -> dict:
 
 
 def _axis(channel: type, field: str, title: str | None, domain: list[float]):
-    scale = alt.Scale(type="log", domain=domain, nice=False)
+    scale = log_scale(*domain)
     return channel(f"{field}:Q", title=title, scale=scale, axis=size_axis(domain))

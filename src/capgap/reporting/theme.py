@@ -136,10 +136,15 @@ def size_axis(values: Iterable[float] | None = None) -> alt.Axis:
     return alt.Axis(labelExpr=SIZE_LABEL, values=ticks) if len(ticks) > 1 else size_axis()
 
 
+def log_scale(low: float, high: float) -> alt.Scale:
+    """A logarithmic scale that ends at these values."""
+    return alt.Scale(type="log", domain=[low, high], nice=False)
+
+
 def size_x(field: str, title: str, sizes: pd.Series) -> alt.X:
     """Logarithmic axis of sizes with a little room on either side."""
     known = [float(value) for value in sizes.dropna()] or [1e5, 1e6]
-    scale = alt.Scale(type="log", domain=[min(known) / 1.2, max(known) * 1.2], nice=False)
+    scale = log_scale(min(known) / 1.2, max(known) * 1.2)
     return alt.X(f"{field}:Q", title=title, scale=scale, axis=size_axis(known))
 
 

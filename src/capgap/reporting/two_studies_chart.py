@@ -13,6 +13,7 @@ from capgap.reporting.theme import (
     ORANGE,
     WIDE,
     Figure,
+    log_scale,
     size_axis,
     table,
     tips,
@@ -96,10 +97,10 @@ def _figure(
     along = alt.X(
         f"{x[0]}:Q",
         title=x[1],
-        scale=alt.Scale(type="log", domain=span, nice=False),
+        scale=log_scale(*span),
         axis=size_axis(span),
     )
-    scale = alt.Scale(type="log", domain=[least, most], nice=False)
+    scale = log_scale(least, most)
     up = alt.Y(f"{value}:Q", title=None, scale=scale, axis=size_axis([least, most]))
     colour = alt.Color(
         "study:N",

@@ -47,6 +47,11 @@ class Metric:
         unit = f", {self.unit}" if self.unit != "logits" else ""
         return f"{name[0].upper()}{name[1:]}{unit}"
 
+    @property
+    def above_axis(self) -> str:
+        """Title of an axis of differences to the best teacher."""
+        return f"{self.noun[0].upper()}{self.noun[1:]} above the best teacher, {self.unit}"
+
     def problem(self, value: float) -> str | None:
         """Why a value cannot be one of this metric, with the fix; None if it can."""
         if not np.isfinite(value):
