@@ -86,7 +86,7 @@ def test_how_it_moves_is_found_and_printed(plain):
     at = law.published_ratio_at_tokens_per_param
     assert at.low < BUDGETS[0] / law.curve.central_student_params < at.high
     assert printed.startswith("The law is contradicted")
-    assert "T* grows as D to the power 0.3" in printed
+    assert "T* grows as D^0.3" in printed
 
 
 def test_an_optimum_beyond_the_ladder_is_a_bound_and_not_dropped(tmp_path):

@@ -33,10 +33,10 @@ def test_the_law_that_leads_is_the_one_with_the_least_regret(law):
     text = leads(law)
     regret = {row.law: row.regret.regret.value for row in rows}
     assert text == (
-        "The law of two causes predicts best: for runs left out of its fit, the teachers that it chose "
-        f"cost {loss(regret['two_causes'])} nats on average, against {loss(regret['power_law'])} for the "
-        f"power law T* ~ S^a D^b, {loss(regret['p2'])} for the P2 law and "
-        f"{loss(regret['busbridge'])} for the law of Busbridge et al."
+        "The law of two causes predicts best: for runs left out of its fit, the teacher that it chose "
+        f"cost {loss(regret['two_causes'])} nats on average; that of the power law T* ~ S^a D^b "
+        f"{loss(regret['power_law'])}, that of the P2 law {loss(regret['p2'])} and that of the law of "
+        f"Busbridge et al. {loss(regret['busbridge'])}."
     )
     assert leads(law.model_copy(update={"leading": None})) == ""
 
@@ -60,8 +60,8 @@ def test_the_sentence_names_help_damage_and_the_teacher_off_its_family(law):
     help_ = law.two_causes.help
     assert f"makes its student {help_.value / 10:.3f} [" in text
     assert "Pruning t116 down to h28 costs" in text
-    assert "at 250k tokens" in text
-    assert "at 1M tokens" in text
+    assert "after 250k tokens" in text
+    assert "after 1M tokens" in text
     assert (
         off_family(law)
         == "t116 (by 0.135 nats) has a higher loss than the other teachers predict for its size."

@@ -42,11 +42,11 @@ def leads(law: LawRecord) -> str:
         return ""
     best = regrets.pop(law.leading)
     text = (
-        f"{_capital(LAW_NAMES[law.leading])} predicts best: for runs left out of its fit, the teachers that "
+        f"{_capital(LAW_NAMES[law.leading])} predicts best: for runs left out of its fit, the teacher that "
         f"it chose cost {loss(best)} {METRICS[law.metric].short} on average"
     )
-    others = listed(f"{loss(regret)} for {LAW_NAMES[name]}" for name, regret in regrets.items())
-    return text + (f", against {others}." if others else ".")
+    others = listed(f"that of {LAW_NAMES[name]} {loss(regret)}" for name, regret in regrets.items())
+    return f"{text}; {others}." if others else f"{text}."
 
 
 def lead_rows(law: LawRecord) -> list[LeadRow]:

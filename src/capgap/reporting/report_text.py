@@ -162,11 +162,11 @@ def on_ladder(found: Optimum) -> bool:
 def verdict(law: LawRecord) -> str:
     """The verdict on the published law with its reason, in a sentence or two."""
     status = {
-        "supported": "These runs support it",
-        "contradicted": "These runs contradict it",
-        "inconclusive": "These runs do not settle it",
+        "supported": "These runs support",
+        "contradicted": "These runs contradict",
+        "inconclusive": "These runs do not settle",
     }[law.overall.status]
-    text = f"{status}: {law.overall.reason}."
+    text = f"{status} T* = {law.lines[0].published_slope:g} S: {law.overall.reason}."
     if law.overall.cause == "init":
         text += " If there is a best size, the pruned init makes it, not the teacher."
     return text

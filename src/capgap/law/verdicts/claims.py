@@ -123,7 +123,7 @@ def _by_size(law: PowerLaw, confidence: float) -> tuple[Interval | None, str]:
 
 
 def _growth_reason(limits: Interval, how: str) -> str:
-    return f"{how} T* grows as S to the power {bracketed(limits)} (1 is in proportion, 0 no growth)"
+    return f"{how} T* grows as S^{bracketed(limits)} (1 is in proportion, 0 no growth)"
 
 
 def _grows(law: PowerLaw, settings: Law) -> Claim:
@@ -169,7 +169,7 @@ def _tokens(law: PowerLaw, settings: Law) -> Claim:
             reason = "tokens and student sizes vary together, so their effects cannot be separated"
         return _unknown("tokens", reason)
     strict = law.exponent(0, 1, _strict(settings))
-    reason = f"for one student T* grows as D to the power {bracketed(limits)} (0 is no growth)"
+    reason = f"for one student T* grows as D^{bracketed(limits)} (0 is no growth)"
     found = _compared("tokens", limits, strict, 0.0, settings.exponent_margin, reason)
     turned = {"yes": "no", "no": "yes", "unknown": "unknown"}[found.answer]
     return found.model_copy(update={"answer": turned})
