@@ -5,8 +5,7 @@ The distillation scaling law of Busbridge et al. (arXiv 2502.08606), a rival on 
   Lt  = E + (A/N_S^a + B/D_S^b)^g        loss of the same student trained on the data alone
 
 Losses in nats per token, N_S parameters without embeddings, D_S tokens. The teacher's size matters
-only through its loss L_T. Lt is held at the published constants unless the table has enough random
-inits trained without a teacher; d1 rescales it.
+only through its loss L_T. Lt is held at the published constants; d1 rescales it.
 
 A small study cannot determine nine constants. Which are set free follows from how many sizes,
 budgets and teachers the runs hold (`free_constants`); the others keep their published values.
