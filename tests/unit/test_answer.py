@@ -106,10 +106,15 @@ def with_estimate(law, name, low, high):
             0.11,
             0.36,
             "how strongly the best teacher grows",
-            "less than 0.15 would count as no growth",
+            "between 0 and 0.15 would count as none",
         ),
         (-0.1, 0.36, "whether the best teacher grows", "T* ~ S^0.13 [-0.1, 0.36]"),
-        (-0.4, -0.1, "how strongly the best teacher shrinks", "would count as no change"),
+        (
+            -0.4,
+            -0.1,
+            "how strongly the best teacher shrinks",
+            "between 0 and -0.15 would count as none",
+        ),
     ],
 )
 def test_an_exponent_that_excludes_zero_leaves_open_how_strong_it_is(law, low, high, begins, holds):

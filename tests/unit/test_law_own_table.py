@@ -194,7 +194,7 @@ def test_a_recommendation_by_hand(armed):
 
     shown = capgap(folder, "recommend", *asked)
     assert shown.startswith("For a student of 3B at 100B tokens: 13B.")
-    assert "the student size lies 2.31 times beyond the pilot" in shown
+    assert "the student size lies 2.31 times beyond the runs" in shown
     assert "the init made the difference" in shown
 
 
@@ -202,4 +202,4 @@ def test_a_recommendation_too_far_away_says_how_far(armed):
     folder, _, _ = armed
     asked = ["--law", "law.json", "--runs", "runs.csv", "--student", "3B", "--tokens", "1.6T"]
     shown = capgap(folder, "recommend", *asked, "--teachers", "7B,13B,70B")
-    assert "the token budget lies 10 times beyond the pilot" in shown
+    assert "the token budget lies 10 times beyond the runs" in shown

@@ -165,7 +165,7 @@ def test_how_far_it_extrapolates(pilot):
     inside = run(*pilot, student=125_000)
     assert inside.student_extrapolation == inside.tokens_extrapolation == 1
     assert "beyond the pilot" not in text(inside, law)
-    assert "No extrapolation" in text(inside, law)
+    assert "Nothing here is extrapolated." in text(inside, law)
 
 
 def test_beyond_by_hand():

@@ -8,9 +8,9 @@ import yaml
 from report_records import TOKENS, make_final, make_law, make_runs
 
 from capgap.reporting import glossary
+from capgap.reporting.answer_text import prices
 from capgap.reporting.citation import PAPER_AUTHORS, PAPER_PAGES, PAPER_TITLE, TITLE, citation
 from capgap.reporting.headline_chart import headline
-from capgap.reporting.teacher_costs import prices
 
 REPOSITORY = Path(__file__).parents[2]
 BUDGETS = (500_000, TOKENS)

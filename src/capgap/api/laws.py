@@ -33,10 +33,10 @@ from capgap.records.artifacts import write_text
 from capgap.reporting import charts, law_text
 from capgap.reporting.headline_chart import headline
 from capgap.reporting.law_chart import law_chart
-from capgap.reporting.learning_curves import learning_curves
 from capgap.reporting.recommendation_text import text as recommendation_text
 from capgap.reporting.regret_chart import regret
 from capgap.reporting.theme import THEME
+from capgap.reporting.training_chart import learning_curves
 from capgap.stages.fit import fit as fit_record
 from capgap.stages.report import rows_of
 

@@ -2,8 +2,8 @@
 What a reader should do with a study: the teacher to take, what another one costs, which questions
 the runs leave open, and the cheapest experiment that would settle each.
 
-Pure functions of the records. Sizes are parameters without embeddings, losses nats per token, or on the scale of another metric
-(`capgap.law.table.metric`).
+Pure functions of the records. Sizes are parameters without embeddings; losses are nats per token, or on
+the scale of another metric (`capgap.law.table.metric`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
 from capgap.reporting.causes_text import effects, leads
+from capgap.reporting.report_text import nats, size
 
 
 class Experiment(NamedTuple):
@@ -176,6 +177,50 @@ def costs(law: LawRecord, near: Optimum) -> str:
     return text
 
 
+class Price(NamedTuple):
+    """What one teacher costs."""
+
+    teacher: str
+    size: str  # parameters, in words
+    cost: str  # loss above the best, or 'best'
+    perplexity: (
+        str  # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
+    )
+    share: float  # of the largest cost, from 0 to 1
+
+
+class Prices(NamedTuple):
+    """What every teacher costs one student at one budget that was measured."""
+
+    student: str
+    tokens: str
+    tokens_seen: int  # the same as a number
+    rows: list[Price]  # from the smallest teacher to the largest
+
+
+def prices(law: LawRecord, final: FinalRecord | None) -> Prices:
+    """Measured costs at the student and budget of the grid that are nearest to the answer's.
+
+    Costs are mean losses above that of the best teacher, on the scale of the law's metric.
+    """
+    near = nearest(law, *_subject(law, None if final is None else final.choice))
+    worst = max(one.regret_nats for one in near.teachers) or 1.0
+    in_nats = METRICS[law.metric].unit == "nats per token"
+    rows = [
+        Price(
+            teacher=one.teacher,
+            size=size(one.teacher_params_non_embedding),
+            cost="best" if one.teacher == near.best_teacher else nats(one.regret_nats),
+            perplexity=f"+{100 * math.expm1(one.regret_nats):.1f} %"
+            if in_nats and one.teacher != near.best_teacher
+            else "",
+            share=one.regret_nats / worst,
+        )
+        for one in sorted(near.teachers, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
+    ]
+    return Prices(near.student, budget(near.tokens), near.tokens, rows)
+
+
 def noise_sd(law: LawRecord) -> float | None:
     """Standard deviation of one run over redraws of everything that is drawn, nats; None if unknown."""
     parts = [part.sd.value for part in law.noise if part.name not in (*FORM, "block")]
@@ -248,10 +293,12 @@ def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
         return f"whether the best teacher grows with {of}"
     known = f"T* ~ {symbol}^{bracketed(found, two_figures)}"
     if found.low is not None and found.low > 0:
-        return f"how strongly the best teacher grows with {of} ({known}, where less than {claim.margin:g} would count as no growth)"
-    if found.high is not None and found.high < 0:
-        return f"how strongly the best teacher shrinks with {of} ({known}, where less than {claim.margin:g} either way would count as no change)"
-    return f"whether the best teacher grows with {of} ({known})"
+        question, counts = f"how strongly the best teacher grows with {of}", f"{claim.margin:g}"
+    elif found.high is not None and found.high < 0:
+        question, counts = f"how strongly the best teacher shrinks with {of}", f"-{claim.margin:g}"
+    else:
+        return f"whether the best teacher grows with {of} ({known})"
+    return f"{question} ({known}, where an exponent between 0 and {counts} would count as none)"
 
 
 def two_figures(value: float) -> str:

@@ -11,6 +11,7 @@ from capgap.law.answers.answer_records import (
 from capgap.law.law_record import Interval, LawRecord
 from capgap.law.number_text import about, budget, span
 from capgap.law.table.metric import METRICS
+from capgap.reporting.report_text import nats_interval, reach
 
 
 def text(answer: Recommendation, law: LawRecord) -> str:
@@ -36,20 +37,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
             f"Best teacher size T* = {about(star.value)} ({level} interval: {span(star)}), "
             f"{star.value / answer.student_params_non_embedding:.2g} times the student."
         )
-    for name, factor in (
-        ("student size", answer.student_extrapolation),
-        ("token budget", answer.tokens_extrapolation),
-        ("ratio T*/S", answer.teacher_extrapolation),
-    ):
-        if factor > 1.005:
-            lines.append(
-                f"Extrapolation: the {name} lies {factor:.3g} times beyond the pilot runs."
-            )
-    if (
-        max(answer.student_extrapolation, answer.tokens_extrapolation, answer.teacher_extrapolation)
-        <= 1.005
-    ):
-        lines.append("No extrapolation: student, tokens and ratio lie within the pilot runs.")
+    lines.append(reach(answer))
     metric = METRICS[law.metric]
     known = any(row.measured_loss is not None for row in answer.ranked)
     lines += [
@@ -63,7 +51,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         mark = "*" if row.within_tie else ""
         lines.append(
             f"  {row.teacher + mark:<14}{about(row.teacher_params_non_embedding):>7}"
-            f"{row.ratio:>7.3g}  {_nats(row.predicted_loss):<22}{_above(row.predicted_regret):<22}"
+            f"{row.ratio:>7.3g}  {nats_interval(row.predicted_loss):<22}{_above(row.predicted_regret):<22}"
             + (_measured(row) if known else "")
             + f"{row.train_flops:>8.2g}"
         )
@@ -78,7 +66,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         "",
         f"Compute: training with the first teacher takes {answer.ranked[0].train_flops:.2g} FLOPs instead of "
         f"{answer.exhaustive_flops:.2g} with each of them, which saves "
-        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The pilot runs took {answer.pilot_flops:.2g}. "
+        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The runs behind the law took {answer.pilot_flops:.2g}. "
         "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
     ]
     return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
@@ -87,7 +75,8 @@ def text(answer: Recommendation, law: LawRecord) -> str:
 def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
     """The answer at equal compute: a few sentences and a table."""
     size = about(answer.student_params_non_embedding)
-    what = f"{'a student' if law.init == 'pruned' else f'a {law.init} student'} of {size} at {answer.flops:.3g} FLOPs"
+    who = "a student" if law.init == "pruned" else f"a {law.init} student"
+    what = f"{who} of {size} at {answer.flops:.3g} FLOPs"
     if answer.status == "abstains":
         lines = [f"No recommendation for {what}: {answer.reason}."]
     else:
@@ -134,23 +123,15 @@ def _rule(rule: RuleRegret, answered: bool) -> str:
     return f"  {rule.rule:<14}{rule.teacher or '-':<14}{cost}"
 
 
-def _nats(interval: Interval | None) -> str:
-    if interval is None:
-        return "unknown"
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f} [no interval]"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
 def _above(interval: Interval | None) -> str:
     """A regret; that of the best teacher is 0 by definition and has no interval."""
     if interval is not None and interval.value == interval.low == interval.high == 0:
         return "the lowest"
-    return _nats(interval)
+    return nats_interval(interval)
 
 
 def _measured(row: RankedTeacher) -> str:
     if row.measured_loss is None:
         return f"{'not measured':<38}"
     above = "the lowest" if row.measured_regret == 0 else f"{row.measured_regret:.3f}"
-    return f"{_nats(row.measured_loss):<22}{above:<16}"
+    return f"{nats_interval(row.measured_loss):<22}{above:<16}"

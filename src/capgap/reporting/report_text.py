@@ -180,7 +180,7 @@ def rivals_drawn(law: LawRecord) -> bool:
 def reach(answer: Recommendation) -> str:
     """How far an answer extrapolates."""
     far = [
-        f"the {name} lies {factor:.2g} times beyond the runs"
+        f"the {name} lies {factor:.3g} times beyond the runs"
         for name, factor in (
             ("student size", answer.student_extrapolation),
             ("token budget", answer.tokens_extrapolation),

@@ -1,4 +1,4 @@
-"""The figure of learning curves of a whole study: one student and budget at a time, by choice."""
+"""The figures of learning curves: of a whole study, one student and budget at a time, and of some runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from statistics import fmean
 
 import altair as alt
 import numpy as np
+import pandas as pd
 
 from capgap.config.counts import parse_count
 from capgap.config.run_grid import arm_of
 from capgap.law.number_text import budget
 from capgap.records.run_records import CurveRow
-from capgap.reporting.theme import ORANGE, WIDE, Figure, ramp, size_axis, table, tips
+from capgap.reporting.theme import (
+    ORANGE,
+    WIDE,
+    Figure,
+    loss_y,
+    ramp,
+    size_axis,
+    table,
+    tips,
+    titled,
+)
 
 MOST_POINTS = 24  # of a line; those of longer curves are thinned evenly in the logarithm
 NO_TEACHER = "no teacher"
@@ -146,3 +157,35 @@ def _thinned(points: dict[int, float]) -> list[tuple[int, float]]:
     ticks = np.geomspace(known[0][0], known[-1][0], MOST_POINTS)
     nearest = [int(np.abs(np.log([at for at, _ in known]) - np.log(t)).argmin()) for t in ticks]
     return [known[i] for i in dict.fromkeys(nearest)]
+
+
+def learning_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    """Validation loss against tokens, a line for each run.
+
+    curves: what curve.csv of a run contains, by the name of the run.
+    """
+    rows = [
+        curve.assign(run=name)[["run", "tokens", "val_loss_nats_per_token"]]
+        for name, curve in curves.items()
+    ]
+    data = pd.concat(rows, ignore_index=True)
+    x = alt.X(
+        "tokens:Q",
+        title="Tokens trained on",
+        scale=alt.Scale(nice=False),
+        axis=size_axis(),
+    )
+    colour = alt.Color(
+        "run:N",
+        sort=list(curves),
+        scale=alt.Scale(domain=list(curves), range=ramp(len(curves))),
+        legend=alt.Legend(title=None) if len(curves) > 1 else None,
+    )
+    base = alt.Chart(data).encode(x=x, y=loss_y("val_loss_nats_per_token:Q"), color=colour)
+    chart = alt.layer(
+        base.mark_line(strokeWidth=2),
+        base.mark_circle(size=40, opacity=1).encode(
+            tooltip=tips("run tokens", loss="val_loss_nats_per_token")
+        ),
+    ).properties(**WIDE)
+    return Figure("training", titled(chart, "Validation loss, nats per token"), data)

@@ -41,12 +41,11 @@ from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes_text, glossary, report_text
-from capgap.reporting.answer_text import Experiment, answer_of, noise_sd
+from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, prices
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
 from capgap.reporting.samples import samples_of
-from capgap.reporting.teacher_costs import prices
 from capgap.reporting.theme import THEME, Figure
 from capgap.reporting.training_chart import training
 from capgap.stages.base import StageParser, out_folder, run_stage

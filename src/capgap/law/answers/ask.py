@@ -36,10 +36,10 @@ def ask(
     """Rank teachers for a student.
 
     student: parameters without embeddings. tokens: distillation budget, the largest of the table
-    if None. init: kind of its init, pruned, given or random; that of the main arm if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
-    larger than the student are left out. Raises CapgapError if a count is not positive, no
-    teacher is larger than the student, a teacher is neither a name nor a size, or the law was not
-    fitted on this table.
+    if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
+    larger than the student are left out. init: kind of its init, pruned, given or random; that of the
+    main arm if None. Raises CapgapError if a count is not positive, no teacher is larger than the
+    student, a teacher is neither a name nor a size, or the law was not fitted on this table.
     """
     law, runs = read_both(law_path, runs_path, init)
     fit = refit(law, runs, f"{law_path} and {runs_path}")

@@ -17,11 +17,12 @@ import pandas as pd
 from capgap.config.run_grid import NONE
 from capgap.law.answers.answer_records import RankedTeacher, Recommendation
 from capgap.law.answers.extrapolation import limited
+from capgap.law.answers.power_law_answer import notes_of
 from capgap.law.causes.causes_fit import fit_two_causes
 from capgap.law.causes.teacher_family import TeacherFamily, family_of
 from capgap.law.causes.two_causes import TwoCauses
 from capgap.law.law_record import Interval, LawRecord
-from capgap.law.number_text import LAW_NAMES, about, budget, listed, span
+from capgap.law.number_text import LAW_NAMES, about, budget, span
 from capgap.law.rivals.loss_laws import LossLaw
 from capgap.law.scores.contenders import RIVALS, pruned_main
 from capgap.law.table.metric import METRICS
@@ -146,19 +147,6 @@ def _alone(value: float) -> Interval:
     return Interval(value=float(value), low=None, high=None)
 
 
-def _notes(answer: Recommendation, law: LawRecord, ranked: list[RankedTeacher]) -> list[str]:
-    """The notes on the runs that still hold, and one on teachers as good as the best."""
-    notes = [text for text in answer.notes if text.startswith("in the pilot")]
-    tie = [one for one in ranked if one.within_tie]
-    if len(tie) > 1:
-        cheapest = min(tie, key=lambda one: one.train_flops)
-        notes.append(
-            f"{listed(one.teacher for one in tie)} are predicted within {law.tie_nats:g} {METRICS[law.metric].short} of the "
-            f"best; {cheapest.teacher} is the cheapest of them"
-        )
-    return notes
-
-
 def _ranked(
     answer: Recommendation,
     law: LawRecord,
@@ -207,6 +195,6 @@ def _ranked(
             "within_tie": [one.teacher for one in ranked if one.within_tie],
             "rules": rules,
             "saved_flops": everything - best.train_flops,
-            "notes": _notes(answer, law, ranked),
+            "notes": notes_of(law, ranked),
         }
     )

@@ -61,7 +61,10 @@ def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Predi
     if len(found) == 2:
         other = next(f for f in found if f[0] != basis)
         word = "line" if other[0] == "line" else "power law"
-        note += f"; this interval is narrower than that of the {word}, {about(other[1].value)} ({span(other[1])})"
+        note += (
+            f"; this interval is narrower than that of the {word}, {about(other[1].value)} "
+            f"({span(other[1])})"
+        )
     if at != tokens:
         note += (
             f"; the student gets {budget(round(tokens))}, and these runs do not show how T* moves "
@@ -318,7 +321,7 @@ def recommend(
         exhaustive_flops=everything,
         saved_flops=everything - ranked[0].train_flops,
         pilot_flops=pilot_flops,
-        notes=_notes(fit, law, found, tie, teachers, tokens),
+        notes=_notes(fit, law, found, ranked, tokens),
     )
 
 
@@ -414,30 +417,30 @@ def _without(law: LawRecord, student: int, tokens: int) -> float | None:
     return max(0.0, near.gain_nats)
 
 
-def _notes(
-    fit: Fit,
-    law: LawRecord,
-    found: Prediction,
-    tie: list[str],
-    teachers: dict[str, int],
-    tokens: int,
-) -> list[str]:
-    notes = []
-    budgets = {place.tokens for place in fit.located}
+def _notes(fit: Fit, law: LawRecord, found: Prediction, ranked: list[RankedTeacher], tokens: int):
+    """What a reader must know beside the ranking by the power law."""
+    notes, budgets = [], {place.tokens for place in fit.located}
+    sizes = [one.teacher_params_non_embedding for one in ranked]
     if len(budgets) == 1 and tokens not in budgets:
         notes.append(
-            f"the pilot had one budget: losses are those expected at {budget(round(min(budgets)))}, "
-            "and T* may move with tokens"
+            f"the runs had one budget: losses are those expected at {budget(round(min(budgets)))}, and T* "
+            "may move with tokens"
         )
-    if len(tie) > 1:
-        cheapest = min(tie, key=lambda name: (teachers[name], name))
-        notes.append(
-            f"{listed(tie)} are predicted within {law.tie_nats:g} {METRICS[law.metric].short} of the best; {cheapest} is "
-            "the cheapest of them"
-        )
-    if min(teachers.values()) > found.value or found.value > max(teachers.values()):
-        side = "smaller" if min(teachers.values()) > found.value else "larger"
+    if not min(sizes) <= found.value <= max(sizes):
+        side = "smaller" if min(sizes) > found.value else "larger"
         notes.append(f"T* is {side} than every teacher on offer")
+    return notes + notes_of(law, ranked)
+
+
+def notes_of(law: LawRecord, ranked: list[RankedTeacher]) -> list[str]:
+    """What a reader must know beside a ranking by whatever law: ties, and what made the optimum."""
+    notes, tie = [], [one for one in ranked if one.within_tie]
+    if len(tie) > 1:
+        cheapest = min(tie, key=lambda one: (one.train_flops, one.teacher))
+        notes.append(
+            f"{listed(one.teacher for one in tie)} are predicted within {law.tie_nats:g} "
+            f"{METRICS[law.metric].short} of the best; {cheapest.teacher} is the cheapest of them"
+        )
     if law.overall.cause == "init":
-        notes.append(f"in the pilot the init made the difference: {law.overall.cause_reason}")
+        notes.append(f"in these runs the init made the difference: {law.overall.cause_reason}")
     return notes

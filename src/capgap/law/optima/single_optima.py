@@ -1,8 +1,8 @@
 """
 The best teacher of one student at one budget, from the curve of that group alone.
 
-It is a check on the joint fit, and the line T* = a + b S is drawn through these optima. The group's curve is the
-joint fit's form with T* free, curvature and skew free about the joint ones (`CURVATURE_SD`,
+It is a check on the power law, and the line T* = a + b S is drawn through these optima. The group's
+curve is that of the law with T* free, curvature and skew free about the common ones (`CURVATURE_SD`,
 `SKEW_SD`), and the study's noise. Means far from the best in log T lose weight through the misfit
 component, not by their place in the ladder.
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from capgap.config import Law
 from capgap.law.law_record import ComparedAt, Interval, LawComparison
-from capgap.law.number_text import about, budget, listed
+from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.power_law.power_law import PowerLaw
 from capgap.law.power_law.teacher_jackknife import (
     LEAST_DRAWS,
@@ -216,9 +216,9 @@ def _judge(
     assert ratio.high is not None
     one = rows[len(rows) // 2]
     text = (
-        f"T* {words.of.format(first)} is {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times "
-        f"that {words.other.format(second)}, over {len(rows)} pairs of student and budget (for {about(one.student_params_non_embedding)} "
-        f"at {budget(one.tokens)}: {about(one.teacher_params[first])} and "
+        f"T* {words.of.format(first)} is {bracketed(ratio)} times that {words.other.format(second)}, over "
+        f"{len(rows)} pairs of student and budget (for {about(one.student_params_non_embedding)} at "
+        f"{budget(one.tokens)}: {about(one.teacher_params[first])} and "
         f"{about(one.teacher_params[second])}); "
     )
     same_end = [
@@ -228,8 +228,7 @@ def _judge(
     if ends:
         text += f"a T* beyond the teachers tried counts as the {listed(ends)} of them; "
     costs = listed(
-        f"{cost[kind].value:.4f} [{cost[kind].low:.4f}, {cost[kind].high:.4f}] {words.cost.format(kind)}"
-        for kind in kinds
+        f"{bracketed(cost[kind], '{:.4f}'.format)} {words.cost.format(kind)}" for kind in kinds
     )
     text += f"the best teacher {words.rival} costs {costs}, {unit}"
     if len(same_end) == len(rows):
