@@ -331,7 +331,7 @@ def test_a_frame_gives_the_law_of_its_file_and_recovers_the_truth(runs, law, run
     assert law.record == fit_stage.fit(read, fit_stage.Law())
     assert law.optima["ratio"].to_list() == pytest.approx([3.0] * 3, rel=0.1)
     assert law.verdict in str(law)
-    assert law.statement.startswith("T* scales as S to the power 1.0")
+    assert law.statement.startswith("T* ~ S^1.0")
     law.save(tmp_path / "law.json")
     assert LawRecord.read(tmp_path / "law.json") == law.record
 

@@ -15,12 +15,11 @@ from capgap.law.law_record import (
     Interval,
     LawComparison,
     LawRecord,
-    Line,
     NoiseComponent,
     Optimum,
     TeacherMean,
 )
-from capgap.law.number_text import about, bracketed, budget, listed
+from capgap.law.number_text import bracketed
 from capgap.law.optima.optimum_line import describe_line
 from capgap.law.optima.single_optima import Located, shape_of
 from capgap.law.power_law.diagnostics import misfit_of, size_counts, teacher_effects
@@ -66,7 +65,7 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
 def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRecord:
     """The law of one kind of init, on the table in which it is the main arm."""
     law, cells = fit.power_law, cell_table(runs, settings.size)
-    optima = optima_of(fit, settings)
+    exponents, optima = exponents_of(law, settings), optima_of(fit, settings)
     lines = [describe_line(level, fitted, settings) for level, fitted in fit.lines]
     effects = effects_of(runs, law, settings)
     overall = overall_of(law, fit.why_not, optima, effects, settings)
@@ -81,7 +80,7 @@ def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRec
         noise_sd=settings.noise_sd,
         status=_fitted(law, settings),
         reason=_over(fit),
-        exponents=exponents_of(law, settings),
+        exponents=exponents,
         ratio_at_25_tokens_per_param=_ratio_at(law, settings),
         published_ratio_at_tokens_per_param=_published_at(law, settings),
         curve=None if law is None else _curve(law),
@@ -93,7 +92,7 @@ def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRec
         optima=optima,
         lines=lines,
         family_monotone=family_monotone(runs),
-        verdict=_verdict(law, lines, settings),
+        verdict=_verdict(exponents, fit.why_not),
         overall=overall,
         **scores_of(runs, cells, own_optima(fit), settings),
         effects=effects,
@@ -331,37 +330,14 @@ def own_optima(fit: Fit) -> dict[tuple[str, int], Interval]:
     }
 
 
-def _verdict(law: PowerLaw | None, lines: list[Line], settings: Law) -> str:
-    """One sentence: the power law, and the lines beside it."""
-    if law is None:
-        return f"The law is not identifiable: {lines[0].reason}."
-    parts = []
-    by_size, by_tokens, together = (
-        law.exponent(*w, settings.confidence) for w in ((1, 0), (0, 1), (1, 1))
-    )
-    if by_size is not None:
-        parts.append(f"S to the power {bracketed(by_size)}")
-    if by_tokens is not None:
-        parts.append(f"D to the power {bracketed(by_tokens)}")
-    if by_size is None and together is not None:
-        parts.append(f"S to the power {bracketed(together)} at equal tokens per parameter")
-    text = (
-        f"T* scales as {listed(parts)}"
-        if parts
-        else "One student at one budget gives an optimum, but no law"
-    )
-    if by_size is not None and together is not None:
-        text += f", and as S to the power {bracketed(together)} at equal tokens per parameter"
-    for line in lines:
-        if line.status == "fitted":
-            at = (
-                budget(line.tokens)
-                if line.tokens is not None
-                else f"{line.tokens_per_param:.3g} tokens per parameter"
-            )
-            sign = "-" if line.intercept.value < 0 else "+"
-            text += (
-                f"; the line at {at} is T* = {line.slope.value:.3g} S {sign} "
-                f"{about(round(abs(line.intercept.value)))}"
-            )
-    return text + "."
+def _verdict(exponents: Exponents, why_not: str) -> str:
+    """The law in a sentence. why_not: why there is none."""
+    if why_not:
+        return f"The law is not identifiable: {why_not}."
+    each = (("S", exponents.by_size), ("D", exponents.by_tokens))
+    parts = [f"{symbol}^{bracketed(found)}" for symbol, found in each if found is not None]
+    text = [f"T* ~ {' '.join(parts)}"] if parts else []
+    together = exponents.by_size_at_fixed_tokens_per_param
+    if together is not None:
+        text.append(f"T* ~ S^{bracketed(together)} at equal tokens per parameter")
+    return f"{', and '.join(text) or 'One student at one budget gives an optimum, but no law'}."
