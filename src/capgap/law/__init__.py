@@ -27,5 +27,5 @@ answers/     ask: which teacher to take; by the power law (power_law_answer), by
              (leading_law_answer), within what was measured (extrapolation), at equal compute
              (equal_compute); answer_records: what choice.json and final.json hold
 make_record  all of the above for a table of runs, as law.json holds it
-simulate     runs with a known law
+simulate     runs of a whole study, simulated for calibration and tests
 """
