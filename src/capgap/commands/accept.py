@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of `capgap accept`."""
     parser = CommandParser(
         "accept",
-        "Keep existing results after a source change that does not affect them, after checking their contents. "
+        "Keep existing results after a source change that does not affect them, after checking their "
+        "contents. "
         "Without --reason, it only shows what would be accepted.",
     )
     parser.add_study()

@@ -244,7 +244,8 @@ def growth(law: LawRecord) -> str:
     text = f"The best teacher is {listed(parts)}." if parts else ""
     ratio = law.ratio_at_25_tokens_per_param
     if parts and ratio is not None:
-        text += f" At 25 tokens per student parameter it is {bracketed(ratio, two_figures)} times the student."
+        times = bracketed(ratio, two_figures)
+        text += f" At 25 tokens per student parameter it is {times} times the student."
     return text
 
 

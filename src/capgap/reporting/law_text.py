@@ -194,7 +194,8 @@ def _equal_compute(record: LawRecord) -> str:
         for row in record.equal_compute
     ]
     return _aligned(
-        "T* at the compute of the run with the best teacher at equal tokens (a bound at an end of the ladder)",
+        "T* at the compute of the run with the best teacher at equal tokens (a bound at an end of the "
+        "ladder)",
         rows,
     )
 
@@ -221,11 +222,11 @@ def _inits(record: LawRecord) -> str:
 
 def _scores(record: LawRecord) -> str:
     title = (
-        f"{record.leading or 'No law'} leads ({record.leading_reason}). Regret: loss of the choice above "
+        f"{record.leading or 'No law'} leads ({record.leading_reason}).\nRegret: loss of the choice above "
         f"the best teacher tried, {METRICS[record.metric].unit}, over students, budgets and teachers left "
-        f"out of the fit, each kind alike.\nFor left-out students also: hits (regrets up to {record.tie_nats:g}), "
-        "intervals that hold the T* left out, and FLOPs of the pilot with one run of the choice against "
-        "those of one run with every teacher"
+        "out of the fit, each\nkind alike. For left-out students also: hits (regrets up to "
+        f"{record.tie_nats:g}), intervals that hold the T* left out, and FLOPs of the\nruns that it was "
+        "fitted on with one run of its choice, against those of one run with every teacher"
     )
     rows = [("law or rule", "regret", "cases", "worst", "hits", "held", "FLOPs", "all", "by kind")]
     for score in record.scores:

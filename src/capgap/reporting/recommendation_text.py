@@ -66,7 +66,8 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         "",
         f"Compute: training with the first teacher takes {answer.ranked[0].train_flops:.2g} FLOPs instead of "
         f"{answer.exhaustive_flops:.2g} with each of them, which saves "
-        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The runs behind the law took {answer.pilot_flops:.2g}. "
+        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The runs behind the law took "
+        f"{answer.pilot_flops:.2g}. "
         "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
     ]
     return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])

@@ -29,8 +29,8 @@ def run(
     """Choose among the table's teachers larger than the student, as `capgap recommend` does.
 
     student: parameters without embeddings. tokens: distillation budget of the final run. init: kind
-    of its init, that of the law's main arm if None. If the recommendation abstains, its first teacher is still chosen, because a final run needs one, and
-    the note states it. Raises CapgapError in the cases of `capgap.law.answers.ask.ask`.
+    of its init, that of the law's main arm if None. If the recommendation abstains, its first teacher is
+    still chosen, because a final run needs one, and the note states it. Raises CapgapError in the cases of `capgap.law.answers.ask.ask`.
     """
     answer = ask(law_path, runs_path, student, tokens, init=init)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
