@@ -141,5 +141,5 @@ def test_another_text_is_compared_run_by_run():
     moved = law_record(runs.assign(test_loss_nats_per_token=other), Law()).text_comparison
     assert moved.verdict == "different"
     assert holds(moved.ratio, 3.0)
-    assert "T* by the validation loss is" in moved.reason
+    assert "T* for the validation loss is" in moved.reason
     assert law_record(runs, Law()).text_comparison is None

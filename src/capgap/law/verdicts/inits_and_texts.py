@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
@@ -42,28 +41,10 @@ BEYOND = 3.0  # times beyond the ladder
 SAME_END = 1e-9  # of log size
 
 
-class Words(NamedTuple):
-    """How the two laws of a comparison are spoken of."""
-
-    of: str
-    other: str
-    cost: str
-    rival: str
-    no_law: str
-
-
-INITS = Words(
-    "of {} students", "of {} ones", "for {} students", "of the other kind", "no law of {} students"
-)
-TEXTS = Words(
-    "by the {} loss", "by the {} loss", "in {} loss", "by the other text", "no law of the {} loss"
-)
-
-
 def compare_texts(fitted: dict[str, PowerLaw | str], settings: Law) -> LawComparison:
     """Comparison of the laws of the same runs by two held-out losses; fitted: law by text, or why none."""
     first, second = fitted
-    return _compare((first, second), fitted, settings, TEXTS)
+    return _compare((first, second), fitted, settings, "the {} loss")
 
 
 def compare_inits(fitted: dict[str, PowerLaw | str], settings: Law) -> list[LawComparison]:
@@ -71,18 +52,19 @@ def compare_inits(fitted: dict[str, PowerLaw | str], settings: Law) -> list[LawC
 
     fitted: law by kind, in the order of `init_kinds.KINDS`, or why there is none.
     """
-    return [_compare(kinds, fitted, settings, INITS) for kinds in combinations(fitted, 2)]
+    return [_compare(kinds, fitted, settings, "{} students") for kinds in combinations(fitted, 2)]
 
 
 def _compare(
-    kinds: tuple[str, str], fitted: dict[str, PowerLaw | str], settings: Law, words: Words
+    kinds: tuple[str, str], fitted: dict[str, PowerLaw | str], settings: Law, called: str
 ) -> LawComparison:
+    """called: how to speak of a kind, with {} for its name."""
     first, second = kinds
     laws = []
     for kind in kinds:
         law = fitted[kind]
         if isinstance(law, str):
-            return _unknown(kinds, f"{words.no_law.format(kind)}: {law}")
+            return _unknown(kinds, f"no law for {called.format(kind)}: {law}")
         laws.append(law)
     groups = _shared(laws[0], laws[1])
     if not groups:
@@ -121,7 +103,7 @@ def _compare(
         kind: spread.interval(lambda v, i=i: v[2 + i].mean(), least=0.0)
         for i, kind in enumerate(kinds)
     }
-    verdict, reason = _judge(kinds, rows, ratio, cost, settings, words)
+    verdict, reason = _judge(kinds, rows, ratio, cost, settings, called)
     return LawComparison(
         first=first,
         second=second,
@@ -207,7 +189,7 @@ def _at(laws: list[Refitted | None], groups: list[_Group]) -> np.ndarray | None:
 
 
 def _judge(
-    kinds, rows: list[ComparedAt], ratio: Interval, cost, settings: Law, words: Words
+    kinds, rows: list[ComparedAt], ratio: Interval, cost, settings: Law, called: str
 ) -> tuple[str, str]:
     first, second = kinds
     margin = 1 + settings.ratio_margin
@@ -216,7 +198,7 @@ def _judge(
     assert ratio.high is not None
     one = rows[len(rows) // 2]
     text = (
-        f"T* {words.of.format(first)} is {bracketed(ratio)} times that {words.other.format(second)}, over "
+        f"T* for {called.format(first)} is {bracketed(ratio)} times that for {called.format(second)}, over "
         f"{len(rows)} pairs of student and budget (for {about(one.student_params_non_embedding)} at "
         f"{budget(one.tokens)}: {about(one.teacher_params[first])} and "
         f"{about(one.teacher_params[second])}); "
@@ -228,9 +210,9 @@ def _judge(
     if ends:
         text += f"a T* beyond the teachers tried counts as the {listed(ends)} of them; "
     costs = listed(
-        f"{bracketed(cost[kind], '{:.4f}'.format)} {words.cost.format(kind)}" for kind in kinds
+        f"{bracketed(cost[kind], '{:.4f}'.format)} for {called.format(kind)}" for kind in kinds
     )
-    text += f"the best teacher {words.rival} costs {costs}, {unit}"
+    text += f"the best teacher of the other costs {costs}, {unit}"
     if len(same_end) == len(rows):
         return "not_told_apart", text
     if 1 / margin <= ratio.low and ratio.high <= margin:
