@@ -10,7 +10,7 @@ from law_worlds import holds, two_kinds
 
 from capgap.commands import recommend
 from capgap.config import Law
-from capgap.law.answers.equal_compute import at_compute, equal_compute, prices_of
+from capgap.law.answers.equal_compute import at_compute, equal_compute, token_flops_of
 from capgap.law.make_record import law_record
 from capgap.law.power_law.loss_curve import bowl
 from capgap.law.power_law.power_law import fit_power_law
@@ -110,12 +110,12 @@ def test_no_law_no_answer():
 
 def test_flops_of_the_table_are_used_and_else_counted():
     runs, _ = made()
-    assert prices_of(runs).per_token(10e3, 40e3, 1) == 6 * 10e3 + 2 * 40e3
+    assert token_flops_of(runs).per_token(10e3, 40e3, 1) == 6 * 10e3 + 2 * 40e3
     runs["student_forward_flops_per_token"] = 5.0 * runs["student_params_non_embedding"]
     runs["teacher_forward_flops_per_token"] = 3.0 * runs["teacher_params_non_embedding"]
-    prices = prices_of(runs)
-    assert prices.per_token(10e3, 50e3, 4) == pytest.approx(3 * 5 * 10e3 + 3 * 50e3 / 4)
-    assert prices.forward("teacher", 640e3) == pytest.approx(3 * 640e3)  # beyond the ladder
+    found = token_flops_of(runs)
+    assert found.per_token(10e3, 50e3, 4) == pytest.approx(3 * 5 * 10e3 + 3 * 50e3 / 4)
+    assert found.forward("teacher", 640e3) == pytest.approx(3 * 640e3)  # beyond the ladder
 
 
 def test_compute_and_inits_are_asked_on_the_command_line(tmp_path, capsys):

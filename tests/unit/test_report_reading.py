@@ -8,7 +8,7 @@ import yaml
 from report_records import TOKENS, make_final, make_law, make_runs
 
 from capgap.reporting import glossary
-from capgap.reporting.answer_text import prices
+from capgap.reporting.answer_text import teacher_costs
 from capgap.reporting.citation import PAPER_AUTHORS, PAPER_PAGES, PAPER_TITLE, TITLE, citation
 from capgap.reporting.headline_chart import headline
 
@@ -37,7 +37,7 @@ def test_headline_holds_every_cost_and_a_row_of_optima_below_zero(law):
 
 def test_prices_are_those_of_the_nearest_student_that_was_measured(law):
     final = make_final()  # 131k at 3M tokens: 160k at 1.5M is nearer than 100k
-    found = prices(law, final)
+    found = teacher_costs(law, final)
     assert (found.student, found.tokens) == ("160k", "1.5M tokens")
     near = next(o for o in law.optima if (o.student, o.tokens) == ("160k", TOKENS))
     assert [row.teacher for row in found.rows] == [
@@ -58,9 +58,9 @@ def test_the_change_of_perplexity_is_the_exponential_of_the_loss(law):
     one = law.model_copy(
         update={"optima": [near.model_copy(update={"teachers": cells, "best_teacher": "t0"})]}
     )
-    assert {row.perplexity for row in prices(one, None).rows} == {"", "+10.5 %"}  # e^0.1
+    assert {row.perplexity for row in teacher_costs(one, None).rows} == {"", "+10.5 %"}  # e^0.1
     logits = one.model_copy(update={"metric": "accuracy"})
-    assert {row.perplexity for row in prices(logits, None).rows} == {""}
+    assert {row.perplexity for row in teacher_costs(logits, None).rows} == {""}
 
 
 def terms(html):

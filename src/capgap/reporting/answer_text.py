@@ -177,7 +177,7 @@ def costs(law: LawRecord, near: Optimum) -> str:
     return text
 
 
-class Price(NamedTuple):
+class TeacherCost(NamedTuple):
     """What one teacher costs."""
 
     teacher: str
@@ -189,16 +189,16 @@ class Price(NamedTuple):
     share: float  # of the largest cost, from 0 to 1
 
 
-class Prices(NamedTuple):
+class TeacherCosts(NamedTuple):
     """What every teacher costs one student at one budget that was measured."""
 
     student: str
     tokens: str
     tokens_seen: int  # the same as a number
-    rows: list[Price]  # from the smallest teacher to the largest
+    rows: list[TeacherCost]  # from the smallest teacher to the largest
 
 
-def prices(law: LawRecord, final: FinalRecord | None) -> Prices:
+def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
     """Measured costs at the student and budget of the grid that are nearest to the answer's.
 
     Costs are mean losses above that of the best teacher, on the scale of the law's metric.
@@ -207,7 +207,7 @@ def prices(law: LawRecord, final: FinalRecord | None) -> Prices:
     worst = max(one.regret_nats for one in near.teachers) or 1.0
     in_nats = METRICS[law.metric].unit == "nats per token"
     rows = [
-        Price(
+        TeacherCost(
             teacher=one.teacher,
             size=size(one.teacher_params_non_embedding),
             cost="best" if one.teacher == near.best_teacher else nats(one.regret_nats),
@@ -218,7 +218,7 @@ def prices(law: LawRecord, final: FinalRecord | None) -> Prices:
         )
         for one in sorted(near.teachers, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
     ]
-    return Prices(near.student, budget(near.tokens), near.tokens, rows)
+    return TeacherCosts(near.student, budget(near.tokens), near.tokens, rows)
 
 
 def noise_sd(law: LawRecord) -> float | None:

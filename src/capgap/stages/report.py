@@ -41,7 +41,7 @@ from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes_text, glossary, report_text
-from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, prices
+from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, teacher_costs
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
@@ -88,8 +88,8 @@ def run(
     _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
-    price_list = prices(law, final)
-    shown = price_list.student, price_list.tokens_seen
+    costs = teacher_costs(law, final)
+    shown = costs.student, costs.tokens_seen
     sizes = {m.lineage.name: m.lineage.params.non_embedding for m in teachers}
     figures = all_figures(runs, law, final, teachers)
     learned = training(list(curves), sizes, shown)
@@ -124,7 +124,7 @@ def run(
                 pictures=pictures,
                 specs=specs,
                 answers=answers,
-                prices=price_list,
+                costs=costs,
                 samples=samples and final and samples_of(samples, final),
                 glossary=glossary.entries(),
                 citation=citation(__version__),

@@ -16,7 +16,7 @@ Shapes: G groups, K teachers, I sizes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ SIDES = ("student", "teacher")
 
 
 @dataclass(frozen=True)
-class Prices:
+class TokenFlops:
     """FLOPs of a token's forward pass by the size of a model, (log size, log FLOPs) of known ones."""
 
     known: dict[str, tuple[np.ndarray, np.ndarray]]  # by side; empty if the table has no FLOPs
@@ -62,15 +62,15 @@ class Prices:
         return 3 * self.forward("student", student) + self.forward("teacher", teacher) / shared_by
 
 
-def prices_of(runs: pd.DataFrame) -> Prices:
-    """Prices by the columns of a table (`read_runs`), if they are there for all its runs."""
+def token_flops_of(runs: pd.DataFrame) -> TokenFlops:
+    """FLOPs by the columns of a table (`read_runs`), if they are there for all its runs."""
     known, taught = {}, runs[runs["teacher"] != NONE]
     for side in SIDES:
         columns = [f"{side}_params_non_embedding", f"{side}_forward_flops_per_token"]
         if columns[1] in taught and taught[columns[1]].notna().all():
             means = taught[columns].astype(float).groupby(columns[0]).mean()
             known[side] = np.log(means.index.to_numpy(float)), np.log(means[columns[1]].to_numpy())
-    return Prices(known if len(known) == len(SIDES) else {})
+    return TokenFlops(known if len(known) == len(SIDES) else {})
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class _Question:
     size: float
     flops: float
     shared_by: float
-    prices: Prices
+    token_flops: TokenFlops
     use: np.ndarray
     log_I: np.ndarray  # teacher sizes to look at
 
     def tokens(self, teacher: np.ndarray) -> np.ndarray:
         """Tokens that the compute pays for."""
-        return self.flops / self.prices.per_token(self.size, teacher, self.shared_by)
+        return self.flops / self.token_flops.per_token(self.size, teacher, self.shared_by)
 
     def losses(self, law: Refitted, log_teacher: np.ndarray) -> np.ndarray:
         """Losses of students of some teachers, nats."""
@@ -154,7 +154,7 @@ def _asked(
     if not low < sizes.max():
         return "no teacher of the runs is larger than the student"
     grid = np.linspace(math.log(low), math.log(float(sizes.max())), GRID)
-    question = _Question(size, flops, shared_by, prices_of(runs), use, grid)
+    question = _Question(size, flops, shared_by, token_flops_of(runs), use, grid)
     if not law.axes.determines(law.weights(size, float(question.tokens(np.exp(grid[0]))))):
         return (
             "the runs do not determine how T* moves with tokens, and at equal compute these differ"
@@ -206,17 +206,17 @@ def _row(
     def both(one: Refitted, flops: float | None = None) -> np.ndarray:
         """log T* at equal tokens and at the compute of that run."""
         at = float(np.clip(one.log_star(question.size, tokens), log_I[0], log_I[-1]))
-        price = question.prices.per_token(question.size, math.exp(at), question.shared_by)
-        return np.array([at, _with_flops(question, flops or float(price * tokens)).log_star(one)])
+        price = question.token_flops.per_token(question.size, math.exp(at), question.shared_by)
+        return np.array([at, replace(question, flops=flops or float(price * tokens)).log_star(one)])
 
     at = both(whole(law))
     flops = float(
-        question.prices.per_token(question.size, math.exp(at[0]), question.shared_by) * tokens
+        question.token_flops.per_token(question.size, math.exp(at[0]), question.shared_by) * tokens
     )
     # the compute is the same in every refit: it is what was asked
     spread = Spread(at, np.array([both(one, flops) for one in left]), confidence)
     star = spread.interval(lambda v: v[1], math.exp)
-    here = _with_flops(question, flops)
+    here = replace(question, flops=flops)
     return EqualCompute(
         student=student,
         student_params_non_embedding=question.size,
@@ -228,12 +228,6 @@ def _row(
         tokens_there=float(here.tokens(np.exp(at[1]))),
         ratio=spread.interval(lambda v: v[1] - v[0], math.exp),
         at_equal_tokens=math.exp(at[0]),
-    )
-
-
-def _with_flops(question: _Question, flops: float) -> _Question:
-    return _Question(
-        question.size, flops, question.shared_by, question.prices, question.use, question.log_I
     )
 
 
