@@ -23,7 +23,7 @@ from capgap.law.law_record import (
     RivalName,
     Score,
 )
-from capgap.law.number_text import about, listed
+from capgap.law.number_text import LAW_NAMES, about, listed
 from capgap.records.run_records import HarnessRecord, HarnessScore, Metrics, RunRow
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -44,12 +44,8 @@ COMPARED = {
     "different": "another best teacher for {} than for {} students",
     "not_told_apart": "not shown whether {} and {} students have the same best teacher",
 }
-LAWS = {
-    "power_law": "the power law T* ~ S^a D^b",
-    "two_causes": "the law of two causes: teacher’s loss and damage of the cut",
+LAWS = LAW_NAMES | {
     "ratio": "one constant ratio T*/S",
-    "busbridge": "distillation scaling law (Busbridge et al.)",
-    "p2": "P2 law of pruning damage, which ignores the teacher",
     "least_damage": "the pruned init with the lowest loss",
     "fixed_ratio": "the published ratio",
     "next_size_up": "the next size up",
