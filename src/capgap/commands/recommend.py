@@ -16,7 +16,7 @@ import capgap
 from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import ask, ask_compute, inverse
+from capgap.law.answers.ask import ask, ask_compute, best_student
 from capgap.law.law_record import LawRecord
 from capgap.law.table.init_kinds import KINDS
 from capgap.records import paths
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--student or --fits is needed")
     law_path, runs_path, note = law_paths(args)
     if args.fits is not None:
-        print(inverse(law_path, runs_path, args.fits, args.tokens, args.init))
+        print(best_student(law_path, runs_path, args.fits, args.tokens, args.init))
     if args.student is None:
         return
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None

@@ -89,7 +89,7 @@ def ask_compute(
     )
 
 
-def inverse(
+def best_student(
     law_path: str | Path,
     runs_path: str | Path,
     teacher: int,
