@@ -75,7 +75,7 @@ def insert(path: Path, function: str) -> str:
         ("engine/losses", "mixture_loss", {"distill"}),
         ("engine/teacher_targets", "gather", {"cache_teacher"}),
         ("pruning/store", "write_importance", {"score"}),
-        ("law/table", "read_table", {"fit", "choose", "report"}),
+        ("law/table/read_runs", "read_table", {"fit", "choose", "report"}),
         ("records/artifacts", "_settle", set(STAGES)),
         ("stages/base", "parse", set(STAGES)),
         ("stages/base", "system_message", set()),
