@@ -3,7 +3,7 @@ The joint fit of all runs, with the best teacher size T*(S, D) as its parameter.
 
     loss = level(S, D) + F(log(T/S) - u*),   u* = log(T*/S) = alpha + (a - 1) s + b d
 
-with s = log S and d = log D about their means, so that T* ~ S^a D^b, and F the curve of `curve.py`.
+with s = log S and d = log D about their means, so that T* ~ S^a D^b, and F the curve of `loss_curve.py`.
 Every group of student and budget has a level of its own. Where the students or budgets of a study
 do not vary, or vary in proportion, only some combinations of alpha, a and b can be known: u* is then
 written in a basis of those (`Axes.basis_3Q`), and any other combination is reported as undetermined.
