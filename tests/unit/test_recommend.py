@@ -161,10 +161,10 @@ def test_how_far_it_extrapolates(pilot):
     shown = text(answer, law)
     assert "student size lies 2 times beyond" in shown
     assert "token budget lies 3 times beyond" in shown
-    assert "the pilot had one budget" in shown
+    assert "the runs had one budget" in shown
     inside = run(*pilot, student=125_000)
     assert inside.student_extrapolation == inside.tokens_extrapolation == 1
-    assert "beyond the pilot" not in text(inside, law)
+    assert "beyond the runs" not in text(inside, law)
     assert "Nothing here is extrapolated." in text(inside, law)
 
 
