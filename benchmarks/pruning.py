@@ -306,7 +306,9 @@ def tables(results: list[dict]) -> str:
     losers = []
     shares = sorted({one["share"] for one in results}, reverse=True)
     for share, criterion, depth in product(shares, CRITERIA, DEPTHS):
-        cells = {r: [found.get((share, criterion, depth, r, b), {}) for b in budgets] for r in REFITS}
+        cells = {
+            r: [found.get((share, criterion, depth, r, b), {}) for b in budgets] for r in REFITS
+        }
         begin = f"| {share:.0%} | {criterion} | {depth} | "
         for how, row in cells.items():
             if any(row):
