@@ -13,6 +13,7 @@ container: STUDY.plan.container
 
 include: "rules/text.smk"
 include: "rules/teachers.smk"
+include: "rules/rounds.smk"
 include: "rules/students.smk"
 include: "rules/law.smk"
 include: "rules/final.smk"
@@ -39,6 +40,7 @@ rule all:
         results_of_study(),
         final_paths(paths.TEACHER_IMPORTANCE),
         final_targets if STUDY.final and CACHED else [],
+        final_rounds,
         final_paths(paths.INIT_MODEL),
         final_paths(paths.RUN_MODEL),
         final_paths(paths.RUN_CURVE),

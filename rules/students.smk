@@ -10,10 +10,10 @@ OUT  results/{study}/{replica}inits/{student}/{init}/model/
 
 
 rule prune_student:
-    """Prune one teacher to one student size."""
+    """Prune one teacher, or what earlier rounds left of it, to one student size."""
     input:
-        model=own_teacher,
-        importance=paths.TEACHER_IMPORTANCE,
+        model=model_to_cut,
+        importance=scores_to_cut_by,
         shape=shared_shape,
         tokens=refit_tokens,
     output:

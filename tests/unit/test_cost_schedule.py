@@ -7,8 +7,9 @@ import yaml
 
 from capgap.config.devices import CPU
 from capgap.cost.device_memory import Memory
-from capgap.cost.job_costs import Job, StudyCost, Work
+from capgap.cost.job_costs import StudyCost
 from capgap.cost.makespan import schedule
+from capgap.cost.one_job import Job, Work
 from capgap.cost.speed import (
     CALIBRATION,
     DEVICE_STARTUP_S,

@@ -101,12 +101,16 @@ def made_redundant(model, kept):
                 source, by = hidden, torch.tensor(np.where(hidden == np.arange(HIDDEN), 1.0, scale))
             elif kind in ("groups", "neurons") and not (writes and len(kinds) == 2):
                 source, by = inner[layer][kind], torch.ones(1)
-                if "v_proj" in name or "up_proj" in name:
+                if name.endswith(
+                    (".v_proj.weight", ".v_proj.bias", ".up_proj.weight", ".up_proj.bias")
+                ):
                     by = torch.tensor(np.where(source == np.arange(len(source)), 1.0, 0.6))
                     by = by.repeat_interleave(parameter.shape[dim] // len(source))
             else:
                 continue
-            places = channels(source, len(source), repeats, parameter.shape[dim])
+            places = channels(
+                source, len(source), repeats, parameter.shape[dim], sizes.heads_per_group
+            )
             shape = [-1 if d == dim else 1 for d in range(parameter.ndim)]
             with torch.no_grad():
                 parameter.copy_(parameter.index_select(dim, places) * by.float().reshape(shape))
@@ -117,9 +121,11 @@ def halved(model):
     """Half of the hidden channels and, where there are several, about half of groups and neurons."""
     sizes = sizes_of(model)
     groups = max(1, sizes.full.groups * 2 // 3)
+    hidden = HIDDEN // 2
     if sizes.hidden_is_heads:
         groups = sizes.full.groups // 2
-    return kept_some(model, groups, 12, HIDDEN // 2)
+        hidden = groups * sizes.heads_per_group * sizes.head_dim
+    return kept_some(model, groups, 12, hidden)
 
 
 def test_a_model_without_copies_does_not_stay_the_same():
@@ -138,6 +144,22 @@ def test_a_model_of_copies_cut_to_its_core_says_the_same(model):
     assert plain > 0.2 * size  # plain cutting fails
     got = logits(refitted(model, kept), ids)
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-3 * size.item())
+
+
+def test_a_layer_that_writes_nothing_goes_with_the_copies(model):
+    """Depth and widths at once: the layers that stay write what the whole model does."""
+    kept = halved(model)._replace(layers=np.array([1]))
+    ids, model = token_ids(seed=9), made_redundant(model, kept)
+    family = family_of(type(model).__name__)
+    with torch.no_grad():
+        for name in family.writers:
+            for parameter in model.get_submodule(f"{family.layers}.0.{name}").parameters():
+                parameter.zero_()
+    expected = logits(model, ids)
+    plain = (logits(cut(copy.deepcopy(model), kept), ids) - expected).abs().max()
+    assert plain > 0.2 * expected.std()
+    got = logits(refitted(model, kept), ids)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-3 * expected.std().item())
 
 
 def test_principal_components_hold_any_stream_of_fewer_directions():

@@ -19,6 +19,7 @@ WORDS = (
     "law gap student teacher size loss the of a is and larger token tree sun river stone".split()
 )
 RESULTS = "results/tiny"
+FILLED = ("model", "importance", "targets", "trunk", "cut")  # in the folder of a job
 SECRET = {"AWS_ACCESS_KEY_ID": "AKIA-never", "AWS_SECRET_ACCESS_KEY": "never-to-be-written-down"}
 
 
@@ -135,7 +136,7 @@ class Repository:
 def job_name(rule: str, output: str) -> str:
     """'rule folder' of an output: the folder that the job fills, below the study's results."""
     folder = Path(output).relative_to(RESULTS).parent
-    return f"{rule} {folder.parent if folder.name in ('model', 'importance', 'targets', 'trunk') else folder}"
+    return f"{rule} {folder.parent if folder.name in FILLED else folder}"
 
 
 def set_up(repository: Repository) -> None:

@@ -127,6 +127,7 @@ def prune(
     shape: dict[str, int] | None = None,
     importance: PathLike | None = None,
     shape_like: PathLike | None = None,
+    rounds_left: int = 1,
     name: str | None = None,
     **settings: Any,
 ) -> Pruned:
@@ -142,7 +143,9 @@ def prune(
         sparsity: share of the parameters without embeddings to remove, 0 to 1.
         shape: shape to cut to, like {"hidden": 384, "heads": 6}. Exactly one of these four.
         importance: scores from `score`; measured here if None.
-        shape_like: a model whose shape at that size is taken.
+        shape_like: a model whose shape at that size is taken; of a model that was cut before, its teacher.
+        rounds_left: cuts in which the size is reached, of which this is the first. Distil the result
+            before the next one.
         name: of the student size, for records; by default its parameters.
 
     Raises:
@@ -160,6 +163,7 @@ def prune(
             importance=_path(importance),
             tokens=tokens,
             shape_like=_path(shape_like),
+            rounds_left=rounds_left,
             name=name,
             init=init_of_hub(os.fspath(model), folder),
         )

@@ -22,8 +22,9 @@ from capgap.config import Study
 from capgap.config.devices import CPU, DEVICE_NAMES
 from capgap.cost import device_fit
 from capgap.cost.host_memory import LAW_RULES, TEXT_RULES
-from capgap.cost.job_costs import Job, StudyCost
+from capgap.cost.job_costs import StudyCost
 from capgap.cost.makespan import Schedule, duration, schedule
+from capgap.cost.one_job import Job
 from capgap.cost.speed import Speed, speed_of
 from capgap.cost.study_sizes import check_shapes
 from capgap.cost.teacher_configs import open_study
@@ -33,6 +34,7 @@ from capgap.stages.base import run_stage
 from capgap.workflow.pending import not_done
 
 EXACT_CPU_TIME_S = 15.0
+FILLED = ("model", "importance", "targets", "cut")  # folders in that of the job
 
 
 class Plan(NamedTuple):
@@ -198,7 +200,7 @@ def _identity(job: Job) -> str:
     folder = Path(job.output).parent
     if job.rule in (*TEXT_RULES, *LAW_RULES):
         return str(Path(*folder.parts[:2]))
-    return str(folder.parent if folder.name in ("model", "importance", "targets") else folder)
+    return str(folder.parent if folder.name in FILLED else folder)
 
 
 def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bool) -> list[str]:

@@ -26,7 +26,8 @@ from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, 
 from capgap.config.counts import format_count
 from capgap.config.devices import CPU
 from capgap.cost.host_memory import BASE_MB, MEGA, host_mb
-from capgap.cost.job_costs import Job, StudyCost
+from capgap.cost.job_costs import StudyCost
+from capgap.cost.one_job import Job
 from capgap.cost.speed import CALIBRATION, computed_as
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
@@ -43,6 +44,13 @@ from capgap.workflow import job_host
 
 SAMPLE_BYTES = 3 * MEGA
 TOKENIZER_SAMPLE_BYTES = 20 * MEGA
+LIKE = {  # rules that start as another one does
+    "random_init_student": "prune_student",
+    "given_student": "prune_student",
+    "cut_round": "prune_student",
+    "distill_round": "distill_student",
+    "score_round": "score_importance",
+}
 
 
 class Run(NamedTuple):
@@ -327,12 +335,6 @@ class _Probe:
                  "--out", start, *self._options(study.prune.cutting().model_copy(update=plain))],
                 {},
             )  # fmt: skip
-            if "random_init_student" in jobs:
-                startup["random_init_student"] = startup["prune_student"]
-                base["random_init_student"] = base["prune_student"]
-            if "given_student" in jobs:
-                startup["given_student"] = startup["prune_student"]
-                base["given_student"] = base["prune_student"]
             stage(
                 "distill_student",
                 ["capgap.stages.distill", "--init", start, "--teacher", teacher, *targets, *tokens,
@@ -353,6 +355,10 @@ class _Probe:
                 {"pretrain": settings.batch_tokens,
                  "evaluate": self._validated(settings, length)},
             )  # fmt: skip
+        for rule in {*jobs} & {*LIKE}:
+            for found in (startup, base):
+                if LIKE[rule] in found:
+                    found[rule] = found[LIKE[rule]]
         return startup, base
 
     def _validated(self, settings: Training, length: int) -> int:

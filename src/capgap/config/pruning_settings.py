@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from capgap.config.section import Precision, Section, Seed
+from capgap.config.section import Count, Precision, Section, Seed
 
 
 class Calibration(Section):
@@ -111,3 +111,29 @@ class StudyPrune(Prune):
         description="whether a student size has one shape for all teachers that it is pruned from, the one "
         "that the smallest teacher large enough gives; false keeps each teacher's proportions",
     )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="cuts, of equal ratios, in which a student is reached; after each but the last it "
+        "is distilled from its teacher and scored anew",
+    )
+    round_tokens: Count | None = Field(
+        None,
+        gt=0,
+        description="tokens of each of these distillations, which no budget of grid or final counts; "
+        "with more than one round they are needed",
+    )
+
+    @model_validator(mode="after")
+    def _tokens_of_rounds(self):
+        if self.rounds > 1 and self.round_tokens is None:
+            raise ValueError(
+                f"round_tokens is needed with {self.rounds} rounds: how long a student is trained "
+                "between two cuts; set it, or set rounds to 1"
+            )
+        if self.rounds == 1 and self.round_tokens is not None:
+            raise ValueError(
+                f"round_tokens is {self.round_tokens}, but with one round nothing is trained between "
+                "cuts; set rounds to 2 or more, or leave round_tokens out"
+            )
+        return self

@@ -27,6 +27,9 @@ RANDOM = "random"  # the init with random weights
 GIVEN = "given-"  # begins the name of the init that is a given student
 
 
+ROUND_SEEDS = 1000  # between the seeds of one round's order of the text and the next one's
+
+
 class Run(NamedTuple):
     """Identity of one trained student; the strings are the levels of its path."""
 
@@ -120,6 +123,31 @@ def scored_teachers(runs: Iterable[Run]) -> list[tuple[str, str]]:
         if init_kind(run.init) == "pruned"
     }
     return sorted(pruned)
+
+
+class Round(NamedTuple):
+    """Identity of a pruned init between two cuts; the strings are the levels of its path."""
+
+    student: str
+    init: str
+    number: int  # after this cut, counted from 1
+    replica: str = ""
+
+
+def rounds_of(study: Study, runs: Iterable[Run]) -> list[Round]:
+    """Every init between two cuts of runs, first cuts first; none with one round."""
+    pruned = (run for run in runs if init_kind(run.init) == "pruned")
+    inits = dict.fromkeys((run.student, run.init, run.replica) for run in pruned)
+    return [
+        Round(student, init, number, level)
+        for student, init, level in inits
+        for number in range(1, study.prune.rounds)
+    ]
+
+
+def round_seed(study: Study, number: int, replica: int | None) -> int:
+    """Seed of the order of the text after a cut: another one for every round and every replica."""
+    return study.score_stage(replica).seed + ROUND_SEEDS * number
 
 
 def teaching(study: Study, runs: Iterable[Run]) -> list[tuple[str, str]]:

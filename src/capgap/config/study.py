@@ -253,6 +253,13 @@ class Study(Section):
         scoring = self.prune.scoring()
         return scoring.model_copy(update={"seed": scoring.seed + (replica or 0)})
 
+    def round_stage(self) -> Distill:
+        """Settings of the training between two cuts: those of `distill`, with a cosine schedule.
+
+        Nothing goes on from there, so that there is no trunk to keep.
+        """
+        return self.distill.model_copy(update={"schedule": "cosine"})
+
     def teacher_size(self, teacher: str) -> int | None:
         """Parameters of a teacher or given student without embeddings and output head.
 
@@ -351,6 +358,7 @@ def _inconsistencies(study: Study):
                 "add it there, or give final.seeds instead"
             )
     yield from _same_models(study)
+    yield from _round_problems(study)
     for key, tokens in _shortest(study):
         distill = study.distill
         if tokens < distill.batch_tokens:
@@ -361,6 +369,17 @@ def _inconsistencies(study: Study):
             yield (
                 f"distill.warmup_tokens: {distill.warmup_tokens} is more than {key} of {tokens} has "
                 f"before the learning rate falls over its last {distill.decay_share:.0%}"
+            )
+
+
+def _round_problems(study: Study):
+    """Problems of the training between two cuts."""
+    tokens, distill = study.prune.round_tokens, study.distill
+    for key in ("batch_tokens", "warmup_tokens"):
+        if tokens is not None and tokens < (getattr(distill, key) or 0):
+            yield (
+                f"prune.round_tokens: {tokens} is less than distill.{key}, {getattr(distill, key)}; "
+                "raise it or lower that"
             )
 
 

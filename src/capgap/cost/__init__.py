@@ -7,7 +7,8 @@ teacher_configs  sizes and shapes of fetched teachers, from their config.json or
 study_sizes      sizes of the text and of the models of a study
 device_memory    bytes that a job holds on its device, by kind
 host_memory      main memory of a job
-job_costs        every job of a study with its tokens, FLOPs, memory, disk and downloads
+one_job          a job with its tokens, FLOPs, memory, disk and downloads
+job_costs        every job of a study; init_costs those that make inits
 makespan         critical path, and the time on N workers
 device_fit       jobs that a device cannot hold, and what would make them fit
 speed            seconds of a job, assumed or measured

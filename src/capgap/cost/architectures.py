@@ -12,7 +12,7 @@ from functools import cache
 from capgap.config import Depth, ModelShape, TeacherShape
 from capgap.config.shapes import forward_flops_per_token
 from capgap.errors import CapgapError
-from capgap.pruning.solver import Sizes, Solution, Target, Widths, meet, meet_like
+from capgap.pruning.solver import Sizes, Solution, Target, Widths, meet, meet_halfway, meet_like
 
 FAMILY_OF_CLASS = {
     "LlamaForCausalLM": "llama",
@@ -131,19 +131,29 @@ class Architecture:
         """The model itself."""
         return self._model(self.sizes.full, self.sizes.layers)
 
-    @cache  # noqa: B019 - a few architectures a process
     def pruned(self, params: int, depth: Depth, like: Sizes | None = None) -> Model:
-        """The student that pruning to `params` parameters without embeddings gives.
+        """The student that pruning to `params` parameters without embeddings gives, see `cuts`."""
+        return self.cuts(params, depth, like)[-1]
+
+    @cache  # noqa: B019 - a few architectures a process
+    def cuts(
+        self, params: int, depth: Depth, like: Sizes | None = None, rounds: int = 1
+    ) -> tuple[Model, ...]:
+        """The model, and what is left of it after each cut to `params` parameters without embeddings.
 
         like: sizes of the model that lends its shape, if students of several teachers share one.
         Raises CapgapError if no student is near enough.
         """
-        target = Target("params", params)
+        target, sizes, models = Target("params", params), self.sizes, [self.whole()]
         if like is None:
-            kept: Solution = meet(self.sizes, target, depth)
+            end: Solution = meet(sizes, target, depth)
         else:
-            kept = meet_like(self.sizes, like, target, depth)
-        return self._model(kept.widths, kept.layers)
+            end = meet_like(sizes, like, target, depth)
+        for left in range(rounds, 0, -1):
+            kept = meet_halfway(sizes, end, left)
+            sizes = replace(sizes, full=kept.widths, layers=kept.layers)
+            models.append(self._model(kept.widths, kept.layers))
+        return tuple(models)
 
     def _model(self, widths: Widths, layers: int) -> Model:
         sizes = self.sizes

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from capgap.config import Study
 from capgap.config.devices import CPU, DEVICES
-from capgap.cost.job_costs import Job, StudyCost
+from capgap.cost.job_costs import StudyCost
+from capgap.cost.one_job import Job
 from capgap.errors import CapgapError
 
 GIB = 2**30

@@ -27,7 +27,9 @@ def base_mb(rule: str) -> int:
     return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
 
 
-def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **_: str) -> int:
+def host_mb(
+    sizes: StudySizes, rule: str, *, student="", init="", teacher="", number=0, **_: str | int
+) -> int:
     """Peak main memory of a job, MB of 10^6 bytes, given the wildcards of its rule.
 
     On a device, main memory holds only the weights as they are in files, once for all processes, and
@@ -55,11 +57,13 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
         case "score_importance":
             model = sizes.architecture(teacher).whole()
             held = sizes.scoring_memory(model)
-        case "prune_student":
-            cut = sizes.student(student, init or run_grid.pruned_from(teacher))
-            held = device_memory.cutting(sizes.architecture(teacher).whole(), cut)
+        case "prune_student" | "cut_round":
+            models = sizes.cuts(student, init or run_grid.pruned_from(teacher))
+            number = int(number) or sizes.study.prune.rounds
+            whole, cut = models[number - 1], models[number]
+            held = device_memory.cutting(whole, cut)
             if sizes.study.prune.refit != "none":
-                refit = sizes.refit_memory(cut, teacher)
+                refit = sizes.refit_memory(cut, whole)
                 held = max(held, refit, key=lambda memory: memory.total)
         case "random_init_student":
             like = sizes.shape_teacher[student]
@@ -68,8 +72,12 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
         case "given_student":
             model = sizes.student(student, init)
             held = Memory(weights=2 * FLOAT * model.params)
-        case "distill_student":
-            held = sizes.distill_memory(student, init, teacher, alone=on_device)
+        case "score_round":
+            held = sizes.scoring_memory(sizes.cuts(student, init)[int(number)])
+        case "distill_student" | "distill_round":
+            cuts = sizes.cuts(student, init) if rule == "distill_round" else ()
+            model = cuts[int(number)] if cuts else sizes.student(student, init)
+            held = sizes.distill_memory(model, teacher, alone=on_device)
             if on_device and held.teacher:  # in its file, all weights are float32
                 model = sizes.architecture(teacher).whole()
                 held = replace(held, teacher=FLOAT * model.params)

@@ -9,7 +9,7 @@ no attention and embeddings these are the 6 N_S D + 2 N_T D of `config.shapes.si
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,22 +18,21 @@ from capgap.config import (
     PackageTeacher,
     PretrainedTeacher,
     TeacherTokenizer,
-    Training,
     run_grid,
 )
 from capgap.config.counts import parse_count
 from capgap.cost import device_memory
 from capgap.cost.architectures import Model, architecture
-from capgap.cost.device_memory import FLOAT, Memory
+from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
-from capgap.cost.study_sizes import StudySizes
+from capgap.cost.init_costs import CHECKPOINTS, ROUND_RULES, InitCosts, training_passes
+from capgap.cost.one_job import Job, Work
 from capgap.engine.run_plan import plan_run
 from capgap.law.answers.answer_records import Choice
 from capgap.records import paths
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
-CHECKPOINTS = 3  # two are kept while a third is written
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
 # tokens of all prompts and answers of a task with the shots of the published table, millions, about
 TASK_MTOKENS = {
@@ -49,46 +48,7 @@ TASK_MTOKENS = {
 OTHER_TASK_MTOKENS = 5
 
 
-@dataclass(frozen=True)
-class Work:
-    """Tokens of one kind of pass through a model."""
-
-    kind: str  # pretrain, train, distill, targets, evaluate, score; or text, whose tokens are bytes
-    tokens: int
-    flops: int
-    teacher_flops: int = 0  # of these, in distillation
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of the workflow."""
-
-    rule: str
-    output: str  # the output that stands for the job
-    needs: tuple[str, ...]  # outputs of other jobs
-    work: tuple[Work, ...] = ()
-    device: Memory | None = None  # on each device; None for a job that needs none
-    processes: int = 1  # which share the job, each with a device
-    precision: str = "float32"  # of its matrix products
-    teacher_precision: str = "float32"  # of the teacher's, in distillation
-    host_mb: int = 0  # peak main memory
-    disk_bytes: int = 0
-    scratch_bytes: int = 0  # while it runs
-    download_bytes: int = 0
-    read_bytes: int = 0  # of weights, from disk while it computes, if they do not fit in memory
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of all its work."""
-        return sum(work.flops for work in self.work)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens trained, scored or evaluated."""
-        return sum(work.tokens for work in self.work if work.kind != "text")
-
-
-class StudyCost(StudySizes):
+class StudyCost(InitCosts):
     """The jobs of a study."""
 
     def final_teachers(self) -> list[str]:
@@ -105,7 +65,17 @@ class StudyCost(StudySizes):
         return large_enough[-FINAL_TEACHERS:]
 
     def job(
-        self, rule: str, *, teacher="", student="", init="", tokens="", seed=0, replica="", **_
+        self,
+        rule: str,
+        *,
+        teacher="",
+        student="",
+        init="",
+        tokens="",
+        seed=0,
+        replica="",
+        number=0,
+        **_,
     ) -> Job:
         """The job of a rule with these wildcards."""
         if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
@@ -125,6 +95,9 @@ class StudyCost(StudySizes):
             return self._start(student, init, replica)
         if rule == "prune_student":
             return self._start(student, init or run_grid.pruned_from(teacher), replica)
+        if rule in ROUND_RULES:
+            place = run_grid.Round(student, run_grid.pruned_from(teacher), int(number), replica)
+            return next(job for job in self._round(place) if job.rule == rule)
         if rule in ("distill_student", "evaluate_student"):
             run = run_grid.Run(student, init, teacher, tokens, int(seed), replica)
             trained, measured = self._run(run)
@@ -161,6 +134,7 @@ class StudyCost(StudySizes):
         jobs += [self._score(*draw) for draw in run_grid.scored_teachers(runs)]
         if self.caches_targets:
             jobs += [self._targets(*draw) for draw in run_grid.teaching(study, runs)]
+        jobs += [job for place in run_grid.rounds_of(study, grid) for job in self._round(place)]
         jobs += [self._start(*init) for init in _inits(grid)]
         for run in grid:
             jobs += self._run(run)
@@ -181,7 +155,9 @@ class StudyCost(StudySizes):
         if study.final:
             made = {job.output for job in jobs}  # a final student of a size in the grid shares some
             jobs.append(light("choose_teacher", choice, [law]))
-            after = [self._start(*init) for init in _inits(final)]
+            rounds = run_grid.rounds_of(study, final)
+            after = [job for place in rounds for job in self._round(place)]
+            after += [self._start(*init) for init in _inits(final)]
             for run in final:
                 after += self._run(run, after=(choice,))
             jobs += [job for job in after if job.output not in made]
@@ -242,11 +218,6 @@ class StudyCost(StudySizes):
             disk_bytes=round(width * self.corpus_bytes / self.bytes_per_token),
         )
 
-    def _teacher_path(self, path: str, name: str, level: str) -> str:
-        """A path of the teacher that the runs of a replica use."""
-        level = run_grid.teacher_level(self.study, name, level)
-        return self.path(path, teacher=name, replica=level)
-
     def _teacher(self, name: str, level: str) -> Job:
         teacher = self.study.models[name]
         output = self._teacher_path(paths.TEACHER_MODEL, name, level)
@@ -254,7 +225,9 @@ class StudyCost(StudySizes):
         if isinstance(teacher, PretrainedTeacher):
             settings = self.study.pretrain_stage(name)
             tokens = settings.tokens // settings.batch_tokens * settings.batch_tokens
-            flops = _passes(settings) * model.forward_flops(settings.sequence_length) * tokens
+            flops = (
+                training_passes(settings) * model.forward_flops(settings.sequence_length) * tokens
+            )
             return Job(
                 "pretrain_teacher",
                 output,
@@ -279,10 +252,6 @@ class StudyCost(StudySizes):
             disk_bytes=each * model.params,
             download_bytes=each * architecture(shape).whole().params if on_hub else 0,
         )
-
-    def _validation(self, model: Model, settings: Training) -> Work:
-        tokens = (settings.validations + 1) * settings.validation_tokens
-        return Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length))
 
     def _evaluation(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
         settings, tokens = self.study.evaluate, self.held_out_tokens()
@@ -309,20 +278,12 @@ class StudyCost(StudySizes):
         )
 
     def _score(self, name: str, level: str) -> Job:
-        settings, model = self.study.prune, self.architecture(name).whole()
-        tokens = settings.calibration_sequences * settings.sequence_length
-        flops = 3 * tokens * model.forward_flops(settings.sequence_length)
-        units = model.layers * (model.neurons + model.key_value) + model.hidden
-        return Job(
+        return self._scoring(
             "score_importance",
             self.path(paths.TEACHER_IMPORTANCE, teacher=name, replica=level),
-            (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
-            work=(Work("score", tokens, flops),),
-            device=self.scoring_memory(model),
-            precision=settings.precision,
-            host_mb=host_mb(self, "score_importance", teacher=name),
-            read_bytes=self.read_bytes(model, tokens, settings.precision, passes=2),
-            disk_bytes=FLOAT * units,
+            self._teacher_path(paths.TEACHER_MODEL, name, level),
+            self.architecture(name).whole(),
+            teacher=name,
         )
 
     def _targets(self, name: str, level: str) -> Job:
@@ -396,55 +357,6 @@ class StudyCost(StudySizes):
             host_mb=host_mb(self, "sample_final", teacher=largest),
         )
 
-    def _start(self, student: str, init: str, level: str) -> Job:
-        output = self.path(paths.INIT_MODEL, student=student, init=init, replica=level)
-        model, lends = self.student(student, init), self.shape_teacher[student]
-        if init == run_grid.RANDOM:
-            rule, teacher = "random_init_student", lends
-            needs = (self._teacher_path(paths.TEACHER_MODEL, teacher, level),)
-        elif run_grid.init_kind(init) == "given":
-            rule, teacher = "given_student", init.removeprefix(run_grid.GIVEN)
-            needs = (
-                self._teacher_path(paths.TEACHER_MODEL, teacher, level),
-                self.path(paths.TOKENIZER),
-            )
-        else:
-            rule, teacher = "prune_student", init.removeprefix("pruned-")
-            needs = (
-                self._teacher_path(paths.TEACHER_MODEL, teacher, level),
-                self.path(paths.TEACHER_IMPORTANCE, teacher=teacher, replica=level),
-            )
-            if self.study.prune.one_shape and lends != teacher:
-                needs += (self._teacher_path(paths.TEACHER_MODEL, lends, level),)
-        refits = rule == "prune_student" and self.study.prune.refit != "none"
-        return Job(
-            rule,
-            output,
-            (*needs, self.path(paths.TOKENS)) if refits else needs,
-            work=(self._refit(model, self.architecture(teacher).whole()),) if refits else (),
-            device=self.refit_memory(model, teacher) if refits else None,
-            host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
-            disk_bytes=FLOAT * model.params,
-            scratch_bytes=self._refit_scratch(model, teacher) if refits else 0,
-        )
-
-    def _refit_scratch(self, student: Model, teacher: str) -> int:
-        """Bytes of the residual streams of all calibration tokens, twice for each model."""
-        prune, hidden = self.study.prune, self.architecture(teacher).whole().hidden
-        tokens = prune.calibration_sequences * prune.sequence_length
-        return 2 * FLOAT * tokens * (hidden + student.hidden)
-
-    def _refit(self, student: Model, teacher: Model) -> Work:
-        """Forward passes, second moments in float64 (twice as slow) and solutions of linear systems."""
-        length = self.study.prune.sequence_length
-        tokens = self.study.prune.calibration_sequences * length
-        passes = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
-        d, wide = student.hidden, teacher.hidden
-        pairs = [(d, wide), (d, wide), (student.attention, d), (student.neurons, d)]
-        sums = 2 * student.layers * sum(2 * i * (i + o) for i, o in pairs)
-        solved = 2 * student.layers * sum(8 * (i**3 // 3 + 4 * i * i * o) for i, o in pairs)
-        return Work("score", tokens, round(tokens * (passes + sums) + solved))
-
     def _trunk_tokens(self, run: run_grid.Run) -> int:
         """Tokens of a run's stable phase, from which larger budgets continue; 0 unless wsd."""
         return plan_run(self.study.distill, parse_count(run.tokens)).trunk_tokens
@@ -455,7 +367,7 @@ class StudyCost(StudySizes):
         model = self.student(run.student, run.init)
         tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
         shorter = run_grid.next_smaller(run, self.budgets) if settings.schedule == "wsd" else None
-        flops = _passes(settings) * model.forward_flops(settings.sequence_length)
+        flops = training_passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
         kind, of_teacher = "train", 0
         if run.teacher != run_grid.NONE:
@@ -478,7 +390,7 @@ class StudyCost(StudySizes):
                 Work(kind, tokens, tokens * (flops + of_teacher), tokens * of_teacher),
                 self._validation(model, settings),
             ),
-            device=self.distill_memory(run.student, run.init, run.teacher),
+            device=self.distill_memory(model, run.teacher),
             processes=self.study.plan.processes,
             precision=settings.precision,
             teacher_precision=settings.precision_of_teacher,
@@ -500,8 +412,3 @@ class StudyCost(StudySizes):
 def _inits(runs: list[run_grid.Run]) -> list[tuple[str, str, str]]:
     """The inits of runs, once each: (student, init, replica's level)."""
     return list(dict.fromkeys((run.student, run.init, run.replica) for run in runs))
-
-
-def _passes(settings: Training) -> int:
-    """Cost of a training step in forward passes; with activation checkpointing one is repeated."""
-    return 4 if settings.activation_checkpointing else 3

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from capgap.cost.job_costs import Job
+from capgap.cost.one_job import Job
 
 
 @dataclass(frozen=True)

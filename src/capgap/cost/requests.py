@@ -15,7 +15,8 @@ from functools import cache
 from capgap.config import Study, run_grid
 from capgap.config.devices import CPU
 from capgap.cost.device_fit import refuse_misfits
-from capgap.cost.job_costs import Job, StudyCost
+from capgap.cost.job_costs import StudyCost
+from capgap.cost.one_job import Job
 from capgap.cost.speed import Assumed
 
 MEMORY_MARGIN = 1.25
@@ -77,10 +78,12 @@ class Requests:
         return math.ceil(max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60))
 
     def _of(self, rule: str, wildcards) -> tuple[int, int]:
-        names = ("teacher", "student", "init", "tokens", "given")
+        names = ("teacher", "student", "init", "tokens", "given", "number")
         return self._needs(rule, *(wildcards.get(name, "") for name in names))
 
-    def _needs(self, rule, teacher, student, init, tokens, given) -> tuple[int, int]:
+    def _needs(self, rule, teacher, student, init, tokens, given, number) -> tuple[int, int]:
         init = run_grid.given_init(given) if given else init
-        job = self.cost.job(rule, teacher=teacher, student=student, init=init, tokens=tokens)
+        job = self.cost.job(
+            rule, teacher=teacher, student=student, init=init, tokens=tokens, number=number or 0
+        )
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)

@@ -7,7 +7,7 @@ from pathlib import Path
 from capgap.config import Study
 from capgap.config.devices import CPU, DEVICES
 from capgap.cost.host_memory import MEGA, base_mb
-from capgap.cost.job_costs import Job
+from capgap.cost.one_job import Job
 from capgap.records.run_records import Calibration
 from capgap.workflow import job_host
 
@@ -17,7 +17,7 @@ JOB_STARTUP_S = 5.0
 FORK_STARTUP_S = 0.5  # of a fork of the job host, which only loads its models
 FORKED = ("pretrain_teacher", "evaluate_teacher", "score_importance", "cache_teacher")
 FORKED += ("prune_student", "random_init_student", "given_student", "distill_student")
-FORKED += ("evaluate_student", "sample_final")
+FORKED += ("evaluate_student", "sample_final", "cut_round", "distill_round", "score_round")
 ASSUMED_GFLOPS = 15.0  # of a core with small models, without a calibration
 ASSUMED_TEXT_S_PER_MB = 1.0
 DOWNLOAD_BYTES_PER_S = 50e6

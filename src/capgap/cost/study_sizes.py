@@ -143,31 +143,37 @@ class StudySizes:
 
     def student(self, student: str, init: str) -> Model:
         """Shape of a student, from its size and its init. Raises CapgapError if no cut is possible."""
-        prune, lends = self.study.prune, self.shape_teacher[student]
+        lends = self.shape_teacher[student]
         if run_grid.init_kind(init) == "given":
             model = self.architecture(init.removeprefix(run_grid.GIVEN)).whole()
             rows = round(model.embedding * self.vocab / model.vocab)
             return replace(model, vocab=self.vocab, embedding=rows)
         teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
+        return self._cuts(student, teacher, 1)[-1]
+
+    def cuts(self, student: str, init: str) -> tuple[Model, ...]:
+        """Shapes from a pruned init's teacher to the init itself: one more than there are rounds."""
+        teacher = init.removeprefix(run_grid.pruned_from(""))
+        return self._cuts(student, teacher, self.study.prune.rounds)
+
+    def _cuts(self, student: str, teacher: str, rounds: int) -> tuple[Model, ...]:
+        prune, lends = self.study.prune, self.shape_teacher[student]
         like = self.architecture(lends).sizes if prune.one_shape and teacher != lends else None
+        of, params = self.architecture(teacher), parse_count(student)
         try:
-            return self.architecture(teacher).pruned(parse_count(student), prune.shaping(), like)
+            return of.cuts(params, prune.shaping(), like, rounds)
         except CapgapError as error:
             raise CapgapError(f"student {student} from teacher {teacher}: {error}") from None
 
-    def refit_memory(self, cut: Model, teacher: str) -> Memory:
-        """Peak memory of refitting a student that was cut out of a teacher."""
+    def refit_memory(self, cut: Model, whole: Model) -> Memory:
+        """Peak memory of refitting a model that was cut out of another."""
         length = self.study.prune.sequence_length
-        whole = self.architecture(teacher).whole()
         return device_memory.refitting(whole, cut, length, self.scores(length))
 
-    def distill_memory(
-        self, student: str, init: str, teacher: str, *, alone: bool = False
-    ) -> Memory:
+    def distill_memory(self, model: Model, teacher: str, *, alone: bool = False) -> Memory:
         """Memory of one process of a distillation; alone: as in `training_memory`."""
         absent = teacher == run_grid.NONE or self.caches_targets
         taught_by = None if absent else self.architecture(teacher).whole()
-        model = self.student(student, init)
         return self.training_memory(model, self.study.distill, taught_by, alone=alone)
 
     def on_disk(self, model: Model, precision: str) -> bool:

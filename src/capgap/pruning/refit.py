@@ -49,6 +49,7 @@ from capgap.pruning.refit_sites import (
     is_tied,
     linears_of,
     matrix_of,
+    norms_of,
     set_matrix,
     sites_of_layer,
     writes,
@@ -105,7 +106,7 @@ class _Refit:
         half_B = torch.arange(len(inputs_BT)) % 2
         halves = half_B[:, None].expand_as(inputs_BT).split(rows)
         self.halves = [half.reshape(-1).to(self.device) for half in halves]
-        inner, (self.outer_norm,) = self.family.norms
+        inner, (self.outer_norm,) = norms_of(teacher, self.family)
         self.linears = linears_of(teacher, self.family)
         [self.kinds] = [
             {name: kind_of(layer.get_submodule(name), name) for name in inner}
@@ -306,7 +307,7 @@ class _Refit:
         units = getattr(self.kept, kind)
         units = units if units.ndim == 1 else units[at]
         of = getattr(self.sizes.full, kind)
-        return channels(units, of, repeats, size).to(self.device)
+        return channels(units, of, repeats, size, self.sizes.heads_per_group).to(self.device)
 
     def _kept_rows(self, carried: tuple[int, str], matrix: torch.Tensor, at: int) -> torch.Tensor:
         """The outputs that stay, of a matrix whose first dimension lists outputs."""

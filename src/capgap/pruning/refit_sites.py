@@ -25,6 +25,9 @@ REFITTED = (  # architectures whose layers add just the outputs of two matrices 
     "SmolLM3ForCausalLM",
     "GemmaForCausalLM",
     "NemotronForCausalLM",
+    "Phi3ForCausalLM",
+    "StableLmForCausalLM",
+    "FalconForCausalLM",
     "GPT2LMHeadModel",
     "GPTNeoXForCausalLM",
     "OPTForCausalLM",
@@ -57,7 +60,7 @@ def check_known(model: PreTrainedModel) -> None:
             f"{type(model).__name__}: the refit does not support this architecture; it supports "
             f"{', '.join(REFITTED)}; {REFUSED}"
         )
-    linears, (inner_norms, outer_norms) = linears_of(model, family), family.norms
+    linears, (inner_norms, outer_norms) = linears_of(model, family), norms_of(model, family)
     if len(outer_norms) != 1:
         raise CapgapError(
             f"{type(model).__name__}: {len(outer_norms)} norms outside of the layers, but the refit "
@@ -75,6 +78,14 @@ def check_known(model: PreTrainedModel) -> None:
             known = name in family.outer_embedding or module in outer_norms
         if carried and not known:
             raise CapgapError(f"{name}: the refit does not support this tensor; {REFUSED}")
+
+
+def norms_of(model: PreTrainedModel, family: Family) -> tuple[list[str], list[str]]:
+    """The norms of `Family.norms` that a model has: those of a layer, and those outside the layers."""
+    inner, outer = family.norms
+    layer = model.get_submodule(f"{family.layers}.0")
+    there = {name for name, _ in layer.named_modules()}
+    return [name for name in inner if name in there], outer
 
 
 def linears_of(model: PreTrainedModel, family: Family) -> dict[str, Linear]:
@@ -103,8 +114,8 @@ def sites_of_layer(
 
     hooks = [("before", name, before(name)) for name in linears]
     hooks += [("after", name, behind_norm(name)) for name in norms]
-    hooks += [
-        ("after", linear.name, lambda module, args, output: written.append(output))
+    hooks += [  # clones, because Falcon adds to an output in place
+        ("after", linear.name, lambda module, args, output: written.append(output.clone()))
         for linear in linears.values()
         if writes(linear)
     ]

@@ -151,6 +151,41 @@ def meet_like(sizes: Sizes, reference: Sizes, target: Target, depth: Depth) -> S
     return meet(sizes, Target("shape", shape), depth)._replace(relative_error=wanted.relative_error)
 
 
+def meet_halfway(sizes: Sizes, end: Solution, rounds_left: int) -> Solution:
+    """The shape after the first of `rounds_left` cuts to `end`, `end` itself if one is left.
+
+    Layers and every width go that part of the way, in logarithms, and stay at or above the end's.
+    Hidden channels are as near to it as the heads allow; multiples of more than that are kept at the end
+    alone. Raises CapgapError for fewer than one cut.
+    """
+    if rounds_left < 1:
+        raise CapgapError(
+            f"rounds_left is {rounds_left}, but this cut is one of them; set it to 1 or more"
+        )
+    if rounds_left == 1:
+        return end
+
+    def between(full: int, kept: int) -> float:
+        return full * (kept / full) ** (1 / rounds_left)
+
+    full, kept = sizes.full, end.widths
+    wanted = [between(*pair) for pair in zip(full, kept, strict=True)]
+    candidates = [
+        Widths(groups, round(wanted[1]), hidden)
+        for groups in range(kept.groups, full.groups + 1)
+        for hidden in _hidden_choices(replace(sizes, multiple_of=1), groups, step=1)
+        if kept.hidden <= hidden <= full.hidden
+    ]
+
+    def distance(widths: Widths) -> float:
+        return sum(math.log(w / exact) ** 2 for w, exact in zip(widths, wanted, strict=True))
+
+    widths = min(candidates, key=distance)
+    layers = round(between(sizes.layers, end.layers))
+    params = sizes.params(widths, layers)
+    return _solution(sizes, widths, layers, params, params)
+
+
 def solve(
     sizes: Sizes, target: int, layers: int | None = None, *, with_embeddings: bool = False
 ) -> Solution:

@@ -8,6 +8,8 @@ results/<study>/
   teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,targets/,harness.json}
                                                   and model/ of a given student, as it came
   inits/<student>/<init>/model/                   pruned-<teacher>, random or given-<student>
+  inits/<student>/<init>/round-<round>/           of prune.rounds, all but the last:
+                                                  {cut/,model/,train.json,curve.csv,importance/}
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
                                                    trunk/ if the schedule is wsd}
@@ -58,6 +60,14 @@ TEACHER_IMPORTANCE = f"{TEACHER_DIR}/importance/{MANIFEST}"
 TEACHER_TARGETS = f"{TEACHER_DIR}/targets/{MANIFEST}"
 
 INIT_MODEL = f"{INIT_DIR}/{MODEL}"
+
+# a pruned init between two cuts
+ROUND_DIR = f"{INIT_DIR}/round-{{number}}"
+ROUND_CUT = f"{ROUND_DIR}/cut/{MANIFEST}"
+ROUND_MODEL = f"{ROUND_DIR}/{MODEL}"
+ROUND_TRAIN = f"{ROUND_DIR}/{TRAIN}"
+ROUND_CURVE = f"{ROUND_DIR}/{CURVE}"
+ROUND_IMPORTANCE = f"{ROUND_DIR}/importance/{MANIFEST}"
 
 RUN_MODEL = f"{RUN_DIR}/{MODEL}"
 RUN_TRUNK = f"{RUN_DIR}/{TRUNK}"  # state from which larger budgets go on

@@ -7,6 +7,8 @@ All layers lose the same number of units; the head dimension stays. Scores come 
 With --refit least_squares the weights that stay are fitted, on the same text, to the outputs
 of the whole model, and the hidden channels are reduced to their principal components.
 
+With --rounds-left N it goes an Nth of the way: train the result (capgap distill), and prune it on.
+
 IN   model folder or model id of the hub, and what to score it and refit the rest on
 OUT  model folder that AutoModelForCausalLM loads, with the model's tokenizer
 """
@@ -45,7 +47,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.importance import MICRO_BATCH_TOKENS
 from capgap.pruning.refit import check_known, refit
 from capgap.pruning.selection import select
-from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_like
+from capgap.pruning.solver import SHAPE_KEYS, Sizes, Solution, Target, meet, meet_halfway, meet_like
 from capgap.pruning.store import read_importance
 from capgap.pruning.surgery import Kept, cut, sizes_of
 from capgap.records.artifacts import folder_of, open_folder, publish_folder
@@ -71,6 +73,7 @@ def run(
     *,
     tokens_folder: Path | None = None,
     shape_like: Path | None = None,
+    rounds_left: int = 1,
     name: str | None = None,
     init: str | None = None,
     seed: int | None = None,
@@ -79,6 +82,7 @@ def run(
 
     tokens_folder: token streams to refit on, needed if the settings ask for a refit.
     shape_like: model whose shape at the target is taken, by default the one that is pruned.
+    rounds_left: cuts in which the target is reached, of which this is the first.
     name: of the student size, by default written from its parameters. init: name of the start, by
     default pruned-<name of the model>. seed: of the text that the importance was measured on, for
     the record. Returns the sizes of the model and what was kept of them.
@@ -88,12 +92,13 @@ def run(
     importance = read_importance(importance_folder, folder)
     teacher = read_lineage(folder, model).name
     sizes = sizes_of(model)
-    solution = plan(sizes, target, settings, shape_like)
+    solution = plan(sizes, target, settings, shape_like, rounds_left)
     kept = select(importance, solution, settings)
     student = cut(model, kept)
     if settings.refit == "least_squares":
         student = _refitted(settings, student, folder, kept, tokens_folder, out.parent)
-    size = target.value if target.kind == "params" else solution.params_non_embedding
+    exact = target.kind == "params" and rounds_left == 1
+    size = target.value if exact else solution.params_non_embedding
     lineage = Lineage(
         kind="init",
         name=name or format_count(size),
@@ -134,11 +139,15 @@ def _refitted(
     return student.cpu()
 
 
-def plan(sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None) -> Solution:
+def plan(
+    sizes: Sizes, target: Target, settings: Depth, shape_like: Path | None, rounds_left: int
+) -> Solution:
     """What is kept of a model; CapgapError if the target is impossible."""
     if shape_like is None:
-        return meet(sizes, target, settings)
-    return meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)
+        end = meet(sizes, target, settings)
+    else:
+        end = meet_like(sizes, sizes_of(load_shape(shape_like)), target, settings)
+    return meet_halfway(sizes, end, rounds_left)
 
 
 @by_hand
@@ -204,6 +213,15 @@ def shape_argument(text: str) -> dict[str, int]:
         ) from None
 
 
+def rounds_argument(text: str) -> int:
+    """An argparse type for a number of cuts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"a number of cuts is a whole number from 1 on, got '{text}'"
+        )
+    return int(text)
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Options that say how large the pruned model shall be; exactly one must be given."""
     group = parser.add_mutually_exclusive_group(required=True)
@@ -254,6 +272,7 @@ def score_and_prune(
     tokens: Path | None = None,
     text: Path | None = None,
     shape_like: Path | None = None,
+    rounds_left: int = 1,
     name: str | None = None,
     init: str | None = None,
     scored_with: int | None = None,
@@ -274,7 +293,7 @@ def score_and_prune(
     with tempfile.TemporaryDirectory() as temporary:
         if reads:  # refuse what is impossible before what takes long
             shape = load_shape(folder)
-            plan(sizes_of(shape), target, settings, shape_like)
+            plan(sizes_of(shape), target, settings, shape_like, rounds_left)
             if settings.refit != "none":
                 check_known(shape)
         if reads and tokens is None:
@@ -294,6 +313,7 @@ def score_and_prune(
             out,
             tokens_folder=tokens,
             shape_like=shape_like,
+            rounds_left=rounds_left,
             name=name,
             init=init,
             seed=seed,
@@ -325,7 +345,15 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         metavar="MODEL",
         help="take the shape that the target gives this model, so that students of several teachers "
-        "share it",
+        "share it; of a model that was cut before, its teacher",
+    )
+    parser.add_argument(
+        "--rounds-left",
+        type=rounds_argument,
+        default=1,
+        metavar="N",
+        help="cuts in which the target is reached, of which this is the first (default 1); train in "
+        "between, and name the teacher with --shape-like from the second on",
     )
     parser.add_argument("--name", help="name of the student size (default: its parameters)")
     parser.add_argument("--init", help="name of the init (default: pruned-<model>)")
@@ -349,6 +377,7 @@ def main(argv: list[str] | None = None) -> None:
         tokens=args.tokens,
         text=args.text,
         shape_like=args.shape_like,
+        rounds_left=args.rounds_left,
         name=args.name,
         init=args.init or init_of_hub(args.model, folder),
         scored_with=args.scored_with,

@@ -1,0 +1,149 @@
+"""What the inits of a study cost, and the training and scoring between two cuts."""
+
+from __future__ import annotations
+
+from capgap.config import Training, run_grid
+from capgap.cost.architectures import Model
+from capgap.cost.device_memory import FLOAT
+from capgap.cost.host_memory import host_mb
+from capgap.cost.one_job import Job, Work
+from capgap.cost.study_sizes import StudySizes
+from capgap.records import paths
+
+ROUND_RULES = ("cut_round", "distill_round", "score_round")
+CHECKPOINTS = 3  # two are kept while a third is written
+
+
+class InitCosts(StudySizes):
+    """The jobs that make inits, and what other jobs share with them."""
+
+    def _teacher_path(self, path: str, name: str, level: str) -> str:
+        """A path of the teacher that the runs of a replica use."""
+        level = run_grid.teacher_level(self.study, name, level)
+        return self.path(path, teacher=name, replica=level)
+
+    def _validation(self, model: Model, settings: Training) -> Work:
+        tokens = (settings.validations + 1) * settings.validation_tokens
+        return Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length))
+
+    def _start(self, student: str, init: str, level: str) -> Job:
+        """The job that makes an init."""
+        if run_grid.init_kind(init) == "pruned":
+            return self._cut(student, init, level, self.study.prune.rounds)
+        if init == run_grid.RANDOM:
+            rule, teacher, others = "random_init_student", self.shape_teacher[student], ()
+        else:
+            rule, teacher = "given_student", init.removeprefix(run_grid.GIVEN)
+            others = (self.path(paths.TOKENIZER),)
+        return Job(
+            rule,
+            self.path(paths.INIT_MODEL, student=student, init=init, replica=level),
+            (self._teacher_path(paths.TEACHER_MODEL, teacher, level), *others),
+            host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
+            disk_bytes=FLOAT * self.student(student, init).params,
+        )
+
+    def _cut(self, student: str, init: str, level: str, number: int) -> Job:
+        """The job of one cut of a pruned init, from its teacher or from the round before."""
+        prune, names = self.study.prune, {"student": student, "init": init, "replica": level}
+        teacher, lends = init.removeprefix(run_grid.pruned_from("")), self.shape_teacher[student]
+        whole, cut = self.cuts(student, init)[number - 1 : number + 1]
+        own = self._teacher_path(paths.TEACHER_MODEL, teacher, level)
+        needs = [own, self.path(paths.TEACHER_IMPORTANCE, teacher=teacher, replica=level)]
+        if number > 1:
+            before = names | {"number": number - 1}
+            needs = [self.path(paths.ROUND_MODEL, **before), own]
+            needs.append(self.path(paths.ROUND_IMPORTANCE, **before))
+        if prune.one_shape and lends != teacher:
+            needs.append(self._teacher_path(paths.TEACHER_MODEL, lends, level))
+        last, refits = number == prune.rounds, prune.refit != "none"
+        rule = "prune_student" if last else "cut_round"
+        path = paths.INIT_MODEL if last else paths.ROUND_CUT
+        if refits:
+            needs.append(self.path(paths.TOKENS))
+        return Job(
+            rule,
+            self.path(path, number=number, **names),
+            tuple(needs),
+            work=(self._refit(cut, whole),) if refits else (),
+            device=self.refit_memory(cut, whole) if refits else None,
+            host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher, number=number),
+            disk_bytes=FLOAT * cut.params,
+            scratch_bytes=self._refit_scratch(cut, whole) if refits else 0,
+        )
+
+    def _round(self, place: run_grid.Round) -> list[Job]:
+        """A cut that is not the last, the training after it and the scores for the next cut."""
+        names, settings = place._asdict(), self.study.round_stage()
+        teacher = place.init.removeprefix(run_grid.pruned_from(""))
+        model = self.cuts(place.student, place.init)[place.number]
+        tokens = self.study.prune.round_tokens // settings.batch_tokens * settings.batch_tokens
+        needs = [
+            self.path(paths.ROUND_CUT, **names),
+            self.path(paths.TOKENS),
+            self._teacher_path(paths.TEACHER_MODEL, teacher, place.replica),
+        ]
+        of_teacher = 0
+        if self.caches_targets:
+            needs.append(self._teacher_path(paths.TEACHER_TARGETS, teacher, place.replica))
+        else:
+            whole = self.architecture(teacher).whole()
+            of_teacher = whole.forward_flops(settings.sequence_length)
+        own = training_passes(settings) * model.forward_flops(settings.sequence_length)
+        trained = Job(
+            "distill_round",
+            self.path(paths.ROUND_MODEL, **names),
+            tuple(needs),
+            work=(
+                Work("distill", tokens, tokens * (own + of_teacher), tokens * of_teacher),
+                self._validation(model, settings),
+            ),
+            device=self.distill_memory(model, teacher),
+            processes=self.study.plan.processes,
+            precision=settings.precision,
+            teacher_precision=settings.precision_of_teacher,
+            host_mb=host_mb(self, "distill_round", **names | {"teacher": teacher}),
+            disk_bytes=FLOAT * model.params,
+            scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
+        )
+        cut = self._cut(place.student, place.init, place.replica, place.number)
+        output = self.path(paths.ROUND_IMPORTANCE, **names)
+        return [cut, trained, self._scoring("score_round", output, trained.output, model, **names)]
+
+    def _scoring(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
+        settings = self.study.prune
+        tokens = settings.calibration_sequences * settings.sequence_length
+        flops = 3 * tokens * model.forward_flops(settings.sequence_length)
+        units = model.layers * (model.neurons + model.key_value) + model.hidden
+        return Job(
+            rule,
+            output,
+            (source, self.path(paths.TOKENS)),
+            work=(Work("score", tokens, flops),),
+            device=self.scoring_memory(model),
+            precision=settings.precision,
+            host_mb=host_mb(self, rule, **ids),
+            read_bytes=self.read_bytes(model, tokens, settings.precision, passes=2),
+            disk_bytes=FLOAT * units,
+        )
+
+    def _refit_scratch(self, student: Model, teacher: Model) -> int:
+        """Bytes of the residual streams of all calibration tokens, twice for each model."""
+        tokens = self.study.prune.calibration_sequences * self.study.prune.sequence_length
+        return 2 * FLOAT * tokens * (teacher.hidden + student.hidden)
+
+    def _refit(self, student: Model, teacher: Model) -> Work:
+        """Forward passes, second moments in float64 (twice as slow) and solutions of linear systems."""
+        length = self.study.prune.sequence_length
+        tokens = self.study.prune.calibration_sequences * length
+        passes = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
+        d, wide = student.hidden, teacher.hidden
+        pairs = [(d, wide), (d, wide), (student.attention, d), (student.neurons, d)]
+        sums = 2 * student.layers * sum(2 * i * (i + o) for i, o in pairs)
+        solved = 2 * student.layers * sum(8 * (i**3 // 3 + 4 * i * i * o) for i, o in pairs)
+        return Work("score", tokens, round(tokens * (passes + sums) + solved))
+
+
+def training_passes(settings: Training) -> int:
+    """Cost of a training step in forward passes; with activation checkpointing one is repeated."""
+    return 4 if settings.activation_checkpointing else 3
