@@ -22,10 +22,11 @@ from capgap.config import (
     run_grid,
 )
 from capgap.config.counts import parse_count
-from capgap.cost import device_memory
+from capgap.cost import device_memory, passes
 from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
+from capgap.cost.roofline import Pass
 from capgap.cost.study_sizes import StudySizes
 from capgap.engine.run_plan import plan_run
 from capgap.law.answers.answer_records import Choice
@@ -57,6 +58,7 @@ class Work:
     tokens: int
     flops: int
     teacher_flops: int = 0  # of these, in distillation
+    through: Pass | None = None  # the models, on a device; None for rare and mixed passes
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,10 @@ class StudyCost(StudySizes):
                 "pretrain_teacher",
                 output,
                 (self.path(paths.TOKENS), self.path(paths.TOKENIZER)),
-                work=(Work("pretrain", tokens, flops), self._validation(model, settings)),
+                work=(
+                    Work("pretrain", tokens, flops, through=self._training(settings, model)),
+                    self._validation(model, settings),
+                ),
                 device=self.training_memory(model, settings),
                 processes=self.study.plan.processes,
                 precision=settings.precision,
@@ -282,17 +287,27 @@ class StudyCost(StudySizes):
 
     def _validation(self, model: Model, settings: Training) -> Work:
         tokens = (settings.validations + 1) * settings.validation_tokens
-        return Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length))
+        through = passes.measured(
+            model,
+            settings.micro_batch_tokens or settings.batch_tokens,
+            settings.sequence_length,
+            settings.precision,
+        )
+        flops = tokens * model.forward_flops(settings.sequence_length)
+        return Work("evaluate", tokens, flops, through=through)
+
+    def _training(self, settings: Training, model: Model, teacher: Model | None = None) -> Pass:
+        return passes.trained(settings, model, teacher, self.study.plan.processes)
 
     def _evaluation(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
         settings, tokens = self.study.evaluate, self.held_out_tokens()
+        length = settings.sequence_length
+        through = passes.measured(model, settings.batch_tokens, length, settings.precision)
         return Job(
             rule,
             output,
             (source, self.path(paths.TOKENS)),
-            work=(
-                Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length)),
-            ),
+            work=(Work("evaluate", tokens, tokens * model.forward_flops(length), through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
             host_mb=host_mb(self, rule, **ids),
@@ -312,12 +327,15 @@ class StudyCost(StudySizes):
         settings, model = self.study.prune, self.architecture(name).whole()
         tokens = settings.calibration_sequences * settings.sequence_length
         flops = 3 * tokens * model.forward_flops(settings.sequence_length)
+        through = passes.scored(
+            model, device_memory.SCORE_TOKENS, settings.sequence_length, settings.precision
+        )
         units = model.layers * (model.neurons + model.key_value) + model.hidden
         return Job(
             "score_importance",
             self.path(paths.TEACHER_IMPORTANCE, teacher=name, replica=level),
             (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
-            work=(Work("score", tokens, flops),),
+            work=(Work("score", tokens, flops, through=through),),
             device=self.scoring_memory(model),
             precision=settings.precision,
             host_mb=host_mb(self, "score_importance", teacher=name),
@@ -329,11 +347,14 @@ class StudyCost(StudySizes):
         settings, model = self.study.distill.targets_stage(), self.architecture(name).whole()
         tokens = settings.unique_tokens
         flops = tokens * model.forward_flops(settings.sequence_length)
+        through = passes.measured(
+            model, settings.batch_tokens, settings.sequence_length, settings.precision
+        )
         return Job(
             "cache_teacher",
             self._teacher_path(paths.TEACHER_TARGETS, name, level),
             (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
-            work=(Work("targets", tokens, flops),),
+            work=(Work("targets", tokens, flops, through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
             read_bytes=self.read_bytes(model, tokens, settings.precision),
@@ -457,7 +478,7 @@ class StudyCost(StudySizes):
         shorter = run_grid.next_smaller(run, self.budgets) if settings.schedule == "wsd" else None
         flops = _passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
-        kind, of_teacher = "train", 0
+        kind, of_teacher, teacher = "train", 0, None
         if run.teacher != run_grid.NONE:
             kind = "distill"
             needs.append(self._teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica))
@@ -475,7 +496,13 @@ class StudyCost(StudySizes):
             self.path(paths.RUN_MODEL, **names),
             tuple(needs),
             work=(
-                Work(kind, tokens, tokens * (flops + of_teacher), tokens * of_teacher),
+                Work(
+                    kind,
+                    tokens,
+                    tokens * (flops + of_teacher),
+                    tokens * of_teacher,
+                    through=self._training(settings, model, teacher),
+                ),
                 self._validation(model, settings),
             ),
             device=self.distill_memory(run.student, run.init, run.teacher),
