@@ -45,9 +45,13 @@ LENGTH = 512
 STEPS = ("evaluate", "score", "prune", "cache_teacher")
 
 
-def write_inputs(root: Path, layers: int, sequences: int) -> None:
+def large(layers: int) -> LlamaShape:
+    """The shape of the large model."""
+    return LlamaShape(layers, 3072, 24, 8, 128, 8192, vocab=32000, tied=False)
+
+
+def write_inputs(root: Path, shape: LlamaShape, sequences: int) -> None:
     """A random model in bfloat16, written tensor by tensor into shards, and random token streams."""
-    shape = LlamaShape(layers, 3072, 24, 8, 128, 8192, vocab=32000, tied=False)
     config = llama_config(shape, max_positions=2048, bos_id=1, eos_id=2)
     with publish_folder(root / "model") as folder:
         config.save_pretrained(folder)
@@ -78,10 +82,10 @@ def write_inputs(root: Path, layers: int, sequences: int) -> None:
         random = np.random.default_rng(0)
         splits = ("train", "validation", "test")
         for split in splits:
-            ids = random.integers(3, 32000, tokens, dtype=np.uint16)
+            ids = random.integers(3, shape.vocab, tokens, dtype=np.uint16)
             np.save(folder / f"{split}.npy", ids)
         meta = TokenStreams(
-            vocab_size=32000,
+            vocab_size=shape.vocab,
             tokenizer_sha256="0" * 64,
             documents=dict.fromkeys(splits, 1),
             tokens=dict.fromkeys(splits, tokens),
@@ -205,7 +209,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         root = Path(temporary)
-        write_inputs(root, args.layers, args.sequences)
+        write_inputs(root, large(args.layers), args.sequences)
         size = sum(p.stat().st_size for p in (root / "model").glob("*.safetensors"))
         print(f"model {size / 1e9:.2f} GB on disk; limit {args.limit_gb} GB of anonymous memory")
         outs = {limit: root / f"out-{limit}" for limit in (None, int(args.limit_gb * 1e9))}
