@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=27)
     parser.add_argument("--sequences", type=int, default=4, help=f"of {LENGTH} tokens")
     parser.add_argument("--limit-gb", type=float, default=2.5, help="of anonymous memory")
+    parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS, help="prune needs score")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     for hidden in ("--step", "--root", "--out", "--limit-bytes"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -214,7 +215,7 @@ def main() -> None:
         print(f"model {size / 1e9:.2f} GB on disk; limit {args.limit_gb} GB of anonymous memory")
         outs = {limit: root / f"out-{limit}" for limit in (None, int(args.limit_gb * 1e9))}
         figures: dict[int | None, list[Run]] = {limit: [] for limit in outs}
-        for name in STEPS:
+        for name in args.only:
             for limit, out in outs.items():
                 out.mkdir(exist_ok=True)
                 figures[limit].append(run(name, root, out, args.sequences, limit))

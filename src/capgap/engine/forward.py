@@ -181,7 +181,7 @@ def _head_input(
 
     def keep(_module, args):
         kept.append(args[0])
-        return (args[0][:, :1],)
+        return (args[0][:, :1].contiguous(),)  # else the head is copied for every sequence
 
     with model.get_output_embeddings().register_forward_pre_hook(keep):
         _logits_of(wrapper or model, ids_BT, **others)
