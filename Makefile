@@ -10,7 +10,7 @@ TEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
 # Two processes; the tests of a file stay together, for they share what its fixtures made.
 BOTH_CORES := --numprocesses 2 --dist loadfile
 
-.PHONY: study plan setup test test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track slurm bench docs lint
+.PHONY: study plan setup test test-gpu test-slow test-chaos test-gguf test-remotes test-slurm remotes lm-eval track slurm bench docs lint
 
 study: $(READY)
 	@$(VENV)/bin/capgap run --study $(STUDY)
@@ -32,6 +32,9 @@ $(READY): requirements.lock pyproject.toml
 
 test: $(READY)
 	@$(TEST) $(BOTH_CORES)
+
+test-gpu: $(READY)  ## the tests that need a GPU, each skipped with a reason without one
+	@$(TEST) -m gpu tests/unit
 
 test-slow: $(READY)  ## a study killed at random moments, other revisions, merges, part of a clone
 	@$(TEST) -m slow

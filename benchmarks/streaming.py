@@ -4,8 +4,9 @@ What does it cost to run a model that is larger than the memory?
 A random Llama of about 3 B parameters in bfloat16 (6 GB on disk) is evaluated, scored, cut to a small
 student, and its targets are cached: first without a limit, then under a hard limit on anonymous memory
 (RLIMIT_DATA, which counts private memory that may be written, whether used or not). Each run is a
-process of its own. Printed: seconds of each, their ratio, highest anonymous memory, and whether the
-results are equal. Linux only.
+process of its own. Printed: seconds of each by the clock and of CPU, their ratios, highest anonymous
+memory, and whether the results are equal. On cores that are shared with other work the clock tells
+little. Linux only.
 
     python benchmarks/streaming.py
     python benchmarks/streaming.py --layers 4 --sequences 2   # quick
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,9 +45,13 @@ LENGTH = 512
 STEPS = ("evaluate", "score", "prune", "cache_teacher")
 
 
-def write_inputs(root: Path, layers: int, sequences: int) -> None:
+def large(layers: int) -> LlamaShape:
+    """The shape of the large model."""
+    return LlamaShape(layers, 3072, 24, 8, 128, 8192, vocab=32000, tied=False)
+
+
+def write_inputs(root: Path, shape: LlamaShape, sequences: int) -> None:
     """A random model in bfloat16, written tensor by tensor into shards, and random token streams."""
-    shape = LlamaShape(layers, 3072, 24, 8, 128, 8192, vocab=32000, tied=False)
     config = llama_config(shape, max_positions=2048, bos_id=1, eos_id=2)
     with publish_folder(root / "model") as folder:
         config.save_pretrained(folder)
@@ -76,10 +82,10 @@ def write_inputs(root: Path, layers: int, sequences: int) -> None:
         random = np.random.default_rng(0)
         splits = ("train", "validation", "test")
         for split in splits:
-            ids = random.integers(3, 32000, tokens, dtype=np.uint16)
+            ids = random.integers(3, shape.vocab, tokens, dtype=np.uint16)
             np.save(folder / f"{split}.npy", ids)
         meta = TokenStreams(
-            vocab_size=32000,
+            vocab_size=shape.vocab,
             tokenizer_sha256="0" * 64,
             documents=dict.fromkeys(splits, 1),
             tokens=dict.fromkeys(splits, tokens),
@@ -126,13 +132,21 @@ def peak_of(process: subprocess.Popen, found: list[int]) -> None:
         time.sleep(0.05)
 
 
-def run(name: str, root: Path, out: Path, sequences: int, limit: int | None) -> tuple[float, int]:
-    """Seconds of a step in a process of its own, and its highest anonymous memory, bytes."""
+class Run(NamedTuple):
+    """What a step took in a process of its own."""
+
+    seconds: float
+    cpu_s: float
+    peak: int  # anonymous memory, bytes
+
+
+def run(name: str, root: Path, out: Path, sequences: int, limit: int | None) -> Run:
+    """Run a step in a process of its own."""
     words = [sys.executable, __file__, "--step", name, "--root", root, "--out", out]
     words += ["--sequences", sequences, *(["--limit-bytes", limit] if limit else [])]
     # no arena for each thread, whose reserved space would count against the limit
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    started, found = time.monotonic(), [0]
+    started, found, before = time.monotonic(), [0], cpu_of_children()
     with subprocess.Popen(list(map(str, words)), env=environment) as process:
         watch = threading.Thread(target=peak_of, args=(process, found))
         watch.start()
@@ -140,7 +154,13 @@ def run(name: str, root: Path, out: Path, sequences: int, limit: int | None) -> 
         watch.join()
     if status:
         sys.exit(f"{name} failed with status {status}")
-    return time.monotonic() - started, found[0]
+    return Run(time.monotonic() - started, cpu_of_children() - before, found[0])
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def equality(name: str, whole: Path, limited: Path) -> str:
@@ -160,6 +180,15 @@ def equality(name: str, whole: Path, limited: Path) -> str:
     return f"{len(files)} file(s) {'equal byte for byte' if same else 'NOT equal'}"
 
 
+def compared(whole: Run, limited: Run) -> str:
+    """Time under the limit and without, by the clock and of CPU."""
+    return (
+        f"{limited.seconds:.0f} s under the limit and {whole.seconds:.0f} s without, ratio "
+        f"{limited.seconds / whole.seconds:.2f}; CPU {limited.cpu_s:.0f} s and {whole.cpu_s:.0f} s, "
+        f"ratio {limited.cpu_s / whole.cpu_s:.2f}"
+    )
+
+
 def main() -> None:
     """Run every step twice and print how they compare."""
     parser = argparse.ArgumentParser(
@@ -168,6 +197,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=27)
     parser.add_argument("--sequences", type=int, default=4, help=f"of {LENGTH} tokens")
     parser.add_argument("--limit-gb", type=float, default=2.5, help="of anonymous memory")
+    parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS, help="prune needs score")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     for hidden in ("--step", "--root", "--out", "--limit-bytes"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -180,26 +210,23 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         root = Path(temporary)
-        write_inputs(root, args.layers, args.sequences)
+        write_inputs(root, large(args.layers), args.sequences)
         size = sum(p.stat().st_size for p in (root / "model").glob("*.safetensors"))
         print(f"model {size / 1e9:.2f} GB on disk; limit {args.limit_gb} GB of anonymous memory")
         outs = {limit: root / f"out-{limit}" for limit in (None, int(args.limit_gb * 1e9))}
-        total = dict.fromkeys(outs, 0.0)
-        for name in STEPS:
-            figures = {}
+        figures: dict[int | None, list[Run]] = {limit: [] for limit in outs}
+        for name in args.only:
             for limit, out in outs.items():
                 out.mkdir(exist_ok=True)
-                figures[limit] = run(name, root, out, args.sequences, limit)
-                total[limit] += figures[limit][0]
-            (seconds, peak), (limited, low) = figures.values()
+                figures[limit].append(run(name, root, out, args.sequences, limit))
+            whole, limited = (runs[-1] for runs in figures.values())
             print(
-                f"{name}: {limited:.0f} s under the limit, {seconds:.0f} s without, ratio "
-                f"{limited / seconds:.2f}; peak {low / 1e9:.2f} and {peak / 1e9:.2f} GB; "
-                f"{equality(name, *outs.values())}",
+                f"{name}: {compared(whole, limited)}; peak {limited.peak / 1e9:.2f} and "
+                f"{whole.peak / 1e9:.2f} GB; {equality(name, *outs.values())}",
                 flush=True,
             )
-        without, limited = total.values()
-        print(f"all: {limited:.0f} s and {without:.0f} s, ratio {limited / without:.2f}")
+        whole, limited = (Run(*map(sum, zip(*runs, strict=True))) for runs in figures.values())
+        print(f"all: {compared(whole, limited)}")
 
 
 if __name__ == "__main__":

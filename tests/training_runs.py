@@ -6,6 +6,7 @@ import torch
 
 from capgap.config import Distill, Training
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.parallel import ONE_PROCESS
 from capgap.engine.run_plan import RunPlan, plan_run
 from capgap.engine.training import train
 
@@ -27,6 +28,7 @@ def run(
     seconds=1e9,
     trunk=None,
     plan=plan_run,
+    dist=ONE_PROCESS,
     **changes,
 ):
     objective = data_objective
@@ -42,6 +44,7 @@ def run(
         trunk=trunk,
         checkpoint_seconds=seconds,
         say=lambda line: None,
+        dist=dist,
     )
 
 

@@ -25,7 +25,9 @@ from capgap.cost.speed import DEVICE_STARTUP_S, Assumed
 from capgap.cost.teacher_configs import open_study
 from capgap.engine import attention
 from capgap.engine.counting import count_params, forward_flops
-from capgap.engine.forward import hidden_states
+from capgap.engine.device_path import as_on_gpu
+from capgap.engine.forward import hidden_states, model_output, output_form
+from capgap.engine.rounded_linear import round_products
 from capgap.errors import CapgapError
 from capgap.law.answers.answer_records import Choice
 from capgap.pruning.surgery import sizes_of
@@ -161,20 +163,26 @@ def test_counted_flops_of_minima_are_the_published_ones_and_the_terms_they_leave
 # --- memory -----------------------------------------------------------------------------------
 
 
-def saved_floats(model, ids):
-    """Floats that autograd keeps for the backward pass through the layers, parameters aside."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+def saved_floats(model, ids, precision="float32"):
+    """Bytes that autograd keeps for the backward pass through the layers, over those of a float32;
+    without those of parameters and their rounded copies."""
+    held = [*model.parameters(), *model.buffers()]
+    parameters = {p.untyped_storage().data_ptr() for p in held}
+    copies = {p.shape for p in held if p.ndim >= 2} | {p.T.shape for p in held if p.ndim == 2}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters and tensor.is_floating_point():
-            kept[storage.data_ptr()] = (storage.nbytes() // tensor.element_size(), tensor)
+        copy = tensor.dtype == torch.bfloat16 and tensor.shape in copies
+        if storage.data_ptr() not in parameters and tensor.is_floating_point() and not copy:
+            kept[storage.data_ptr()] = (storage.nbytes() / 4, tensor)
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = hidden_states(model, ids)
-        hidden.sum().item()
+        if precision == "float32":
+            hidden_states(model, ids).sum().item()
+        else:
+            model_output(model, ids, precision=precision).hidden.sum().item()
     return sum(size for size, _ in kept.values())
 
 
@@ -195,6 +203,25 @@ def test_activations_are_what_autograd_saves(name, neurons, monkeypatch):
     counted_floats = device_memory.saved_channels(shape, scores=48) * ids.numel()
     saved = saved_floats(model, ids)
     assert 0.95 * saved < counted_floats < (1.25 if name == "neox" else 1.05) * saved
+
+
+@pytest.mark.parametrize("neurons", [20, 200])
+@pytest.mark.parametrize(
+    "name", ["llama-mha-tied", "llama-gqa-untied", "qwen2", "qwen3", "gpt2", "neox", "opt"]
+)
+def test_rounded_activations_are_what_autograd_saves(name, neurons, monkeypatch):
+    monkeypatch.setattr(pruning_models, "NEURONS", neurons)
+    model = build(name)
+    ids = torch.randint(VOCAB, (4, 48))
+    output_form(model)
+    shape = counted(model).whole()
+    with as_on_gpu():
+        round_products(model, "bfloat16")
+        saved = 4 * saved_floats(model, ids, "bfloat16")
+    assert device_memory.saved_bytes(shape, "bfloat16") * ids.numel() == pytest.approx(
+        saved, rel=0.1
+    )
+    assert saved < 0.9 * device_memory.saved_bytes(shape, "float32") * ids.numel()
 
 
 PASSES = """

@@ -268,7 +268,8 @@ def test_all_that_the_kernel_makes_lies_on_the_device_of_its_input(objective, be
     )
     with torch.no_grad(), OnMeta():
         loss, sums = losses._Fused.forward(
-            *(context, hidden, head, None, labels, targets, differentiate, (0.5, 0.5), 1.0, 128)
+            *(context, hidden, head, None, labels, targets, differentiate),
+            *(None, (0.5, 0.5), 1.0, 128),
         )
         found = losses._Fused.backward(context, torch.ones((), device="meta"), None)[:2]
     assert {x.device.type for x in (loss, sums, *found)} == {"meta"}

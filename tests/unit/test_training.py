@@ -12,7 +12,7 @@ from training_runs import BASE, dying, run, settings, weights
 
 from capgap.config import Distill, Training
 from capgap.data.token_streams import IGNORED, Streams
-from capgap.engine import checkpoints, training
+from capgap.engine import checkpoints, compiling, training
 from capgap.engine.forward import decoder_layers, output_form
 from capgap.engine.losses import data_loss
 from capgap.engine.objectives import Distillation, data_objective
@@ -56,7 +56,7 @@ def test_other_seeds_give_other_students(token_streams, tiny_model, tmp_path):
 def test_killed_and_resumed_equals_uninterrupted(
     token_streams, tiny_model, tmp_path, monkeypatch, changes
 ):
-    monkeypatch.setattr(training, "COMPILER", "aot_eager")
+    monkeypatch.setattr(compiling, "COMPILER", "aot_eager")
     streams, teacher = Streams(token_streams()), tiny_model(seed=9, hidden=32, heads=4)
     whole = tiny_model()
     expected = run(whole, streams, tmp_path / "whole", teacher=teacher, **changes)
@@ -394,7 +394,7 @@ def test_layers_of_every_family_are_computed_again(name):
 
 @pytest.mark.parametrize("frugal", [False, True])
 def test_compiled_layers_give_the_same_gradients(token_streams, tiny_model, monkeypatch, frugal):
-    monkeypatch.setattr(training, "COMPILER", "aot_eager")
+    monkeypatch.setattr(compiling, "COMPILER", "aot_eager")
     plain, compiled = tiny_model(), tiny_model()
     batch = batch_of(Streams(token_streams()), plain)
     loss, expected = gradients(plain, batch, Distill(**BASE))

@@ -118,7 +118,7 @@ def distillation_loss(
         ignore_index: tokens with this label count in neither part.
         reduction: mean over the tokens that count (0 if none does), or their sum. With gradient
             accumulation, take the sum and divide by the tokens of the whole step.
-        chunk_tokens: tokens whose logits are held at once; 128 to 256, by V, if None.
+        chunk_tokens: tokens whose logits are held at once; by V and the device if None.
         return_parts: also return (data_ce, teacher_term), reduced alike and detached. teacher_term
             is tau^2 D; neither part is weighted.
 

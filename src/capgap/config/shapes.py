@@ -82,3 +82,16 @@ def chunk_tokens(vocab: int) -> int:
     with the model if it is large; enough for efficient matrix products.
     """
     return max(176, min(256, 2**22 // vocab // 32 * 32))
+
+
+GPU_LOGITS = 2**27  # entries of a chunk of logits on a GPU
+GPU_CHUNK = 256  # whose multiples chunks on a GPU are
+
+
+def gpu_chunk_tokens(vocab: int) -> int:
+    """Tokens whose logits a loss holds at once on a GPU, whose memory has no fast part to fit into.
+
+    The head is read, and its gradient read and written, once a chunk, so a chunk is large: the two
+    gradients of a head take longer than the logits' own passes below about a thousand tokens.
+    """
+    return max(2 * GPU_CHUNK, min(8192, GPU_LOGITS // vocab // GPU_CHUNK * GPU_CHUNK))

@@ -156,8 +156,11 @@ class Plan(Section):
         description="minutes that a cluster gives a job at most; longer jobs are sent again until they "
         "are finished, each time continuing from their last checkpoint",
     )
-    mfu: float = Field(
-        0.4, gt=0, le=1, description="achieved share of the device's peak, for large models"
+    mfu: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="achieved share of the device's peak; by a roofline of each model if not set",
     )
     container: str | None = Field(
         None,

@@ -1,6 +1,6 @@
 """
-Peak memory of a job in bytes, by kind. A teacher's matrices count in its precision, everything else
-as float32; with `precision: bfloat16` activations take less than is counted.
+Peak memory of a job in bytes, by kind. A teacher's matrices and what the backward pass needs count in
+their precision, everything else as float32. In bfloat16 the matrices that learn have rounded copies.
 
 Activations are what a Hugging Face model of the family keeps for the backward pass, counted layer
 by layer in channels per token; a test compares them with the tensors that autograd saves. Attention
@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from capgap.config import Training
-from capgap.config.shapes import chunk_tokens
+from capgap.config.shapes import chunk_tokens, gpu_chunk_tokens
 from capgap.cost.architectures import TRAITS, Model
 
 FLOAT = 4  # bytes
@@ -53,6 +53,35 @@ def saved_channels(model: Model, *, checkpointed: bool = False, scores: int = 0)
     return model.layers * layer + ends
 
 
+def saved_bytes(
+    model: Model, precision: str, *, checkpointed: bool = False, scores: int = 0
+) -> int:
+    """Bytes per token that the backward pass needs, without those of the loss; see `saved_channels`.
+
+    In bfloat16 the residual stream and its norms stay float32; products keep their own inputs, each a
+    rounded copy, and all else that a layer keeps is rounded.
+    """
+    if precision == "float32":
+        return FLOAT * saved_channels(model, checkpointed=checkpointed, scores=scores)
+    half, traits = BYTES[precision], TRAITS[model.family]
+    channels, ends = _layer_channels(model)
+    # of each norm its input, and of the gated kind the normalised one; the projections' own inputs,
+    # which in float32 are one tensor, are copies
+    wide = 2 * (traits.norms if traits.gated else 1) * model.hidden
+    if traits.head_norms != "none":
+        wide += 2 * model.attention + 2 * model.key_value
+    copies = ROUNDED_INPUTS.get(model.family, 5 if traits.gated else 2) * model.hidden
+    narrow = channels - wide - 2 * model.hidden
+    layer = FLOAT * wide + half * (copies + narrow) + half * model.heads * scores
+    outside = FLOAT * (ends if traits.gated else model.hidden)
+    if checkpointed:
+        return layer + FLOAT * model.layers * model.hidden + outside
+    return model.layers * layer + outside
+
+
+ROUNDED_INPUTS = {"opt": 4}  # copies of the stream for products: each of query, key, value and MLP
+
+
 def _layer_channels(model: Model) -> tuple[int, int]:
     """Floats per token that one layer keeps, and that are kept outside the layers."""
     d, a, k, f = model.hidden, model.attention, model.key_value, model.neurons
@@ -85,16 +114,24 @@ def training(
     processes: int = 1,
     shard: bool = False,
     scores: int = 0,
+    on_gpu: bool = False,
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
     scores: see `saved_channels`. shard: FSDP, in which each process gathers a layer at a time,
-    embeddings and output head.
+    embeddings and output head. on_gpu: the loss takes larger chunks, by PyTorch's operations in
+    float32 (the kernel of Triton takes less).
     """
     batch = settings.batch_tokens // processes
     tokens = min(settings.micro_batch_tokens or batch, batch)
-    chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
-    saved = saved_channels(student, checkpointed=settings.activation_checkpointing, scores=scores)
+    by_device = (gpu_chunk_tokens if on_gpu else chunk_tokens)(student.vocab)
+    chunk = min(settings.loss_chunk_tokens or by_device, tokens)
+    saved = saved_bytes(
+        student,
+        settings.precision,
+        checkpointed=settings.activation_checkpointing,
+        scores=scores,
+    )
     gradient_of_scores = student.heads * scores  # of one layer at a time
     shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
@@ -108,13 +145,21 @@ def training(
         logits *= 3  # student's, teacher's, target distribution
         passing = FLOAT * tokens * (transient_channels(teacher, scores) + teacher.hidden)
     return Memory(
-        weights=_held(student, "float32", shards),
+        weights=_held(student, "float32", shards) + _rounded(student, settings, shards),
         gradients=gradients,
         optimizer=2 * parameters,
         teacher=_held(teacher, settings.precision_of_teacher, shards) if teacher else 0,  # pyright: ignore[reportAttributeAccessIssue]
-        activations=FLOAT * tokens * (saved + gradient_of_scores) + passing,
+        activations=tokens * (saved + FLOAT * gradient_of_scores) + passing,
         loss=logits + gradients_of_loss,
     )
+
+
+def _rounded(model: Model, settings: Training, shards: int) -> int:
+    """Bytes of the rounded copies of the matrices that learn, on a GPU for good and on a CPU up to the
+    backward pass; FSDP gathers in bfloat16 instead."""
+    if settings.precision == "float32" or shards > 1:
+        return 0
+    return BYTES[settings.precision] * (model.non_embedding - model.norm)
 
 
 def _held(model: Model, precision: str, shards: int = 1) -> int:
@@ -129,10 +174,14 @@ def _held(model: Model, precision: str, shards: int = 1) -> int:
 
 
 def evaluation(
-    model: Model, batch_tokens: int, precision: str = "float32", scores: int = 0
+    model: Model,
+    batch_tokens: int,
+    precision: str = "float32",
+    scores: int = 0,
+    on_gpu: bool = False,
 ) -> Memory:
     """Peak of a pass over held-out text; precision: see `hold_frozen`; scores: `saved_channels`."""
-    chunk = min(chunk_tokens(model.vocab), batch_tokens)
+    chunk = min((gpu_chunk_tokens if on_gpu else chunk_tokens)(model.vocab), batch_tokens)
     return Memory(
         weights=_held(model, precision),
         activations=FLOAT * batch_tokens * transient_channels(model, scores),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from capgap.config import Training, run_grid
+from capgap.cost import device_memory, passes
 from capgap.cost.architectures import Model
 from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
 from capgap.cost.one_job import Job, Work
+from capgap.cost.roofline import Pass
 from capgap.cost.study_sizes import StudySizes
 from capgap.records import paths
 
@@ -24,7 +26,17 @@ class InitCosts(StudySizes):
 
     def _validation(self, model: Model, settings: Training) -> Work:
         tokens = (settings.validations + 1) * settings.validation_tokens
-        return Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length))
+        through = passes.measured(
+            model,
+            settings.micro_batch_tokens or settings.batch_tokens,
+            settings.sequence_length,
+            settings.precision,
+        )
+        flops = tokens * model.forward_flops(settings.sequence_length)
+        return Work("evaluate", tokens, flops, through=through)
+
+    def _training(self, settings: Training, model: Model, teacher: Model | None = None) -> Pass:
+        return passes.trained(settings, model, teacher, self.study.plan.processes)
 
     def _start(self, student: str, init: str, level: str) -> Job:
         """The job that makes an init."""
@@ -83,19 +95,25 @@ class InitCosts(StudySizes):
             self.path(paths.TOKENS),
             self._teacher_path(paths.TEACHER_MODEL, teacher, place.replica),
         ]
-        of_teacher = 0
+        of_teacher, online = 0, None
         if self.caches_targets:
             needs.append(self._teacher_path(paths.TEACHER_TARGETS, teacher, place.replica))
         else:
-            whole = self.architecture(teacher).whole()
-            of_teacher = whole.forward_flops(settings.sequence_length)
+            online = self.architecture(teacher).whole()
+            of_teacher = online.forward_flops(settings.sequence_length)
         own = training_passes(settings) * model.forward_flops(settings.sequence_length)
         trained = Job(
             "distill_round",
             self.path(paths.ROUND_MODEL, **names),
             tuple(needs),
             work=(
-                Work("distill", tokens, tokens * (own + of_teacher), tokens * of_teacher),
+                Work(
+                    "distill",
+                    tokens,
+                    tokens * (own + of_teacher),
+                    tokens * of_teacher,
+                    through=self._training(settings, model, online),
+                ),
                 self._validation(model, settings),
             ),
             device=self.distill_memory(model, teacher),
@@ -114,12 +132,15 @@ class InitCosts(StudySizes):
         settings = self.study.prune
         tokens = settings.calibration_sequences * settings.sequence_length
         flops = 3 * tokens * model.forward_flops(settings.sequence_length)
+        through = passes.scored(
+            model, device_memory.SCORE_TOKENS, settings.sequence_length, settings.precision
+        )
         units = model.layers * (model.neurons + model.key_value) + model.hidden
         return Job(
             rule,
             output,
             (source, self.path(paths.TOKENS)),
-            work=(Work("score", tokens, flops),),
+            work=(Work("score", tokens, flops, through=through),),
             device=self.scoring_memory(model),
             precision=settings.precision,
             host_mb=host_mb(self, rule, **ids),
@@ -136,12 +157,12 @@ class InitCosts(StudySizes):
         """Forward passes, second moments in float64 (twice as slow) and solutions of linear systems."""
         length = self.study.prune.sequence_length
         tokens = self.study.prune.calibration_sequences * length
-        passes = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
+        forward = 2.5 * teacher.forward_flops(length) + 2.5 * student.forward_flops(length)
         d, wide = student.hidden, teacher.hidden
         pairs = [(d, wide), (d, wide), (student.attention, d), (student.neurons, d)]
         sums = 2 * student.layers * sum(2 * i * (i + o) for i, o in pairs)
         solved = 2 * student.layers * sum(8 * (i**3 // 3 + 4 * i * i * o) for i, o in pairs)
-        return Work("score", tokens, round(tokens * (passes + sums) + solved))
+        return Work("score", tokens, round(tokens * (forward + sums) + solved))
 
 
 def training_passes(settings: Training) -> int:

@@ -21,7 +21,7 @@ from capgap.config import (
     run_grid,
 )
 from capgap.config.counts import parse_count
-from capgap.cost import device_memory
+from capgap.cost import device_memory, passes
 from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
@@ -232,7 +232,10 @@ class StudyCost(InitCosts):
                 "pretrain_teacher",
                 output,
                 (self.path(paths.TOKENS), self.path(paths.TOKENIZER)),
-                work=(Work("pretrain", tokens, flops), self._validation(model, settings)),
+                work=(
+                    Work("pretrain", tokens, flops, through=self._training(settings, model)),
+                    self._validation(model, settings),
+                ),
                 device=self.training_memory(model, settings),
                 processes=self.study.plan.processes,
                 precision=settings.precision,
@@ -255,13 +258,13 @@ class StudyCost(InitCosts):
 
     def _evaluation(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
         settings, tokens = self.study.evaluate, self.held_out_tokens()
+        length = settings.sequence_length
+        through = passes.measured(model, settings.batch_tokens, length, settings.precision)
         return Job(
             rule,
             output,
             (source, self.path(paths.TOKENS)),
-            work=(
-                Work("evaluate", tokens, tokens * model.forward_flops(settings.sequence_length)),
-            ),
+            work=(Work("evaluate", tokens, tokens * model.forward_flops(length), through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
             host_mb=host_mb(self, rule, **ids),
@@ -290,11 +293,14 @@ class StudyCost(InitCosts):
         settings, model = self.study.distill.targets_stage(), self.architecture(name).whole()
         tokens = settings.unique_tokens
         flops = tokens * model.forward_flops(settings.sequence_length)
+        through = passes.measured(
+            model, settings.batch_tokens, settings.sequence_length, settings.precision
+        )
         return Job(
             "cache_teacher",
             self._teacher_path(paths.TEACHER_TARGETS, name, level),
             (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
-            work=(Work("targets", tokens, flops),),
+            work=(Work("targets", tokens, flops, through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
             read_bytes=self.read_bytes(model, tokens, settings.precision),
@@ -369,7 +375,7 @@ class StudyCost(InitCosts):
         shorter = run_grid.next_smaller(run, self.budgets) if settings.schedule == "wsd" else None
         flops = training_passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
-        kind, of_teacher = "train", 0
+        kind, of_teacher, teacher = "train", 0, None
         if run.teacher != run_grid.NONE:
             kind = "distill"
             needs.append(self._teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica))
@@ -387,7 +393,13 @@ class StudyCost(InitCosts):
             self.path(paths.RUN_MODEL, **names),
             tuple(needs),
             work=(
-                Work(kind, tokens, tokens * (flops + of_teacher), tokens * of_teacher),
+                Work(
+                    kind,
+                    tokens,
+                    tokens * (flops + of_teacher),
+                    tokens * of_teacher,
+                    through=self._training(settings, model, teacher),
+                ),
                 self._validation(model, settings),
             ),
             device=self.distill_memory(model, run.teacher),

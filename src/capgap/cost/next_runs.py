@@ -22,7 +22,7 @@ from capgap.config.counts import format_count
 from capgap.config.devices import CPU
 from capgap.cost.job_costs import StudyCost
 from capgap.cost.makespan import duration
-from capgap.cost.speed import Assumed
+from capgap.cost.speed import planned
 from capgap.cost.study_sizes import StudySizes
 from capgap.cost.teacher_configs import complete, open_study
 from capgap.errors import CapgapError
@@ -40,7 +40,7 @@ Cost = Callable[[Study, list[str]], str]  # in words, of a study's jobs with the
 
 def assumed(study: Study, outputs: list[str]) -> str:
     """'31 jobs, about 9.0 min of one core', at the speed that the plan assumes."""
-    speed, wanted = Assumed(study.plan.device, study.plan.mfu), set(outputs)
+    speed, wanted = planned(study, study.plan.device), set(outputs)
     jobs = [job for job in StudyCost(study).jobs if job.output in wanted]
     seconds = sum(speed.seconds(job) * job.processes for job in jobs)
     worker = "core" if study.plan.device == CPU else study.plan.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from capgap.cost.device_memory import Memory
+from capgap.cost.roofline import Pass
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Work:
     tokens: int
     flops: int
     teacher_flops: int = 0  # of these, in distillation
+    through: Pass | None = None  # the models, on a device; None for rare and mixed passes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from capgap.config.devices import CPU
 from capgap.cost.device_fit import refuse_misfits
 from capgap.cost.job_costs import StudyCost
 from capgap.cost.one_job import Job
-from capgap.cost.speed import Assumed
+from capgap.cost.speed import planned
 
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0
@@ -31,7 +31,7 @@ class Requests:
 
     def __init__(self, study: Study):
         self.study, self.cost = study, StudyCost(study)
-        self.speed = Assumed(study.plan.device, study.plan.mfu)
+        self.speed = planned(study, study.plan.device)
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
         self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
         self.processes = study.plan.processes  # of a training job

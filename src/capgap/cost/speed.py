@@ -1,4 +1,4 @@
-"""Seconds of a job: on a device from its peak FLOP/s, on this machine from a calibration."""
+"""Seconds of a job: on a device by its roofline, on this machine from a calibration."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from capgap.config import Study
 from capgap.config.devices import CPU, DEVICES
 from capgap.cost.host_memory import MEGA, base_mb
-from capgap.cost.one_job import Job
-from capgap.records.run_records import Calibration
+from capgap.cost.one_job import Job, Work
+from capgap.cost.roofline import ASSUMED, Reached
+from capgap.records.run_records import Calibration, GpuCalibration
 from capgap.workflow import job_host
 
 CALIBRATION = Path("scratch/calibration.json")
+GPU_CALIBRATION = Path("scratch/gpu-calibration.json")  # benchmarks/gpu_session.py writes it
+OTHER_MFU = 0.4  # of passes that no roofline counts, like tasks
 DEVICE_STARTUP_S = 40.0  # imports, loading, first kernels
 JOB_STARTUP_S = 5.0
 FORK_STARTUP_S = 0.5  # of a fork of the job host, which only loads its models
@@ -25,29 +28,38 @@ READ_BYTES_PER_S = 2e9  # of a local NVMe disk; weights are read while the layer
 
 
 class Assumed:
-    """FLOPs over what a device is assumed to reach; a core if no device is named."""
+    """FLOPs over what a core is assumed to reach; on a GPU its roofline.
 
-    def __init__(self, device: str, mfu: float):
+    mfu: share of the device's peak that is reached, instead of the roofline. calibration: what one of
+    these devices was measured to reach, instead of what is assumed.
+    """
+
+    def __init__(
+        self, device: str, mfu: float | None = None, calibration: GpuCalibration | None = None
+    ):
+        self.device, self.mfu = device, mfu
         self.forks = device == CPU and job_host.possible()
+        self.reached, self.slower = ASSUMED, 1.0
         if device == CPU:
             self.name = f"assumed {ASSUMED_GFLOPS:g} GFLOP/s a core; --calibrate measures"
             reached = ASSUMED_GFLOPS * 1e9
             self.flops_per_s = {"float32": reached, "bfloat16": reached}
             self.startup_s = JOB_STARTUP_S
-        else:
-            full, half = DEVICES[device].peak_tflops_float32, DEVICES[device].peak_tflops_bfloat16
-            self.name = (
-                f"{device}, {full:g} TFLOP/s in float32 and {half:g} in bfloat16 at {mfu:.0%}"
-            )
-            self.flops_per_s = {"float32": full * mfu * 1e12, "bfloat16": half * mfu * 1e12}
-            self.startup_s = DEVICE_STARTUP_S
+            return
+        full, half = DEVICES[device].peak_tflops_float32, DEVICES[device].peak_tflops_bfloat16
+        share, how = mfu or OTHER_MFU, f"at {mfu:.0%}" if mfu else "by a roofline, not measured"
+        if calibration is not None and mfu is None:
+            self.reached = Reached(**calibration.reached)
+            self.slower = calibration.measured_over_roofline
+            how = f"measured on {calibration.gpu}"
+        self.name = f"{device}, {full:g} TFLOP/s in float32 and {half:g} in bfloat16 {how}"
+        self.flops_per_s = {"float32": full * share * 1e12, "bfloat16": half * share * 1e12}
+        self.startup_s = DEVICE_STARTUP_S
 
     def seconds(self, job: Job) -> float:
         """Seconds of a job on as many workers as it has processes: start-up, FLOPs, text, download."""
         text = sum(work.tokens for work in job.work if work.kind == "text")
-        of_teacher = sum(work.teacher_flops for work in job.work)
-        computing = (job.flops - of_teacher) / self.flops_per_s[job.precision]
-        computing += of_teacher / self.flops_per_s[job.teacher_precision]
+        computing = sum(self._computing(job, work) for work in job.work)
         startup_s = self.startup_s if job.device else JOB_STARTUP_S
         if self.forks and job.rule in FORKED and job.processes == 1:
             startup_s = FORK_STARTUP_S
@@ -57,6 +69,14 @@ class Assumed:
             + ASSUMED_TEXT_S_PER_MB * text / MEGA
             + job.download_bytes / DOWNLOAD_BYTES_PER_S
         )
+
+    def _computing(self, job: Job, work: Work) -> float:
+        """Seconds of a piece of work on one device."""
+        if work.through is not None and self.device != CPU and self.mfu is None:
+            per_token = work.through.seconds_per_token(self.device, self.reached)
+            return self.slower * work.tokens * per_token
+        own = (work.flops - work.teacher_flops) / self.flops_per_s[job.precision]
+        return own + work.teacher_flops / self.flops_per_s[job.teacher_precision]
 
     def memory_mb(self, job: Job) -> float:
         """Peak main memory as counted, MB of 10^6 bytes."""
@@ -120,9 +140,16 @@ def computed_as(study: Study) -> dict[str, dict[str, str | bool]]:
     }
 
 
+def planned(study: Study, device: str) -> Assumed:
+    """Speed of a device as the plan assumes it, or as one of its kind was measured in this folder."""
+    found = GpuCalibration.read(GPU_CALIBRATION) if GPU_CALIBRATION.is_file() else None
+    fitting = found if found is not None and found.device == device else None
+    return Assumed(device, study.plan.mfu, fitting)
+
+
 def speed_of(study: Study, device: str) -> Speed:
     """Measured speed if the study runs on this machine and it was calibrated, else the assumed one."""
-    assumed = Assumed(device, study.plan.mfu)
+    assumed = planned(study, device)
     if device != CPU or not CALIBRATION.is_file():
         return assumed
     calibration, wanted = Calibration.read(CALIBRATION), computed_as(study)

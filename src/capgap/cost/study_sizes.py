@@ -191,7 +191,7 @@ class StudySizes:
 
     def passing_memory(self, model: Model, tokens: int, precision: str, scores: int = 0) -> Memory:
         """Memory of a forward pass of some tokens, the layers on disk if they do not fit."""
-        held = device_memory.evaluation(model, tokens, precision, scores)
+        held = device_memory.evaluation(model, tokens, precision, scores, self.on_gpu)
         if self.on_disk(model, precision):
             return device_memory.layers_on_disk(held, model, precision)
         return held
@@ -225,16 +225,15 @@ class StudySizes:
         alone: count it as if it were the only process, whatever plan.processes is.
         """
         plan, scores = self.study.plan, self.scores(settings.sequence_length, settings.precision)
-        if alone:
-            return device_memory.training(model, settings, teacher, scores=scores)
+        shared = {} if alone else {"processes": plan.processes, "shard": plan.shard}
         return device_memory.training(
-            model,
-            settings,
-            teacher,
-            processes=plan.processes,
-            shard=plan.shard,
-            scores=scores,
+            model, settings, teacher, scores=scores, on_gpu=self.on_gpu, **shared
         )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the study is planned for a GPU."""
+        return self.study.plan.device != CPU
 
     def scores(self, sequence_length: int, precision: str = "float32") -> int:
         """Attention scores that are held at once, per token and head."""

@@ -12,11 +12,13 @@ the logits of the whole forward pass, which takes tokens x vocabulary of memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from capgap.engine.losses import ModelOutput, cap_
 from capgap.engine.mmap_weights import release
@@ -149,8 +151,22 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
     return ((first - second).abs().max() / second.abs().max().clamp_min(1e-30)).item()
 
 
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Within this context transformers does not look for several sequences in one row of positions.
+
+    We pass no positions, so there is one; to look waits for the GPU in every forward pass.
+    """
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
+
+
 def _logits_of(call: torch.nn.Module, ids_BT: torch.Tensor, **others) -> torch.Tensor | None:
-    with use_onednn():
+    with use_onednn(), unpacked():
         return getattr(call(input_ids=ids_BT, use_cache=False, **others), "logits", None)
 
 
@@ -165,7 +181,7 @@ def _head_input(
 
     def keep(_module, args):
         kept.append(args[0])
-        return (args[0][:, :1],)
+        return (args[0][:, :1].contiguous(),)  # else the head is copied for every sequence
 
     with model.get_output_embeddings().register_forward_pre_hook(keep):
         _logits_of(wrapper or model, ids_BT, **others)

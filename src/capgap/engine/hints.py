@@ -7,8 +7,10 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import torch
+
 from capgap.config import Training
-from capgap.config.shapes import chunk_tokens
+from capgap.config.shapes import chunk_tokens, gpu_chunk_tokens
 from capgap.data.token_streams import Batch
 from capgap.engine import checkpoints
 from capgap.errors import CapgapError, out_of_memory
@@ -70,7 +72,8 @@ class RunHints:
         if micro and not settings.activation_checkpointing:
             fixes.append("set activation_checkpointing (now false)")
         if "losses.py" in files:
-            chunk = settings.loss_chunk_tokens or chunk_tokens(self.vocab)
+            by_device = gpu_chunk_tokens if torch.cuda.is_available() else chunk_tokens
+            chunk = settings.loss_chunk_tokens or by_device(self.vocab)
             fixes.insert(
                 0,
                 f"set loss_chunk_tokens to {max(1, chunk // 2)} (now {chunk}, of {self.vocab:,} "

@@ -13,7 +13,8 @@ q = softmax(student / tau):
 Softening multiplies the gradient by 1 / tau^2, hence the factor (Hinton et al. 2015). The gradient
 of each part with respect to the student's logits has a closed form, so it is computed chunk by chunk
 of tokens, and memory grows with the chunk, not with tokens x vocabulary. On a CPU a chunk is
-processed in blocks of rows that fit into the cache.
+processed in blocks of rows that fit into the cache, on a GPU as a whole, by one kernel if there is
+Triton (`loss_kernel`).
 """
 
 # N tokens of all sequences, C tokens of a chunk, R tokens of a block, K entries of partial targets,
@@ -27,9 +28,10 @@ from typing import NamedTuple, get_args
 import torch
 from torch.autograd.function import once_differentiable
 
-from capgap.config.shapes import chunk_tokens
+from capgap.config.shapes import chunk_tokens, gpu_chunk_tokens
 from capgap.config.training_settings import Objective
 from capgap.data.token_streams import IGNORED
+from capgap.engine.device_path import add_product_, by_cache, moved
 from capgap.engine.onednn_matmul import dot, use_onednn
 
 ROW_ELEMENTS = 2**17  # elements of a block, half a megabyte; two blocks fit into a core's own cache
@@ -60,9 +62,9 @@ class ModelOutput(NamedTuple):
         """Entries of the vocabulary that have a logit."""
         return self.hidden.shape[1] if self.head is None else self.head.shape[0]
 
-    def keep(self, kept_N: torch.Tensor) -> ModelOutput:
+    def keep(self, rows_N: torch.Tensor) -> ModelOutput:
         """The output for some of the tokens."""
-        return self._replace(hidden=self.hidden[kept_N])
+        return self._replace(hidden=self.hidden[rows_N])
 
     def buffer(self, tokens: int) -> torch.Tensor:
         """An empty buffer for the logits of a chunk."""
@@ -92,9 +94,9 @@ class PartialTargets(NamedTuple):
     ids: torch.Tensor  # N x K, int64
     masses: torch.Tensor  # N x K
 
-    def keep(self, kept_N: torch.Tensor) -> PartialTargets:
+    def keep(self, rows_N: torch.Tensor) -> PartialTargets:
         """The targets of some of the tokens."""
-        return PartialTargets(*(value[kept_N] for value in self))
+        return PartialTargets(*(value[rows_N] for value in self))
 
     def buffer(self, tokens: int) -> None:
         """Partial targets need no buffer."""
@@ -118,19 +120,29 @@ class _Fused(torch.autograd.Function):
 
     `differentiate` turns the logits of a block into the gradient and returns its sums. There is one
     for the data alone, so that pretraining does not rerun when the distillation loss changes, and
-    one for the mixture.
+    one for the mixture. `kernel` does the same for a whole chunk in one operation, or is None.
     """
 
     @staticmethod
     @use_onednn()
     def forward(
-        ctx, hidden_ND, head_VD, cap, labels_N, targets, differentiate, weights, scale, chunk
+        ctx,
+        hidden_ND,
+        head_VD,
+        cap,
+        labels_N,
+        targets,
+        differentiate,
+        kernel,
+        weights,
+        scale,
+        chunk,
     ):
         tokens = hidden_ND.shape[0]
         vocab = ModelOutput(hidden_ND, head_VD).vocab
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         chunk = _even(tokens, chunk)
-        rows = max(LEAST_ROWS, ROW_ELEMENTS // vocab) if hidden_ND.device.type == "cpu" else chunk
+        rows = max(LEAST_ROWS, ROW_ELEMENTS // vocab) if by_cache(hidden_ND) else chunk
         logits_CV = hidden_ND.new_empty(chunk, vocab)
         buffer_CV = targets.buffer(chunk) if targets else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
@@ -146,7 +158,9 @@ class _Fused(torch.autograd.Function):
             part = slice(start, min(start + chunk, tokens))
             grad_CV = _logits(hidden_ND[part], head_VD, logits_CV)
             chunk_targets = targets.read_chunk(part, buffer_CV) if targets else []
-            for first in range(0, part.stop - start, rows):
+            if kernel is not None:
+                sums += kernel(grad_CV, labels_N[part], chunk_targets, cap)
+            for first in range(0, 0 if kernel else part.stop - start, rows):
                 block = slice(first, first + rows)
                 logits_RV = cap_(grad_CV[block].to(wide), cap)
                 slope_RV = None if cap is None else 1 - (logits_RV / cap).square_()
@@ -161,7 +175,7 @@ class _Fused(torch.autograd.Function):
                 continue
             torch.mm(grad_CV, head_VD, out=grad_hidden_ND[part])
             if wanted and widened:
-                grad_head_VD += grad_CV.T @ hidden_ND[part]
+                add_product_(grad_head_VD, grad_CV.T, hidden_ND[part])
             elif wanted:  # the first chunk overwrites what an empty tensor holds
                 grad_head_VD.addmm_(grad_CV.T, hidden_ND[part], beta=min(start, 1))
         ctx.scale, ctx.dtype = scale, hidden_ND.dtype
@@ -177,7 +191,7 @@ class _Fused(torch.autograd.Function):
         factor = grad_loss * ctx.scale
         if grad_head_VD is not None:
             grad_head_VD = grad_head_VD.mul_(factor).to(ctx.dtype)
-        none = (None,) * 7
+        none = (None,) * 8
         return grad_hidden_ND.mul_(factor), grad_head_VD, *none
 
 
@@ -195,7 +209,7 @@ def _logits(
     if head_VD is None:
         return out_CV.copy_(hidden_CD)
     vocab = head_VD.shape[0]
-    columns = COLUMNS if hidden_CD.device.type == "cpu" else vocab
+    columns = COLUMNS if by_cache(hidden_CD) else vocab
     for first in range(0, vocab, columns):
         part = slice(first, first + columns)
         torch.mm(hidden_CD, head_VD[part].T, out=out_CV[:, part])
@@ -322,17 +336,51 @@ def data_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy against the data, summed over tokens: (times `scale`, plain and detached).
 
-    hidden, head, cap: a `ModelOutput`. chunk: tokens whose logits are held at once, by default
-    `chunk_tokens`.
+    hidden, head, cap: a `ModelOutput`. labels: on any device; nothing waits for a GPU if they are on
+    the CPU. chunk: tokens whose logits are held at once, by default `chunk_by_device`.
     """
-    kept_N = labels_N != IGNORED
-    if not kept_N.all():
-        hidden_ND, labels_N = hidden_ND[kept_N], labels_N[kept_N]
-    chunk = chunk or chunk_tokens(ModelOutput(hidden_ND, head_VD).vocab)
+    labels_N, rows_N = _counted(labels_N, hidden_ND.device)
+    if rows_N is not None:
+        hidden_ND = hidden_ND[rows_N]
+    kernels = loss_kernels(hidden_ND)
     loss, sums = _Fused.apply(
-        hidden_ND, head_VD, cap, labels_N, None, _differentiate_data, (1.0,), scale, chunk
+        hidden_ND,
+        head_VD,
+        cap,
+        labels_N,
+        None,
+        _differentiate_data,
+        kernels and kernels.data_,
+        (1.0,),
+        scale,
+        chunk or chunk_by_device(ModelOutput(hidden_ND, head_VD)),
     )
     return loss, sums[0]
+
+
+def chunk_by_device(output: ModelOutput) -> int:
+    """Tokens whose logits a loss holds at once: few on a CPU, many on a GPU."""
+    return (chunk_tokens if by_cache(output.hidden) else gpu_chunk_tokens)(output.vocab)
+
+
+def loss_kernels(hidden_ND: torch.Tensor):
+    """The module of the loss's kernels if these hidden states are on a GPU for which it has some."""
+    if hidden_ND.device.type != "cuda":
+        return None
+    from capgap.engine import loss_kernel  # Triton comes with PyTorch for a GPU alone
+
+    return loss_kernel if loss_kernel.possible(hidden_ND) else None
+
+
+def _counted(
+    labels_N: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The labels that are not ignored, and their rows if these are not all; on the device."""
+    kept_N = labels_N != IGNORED
+    if kept_N.all():
+        return moved(labels_N, device), None
+    rows_N = kept_N.nonzero().squeeze(1)
+    return moved(labels_N[rows_N], device), moved(rows_N, device)
 
 
 def mixture_loss(
@@ -351,10 +399,9 @@ def mixture_loss(
 ) -> tuple[torch.Tensor, LossParts]:
     """Distillation loss summed over tokens and multiplied by `scale`, with its parts.
 
-    hidden, head, cap: the student's `ModelOutput`. objective: soft_ce, forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between
-    0 and 1; partial targets allow soft_ce alone. `scale` is one over the tokens of the optimizer
-    step for a mean loss. chunk: tokens whose logits are held at once, by default `chunk_tokens`.
-    Tokens with the label IGNORED count in neither part. Raises ValueError for an unknown objective
+    hidden, head, cap, labels, chunk: see `data_loss`; those of the student. objective: soft_ce,
+    forward_kl, reverse_kl or jensen_shannon, which alone takes a beta between 0 and 1; partial targets
+    allow soft_ce alone. `scale` is one over the tokens of the optimizer step for a mean loss. Tokens with the label IGNORED count in neither part. Raises ValueError for an unknown objective
     or one that partial targets or beta do not allow.
     """
     if objective not in OBJECTIVES:
@@ -363,14 +410,22 @@ def mixture_loss(
         raise ValueError(f"{objective} with beta {beta}: jensen_shannon alone takes 0 < beta < 1")
     if isinstance(targets, PartialTargets) and objective != "soft_ce":
         raise ValueError(f"partial targets allow the objective soft_ce, not {objective}")
-    kept_N = labels_N != IGNORED
-    if not kept_N.all():
-        hidden_ND, labels_N, targets = hidden_ND[kept_N], labels_N[kept_N], targets.keep(kept_N)
+    labels_N, rows_N = _counted(labels_N, hidden_ND.device)
+    if rows_N is not None:
+        hidden_ND, targets = hidden_ND[rows_N], targets.keep(rows_N)
     term = Term(objective, weight, temperature, beta)
-    chunk = chunk or chunk_tokens(ModelOutput(hidden_ND, head_VD).vocab)
-    differentiate, weights = partial(_differentiate_mixture, term=term), (1 - weight, weight)
+    kernels = None if isinstance(targets, PartialTargets) else loss_kernels(hidden_ND)
     loss, sums = _Fused.apply(
-        hidden_ND, head_VD, cap, labels_N, targets, differentiate, weights, scale, chunk
+        hidden_ND,
+        head_VD,
+        cap,
+        labels_N,
+        targets,
+        partial(_differentiate_mixture, term=term),
+        kernels and partial(kernels.mixture_, term=term),
+        (1 - weight, weight),
+        scale,
+        chunk or chunk_by_device(ModelOutput(hidden_ND, head_VD)),
     )
     return loss, LossParts(*sums)
 
@@ -390,11 +445,12 @@ def data_ce_sum(
     is processed in parts whose logits stay in the cache.
     """
     tokens, vocab = hidden_ND.shape[0], ModelOutput(hidden_ND, head_VD).vocab
-    on_cpu = hidden_ND.device.type == "cpu"
-    chunk = _even(tokens, chunk_tokens(1 if on_cpu else vocab))
+    on_cpu = by_cache(hidden_ND)
+    chunk = _even(tokens, chunk_tokens(1) if on_cpu else gpu_chunk_tokens(vocab))
     entries = min(vocab, COLUMNS) if on_cpu else vocab
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    space, total = hidden_ND.new_empty(chunk * entries), 0.0
+    space = hidden_ND.new_empty(chunk * entries)
+    total = hidden_ND.new_zeros((), dtype=torch.float64)
     for start in range(0, tokens, chunk):
         hidden_CD, labels_C1 = (
             hidden_ND[start : start + chunk],
@@ -420,5 +476,5 @@ def data_ce_sum(
             inside_C1 = (here_C1 >= 0) & (here_C1 < width)
             label_C1 = torch.where(inside_C1, found_C1, label_C1)
             log_sum_C1 = torch.logaddexp(log_sum_C1, sum_C1)
-        total += (log_sum_C1 - label_C1).double().sum().item()
-    return total
+        total += (log_sum_C1 - label_C1).double().sum()
+    return total.item()

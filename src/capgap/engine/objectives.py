@@ -15,6 +15,8 @@ from functools import partial
 import torch
 
 from capgap.config import Distill
+from capgap.engine.compiling import compile_layers, micro_batch_shape
+from capgap.engine.device_path import moved
 from capgap.engine.forward import hold_frozen, model_output, output_form
 from capgap.engine.losses import LossParts, ModelOutput, PartialTargets, data_loss, mixture_loss
 from capgap.engine.parallel import DistContext, ForwardWrapper
@@ -57,7 +59,10 @@ class Distillation:
             return self
         output_form(self.teacher)  # probe it before it is sharded
         hold = partial(hold_frozen, precision=self.settings.precision_of_teacher)
-        return replace(self, teacher=dist.distribute(self.teacher, hold))
+        teacher = dist.distribute(self.teacher, hold)
+        if self.settings.compile:
+            compile_layers(self.teacher, micro_batch_shape(self.settings, dist.size))
+        return replace(self, teacher=teacher)
 
     def __call__(
         self, model, inputs_BT, labels_N, starts_B, scale: float
@@ -82,7 +87,7 @@ class Distillation:
     def _targets(self, inputs_BT, starts_B) -> ModelOutput | PartialTargets:
         if isinstance(self.teacher, TargetStore):
             kept = self.teacher.read(starts_B.cpu())  # FSDP moves all arguments to its device
-            return PartialTargets(*(value.to(inputs_BT.device) for value in kept))
+            return PartialTargets(*(moved(value, inputs_BT.device) for value in kept))
         precision = self.settings.precision_of_teacher
         if isinstance(self.teacher, ForwardWrapper):
             return self.teacher(self._read, inputs_BT, precision)

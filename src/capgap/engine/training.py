@@ -20,13 +20,15 @@ import torch
 from capgap.config import Training
 from capgap.data.token_streams import IGNORED, Batch, check_long_enough, training_batch
 from capgap.engine import checkpoints
+from capgap.engine.compiling import compile_layers, micro_batch_shape
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.forward import decoder_layers, output_form
+from capgap.engine.forward import output_form
 from capgap.engine.hints import RunHints
 from capgap.engine.losses import LossParts
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
 from capgap.engine.resuming import Stop
+from capgap.engine.rounded_linear import Rounding, round_products
 from capgap.engine.run_plan import RunPlan
 from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
@@ -38,8 +40,8 @@ CURVE_COLUMNS = (
 )
 WATCHED = CURVE_COLUMNS.split(",")[2:]  # what trackers get; their step is the tokens
 
-COMPILER = "inductor"
 SAVING_SHARE = 0.03  # of the time, at most
+NOTHING_ROUNDED = Rounding()
 TRUNK = "trunk"  # folder of the state at the end of a trunk, in scratch
 
 # (model, inputs B x T, labels (B T), starts B, scale) -> (loss, sums of its parts in nats)
@@ -86,12 +88,12 @@ def make_optimizer(model: torch.nn.Module, settings: Training) -> torch.optim.Ad
     )
 
 
-def prepare(model: torch.nn.Module, settings: Training) -> None:
-    """Make a model compute its layers as the settings say."""
+def prepare(model: torch.nn.Module, settings: Training, processes: int = 1) -> None:
+    """Make a model compute its layers as the settings say; processes: that share a batch."""
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    for layer in decoder_layers(model) if settings.compile else []:
-        layer.forward = torch.compile(type(layer).forward.__get__(layer), backend=COMPILER)
+    if settings.compile:
+        compile_layers(model, micro_batch_shape(settings, processes))
 
 
 def train(
@@ -129,7 +131,8 @@ def train(
         if hasattr(objective, "on"):
             objective = objective.on(dist)
         whole = dist.distribute(model, precision=settings.precision)
-        prepare(model, settings)  # after sharding, because FSDP changes the class of layers
+        rounding = round_products(model, settings.precision)
+        prepare(model, settings, dist.size)  # after sharding: FSDP changes the class of layers
         ddp_model = dist.data_parallel(whole)
     optimizer = make_optimizer(model, settings)
 
@@ -158,6 +161,7 @@ def train(
                 f"{trunk} is a state after {restored[0]} steps, but a run of {steps} steps with "
                 f"schedule {settings.schedule} shares {fork or 0}; take the trunk of a smaller budget"
             )
+    rounding.refresh()
     done = 0 if restored is None else restored[0]
     _check_same(done, dist, scratch)
     with hints, Stop() as stop, use_onednn():
@@ -182,7 +186,15 @@ def train(
                 model.device, (plan.seed << 32) + step + (dist.rank << 24)
             )  # dropout, if there is any
             means = _step(
-                ddp_model, optimizer, batch, settings, objective, rate, dist, lambda: stop.asked
+                ddp_model,
+                optimizer,
+                batch,
+                settings,
+                objective,
+                rate,
+                dist,
+                rounding,
+                lambda: stop.asked,
             )
             if means is None:
                 checkpoints.save(scratch, step, model, optimizer, {"curve": curve})
@@ -206,6 +218,7 @@ def train(
                     checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
                 if ended:
                     raise _terminated(step + 1, steps, scratch)
+    rounding.undo()
     model.eval()
     return Outcome(curve, steps, plan.tokens)
 
@@ -301,6 +314,7 @@ def _step(
     objective: Objective,
     rate: float,
     dist: DistContext = ONE_PROCESS,
+    rounding: Rounding = NOTHING_ROUNDED,
     asked_to_end: Callable[[], bool] = lambda: False,
 ) -> tuple[float, float] | None:
     """One optimizer step; mean parts of the loss over the global batch, nats per token.
@@ -312,19 +326,19 @@ def _step(
     counted = max(1, int((batch.labels != IGNORED).sum()))
     mine = dist.own_sequences(len(batch.labels))
     micro = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device=dist.device)  # read once a step
     parts_of_batch = [
         *zip(*(part[mine].split(micro) for part in batch), strict=True),
     ]
     for number, (inputs, labels, starts) in enumerate(parts_of_batch, 1):
-        inputs, labels = (part.to(dist.device, non_blocking=True) for part in (inputs, labels))
+        inputs = inputs.to(dist.device, non_blocking=True)  # labels are counted here, then moved
         last = number == len(parts_of_batch)
         with dist.micro_batch(ddp_model, last=last):
             loss, parts = ddp_model(
                 objective, inputs, labels.reshape(-1), starts, dist.size * (1 / counted)
             )
             loss.backward()
-        sums += torch.stack(parts).cpu()
+        sums += torch.stack(parts)
         if not last and dist.any_process(asked_to_end())[0]:
             optimizer.zero_grad(set_to_none=True)
             return None
@@ -334,6 +348,7 @@ def _step(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        rounding.refresh()
     else:
         data_ce = math.nan
     optimizer.zero_grad(set_to_none=True)

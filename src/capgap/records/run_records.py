@@ -270,3 +270,14 @@ class Calibration(Record):
     # by kind of work: (FLOPs per token, CPU seconds per token) of the smallest and largest model
     rates: dict[str, list[tuple[float, float]]]
     matmul_gflops: float  # one thread, large matrices, float32
+
+
+class GpuCalibration(Record):
+    """`scratch/gpu-calibration.json`: what `benchmarks/gpu_session.py` measured on one GPU."""
+
+    gpu: str  # as the driver names it
+    device: str  # as `plan.device` names it
+    reached: dict[str, float]  # see `capgap.cost.roofline.Reached`
+    measured_over_roofline: (
+        float  # seconds of a real step over those of the roofline at these rates
+    )
