@@ -59,7 +59,9 @@ def sentencepiece(vocab, trained_on):
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=["<unk>", END, *fallback], show_progress=False,
+        vocab_size=vocab,
+        special_tokens=["<unk>", END, *fallback],
+        show_progress=False,
         limit_alphabet=40,
     )
     model.train_from_iterator(trained_on, trainer)
@@ -92,9 +94,7 @@ def test_tokens_one_after_another_are_the_bytes_of_the_text(seed):
     documents = texts(seed + 10)
     for tokenizer in tokenizers_of(seed):
         entries = entry_bytes(tokenizer, "folder")
-        for document, ids in zip(
-            documents, Encoder(tokenizer).encode(documents), strict=True
-        ):
+        for document, ids in zip(documents, Encoder(tokenizer).encode(documents), strict=True):
             spelled = b"".join(entries[i] for i in ids)
             assert spelled in (document.encode(), b" " + document.encode())
 
@@ -105,9 +105,7 @@ def test_windows_meet_exactly_where_both_have_a_boundary(seed):
     for first in made:
         for second in made:
             text = aligned(first, second, documents)
-            mine, theirs = (
-                s.places(0, len(s.tokens)) for s in (text.student, text.teacher)
-            )
+            mine, theirs = (s.places(0, len(s.tokens)) for s in (text.student, text.teacher))
             both = len(documents) * (first is second is made[3])  # a space before every text
             bytes_of_all = sum(len(d.encode()) + 1 for d in documents)
             assert mine[-1] == theirs[-1] == bytes_of_all + both

@@ -198,7 +198,8 @@ def _identity(job: Job) -> str:
     folder = Path(job.output).parent
     if job.rule in (*TEXT_RULES, *LAW_RULES):
         return str(Path(*folder.parts[:2]))
-    return str(folder.parent if folder.name in ("model", "importance", "targets") else folder)
+    of_parent = ("model", "importance", "targets", "tokenizer", "tokens")
+    return str(folder.parent if folder.name in of_parent else folder)
 
 
 def _row(plan: Plan, name: str, every: list[Job], left: list[Job], on_device: bool) -> list[str]:

@@ -117,6 +117,16 @@ def training(
     )
 
 
+def by_classes(held: Memory, student: Model, teacher: Model, settings: Training) -> Memory:
+    """The same training with a teacher of another tokenizer: for the tokens of a chunk, logits, gathered
+    entries and shares of both vocabularies, and the gradients of the head in float32."""
+    tokens = settings.micro_batch_tokens or settings.batch_tokens
+    most = chunk_tokens(max(student.vocab, teacher.vocab))
+    chunk = min(settings.loss_chunk_tokens or most, tokens)
+    logits = FLOAT * chunk * (6 * student.vocab + 4 * teacher.vocab)
+    return replace(held, loss=logits + FLOAT * student.hidden * (tokens + student.vocab))
+
+
 def _held(model: Model, precision: str, shards: int = 1) -> int:
     """Bytes of a frozen model's weights on one of the processes that share it.
 

@@ -82,7 +82,9 @@ class Windows(NamedTuple):
     """Teacher's tokens of the text of some windows of the student, and where they meet."""
 
     inputs: torch.Tensor  # B x L, int64, padded at the end
-    rows: torch.Tensor  # (B T), the teacher's output, of (B L), for each of the student's; -1 for none
+    rows: (
+        torch.Tensor
+    )  # (B T), the teacher's output, of (B L), for each of the student's; -1 for none
 
 
 class AlignedText:

@@ -121,14 +121,14 @@ class _ClassLoss(torch.autograd.Function):
             taught_M = (rows_C >= 0).nonzero().squeeze(1)
             own_MV = logits[taught_M]
             pooled_MK = pools.student.logits(own_MV)
-            theirs_MK = pools.teacher.logits(teacher.keep(rows_C[taught_M]).logits(slice(None)).to(wide))
+            theirs_MK = pools.teacher.logits(
+                teacher.keep(rows_C[taught_M]).logits(slice(None)).to(wide)
+            )
             value, grad_MK = _teacher_term(pooled_MK, theirs_MK, settings)
             ce_C1 = torch.logsumexp(logits, 1, keepdim=True) - logits.gather(1, labels_C1)
             share_C1 = torch.ones_like(ce_C1)
             share_C1[taught_M] = 1 - weight
-            sums += torch.stack(
-                [ce_C1.sum(), value, ce_C1.sum() - ce_C1[taught_M].sum()]
-            ).float()
+            sums += torch.stack([ce_C1.sum(), value, ce_C1.sum() - ce_C1[taught_M].sum()]).float()
             grad_CV = torch.softmax(logits, 1).mul_(share_C1)
             grad_CV.scatter_add_(1, labels_C1, -share_C1)
             grad_CV[taught_M] += pools.student.spread(own_MV, pooled_MK, grad_MK).mul_(weight)

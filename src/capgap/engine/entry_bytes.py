@@ -29,7 +29,9 @@ def entry_bytes(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[bytes 
     spell the text, as those of WordPiece.
     """
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    kinds = {step.get("type") for part in ("pre_tokenizer", "decoder") for step in _steps(data[part])}
+    kinds = {
+        step.get("type") for part in ("pre_tokenizer", "decoder") for step in _steps(data[part])
+    }
     byte_level = "ByteLevel" in kinds
     if not byte_level and SPACE not in json.dumps(data["decoder"], ensure_ascii=False):
         raise CapgapError(

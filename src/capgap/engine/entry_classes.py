@@ -83,9 +83,7 @@ def _pairs(text: AlignedText, entries: int) -> tuple[np.ndarray, int]:
         first, last = theirs.at(int(at[0])), theirs.at(int(at[-2]))
         other = theirs.places(first, last + 1)
         real, others = np.flatnonzero(np.diff(at) > 0), np.flatnonzero(np.diff(other) > 0)
-        _, i, j = np.intersect1d(
-            at[real], other[others], assume_unique=True, return_indices=True
-        )
+        _, i, j = np.intersect1d(at[real], other[others], assume_unique=True, return_indices=True)
         student = np.asarray(mine.tokens[start:stop], np.int64)[real[i]]
         teacher = np.asarray(theirs.tokens[first : last + 1], np.int64)[others[j]]
         found.append(student * entries + teacher)

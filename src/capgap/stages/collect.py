@@ -48,6 +48,8 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
     lineage = trained.lineage
     assert lineage == metrics.lineage, f"{folder}: train.json and metrics.json differ in lineage"
     teacher = None if lineage.teacher == NONE else teachers[lineage.teacher, lineage.teacher_seed]
+    # a teacher with another tokenizer: its tokens of the same text, for one of the student's
+    each = 1 if teacher is None else teacher.validation.tokens / metrics.validation.tokens
     return RunRow(
         student=lineage.name,
         init=lineage.init,
@@ -63,10 +65,10 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         student_params_total=lineage.params.total,
         teacher_params_total=teacher and teacher.lineage.params.total,
         student_forward_flops_per_token=metrics.forward_flops_per_token,
-        teacher_forward_flops_per_token=teacher and teacher.forward_flops_per_token,
+        teacher_forward_flops_per_token=teacher and each * teacher.forward_flops_per_token,
         teacher_seed=lineage.teacher_seed or 0,
         init_seed=lineage.init_seed or 0,
-        teacher_val_loss_nats_per_token=teacher and teacher.validation.loss_nats_per_token,
+        teacher_val_loss_nats_per_token=teacher and each * teacher.validation.loss_nats_per_token,
         start_val_loss_nats_per_token=trained.start_val_loss_nats_per_token,
         test_loss_nats_per_token=metrics.test.loss_nats_per_token,
         test_bits_per_byte=metrics.test.bits_per_byte,
