@@ -155,9 +155,19 @@ def test_a_tokenizer_that_does_not_spell_the_text_is_refused():
 def test_a_window_longer_than_the_teachers_positions_is_refused():
     small, large = tokenizers_of(8)[:2]
     text = aligned(large, small, texts(9))
-    text.positions = 8
-    with pytest.raises(CapgapError, match="distill.sequence_length: 16 tokens .* 8 positions"):
-        text.windows(np.array([0]), 16)
+    starts = range(len(text.student.tokens) - 17)
+    longest = max(text.window(start, 16)[1] for start in starts)
+    text.positions = longest
+    text.check_windows(16)
+    text.positions = longest - 1
+    refused = pytest.raises(
+        CapgapError, match=f"distill.sequence_length: 16 tokens .* {longest - 1} positions"
+    )
+    with refused:
+        text.check_windows(16)
+    with refused:
+        for start in starts:
+            text.window(start, 16)
 
 
 def classes_of(first, second, documents):

@@ -1,17 +1,21 @@
 """A student taught by a teacher with another tokenizer, from start to published artifact."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 import capgap as cg
-from capgap.config import Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
+from capgap.config import Depth, Distill, Evaluate, FilesCorpus, PretrainStage, TrainedTokenizer
 from capgap.engine.models import load_model
 from capgap.engine.resuming import RunPaths
 from capgap.engine.run_plan import RunPlan
 from capgap.errors import CapgapError
 from capgap.records.artifacts import differences
+from capgap.records.run_records import TrainRecord
 from capgap.stages import corpus, distill, evaluate, pack, pretrain, random_init, tokenizer
 
 SHORT = {"sequence_length": 16, "batch_tokens": 64, "validations": 1, "learning_rate": 0.01}
@@ -208,8 +212,6 @@ def test_a_text_that_is_another_one_is_refused(world, tmp_path):
 
 def test_a_random_init_takes_the_students_tokenizer(world, tmp_path):
     """Of a shape that a teacher with another tokenizer lends."""
-    from capgap.config import Depth
-
     random_init.run(
         Depth(),
         model(world, LARGE),
@@ -242,3 +244,34 @@ def test_the_teacher_is_held_in_its_own_precision(world, tmp_path):
     )
     assert full != half
     assert full == pytest.approx(half, abs=0.01)
+
+
+@pytest.mark.parametrize("words", [[], ["--shard"]])
+def test_two_processes_end_as_one(world, tmp_path, words):
+    alone = run(world, tmp_path / "alone", micro_batch_tokens=32)
+    options = {
+        **SHORT,
+        "student": model(world, SMALL),
+        "teacher": model(world, LARGE),
+        "token-streams": world / str(SMALL) / "tokens",
+        "teacher-streams": world / str(LARGE) / "tokens",
+        "tokens": 640,
+        "micro-batch-tokens": 32,
+        "out": tmp_path / "both",
+        "scratch": tmp_path / "scratch",
+    }
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    given = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    done = subprocess.run(
+        [*start, "-m", "capgap.stages.distill", *words, *given],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    both = TrainRecord.read(tmp_path / "both" / "train.json")
+    assert both.train_flops == alone.train_flops
+    assert both.last_val_loss_nats_per_token == pytest.approx(
+        alone.last_val_loss_nats_per_token, rel=1e-5
+    )

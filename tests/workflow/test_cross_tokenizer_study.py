@@ -3,13 +3,29 @@
 import csv
 import json
 
-from repository import RESULTS
+from repository import RESULTS, WORDS
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def bring(folder):
+    """A random model with a tokenizer of its own, as one downloads them."""
+    made = ByteLevelBPETokenizer()
+    text = [" ".join(reversed(WORDS))] * 9
+    made.train_from_iterator(text, vocab_size=290, special_tokens=["<eos>"], show_progress=False)
+    words = PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<eos>")
+    words.save_pretrained(folder)
+    shape = {"hidden_size": 24, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = LlamaConfig(vocab_size=290, num_attention_heads=4, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def test_teachers_with_their_own_tokenizer_teach_in_a_study(study):
     def change(settings):
+        settings["teachers"]["big"] = {"source": "path", "path": "brought"}
         settings["teacher_tokenizers"] = {
-            "own": {"source": "train", "vocab_size": 320, "teachers": ["t16k"]}
+            "own": {"source": "train", "vocab_size": 320, "teachers": ["t16k"]},
+            "of-big": {"source": "teacher", "teacher": "big"},
         }
         settings["grid"].update(inits=["random"])
         del settings["final"]
@@ -17,28 +33,34 @@ def test_teachers_with_their_own_tokenizer_teach_in_a_study(study):
     def larger(settings):
         settings["teacher_tokenizers"]["own"]["vocab_size"] = 330
 
+    bring(study / "brought")
     study.configure(change)
     study.capgap("run", "--cores", "2")
 
     def read(name):
         return json.loads((study / RESULTS / name).read_text())
 
-    packed, own = read("tokens/meta.json"), read("tokenizers/own/tokens/meta.json")
-    assert (packed["vocab_size"], own["vocab_size"]) == (300, 320)
-    assert packed["bytes"] == own["bytes"]
+    packed = {
+        "t6k": read("tokens/meta.json"),
+        "t16k": read("tokenizers/own/tokens/meta.json"),
+        "big": read("tokenizers/of-big/tokens/meta.json"),
+    }
+    assert [streams["vocab_size"] for streams in packed.values()] == [300, 320, 290]
+    assert packed["t6k"]["bytes"] == packed["t16k"]["bytes"] == packed["big"]["bytes"]
     with (study / RESULTS / "law/runs.csv").open() as file:
         rows = {row["teacher"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"t6k", "t16k"}
+    assert set(rows) == set(packed)
     for name, row in rows.items():
         teacher = read(f"teachers/{name}/metrics.json")["validation"]
-        tokens = [streams["tokens"]["validation"] - 1 for streams in (packed, own)]
-        each = 1 if name == "t6k" else tokens[1] / tokens[0]
+        tokens = [packed[of]["tokens"]["validation"] - 1 for of in ("t6k", name)]
+        each = tokens[1] / tokens[0]
         loss = float(row["teacher_val_loss_nats_per_token"])
         assert abs(loss - each * teacher["loss_nats_per_token"]) < 1e-6
-    folder = study / RESULTS / "students/3k/random/from-t16k/tokens-5k/seed-0"
-    log = next((study / "logs/distill_student").rglob("from-t16k/tokens-5k/seed-0.log"))
-    assert "the teacher has another tokenizer" in log.read_text()
-    assert json.loads((folder / "model/config.json").read_text())["vocab_size"] == 300
+    for name in ("t16k", "big"):
+        run = f"students/3k/random/from-{name}/tokens-5k/seed-0"
+        log = next((study / "logs/distill_student").rglob(f"from-{name}/tokens-5k/seed-0.log"))
+        assert "the teacher has another tokenizer" in log.read_text()
+        assert read(f"{run}/model/config.json")["vocab_size"] == 300
     assert study.planned() == set()
 
     study.configure(larger)
@@ -50,4 +72,4 @@ def test_teachers_with_their_own_tokenizer_teach_in_a_study(study):
         "evaluate_teacher teachers/t16k",
         "distill_student students/3k/random/from-t16k/tokens-5k/seed-0",
     } <= planned
-    assert not [job for job in planned if "t6k" in job or "random_init" in job]
+    assert not [job for job in planned if "t6k" in job or "big" in job or "random_init" in job]

@@ -24,6 +24,9 @@ from capgap.errors import CapgapError
 
 STEP = 1024  # tokens between places that are kept
 BLOCK = 2**20  # tokens that are looked at together
+LOOKED_AT = (
+    20 * BLOCK
+)  # tokens of the student, from the start of the text, that a job looks at first
 
 
 class ByteStream:
@@ -142,12 +145,28 @@ class AlignedText:
         index = np.searchsorted(theirs[:-1], wanted, "right") - 1
         met = real & (theirs[index] == wanted) & (np.diff(theirs)[index] > 0) & (index > 0)
         count = last - first
+        self._check_positions(count, length)
+        return first, count, np.where(met, index - 1, -1)
+
+    def check_windows(self, length: int) -> None:
+        """Raise CapgapError for windows of the student that the teacher cannot read at once.
+
+        Looked at are those of the first LOOKED_AT tokens; `window` refuses any other.
+        """
+        end = min(len(self.student.tokens), LOOKED_AT)
+        for start in range(0, end if self.positions else 0, BLOCK):
+            mine = self.student.places(start, min(start + BLOCK + length, end))
+            first, last = (self.teacher.at(int(mine[at])) for at in (0, -2))
+            index = np.searchsorted(self.teacher.places(first, last + 1)[:-1], mine[:-1], "right")
+            if len(index) > length:
+                self._check_positions(int((index[length:] - index[:-length]).max()), length)
+
+    def _check_positions(self, count: int, length: int) -> None:
         if self.positions and count > self.positions:
             raise CapgapError(
-                f"distill.sequence_length: {length} tokens of the student are {count} of the teacher, "
-                f"which has {self.positions} positions; lower it"
+                f"distill.sequence_length: {length} tokens of the student are up to {count} of the "
+                f"teacher, which has {self.positions} positions; lower it"
             )
-        return first, count, np.where(met, index - 1, -1)
 
     def windows(self, starts_B: np.ndarray, length: int) -> Windows:
         """The same for a batch of windows."""

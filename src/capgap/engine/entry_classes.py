@@ -19,10 +19,9 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from capgap.engine.aligned_text import BLOCK, AlignedText
+from capgap.engine.aligned_text import BLOCK, LOOKED_AT, AlignedText
 from capgap.errors import CapgapError
 
-LOOKED_AT = 20 * BLOCK  # tokens of the student from the start of the text
 NO_CLASS = -1
 
 

@@ -223,8 +223,16 @@ def _by_classes(
 
     vocab: the student's entries. model: the teacher.
     """
+    check_reads(
+        model,
+        teacher[0],
+        teacher[1].meta,
+        sequence_length=1,  # how many it reads for the student's is checked below
+        setting="distill.sequence_length",
+    )
     positions = getattr(model.config, "max_position_embeddings", None)
     text = aligned_text(*student, *teacher, positions=positions)
+    text.check_windows(settings.sequence_length)
     entries = [entry_bytes(load_tokenizer(folder), folder) for folder, _ in (student, teacher)]
     classes = entry_classes(text, *entries)
     theirs = min(teacher[1].meta.vocab_size, vocabulary_rows(model))
