@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from report_records import make_runs, make_teachers
 
 from capgap.commands.plan import make_plan, short
 from capgap.config import run_grid
@@ -11,6 +12,7 @@ from capgap.config.study_file import load_study
 from capgap.cost.job_costs import StudyCost
 from capgap.cost.requests import Requests
 from capgap.errors import CapgapError
+from capgap.stages.report import in_students_tokens
 
 ROOT = Path(__file__).parents[2]
 OWN = {"b320": {"source": "train", "vocab_size": 320, "teachers": ["t16k"]}}
@@ -164,3 +166,18 @@ def named(data):
 def test_what_does_not_fit_is_said_with_key_value_and_fix(change, message):
     with pytest.raises(CapgapError, match=message):
         study(change)
+
+
+def test_the_report_has_losses_of_teachers_per_token_of_the_students():
+    runs, teachers = make_runs(), make_teachers()
+    largest = max(teachers, key=lambda m: m.lineage.params.non_embedding).lineage.name
+    changed = [
+        row.model_copy(update={"teacher_val_loss_nats_per_token": 1.25})
+        if row.teacher == largest
+        else row
+        for row in runs
+    ]
+    found = {m.lineage.name: m.validation for m in in_students_tokens(teachers, changed)}
+    assert found.pop(largest).loss_nats_per_token == 1.25
+    own = {m.lineage.name: m.validation for m in teachers}
+    assert all(split == own[name] for name, split in found.items())

@@ -78,14 +78,19 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
 
 
 def curves(settings: CollectStage) -> list[CurveRow]:
-    """Learning curves of the teachers that were trained here, then of all runs."""
+    """Learning curves of the teachers that were trained here, then of all runs, per token of the students."""
     study, rows = Path(settings.root).name, []
+    runs = grid_runs(settings.grid, settings.teacher_sizes, settings.given)
+    first = {"study": study, **runs[0]._asdict()}
+    students = Metrics.read(paths.RUN_METRICS.format(**first)).validation.tokens
     for number in settings.grid.replica_numbers():
         for name in settings.trained:
             names = {"study": study, "teacher": name, "replica": replica_level(number)}
             trained = TrainRecord.read(paths.TEACHER_TRAIN.format(**names))
-            rows += _curve(Path(paths.TEACHER_CURVE.format(**names)), trained, teacher=name)
-    for identity in grid_runs(settings.grid, settings.teacher_sizes):
+            tokens = Metrics.read(paths.TEACHER_METRICS.format(**names)).validation.tokens
+            learned = _curve(Path(paths.TEACHER_CURVE.format(**names)), trained, teacher=name)
+            rows += [_per_token(row, tokens / students) for row in learned]
+    for identity in runs:
         names = {"study": study, **identity._asdict()}
         trained = TrainRecord.read(paths.RUN_TRAIN.format(**names))
         rows += _curve(
@@ -96,6 +101,11 @@ def curves(settings: CollectStage) -> list[CurveRow]:
             init=identity.init,
         )
     return rows
+
+
+def _per_token(row: CurveRow, each: float) -> CurveRow:
+    """A measurement per token of the students; each: tokens of the teacher's for one of theirs."""
+    return row.model_copy(update={"val_loss_nats_per_token": each * row.val_loss_nats_per_token})
 
 
 def _curve(

@@ -89,7 +89,7 @@ def run(
     _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
-    teachers = _in_students_tokens(teachers, runs)
+    teachers = in_students_tokens(teachers, runs)
     price_list = prices(law, final)
     shown = price_list.student, price_list.tokens_seen
     sizes = {m.lineage.name: m.lineage.params.non_embedding for m in teachers}
@@ -142,7 +142,7 @@ def run(
         (folder / "report.html").write_text(with_terms(page) + "\n", encoding="utf-8")
 
 
-def _in_students_tokens(teachers: list[Metrics], runs: list[RunRow]) -> list[Metrics]:
+def in_students_tokens(teachers: list[Metrics], runs: list[RunRow]) -> list[Metrics]:
     """The teachers with losses per token of the students, as the table of runs has them.
 
     They differ from the measured ones for a teacher with another tokenizer.
