@@ -12,6 +12,7 @@ container: STUDY.plan.container
 
 
 include: "rules/text.smk"
+include: "rules/tokenizers.smk"
 include: "rules/teachers.smk"
 include: "rules/rounds.smk"
 include: "rules/students.smk"

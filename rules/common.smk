@@ -128,6 +128,11 @@ def results_of_study():
     final = [paths.CHOICE, paths.FINAL, paths.SAMPLES] if STUDY.final else []
     return [
         *map(of_study, [paths.CORPUS, paths.TOKENIZER, paths.TOKENS]),
+        *[
+            path.format(study=STUDY.study, tokenizer=name)
+            for name in STUDY.teacher_tokenizers
+            for path in (paths.OWN_TOKENIZER, paths.OWN_TOKENS)
+        ],
         *teachers_of_study(paths.TEACHER_MODEL),
         *of_teachers(paths.TEACHER_MODEL, GIVEN),
         *of_teachers(paths.TEACHER_CURVE, GIVEN_TRAINED),
@@ -203,11 +208,38 @@ def trim_text(wildcards):
 
 def tokenizer_source(wildcards):
     """The corpus to train a tokenizer on, or the teacher to take it from."""
-    if isinstance(STUDY.tokenizer, TeacherTokenizer):
+    tokenizer = STUDY.tokenizer
+    if "tokenizer" in wildcards.keys():
+        tokenizer = STUDY.teacher_tokenizers[wildcards.tokenizer]
+    if isinstance(tokenizer, TeacherTokenizer):
         return paths.TEACHER_MODEL.format(
-            study=wildcards.study, teacher=STUDY.tokenizer.teacher, replica=""
+            study=wildcards.study, teacher=tokenizer.teacher, replica=""
         )
     return paths.CORPUS.format(study=wildcards.study)
+
+
+def own_tokenizer_settings(wildcards):
+    """The settings of the tokenizer of some teachers."""
+    return STUDY.teacher_tokenizers[wildcards.tokenizer].source_settings()
+
+
+def of_tokenizer(students, own):
+    """An input function: one path for teachers with the students' tokenizer, another for others."""
+
+    def chosen(wildcards):
+        name = STUDY.teacher_tokenizer(wildcards.teacher)
+        return (own if name else students).format(study=wildcards.study, tokenizer=name)
+
+    return chosen
+
+
+teachers_tokens = of_tokenizer(paths.TOKENS, paths.OWN_TOKENS)
+teachers_tokenizer = of_tokenizer(paths.TOKENIZER, paths.OWN_TOKENIZER)
+
+
+def run_teacher_tokens(wildcards):
+    """The text in the tokens of a run's teacher; nothing if they are the student's."""
+    return teachers_tokens(wildcards) if STUDY.teacher_tokenizer(wildcards.teacher) else []
 
 
 def run_teacher(wildcards):
@@ -249,8 +281,15 @@ def targets_stage():
 
 def shape_model(wildcards):
     """The teacher whose layout a random init shares, which is the smallest that is large enough."""
-    teacher = run_grid.teachers_for(parse_count(wildcards.student), SIZES)[0]
+    teacher = run_grid.shape_teacher(STUDY, parse_count(wildcards.student))
     return teacher_path(paths.TEACHER_MODEL, teacher, wildcards)
+
+
+def students_tokenizer(wildcards):
+    """The students' tokenizer, if the teacher that lends the shape has another one."""
+    teacher = run_grid.shape_teacher(STUDY, parse_count(wildcards.student))
+    own = STUDY.teacher_tokenizer(teacher)
+    return paths.TOKENIZER.format(study=wildcards.study) if own else []
 
 
 def shared_shape(wildcards):

@@ -44,6 +44,7 @@ rule random_init_student:
     """Make a random init of one student size."""
     input:
         like=shape_model,
+        tokenizer=students_tokenizer,
     output:
         paths.INIT_MODEL.replace("{init}", run_grid.RANDOM),
     log:
@@ -62,8 +63,8 @@ rule random_init_student:
     shell:
         r"""
         exec python -m capgap.workflow.launch 0 1 0 {params.timing:q} capgap.stages.random_init \
-            --like {input.like:q} {params.asked} --name {wildcards.student:q} \
-            --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
+            --like {input.like:q} --tokenizer {input.tokenizer:q} {params.asked} \
+            --name {wildcards.student:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -103,6 +104,7 @@ rule distill_student:
         teacher=run_teacher,
         targets=run_targets,
         tokens=paths.TOKENS,
+        teacher_tokens=run_teacher_tokens,
         trunk=shorter_trunk,
     output:
         model=paths.RUN_MODEL,
@@ -129,7 +131,8 @@ rule distill_student:
         r"""
         exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
-            --targets {input.targets:q} --token-streams {input.tokens:q} --trunk {input.trunk:q} \
+            --targets {input.targets:q} --token-streams {input.tokens:q} \
+            --teacher-streams {input.teacher_tokens:q} --trunk {input.trunk:q} \
             --tokens {wildcards.tokens:q} --seed {wildcards.seed} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
         """

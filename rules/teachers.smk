@@ -10,8 +10,8 @@ OUT  results/{study}/{replica}teachers/{teacher}/{model/,metrics.json,importance
 rule pretrain_teacher:
     """Train one teacher from a random init."""
     input:
-        tokens=paths.TOKENS,
-        tokenizer=paths.TOKENIZER,
+        tokens=teachers_tokens,
+        tokenizer=teachers_tokenizer,
     output:
         model=paths.TEACHER_MODEL,
         curve=paths.TEACHER_CURVE,
@@ -74,7 +74,7 @@ rule evaluate_teacher:
     """Measure one teacher on held-out text."""
     input:
         model=paths.TEACHER_MODEL,
-        tokens=paths.TOKENS,
+        tokens=teachers_tokens,
     output:
         paths.TEACHER_METRICS,
     log:

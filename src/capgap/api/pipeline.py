@@ -203,6 +203,7 @@ def distill(
     tokens: Count,
     seed: int = 0,
     targets: PathLike | None = None,
+    teacher_text: PathLike | None = None,
     checkpoint_seconds: float = 60.0,
     **settings: Any,
 ) -> Trained:
@@ -212,17 +213,20 @@ def distill(
 
     Args:
         student: model to start from.
-        teacher: model with the same tokenizer; None trains on the text alone.
+        teacher: model; None trains on the text alone. One with another tokenizer teaches by classes of
+            entries (docs/training.md).
         text: what is learned, and the held-out text that the curve is measured on.
         out: folder to fill with model/, curve.csv and train.json.
         tokens: budget, 2_500_000 or "2.5M".
         seed: of the order of the data.
         targets: what `cache_teacher` returned for this teacher and text; it stands for the teacher.
+        teacher_text: the same text as token streams of a teacher with another tokenizer; needed only
+            if `text` is token streams.
         checkpoint_seconds: between saved states.
 
     Raises:
-        CapgapError: models and text do not share a tokenizer, the budget is less than a step, a
-            setting is out of its limits, or the loss diverges.
+        CapgapError: student and text do not share a tokenizer, `teacher_text` is missing or of another
+            text, the budget is less than a step, a setting is out of its limits, or the loss diverges.
     """
     chosen = check_section(Distill, settings, "distill")
     budget = _count("tokens", tokens)
@@ -231,7 +235,9 @@ def distill(
     start, out = _model_folder(student), folder_of(Path(out))
     source = None if teacher is None else _model_folder(teacher)
     check_filled(out, ("model", "trunk"), (CURVE, TRAIN))
-    with _streams(text, start) as streams, _state(out, distill_stage) as scratch:
+    own = source if targets is None else None
+    packed = _streams_of_two(text, start, own, teacher_text)
+    with packed as (streams, taught), _state(out, distill_stage) as scratch:
         record = distill_stage.run(
             chosen,
             start,
@@ -241,6 +247,7 @@ def distill(
             seed=seed,
             run_paths=RunPaths(out, scratch, checkpoint_seconds),
             targets=_path(targets),
+            teacher_streams=taught,
         )
     return Trained(out / "model", record, pd.read_csv(out / CURVE))
 
@@ -318,7 +325,24 @@ def _streams(text: Text | None, tokenizer: Path) -> Iterator[Path | None]:
         yield Path(text)
     else:
         with tempfile.TemporaryDirectory() as temporary, _as_files(text) as pattern:
-            yield distill_stage.pack_text(pattern, tokenizer, Path(temporary) / "tokens")
+            yield distill_stage.pack_text(pattern, tokenizer, Path(temporary) / "tokens")[0]
+
+
+@contextmanager
+def _streams_of_two(
+    text: Text, student: Path, teacher: Path | None, teacher_text: PathLike | None
+) -> Iterator[tuple[Path, Path | None]]:
+    """The same, and, of a teacher with another tokenizer, the text in its tokens."""
+    if isinstance(text, str | os.PathLike) and (Path(text) / TOKENS_RECORD).is_file():
+        yield Path(text), _path(teacher_text)
+        return
+    if teacher_text is not None:
+        raise CapgapError(
+            f"teacher_text: {teacher_text} belongs to a text that is token streams; leave it out, the "
+            "files are packed for the teacher, too"
+        )
+    with tempfile.TemporaryDirectory() as temporary, _as_files(text) as pattern:
+        yield distill_stage.pack_text(pattern, student, Path(temporary) / "tokens", teacher)
 
 
 @contextmanager

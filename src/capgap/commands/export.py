@@ -189,7 +189,8 @@ def run(
         loss=test.loss_nats_per_token,
         bits=test.bits_per_byte,
         regret=final.regret_nats,
-        teacher_loss=teacher.test.loss_nats_per_token,
+        # per token of the student, if the teacher has another tokenizer
+        teacher_loss=teacher.test.loss_nats_per_token * teacher.test.tokens / test.tokens,
         sentence=final.sentence,
         tasks=tasks_of_card(study),
         data=data,

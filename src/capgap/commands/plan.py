@@ -34,7 +34,14 @@ from capgap.stages.base import run_stage
 from capgap.workflow.pending import not_done
 
 EXACT_CPU_TIME_S = 15.0
-FILLED = ("model", "importance", "targets", "cut")  # folders in that of the job
+FILLED = (
+    "model",
+    "importance",
+    "targets",
+    "cut",
+    "tokenizer",
+    "tokens",
+)  # folders in that of the job
 
 
 class Plan(NamedTuple):

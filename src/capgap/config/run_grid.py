@@ -291,7 +291,14 @@ def final_init(study: Study, teacher: str) -> str:
 
 def shape_teachers(study: Study) -> dict[str, str]:
     """For every student size, the teacher that lends its shape: the smallest large enough."""
-    sizes = teacher_sizes(study)
     students = study.grid.every_size(given_sizes(study))
     students += [study.final.student] if study.final else []
-    return {format_count(size): teachers_for(size, sizes)[0] for size in students}
+    return {format_count(size): shape_teacher(study, size) for size in students}
+
+
+def shape_teacher(study: Study, student: int) -> str:
+    """The teacher that lends a student its shape: the smallest large enough, if possible one with the
+    students' tokenizer."""
+    large_enough = teachers_for(student, teacher_sizes(study))
+    same = [name for name in large_enough if not study.teacher_tokenizer(name)]
+    return (same or large_enough)[0]

@@ -23,7 +23,8 @@ from capgap.config.teacher_settings import (
     PretrainedTeacher,
     Teacher,
 )
-from capgap.config.text_settings import Corpus, TeacherTokenizer, Tokenizer
+from capgap.config.teacher_tokenizers import tokenizer_problems
+from capgap.config.text_settings import Corpus, OfTeachers, TeacherTokenizer, Tokenizer
 from capgap.config.training_settings import LOSS_ON, Distill, LossOn, Pretrain, PretrainStage
 
 
@@ -198,6 +199,11 @@ class Study(Section):
     )
     corpus: Corpus = Field(description="the text")
     tokenizer: Tokenizer = Field(description="text to tokens")
+    teacher_tokenizers: dict[str, OfTeachers] = Field(
+        default_factory=dict,
+        description="tokenizers, by name, of teachers that do not have the students' one; such teachers "
+        "teach by classes of entries",
+    )
     teachers: dict[str, Teacher] = Field(min_length=1, description="teachers by name")
     students: dict[str, Teacher] = Field(
         default_factory=dict,
@@ -233,6 +239,11 @@ class Study(Section):
     def models(self) -> dict[str, Any]:
         """Teachers and given students by name."""
         return {**self.students, **self.teachers}
+
+    def teacher_tokenizer(self, teacher: str) -> str:
+        """Name of a teacher's own tokenizer in teacher_tokenizers; empty for that of the students."""
+        own = self.teacher_tokenizers.items()
+        return next((name for name, tokenizer in own if teacher in tokenizer.names()), "")
 
     def given_names(self) -> list[str]:
         """Names of the given students of the grid; none unless grid.inits has given."""
@@ -290,6 +301,7 @@ def _inconsistencies(study: Study):
         if isinstance(model, PretrainedTeacher) and study.pretrain is None:
             yield f"{section}.{name}: source is pretrain, so the section 'pretrain' is needed; add it"
     yield from _given_problems(study)
+    yield from tokenizer_problems(study)
     if isinstance(study.tokenizer, TeacherTokenizer):
         teacher = study.teachers.get(study.tokenizer.teacher)
         if teacher is None or isinstance(teacher, PretrainedTeacher):

@@ -90,3 +90,38 @@ class TeacherTokenizer(Section):
 
 
 Tokenizer = Annotated[TrainedTokenizer | TeacherTokenizer, Field(discriminator="source")]
+
+
+class OfTeachersTrained(TrainedTokenizer):
+    """A byte-level BPE tokenizer trained on the training split, of teachers that are trained here."""
+
+    teachers: list[str] = Field(min_length=1, description="names of the teachers that have it")
+
+    def names(self) -> list[str]:
+        """Teachers that have it."""
+        return self.teachers
+
+    def source_settings(self) -> TrainedTokenizer:
+        """What decides the tokenizer itself."""
+        return TrainedTokenizer(source="train", vocab_size=self.vocab_size)
+
+
+class OfTeachersBrought(TeacherTokenizer):
+    """The tokenizer that comes with a teacher."""
+
+    teachers: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="names of the teachers that have it; if not set, the one that brings it",
+    )
+
+    def names(self) -> list[str]:
+        """Teachers that have it."""
+        return self.teachers or [self.teacher]
+
+    def source_settings(self) -> TeacherTokenizer:
+        """What decides the tokenizer itself."""
+        return TeacherTokenizer(source="teacher", teacher=self.teacher)
+
+
+OfTeachers = Annotated[OfTeachersTrained | OfTeachersBrought, Field(discriminator="source")]

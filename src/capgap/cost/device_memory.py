@@ -162,6 +162,17 @@ def _rounded(model: Model, settings: Training, shards: int) -> int:
     return BYTES[settings.precision] * (model.non_embedding - model.norm)
 
 
+def by_classes(held: Memory, student: Model, teacher: Model, settings: Training) -> Memory:
+    """The same training with a teacher of another tokenizer: for the tokens of a chunk, seven times the
+    logits of both vocabularies (entries gathered into classes, their shares and gradients; measured on
+    30,000 and 60,000 entries), and the gradients of the head in float32."""
+    tokens = settings.micro_batch_tokens or settings.batch_tokens
+    most = chunk_tokens(max(student.vocab, teacher.vocab))
+    chunk = min(settings.loss_chunk_tokens or most, tokens)
+    logits = 7 * FLOAT * chunk * (student.vocab + teacher.vocab)
+    return replace(held, loss=logits + FLOAT * student.hidden * (tokens + student.vocab))
+
+
 def _held(model: Model, precision: str, shards: int = 1) -> int:
     """Bytes of a frozen model's weights on one of the processes that share it.
 

@@ -43,7 +43,9 @@ class InitCosts(StudySizes):
         if run_grid.init_kind(init) == "pruned":
             return self._cut(student, init, level, self.study.prune.rounds)
         if init == run_grid.RANDOM:
-            rule, teacher, others = "random_init_student", self.shape_teacher[student], ()
+            rule, teacher = "random_init_student", self.shape_teacher[student]
+            own = self.study.teacher_tokenizer(teacher)
+            others = (self.path(paths.TOKENIZER),) if own else ()
         else:
             rule, teacher = "given_student", init.removeprefix(run_grid.GIVEN)
             others = (self.path(paths.TOKENIZER),)

@@ -21,7 +21,7 @@ from capgap.config import (
     run_grid,
 )
 from capgap.config.counts import parse_count
-from capgap.cost import device_memory, passes
+from capgap.cost import device_memory, own_tokenizers, passes
 from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
@@ -75,12 +75,15 @@ class StudyCost(InitCosts):
         seed=0,
         replica="",
         number=0,
+        tokenizer="",
         **_,
     ) -> Job:
         """The job of a rule with these wildcards."""
         if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
             make = {"prepare_corpus": self._corpus, "make_tokenizer": self._tokenizer}
             return make.get(rule, self._pack)()
+        if rule in ("make_own_tokenizer", "pack_own_tokens"):
+            return next(job for job in self._own_tokenizer(tokenizer) if job.rule == rule)
         if rule in ("pretrain_teacher", "fetch_teacher"):
             return self._teacher(teacher, replica)
         if rule == "evaluate_teacher":
@@ -128,6 +131,9 @@ class StudyCost(InitCosts):
         teachers = [self._teacher(*draw) for draw in [*draws, *run_grid.student_draws(study)]]
         fetched = [job for job in teachers if job.rule == "fetch_teacher"]
         jobs += [*fetched, self._tokenizer(), self._pack()]
+        for name in study.teacher_tokenizers:
+            jobs += self._own_tokenizer(name)
+            self.notes.append(own_tokenizers.note(self, name))
         jobs += [job for job in teachers if job.rule != "fetch_teacher"]
         jobs += [self._evaluate_teacher(*draw) for draw in draws]
         runs = [*grid, *final]
@@ -218,6 +224,17 @@ class StudyCost(InitCosts):
             disk_bytes=round(width * self.corpus_bytes / self.bytes_per_token),
         )
 
+    def _own_tokenizer(self, name: str) -> list[Job]:
+        return own_tokenizers.jobs(self, name, self._tokenizer(), self._pack())
+
+    def _text_of(self, teacher: str) -> tuple[str, str]:
+        """Paths of the tokens that a teacher reads and of their tokenizer."""
+        own = self.study.teacher_tokenizer(teacher)
+        if own:
+            wanted = (paths.OWN_TOKENS, paths.OWN_TOKENIZER)
+            return tuple(self.path(path, tokenizer=own) for path in wanted)
+        return self.path(paths.TOKENS), self.path(paths.TOKENIZER)
+
     def _teacher(self, name: str, level: str) -> Job:
         teacher = self.study.models[name]
         output = self._teacher_path(paths.TEACHER_MODEL, name, level)
@@ -231,7 +248,7 @@ class StudyCost(InitCosts):
             return Job(
                 "pretrain_teacher",
                 output,
-                (self.path(paths.TOKENS), self.path(paths.TOKENIZER)),
+                self._text_of(name),
                 work=(
                     Work("pretrain", tokens, flops, through=self._training(settings, model)),
                     self._validation(model, settings),
@@ -257,13 +274,14 @@ class StudyCost(InitCosts):
         )
 
     def _evaluation(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
-        settings, tokens = self.study.evaluate, self.held_out_tokens()
+        settings, teacher = self.study.evaluate, ids.get("teacher", "")
+        tokens = round(self.held_out_tokens() * self.teacher_tokens(teacher))
         length = settings.sequence_length
         through = passes.measured(model, settings.batch_tokens, length, settings.precision)
         return Job(
             rule,
             output,
-            (source, self.path(paths.TOKENS)),
+            (source, self._text_of(teacher)[0]),
             work=(Work("evaluate", tokens, tokens * model.forward_flops(length), through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
@@ -383,7 +401,12 @@ class StudyCost(InitCosts):
                 needs.append(self._teacher_path(paths.TEACHER_TARGETS, run.teacher, run.replica))
             else:
                 teacher = self.architecture(run.teacher).whole()
-                of_teacher = teacher.forward_flops(settings.sequence_length)
+                of_teacher = round(
+                    self.teacher_tokens(run.teacher)
+                    * teacher.forward_flops(settings.sequence_length)
+                )
+                if self.study.teacher_tokenizer(run.teacher):
+                    needs.append(self._text_of(run.teacher)[0])
         if shorter:
             needs.append(self.path(paths.RUN_MODEL, **shorter._asdict()))
             tokens -= self._trunk_tokens(shorter)

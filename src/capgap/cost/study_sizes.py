@@ -89,6 +89,31 @@ class StudySizes:
             return self._architecture(tokenizer.teacher).vocab  # `architectures` may need it
         return tokenizer.vocab_size
 
+    def own_streams(self, tokenizer: str) -> TokenStreams | None:
+        """Counts of the text packed with a tokenizer of teacher_tokenizers; None before."""
+        meta = Path(self.path(paths.OWN_TOKENS, tokenizer=tokenizer)).with_name("meta.json")
+        return TokenStreams.read(meta) if meta.is_file() else None
+
+    def own_vocab(self, tokenizer: str) -> int:
+        """Entries of a tokenizer of teacher_tokenizers."""
+        made = self.study.teacher_tokenizers[tokenizer]
+        if isinstance(made, TeacherTokenizer):
+            return self._architecture(made.teacher).vocab
+        return made.vocab_size
+
+    def teacher_tokens(self, teacher: str) -> float:
+        """Tokens that a teacher reads for one of the student's; 1 for one with the same tokenizer.
+
+        Without the packed text it is estimated from the sizes of the two vocabularies.
+        """
+        own = self.study.teacher_tokenizer(teacher)
+        if not own:
+            return 1.0
+        packed = self.own_streams(own)
+        if packed and self.streams:
+            return sum(packed.tokens.values()) / sum(self.streams.tokens.values())
+        return math.log(self.vocab) / math.log(self.own_vocab(own))
+
     def held_out_tokens(self) -> int:
         """Tokens of the validation and the test split."""
         if self.streams:
@@ -113,7 +138,8 @@ class StudySizes:
     def _architecture(self, name: str) -> Architecture:
         teacher = self.study.models[name]
         if isinstance(teacher, PretrainedTeacher):
-            return pretrained_architecture(teacher, self.vocab)
+            own = self.study.teacher_tokenizer(name)
+            return pretrained_architecture(teacher, self.own_vocab(own) if own else self.vocab)
         shape = self._shape(name, teacher)
         entries = teacher.trim_vocabulary
         if entries and entries is not True:
@@ -146,10 +172,12 @@ class StudySizes:
         lends = self.shape_teacher[student]
         if run_grid.init_kind(init) == "given":
             model = self.architecture(init.removeprefix(run_grid.GIVEN)).whole()
-            rows = round(model.embedding * self.vocab / model.vocab)
-            return replace(model, vocab=self.vocab, embedding=rows)
-        teacher = lends if init == run_grid.RANDOM else init.removeprefix("pruned-")
-        return self._cuts(student, teacher, 1)[-1]
+        elif init == run_grid.RANDOM:
+            model = self._cuts(student, lends, 1)[-1]
+        else:
+            return self._cuts(student, init.removeprefix(run_grid.pruned_from("")), 1)[-1]
+        rows = round(model.embedding * self.vocab / model.vocab)
+        return replace(model, vocab=self.vocab, embedding=rows)
 
     def cuts(self, student: str, init: str) -> tuple[Model, ...]:
         """Shapes from a pruned init's teacher to the init itself: one more than there are rounds."""
@@ -174,7 +202,10 @@ class StudySizes:
         """Memory of one process of a distillation; alone: as in `training_memory`."""
         absent = teacher == run_grid.NONE or self.caches_targets
         taught_by = None if absent else self.architecture(teacher).whole()
-        return self.training_memory(model, self.study.distill, taught_by, alone=alone)
+        held = self.training_memory(model, self.study.distill, taught_by, alone=alone)
+        if taught_by is None or not self.study.teacher_tokenizer(teacher):
+            return held
+        return device_memory.by_classes(held, model, taught_by, self.study.distill)
 
     def on_disk(self, model: Model, precision: str) -> bool:
         """Whether passes over text read a model's layers from disk, for the device cannot hold it."""

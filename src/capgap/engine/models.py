@@ -406,8 +406,8 @@ def check_reads(
     ) != text.tokenizer_sha256:
         raise CapgapError(
             f"{folder}: its tokenizer ({vocabulary_rows(model)} entries) is not the one that the "
-            f"token streams were packed with ({text.vocab_size} entries); models that are compared "
-            "or taught need one tokenizer: pack the corpus with it, or take models of one family"
+            f"token streams were packed with ({text.vocab_size} entries); pack the corpus with it, or take "
+            "models of one family. In a study, name a teacher with another tokenizer in teacher_tokenizers"
         )
     rows = vocabulary_rows(model)
     largest = text.vocab_size - 1 if text.largest_id is None else text.largest_id

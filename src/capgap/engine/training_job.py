@@ -51,6 +51,7 @@ class TrainingJob:
     tokenizer: Path
     inputs: list[Path]
     teacher: torch.nn.Module | None = None  # to count FLOPs; the objective computes with it
+    teacher_tokens: float = 1.0  # that it reads for one of the student's, of another tokenizer
     trunk: Path | None = None  # of the same run at a smaller budget; saves time, changes nothing
 
 
@@ -89,7 +90,9 @@ def _train_and_publish(job: TrainingJob, run_paths: RunPaths, dist: DistContext)
     flops = training_flops(
         outcome.tokens,
         forward_flops(model, context),
-        forward_flops(job.teacher, context) if job.teacher is not None else 0,
+        round(job.teacher_tokens * forward_flops(job.teacher, context))
+        if job.teacher is not None
+        else 0,
     )
     losses, params = outcome.losses, count_params(model)
     best = min(range(len(losses)), key=losses.__getitem__)

@@ -5,6 +5,7 @@ results/<study>/
   corpus/{train,validation,test}.parquet          documents, and corpus.json
   tokenizer/                                      Hugging Face tokenizer
   tokens/{train,validation,test}.npy              flat token streams
+  tokenizers/<name>/{tokenizer/,tokens/}          the same two of teachers with another tokenizer
   teachers/<teacher>/{model/,train.json,curve.csv,metrics.json,importance/,targets/,harness.json}
                                                   and model/ of a given student, as it came
   inits/<student>/<init>/model/                   pruned-<teacher>, random or given-<student>
@@ -33,6 +34,11 @@ ROOT = "results/{study}"
 CORPUS = f"{ROOT}/corpus/{MANIFEST}"
 TOKENIZER = f"{ROOT}/tokenizer/{MANIFEST}"
 TOKENS = f"{ROOT}/tokens/{MANIFEST}"
+OWN_TOKENIZER_DIR = (
+    f"{ROOT}/tokenizers/{{tokenizer}}"  # of teachers that have not the students' one
+)
+OWN_TOKENIZER = f"{OWN_TOKENIZER_DIR}/tokenizer/{MANIFEST}"
+OWN_TOKENS = f"{OWN_TOKENIZER_DIR}/tokens/{MANIFEST}"
 SPLITS = ("train", "validation", "test")
 CORPUS_RECORD = "corpus.json"  # beside the splits
 TOKENS_RECORD = "meta.json"  # beside the token streams

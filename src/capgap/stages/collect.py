@@ -48,6 +48,8 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
     lineage = trained.lineage
     assert lineage == metrics.lineage, f"{folder}: train.json and metrics.json differ in lineage"
     teacher = None if lineage.teacher == NONE else teachers[lineage.teacher, lineage.teacher_seed]
+    # a teacher with another tokenizer: its tokens of the same text, for one of the student's
+    each = 1 if teacher is None else teacher.validation.tokens / metrics.validation.tokens
     return RunRow(
         student=lineage.name,
         init=lineage.init,
@@ -63,10 +65,10 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         student_params_total=lineage.params.total,
         teacher_params_total=teacher and teacher.lineage.params.total,
         student_forward_flops_per_token=metrics.forward_flops_per_token,
-        teacher_forward_flops_per_token=teacher and teacher.forward_flops_per_token,
+        teacher_forward_flops_per_token=teacher and each * teacher.forward_flops_per_token,
         teacher_seed=lineage.teacher_seed or 0,
         init_seed=lineage.init_seed or 0,
-        teacher_val_loss_nats_per_token=teacher and teacher.validation.loss_nats_per_token,
+        teacher_val_loss_nats_per_token=teacher and each * teacher.validation.loss_nats_per_token,
         start_val_loss_nats_per_token=trained.start_val_loss_nats_per_token,
         test_loss_nats_per_token=metrics.test.loss_nats_per_token,
         test_bits_per_byte=metrics.test.bits_per_byte,
@@ -76,14 +78,19 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
 
 
 def curves(settings: CollectStage) -> list[CurveRow]:
-    """Learning curves of the teachers that were trained here, then of all runs."""
+    """Learning curves of the teachers that were trained here, then of all runs, per token of the students."""
     study, rows = Path(settings.root).name, []
+    runs = grid_runs(settings.grid, settings.teacher_sizes, settings.given)
+    first = {"study": study, **runs[0]._asdict()}
+    students = Metrics.read(paths.RUN_METRICS.format(**first)).validation.tokens
     for number in settings.grid.replica_numbers():
         for name in settings.trained:
             names = {"study": study, "teacher": name, "replica": replica_level(number)}
             trained = TrainRecord.read(paths.TEACHER_TRAIN.format(**names))
-            rows += _curve(Path(paths.TEACHER_CURVE.format(**names)), trained, teacher=name)
-    for identity in grid_runs(settings.grid, settings.teacher_sizes):
+            tokens = Metrics.read(paths.TEACHER_METRICS.format(**names)).validation.tokens
+            learned = _curve(Path(paths.TEACHER_CURVE.format(**names)), trained, teacher=name)
+            rows += [_per_token(row, tokens / students) for row in learned]
+    for identity in runs:
         names = {"study": study, **identity._asdict()}
         trained = TrainRecord.read(paths.RUN_TRAIN.format(**names))
         rows += _curve(
@@ -94,6 +101,11 @@ def curves(settings: CollectStage) -> list[CurveRow]:
             init=identity.init,
         )
     return rows
+
+
+def _per_token(row: CurveRow, each: float) -> CurveRow:
+    """A measurement per token of the students; each: tokens of the teacher's for one of theirs."""
+    return row.model_copy(update={"val_loss_nats_per_token": each * row.val_loss_nats_per_token})
 
 
 def _curve(

@@ -1,9 +1,11 @@
 """
 Train one student from its init, with a teacher or without.
 
-IN   init folder, teacher folder (none for the control without a teacher), token streams; the teacher's
-     targets unless `teacher_targets` is online; with schedule wsd the trunk of the next smaller
-     budget, if there is one
+A teacher with another tokenizer teaches by classes of entries (engine/class_loss.py).
+
+IN   init folder, teacher folder (none for the control without a teacher), token streams; the same text
+     in the teacher's tokens if its tokenizer is another one; the teacher's targets unless
+     `teacher_targets` is online; with schedule wsd the trunk of the next smaller budget, if there is one
 OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on
 """
 
@@ -19,9 +21,15 @@ from capgap.config.run_grid import NONE
 from capgap.config.study_file import check_section
 from capgap.data.processes import available
 from capgap.data.token_streams import Streams
+from capgap.engine.aligned_text import aligned_text
+from capgap.engine.class_loss import Pools
+from capgap.engine.cross_tokenizer import CrossTokenizer
+from capgap.engine.entry_bytes import entry_bytes
+from capgap.engine.entry_classes import entry_classes
 from capgap.engine.models import (
     check_reads,
     load_model,
+    load_tokenizer,
     read_lineage,
     tokenizer_digest,
     vocabulary_rows,
@@ -54,11 +62,13 @@ def run(
     run_paths: RunPaths,
     trunk: Path | None = None,
     targets: Path | None = None,
+    teacher_streams: Path | None = None,
 ) -> TrainRecord:
     """Train and publish one student.
 
     tokens: budget. seed: of the data order. trunk: of the same student at a smaller budget, which
     saves time and does not change the result. targets: cached targets that replace the teacher.
+    teacher_streams: the text packed with the tokenizer of a teacher that has another one.
     """
     store = None if targets is None else TargetStore(targets)
     settings = settings if store is None else _with_targets(settings, store)
@@ -68,8 +78,9 @@ def run(
     _check_model(settings, init, student, streams)
     vocab = min(streams.meta.vocab_size, vocabulary_rows(student))
     objective, teacher_model = _alone(settings, vocab), None
-    teacher_name, teacher_seed = NONE, None
+    teacher_name, teacher_seed, teacher_tokens = NONE, None, 1.0
     teacher = None if teacher is None else open_folder(teacher)
+    taught_apart = _check_streams(settings, streams, teacher, teacher_streams, store)
     if store is not None:
         store.check(
             settings.targets_stage(),
@@ -83,9 +94,15 @@ def run(
         teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
         taught = read_lineage(teacher, teacher_model)
         teacher_name, teacher_seed = taught.name, taught.seed
-        _check_model(settings, teacher, teacher_model, streams)
-        vocab = min(vocab, vocabulary_rows(teacher_model))
-        objective = Distillation(teacher_model, settings, vocab)
+        if taught_apart is None:
+            _check_model(settings, teacher, teacher_model, streams)
+            vocab = min(vocab, vocabulary_rows(teacher_model))
+            objective = Distillation(teacher_model, settings, vocab)
+        else:
+            objective = _by_classes(
+                settings, (init, streams), (teacher, taught_apart), vocab, teacher_model
+            )
+            teacher_tokens = taught_apart.meta.tokens["train"] / streams.meta.tokens["train"]
     elif teacher is not None:
         raise CapgapError(
             f"teacher_targets is {settings.teacher_targets}, so the teacher's targets are needed: name "
@@ -105,7 +122,8 @@ def run(
         init_seed=start.seed,
         params=start.params,
     )
-    inputs = [init, tokens_folder, *(path for path in (teacher, targets) if path)]
+    inputs = [init, tokens_folder]
+    inputs += [path for path in (teacher, targets, teacher_streams) if path]
     job = TrainingJob(
         student,
         streams,
@@ -115,6 +133,7 @@ def run(
         tokenizer=init,
         inputs=inputs,
         teacher=teacher_model,
+        teacher_tokens=teacher_tokens,
         trunk=trunk,
     )
     return train_and_publish(job, run_paths)
@@ -146,6 +165,92 @@ def _check_model(settings: Distill, folder: Path, model, streams: Streams) -> No
     )
 
 
+def _check_streams(
+    settings: Distill,
+    streams: Streams,
+    teacher: Path | None,
+    teacher_streams: Path | None,
+    store: TargetStore | None,
+) -> Streams | None:
+    """The streams in the tokens of a teacher with another tokenizer; None for any other teacher.
+
+    Raises CapgapError if they are missing, not needed or not the teacher's, or for cached targets.
+    """
+    if teacher is None or store is not None:
+        if teacher_streams is not None:
+            given = "targets are given" if store is not None else "there is no teacher"
+            raise CapgapError(
+                f"--teacher-streams: {teacher_streams} is not used, because {given}; leave it out"
+            )
+        return None
+    own = tokenizer_digest(teacher)
+    if own == streams.meta.tokenizer_sha256:
+        if teacher_streams is not None:
+            raise CapgapError(
+                f"--teacher-streams: {teacher_streams} is not needed, because {teacher} has the "
+                "student's tokenizer; leave it out"
+            )
+        return None
+    if settings.teacher_targets != "online":
+        raise CapgapError(
+            f"teacher_targets: {settings.teacher_targets} keeps probabilities of entries, and the "
+            f"tokenizer of {teacher} is not the student's; set it to online"
+        )
+    if teacher_streams is None:
+        raise CapgapError(
+            f"{teacher}: its tokenizer is not the one that {streams.folder} was packed with; pack the "
+            "same corpus with it (capgap pack) and name the folder with --teacher-streams (teacher_text "
+            "in Python), or take a teacher with the student's tokenizer. In a study, name the teacher in "
+            "teacher_tokenizers"
+        )
+    packed = Streams(teacher_streams)
+    if packed.meta.tokenizer_sha256 != own:
+        raise CapgapError(
+            f"--teacher-streams: {teacher_streams} was not packed with the tokenizer of {teacher}; pack "
+            "the corpus with it: capgap pack --tokenizer"
+        )
+    return packed
+
+
+def _by_classes(
+    settings: Distill,
+    student: tuple[Path, Streams],
+    teacher: tuple[Path, Streams],
+    vocab: int,
+    model,
+) -> CrossTokenizer:
+    """The objective of a teacher with another tokenizer. student, teacher: folder and streams.
+
+    vocab: the student's entries. model: the teacher.
+    """
+    check_reads(
+        model,
+        teacher[0],
+        teacher[1].meta,
+        sequence_length=1,  # how many it reads for the student's is checked below
+        setting="distill.sequence_length",
+    )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    text = aligned_text(*student, *teacher, positions=positions)
+    text.check_windows(settings.sequence_length)
+    entries = [entry_bytes(load_tokenizer(folder), folder) for folder, _ in (student, teacher)]
+    classes = entry_classes(text, *entries)
+    theirs = min(teacher[1].meta.vocab_size, vocabulary_rows(model))
+    print(
+        f"the teacher has another tokenizer: {classes.count:,} classes of {len(entries[0]):,} and "
+        f"{len(entries[1]):,} entries, which it teaches at {classes.taught_share:.1%} of the tokens; of "
+        f"these, {classes.split_share:.2%} are pairs of two classes"
+    )
+    return CrossTokenizer(
+        model,
+        settings,
+        vocab,
+        text=text,
+        pools=Pools.of(classes, vocab, theirs),
+        teacher_vocab=theirs,
+    )
+
+
 def _with_targets(settings: Distill, store: TargetStore) -> Distill:
     """Settings completed by the kind of the given targets, if they name no kind themselves."""
     if settings.teacher_targets != "online":
@@ -174,8 +279,14 @@ def _rows_of(store: TargetStore, vocab: int) -> int:
 
 
 @by_hand
-def pack_text(pattern: str, student: Path, out: Path) -> Path:
-    """Pack text files into token streams of the student's tokenizer; returns their folder."""
+def pack_text(
+    pattern: str, student: Path, out: Path, teacher: Path | None = None
+) -> tuple[Path, Path | None]:
+    """Pack text files into token streams of the student's tokenizer; returns their folder.
+
+    teacher: if it has another tokenizer, the text is packed with that as well, and the second folder
+    is returned, too.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise CapgapError(
             "--data is for one process; pack the text before (capgap corpus, capgap pack) and name "
@@ -191,9 +302,12 @@ def pack_text(pattern: str, student: Path, out: Path) -> Path:
         record = corpus.run(FilesCorpus(source="files", pattern=pattern), texts, cores)
         for note in corpus.notes(record):
             print(note)
-        packed = pack.run(texts, student, out, cores)
+        packed, taught = pack.run(texts, student, out, cores), None
+        if teacher is not None and tokenizer_digest(teacher) != packed.tokenizer_sha256:
+            taught = out.with_name(f"{out.name}-of-teacher")
+            pack.run(texts, teacher, taught, cores)
     print(f"packed {packed.tokens['train']:,} tokens of training text to {out}")
-    return out
+    return out, taught
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -229,6 +343,13 @@ def main(argv: list[str] | None = None) -> None:
         "packed with the student's tokenizer to tokens/ in --out",
     )
     parser.add_argument(
+        "--teacher-streams",
+        nargs="?",
+        type=Path,
+        help="the same corpus packed with the tokenizer of a teacher that has another one; --data packs "
+        "it itself",
+    )
+    parser.add_argument(
         "--tokens", required=True, type=count_argument, help="distillation budget, like 2.5M"
     )
     parser.add_argument(
@@ -239,16 +360,23 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_training_arguments(parser)
     args, settings = parser.parse(argv)
+    streams, taught = args.token_streams, args.teacher_streams
+    if args.data:
+        if taught:
+            parser.error("--teacher-streams belongs to --token-streams; --data packs them itself")
+        own = None if args.targets else args.teacher
+        streams, taught = pack_text(args.data, args.init, args.out / "tokens", own)
     record = run(
         settings,
         args.init,
         args.teacher,
-        args.token_streams or pack_text(args.data, args.init, args.out / "tokens"),
+        streams,
         tokens=args.tokens,
         seed=args.seed,
         run_paths=RunPaths(args.out, args.scratch, args.checkpoint_seconds, args.shard),
         trunk=args.trunk,
         targets=args.targets,
+        teacher_streams=taught,
     )
     print(f"validation loss {record.last_val_loss_nats_per_token:.4f} nats per token")
 

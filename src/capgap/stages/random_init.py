@@ -18,8 +18,9 @@ import torch
 from capgap.config import Depth
 from capgap.config.counts import format_count
 from capgap.config.run_grid import RANDOM
+from capgap.data.boundaries import vocabulary_size
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, load_tokenizer, save_model
+from capgap.engine.models import load_model, load_tokenizer, save_model, tokenizer_digest
 from capgap.errors import CapgapError
 from capgap.pruning.solver import Sizes, Solution, Target, meet
 from capgap.pruning.surgery import check_layers_alike, pruned_config, sizes_of
@@ -40,25 +41,34 @@ def run(
 ) -> tuple[Sizes, Solution]:
     """Publish a randomly initialised model with the shape of `like` pruned to `params`.
 
-    params: without embeddings. The same seed gives the same bits. Returns the sizes of `like` and
-    what the shape keeps of them.
+    params: without embeddings. tokenizer: folder; one that is not that of `like` decides the
+    vocabulary. The same seed gives the same bits. Returns the sizes of `like` and what the shape keeps
+    of them.
     """
     torch.set_num_threads(1)
     tokenizer = open_folder(tokenizer or like)
     if not (tokenizer / "tokenizer.json").is_file():
         raise CapgapError(f"{tokenizer}: no tokenizer.json; name a tokenizer folder (--tokenizer)")
     model = load_model(like, dtype=None)
-    entries = len(load_tokenizer(tokenizer))
-    if entries > model.config.vocab_size:
+    words, entries = load_tokenizer(tokenizer), None
+    if (like / "tokenizer.json").is_file() and tokenizer_digest(like) != tokenizer_digest(
+        tokenizer
+    ):
+        entries = vocabulary_size(words)
+    elif len(words) > model.config.vocab_size:
         raise CapgapError(
-            f"{tokenizer}: has {entries} entries, {like} has a vocabulary of "
+            f"{tokenizer}: has {len(words)} entries, {like} has a vocabulary of "
             f"{model.config.vocab_size}; name the tokenizer of that model"
         )
     sizes = sizes_of(model)
     solution = meet(sizes, Target("params", params), settings)
     if solution.layers < sizes.layers:
         check_layers_alike(model)
-    config = pruned_config(model, solution.widths, np.arange(solution.layers))
+    config = pruned_config(model, solution.widths, np.arange(solution.layers), entries)
+    if entries:
+        for ids in (config, model.generation_config):
+            ids.bos_token_id, ids.eos_token_id = words.bos_token_id, words.eos_token_id
+            ids.pad_token_id = None
     torch.manual_seed(seed)
     student = type(model)(config)
     student.generation_config = model.generation_config
@@ -79,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of the stage."""
     parser = StageParser("capgap.stages.random_init", __doc__, Depth)
     parser.add_argument(
-        "--tokenizer", type=Path, help="tokenizer folder (default: the one of --like)"
+        "--tokenizer", nargs="?", type=Path, help="tokenizer folder (default: the one of --like)"
     )
     parser.add_argument(
         "--params",

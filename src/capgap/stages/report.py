@@ -88,6 +88,7 @@ def run(
     _check(counts["main"], law, final)
     runs = sorted(runs, key=_run_order)
     teachers = sorted(teachers, key=lambda m: (m.lineage.params.non_embedding, m.lineage.name))
+    teachers = in_students_tokens(teachers, runs)
     costs = teacher_costs(law, final)
     shown = costs.student, costs.tokens_seen
     sizes = {m.lineage.name: m.lineage.params.non_embedding for m in teachers}
@@ -138,6 +139,22 @@ def run(
             )
         )
         (folder / "report.html").write_text(with_terms(page) + "\n", encoding="utf-8")
+
+
+def in_students_tokens(teachers: list[Metrics], runs: list[RunRow]) -> list[Metrics]:
+    """The teachers with losses per token of the students, as the table of runs has them.
+
+    They differ from the measured ones for a teacher with another tokenizer.
+    """
+    losses = {(r.teacher, r.teacher_seed): r.teacher_val_loss_nats_per_token for r in runs}
+
+    def converted(teacher: Metrics) -> Metrics:
+        own = teacher.validation.loss_nats_per_token
+        loss = losses.get((teacher.lineage.name, teacher.lineage.seed or 0)) or own
+        changed = teacher.validation.model_copy(update={"loss_nats_per_token": loss})
+        return teacher if loss == own else teacher.model_copy(update={"validation": changed})
+
+    return [converted(teacher) for teacher in teachers]
 
 
 def _step(study: Study | None, experiment: Experiment) -> str:

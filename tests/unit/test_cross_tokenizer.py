@@ -1,0 +1,358 @@
+"""A teacher with another tokenizer: the alignment of two token streams, the classes of entries, the loss."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from capgap.config import Distill
+from capgap.data.boundaries import boundaries
+from capgap.data.encoding import Encoder
+from capgap.engine.aligned_text import AlignedText, ByteStream
+from capgap.engine.class_loss import Pools, class_loss
+from capgap.engine.entry_bytes import entry_bytes
+from capgap.engine.entry_classes import NO_CLASS, EntryClasses, entry_classes
+from capgap.engine.losses import IGNORED, ModelOutput, mixture_loss
+from capgap.errors import CapgapError
+
+END = "<|end|>"
+ALPHABETS = ["ab ", "the unionof\n  ", "äöü é ß ", "日本語の文", "🙂👩‍🚀 x", "0123456789 .,"]
+
+
+def texts(seed, count=12, characters=300):
+    """Random documents of several scripts."""
+    draw = random.Random(seed)
+    parts = [
+        "".join(draw.choices(draw.choice(ALPHABETS), k=draw.randint(1, 12)))
+        for _ in range(count * characters // 6)
+    ]
+    each = len(parts) // count
+    return ["".join(parts[i * each : (i + 1) * each]) for i in range(count)]
+
+
+def byte_level(vocab, trained_on, digits=False):
+    model = Tokenizer(models.BPE())
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(trained_on, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END)
+
+
+def sentencepiece(vocab, trained_on):
+    """As Llama 2's: a space before every text, spaces as U+2581, bytes for unknown characters."""
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    model = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    model.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    model.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<unk>", END, *fallback],
+        show_progress=False,
+        limit_alphabet=40,
+    )
+    model.train_from_iterator(trained_on, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END, unk_token="<unk>")
+
+
+def tokenizers_of(seed):
+    some = texts(seed)
+    return [
+        byte_level(300, some),
+        byte_level(420, some),
+        byte_level(340, texts(seed + 1), digits=True),
+        sentencepiece(400, some),
+    ]
+
+
+def stream(tokenizer, documents):
+    encoder = Encoder(tokenizer, boundaries(tokenizer))
+    ids = np.concatenate(encoder.documents(documents))
+    lengths = np.array([len(entry or b"") for entry in entry_bytes(tokenizer, "folder")])
+    return ByteStream(ids, lengths, tokenizer.eos_token_id)
+
+
+def aligned(first, second, documents):
+    return AlignedText(stream(first, documents), stream(second, documents))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tokens_one_after_another_are_the_bytes_of_the_text(seed):
+    documents = texts(seed + 10)
+    for tokenizer in tokenizers_of(seed):
+        entries = entry_bytes(tokenizer, "folder")
+        for document, ids in zip(documents, Encoder(tokenizer).encode(documents), strict=True):
+            spelled = b"".join(entries[i] for i in ids)
+            assert spelled in (document.encode(), b" " + document.encode())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_meet_exactly_where_both_have_a_boundary(seed):
+    made, documents = tokenizers_of(seed), texts(seed + 20)
+    for first in made:
+        for second in made:
+            text = aligned(first, second, documents)
+            mine, theirs = (s.places(0, len(s.tokens)) for s in (text.student, text.teacher))
+            both = len(documents) * (first is second is made[3])  # a space before every text
+            bytes_of_all = sum(len(d.encode()) + 1 for d in documents)
+            assert mine[-1] == theirs[-1] == bytes_of_all + both
+            index = {p: i for i, p in enumerate(theirs[:-1]) if theirs[i + 1] > p}
+            longest = text.windows(np.array([0, 37, 111]), 16)
+            for number, start in enumerate([0, 37, 111]):
+                begins, count, rows = text.window(start, 16)
+                assert begins == 0 or theirs[begins] <= mine[start] < theirs[begins + 2]
+                ids = text.teacher.tokens[begins : begins + count]
+                assert longest.inputs[number, :count].tolist() == ids.tolist()
+                for i, row in zip(range(start + 1, start + 17), rows, strict=True):
+                    met = index.get(mine[i], 0) > begins and mine[i + 1] > mine[i]
+                    assert (row >= 0) == met, (i, row)
+                    if met:  # the token before which the teacher's output is taken
+                        assert begins + row + 1 == index[mine[i]]
+                        assert row < count
+
+
+def test_places_do_not_depend_on_where_one_looks():
+    text = aligned(*tokenizers_of(4)[::3], texts(5, count=40))
+    for side in (text.student, text.teacher):
+        whole = side.places(0, len(side.tokens))
+        for start, stop in [(0, 1), (1023, 1026), (1500, 3000), (2048, 2049)]:
+            assert side.places(start, stop).tolist() == whole[start : stop + 1].tolist()
+        for place in range(0, int(whole[-1]), 97):
+            at = side.at(place)
+            assert whole[at] <= place < whole[at + 1]
+
+
+def test_texts_that_differ_are_refused():
+    first, second = tokenizers_of(6)[:2]
+    documents = texts(7)
+    with pytest.raises(CapgapError, match="do not hold the same text .*in document 3"):
+        changed = [*documents[:2], documents[2] + "more", *documents[3:]]
+        AlignedText(stream(first, documents), stream(second, changed))
+    with pytest.raises(CapgapError, match="11 documents and 12"):
+        AlignedText(stream(first, documents), stream(second, documents[:-1]))
+
+
+def test_a_tokenizer_that_does_not_spell_the_text_is_refused():
+    model = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]")
+    with pytest.raises(CapgapError, match="words: its tokenizer .WordPiece. is neither"):
+        entry_bytes(tokenizer, "words")
+
+
+def test_a_window_longer_than_the_teachers_positions_is_refused():
+    small, large = tokenizers_of(8)[:2]
+    text = aligned(large, small, texts(9))
+    starts = range(len(text.student.tokens) - 17)
+    longest = max(text.window(start, 16)[1] for start in starts)
+    text.positions = longest
+    text.check_windows(16)
+    text.positions = longest - 1
+    refused = pytest.raises(
+        CapgapError, match=f"distill.sequence_length: 16 tokens .* {longest - 1} positions"
+    )
+    with refused:
+        text.check_windows(16)
+    with refused:
+        for start in starts:
+            text.window(start, 16)
+
+
+def classes_of(first, second, documents):
+    text = aligned(first, second, documents)
+    return entry_classes(text, entry_bytes(first, "a"), entry_bytes(second, "b")), text
+
+
+def test_of_one_tokenizer_every_entry_is_a_class():
+    tokenizer = tokenizers_of(1)[0]
+    found, _ = classes_of(tokenizer, tokenizer, texts(2))
+    assert found.student.tolist() == found.teacher.tolist()
+    assert sorted(found.student) == list(range(len(found.student)))
+    assert (found.taught_share, found.split_share) == (pytest.approx(1, abs=1e-3), 0)
+
+
+def test_of_nested_vocabularies_the_classes_are_the_entries_of_the_smaller_one():
+    small, large = tokenizers_of(3)[:2]
+    documents = texts(3)
+    spelled, own = entry_bytes(large, ""), entry_bytes(small, "")
+    for first, second in ((small, large), (large, small)):
+        found, _ = classes_of(first, second, documents)
+        assert found.split_share == 0
+        sides = {len(found.student): found.student, len(found.teacher): found.teacher}
+        of_small, of_large = sides[len(own)], sides[len(spelled)]
+        used = of_small[of_small != NO_CLASS]
+        assert len(set(used)) == len(used)  # no two entries share a class
+        for at in np.flatnonzero(of_large != NO_CLASS):
+            if spelled[at] is None:
+                continue
+            try:
+                begins = small(spelled[at].decode(), add_special_tokens=False)["input_ids"][0]
+            except UnicodeDecodeError:
+                continue
+            assert of_small[begins] == of_large[at]
+
+
+def test_pairs_of_different_tokenizers_are_rarely_split():
+    made = tokenizers_of(5)
+    for first, second in [(0, 2), (1, 3), (3, 0)]:
+        found, _ = classes_of(made[first], made[second], texts(5, count=60))
+        assert 0 < found.taught_share <= 1
+        assert found.split_share < 0.2
+        for side in (found.student, found.teacher):
+            assert set(range(found.count)) <= set(side)
+
+
+# --- the loss --------------------------------------------------------------------------------------
+
+OBJECTIVES = [
+    {"objective": "soft_ce"},
+    {"objective": "forward_kl", "temperature": 2.0},
+    {"objective": "reverse_kl", "teacher_weight": 0.9},
+    {"objective": "jensen_shannon", "beta": 0.3, "temperature": 0.7},
+]
+STUDENT = np.array([0, 0, 1, 2, NO_CLASS, 3, 3, 3, 4])
+TEACHER = np.array([4, 1, 1, 0, 3, 2, NO_CLASS])
+
+
+def outputs(seed=0, tokens=9, dtype=torch.float64, cap=None):
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, dtype=dtype)
+
+    student = ModelOutput(2 * normal(tokens, 5), normal(len(STUDENT), 5), cap)
+    teacher = ModelOutput(2 * normal(tokens + 3, 4), normal(len(TEACHER), 4), None)
+    labels = torch.randint(len(STUDENT), (tokens,), generator=draw)
+    rows = torch.tensor([2, -1, 0, 5, 3, -1, 11, 4, 8])[:tokens]
+    return student, labels, teacher, rows
+
+
+def pools():
+    made = EntryClasses(STUDENT, TEACHER, 5, 1.0, 0.0)
+    return Pools.of(made, len(STUDENT), len(TEACHER))
+
+
+def by_hand(student, labels, teacher, rows, settings):
+    """The formula of class_loss, token by token."""
+    w, tau = settings.teacher_weight, settings.temperature
+    logits = student.hidden @ student.head.T
+    if student.cap:
+        logits = student.cap * torch.tanh(logits / student.cap)
+    theirs, total = teacher.hidden @ teacher.head.T, 0
+    for i, row in enumerate(rows.tolist()):
+        if labels[i] == IGNORED:
+            continue
+        ce = torch.logsumexp(logits[i], 0) - logits[i][labels[i]]
+        if row < 0:
+            total = total + ce
+            continue
+        z, t = (
+            torch.stack([values[torch.from_numpy(side == k)].exp().sum().log() for k in range(5)])
+            for values, side in ((logits[i], STUDENT), (theirs[row], TEACHER))
+        )
+        q, p = torch.softmax(z / tau, 0), torch.softmax(t / tau, 0)
+        match settings.objective:
+            case "soft_ce":
+                d = -(p * q.log()).sum()
+            case "forward_kl":
+                d = (p * (p / q).log()).sum()
+            case "reverse_kl":
+                d = (q * (q / p).log()).sum()
+            case "jensen_shannon":
+                m = settings.beta * p + (1 - settings.beta) * q
+                d = settings.beta * (p * (p / m).log()).sum()
+                d = d + (1 - settings.beta) * (q * (q / m).log()).sum()
+        total = total + (1 - w) * ce + w * tau**2 * d
+    return total
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("given", OBJECTIVES)
+def test_the_loss_and_its_gradients_are_those_of_the_formula(given, cap):
+    student, labels, teacher, rows = outputs(cap=cap)
+    labels[3] = IGNORED
+    settings = Distill(loss_chunk_tokens=4, **given)
+    leaves = [part.clone().requires_grad_() for part in student[:2]]
+    expected = by_hand(ModelOutput(*leaves, cap), labels, teacher, rows, settings)
+    wanted = torch.autograd.grad(0.25 * expected, leaves)
+    loss, parts = class_loss(
+        ModelOutput(*leaves, cap), labels, teacher, rows, pools(), settings, scale=0.25
+    )
+    torch.testing.assert_close(loss, (0.25 * expected).float(), rtol=1e-5, atol=1e-6)
+    got = torch.autograd.grad(loss, leaves)
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+    whole = (student.hidden @ student.head.T)[labels != IGNORED]
+    if not cap:
+        ce = torch.nn.functional.cross_entropy(whole, labels[labels != IGNORED], reduction="sum")
+        assert parts.data_ce.item() == pytest.approx(ce.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("given", OBJECTIVES)
+def test_of_one_tokenizer_it_is_the_ordinary_loss(given):
+    student, labels, _, _ = outputs(dtype=torch.float32)
+    teacher = ModelOutput(*outputs(seed=1, dtype=torch.float32)[0][:2])
+    every = np.arange(len(STUDENT))
+    same = Pools.of(EntryClasses(every, every, len(every), 1.0, 0.0), len(every), len(every))
+    settings, found = Distill(**given), []
+    for by_classes in (True, False):
+        leaves = [part.clone().requires_grad_() for part in student[:2]]
+        mine = ModelOutput(*leaves)
+        if by_classes:
+            rows = torch.arange(len(labels))
+            loss, parts = class_loss(mine, labels, teacher, rows, same, settings)
+        else:
+            loss, parts = mixture_loss(
+                *mine[:2],
+                labels,
+                teacher,
+                objective=settings.objective,
+                weight=settings.teacher_weight,
+                temperature=settings.temperature,
+                beta=settings.beta,
+            )
+        found.append([loss, *parts, *torch.autograd.grad(loss, leaves)])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_classes_never_exceed_the_divergence_of_entries():
+    """Data processing: summing probabilities brings two distributions closer."""
+    student, labels, _, _ = outputs(tokens=9)
+    teacher = ModelOutput(*outputs(seed=2)[0][:2])
+    rows = torch.arange(9)
+    settings = Distill(objective="forward_kl", teacher_weight=1.0)
+    coarse = Pools.of(EntryClasses(STUDENT.clip(0), STUDENT.clip(0), 5, 1.0, 0.0), 9, 9)
+    every = np.arange(9)
+    fine = Pools.of(EntryClasses(every, every, 9, 1.0, 0.0), 9, 9)
+    less, more = (
+        class_loss(student, labels, teacher, rows, pools, settings)[1].teacher_term
+        for pools in (coarse, fine)
+    )
+    assert 0 < less < more
+
+
+def test_tokens_without_a_common_boundary_learn_from_the_data_alone():
+    student, labels, teacher, rows = outputs()
+    loss, parts = class_loss(
+        student, labels, teacher, torch.full_like(rows, -1), pools(), Distill()
+    )
+    assert parts.teacher_term == 0
+    assert loss.item() == pytest.approx(parts.data_ce.item(), rel=1e-6)
+
+
+def test_bounds_of_the_heads_leave_their_classes_out():
+    made = Pools.of(EntryClasses(STUDENT, TEACHER, 5, 1.0, 0.0), 8, 5)  # without class 4 and 2
+    assert made.student.class_V.tolist() == [0, 0, 1, 3, 3, 2, 2, 2]
+    assert made.teacher.class_V.tolist() == [3, 1, 1, 0, 2]
