@@ -74,7 +74,7 @@ def read_side(path: Path) -> Side:
 
 def _side(name: str, law_file: Path, table_file: Path) -> Side:
     law = LawRecord.read(law_file)
-    runs = runs_of_law(read_runs(table_file, law.outcome or law.metric, law.excluded), law)
+    runs = runs_of_law(read_runs(table_file, law.measured, law.excluded), law)
     if len(main_arm(runs)) != law.n_runs:
         raise CapgapError(
             f"{law_file} was fitted on {law.n_runs} runs, {table_file} has {len(main_arm(runs))} of the "

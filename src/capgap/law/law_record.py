@@ -417,6 +417,11 @@ class LawRecord(Record):
     metric_laws: list[MetricLaw] = Field([])  # of the same runs by their other outcomes
     metric_comparisons: list[LawComparison] = Field([])  # of each of them with this law
 
+    @property
+    def measured(self) -> str:
+        """Name of the outcome that it is fitted on, or the metric of the plain one."""
+        return self.outcome or self.metric
+
     def of_init(self, kind: str | None) -> LawRecord:
         """The law of a kind of init, its own if None; CapgapError if there is none."""
         laws = {law.init: law for law in (self, *self.other_inits)}

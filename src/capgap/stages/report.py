@@ -242,7 +242,7 @@ def part(name: str) -> Markup:
 
 def read_rows(path: str | Path, law: LawRecord) -> list[RunRow]:
     """The runs that a law was fitted on, as records; errors as in `read_runs`."""
-    return rows_of(runs_of_law(read_runs(path, law.outcome or law.metric, law.excluded), law))
+    return rows_of(runs_of_law(read_runs(path, law.measured, law.excluded), law))
 
 
 def rows_of(runs: pd.DataFrame) -> list[RunRow]:

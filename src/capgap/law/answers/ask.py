@@ -127,7 +127,7 @@ def read_both(
     record's own if None.
     """
     whole = LawRecord.read(law_path)
-    runs = read_runs(runs_path, whole.outcome or whole.metric, whole.excluded)
+    runs = read_runs(runs_path, whole.measured, whole.excluded)
     law = whole.of_weight(weight).of_init(init)
     return law, runs_of_law(runs, law)
 
