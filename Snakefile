@@ -19,6 +19,7 @@ include: "rules/students.smk"
 include: "rules/law.smk"
 include: "rules/final.smk"
 include: "rules/harness.smk"
+include: "rules/metrics.smk"
 
 
 # On a cluster these run beside Snakemake, because they take seconds and a job costs half a minute.

@@ -36,7 +36,7 @@ from law_simulation import Design, Star, World, line, power, shared_ladder, simu
 from capgap.config import Law
 from capgap.law.answers.power_law_answer import predict, regrets
 from capgap.law.fit_law import fit_law
-from capgap.law.make_record import optima_of
+from capgap.law.optimum_records import optima_of
 from capgap.law.power_law.loss_curve import bowl
 from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.table.grouped_runs import group_runs

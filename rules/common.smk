@@ -55,6 +55,8 @@ wildcard_constraints:
     init=r"random|(pruned|given)-[a-z0-9][a-z0-9.-]*",
     seed=r"\d+",
     number=r"\d+",
+    text=r"[a-z0-9][a-z0-9_-]*",
+    weight=r"(weight-[0-9.e-]+/)?",
     replica=r"(replica-\d+/)?",
 
 
@@ -108,6 +110,39 @@ def rounds_of(runs):
     return [kind.format(study=STUDY.study, **p._asdict()) for p in places for kind in kinds]
 
 
+def texts_of_study(path):
+    """One path for every further text."""
+    return [path.format(study=STUDY.study, text=name) for name in STUDY.evaluate.texts]
+
+
+def runs_on_texts():
+    """The results of every run of the grid on every further text."""
+    return [
+        paths.RUN_ON_TEXT.format(study=STUDY.study, text=name, **run._asdict())
+        for name in STUDY.evaluate.texts
+        for run in RUNS
+    ]
+
+
+def teachers_on_texts():
+    """The results of every draw of a teacher on every further text."""
+    return [
+        paths.TEACHER_ON_TEXT.format(study=STUDY.study, text=text, teacher=name, replica=level)
+        for text in STUDY.evaluate.texts
+        for name, level in run_grid.teacher_draws(STUDY)
+    ]
+
+
+def runs_on_tasks():
+    """The scores of every run of the grid on the tasks of the law; empty without any."""
+    return runs_of_grid(paths.RUN_HARNESS) if STUDY.student_harness() else []
+
+
+def text_settings(wildcards):
+    """The source of a further text."""
+    return STUDY.evaluate.texts[wildcards.text]
+
+
 def harness_results():
     """Task scores of the models that the study's harness section names; empty without one."""
     return [paths.harness(STUDY.study, *draw) for draw in run_grid.measured_on_tasks(STUDY)]
@@ -155,6 +190,11 @@ def results_of_study():
         ],
         *rounds_of(RUNS),
         *runs_of_grid(paths.RUN_METRICS),
+        *texts_of_study(paths.TEXT),
+        *texts_of_study(paths.TEXT_TOKENS),
+        *runs_on_texts(),
+        *teachers_on_texts(),
+        *runs_on_tasks(),
         *map(of_study, [paths.RUNS_TABLE, paths.CURVES_TABLE, paths.LAW, *final]),
         *harness_results(),
         *map(of_study, [paths.STUDY_METRICS, paths.REPORT]),
@@ -192,6 +232,12 @@ def score_settings(wildcards):
     """The settings of scoring one teacher."""
     replica = run_grid.replica_number(wildcards.replica)
     return STUDY.score_stage(replica)
+
+
+def distill_settings(wildcards):
+    """The settings of one distillation."""
+    weight = run_grid.weight_of(wildcards.weight, STUDY.distill.teacher_weight)
+    return STUDY.distill_stage(weight)
 
 
 def teacher_settings(wildcards):

@@ -1,7 +1,7 @@
 """
 Gather the runs, fit the law, and choose a teacher for a student size outside the grid.
 
-IN   results/{study}/students/**/{train.json,metrics.json,curve.csv}
+IN   results/{study}/students/**/{train.json,metrics.json,curve.csv,texts/*.json,harness.json}
      results/{study}/teachers/*/{metrics.json,train.json,curve.csv}
 OUT  results/{study}/law/{runs.csv,curves.csv,law.json,choice.json}
 """
@@ -13,6 +13,9 @@ rule collect_runs:
         runs_of_grid(paths.RUN_TRAIN),
         runs_of_grid(paths.RUN_METRICS),
         runs_of_grid(paths.RUN_CURVE),
+        runs_on_texts(),
+        teachers_on_texts(),
+        runs_on_tasks(),
         teachers_of_study(paths.TEACHER_METRICS),
         trained_teachers(paths.TEACHER_TRAIN),
         trained_teachers(paths.TEACHER_CURVE),
@@ -51,7 +54,7 @@ rule fit_law:
         mem_mb=NEEDS.mem_mb("fit_law"),
         runtime=NEEDS.runtime("fit_law"),
     params:
-        spec=spec("fit", STUDY.law),
+        spec=spec("fit", STUDY.law_stage()),
     shell:
         r"""
         exec python -m capgap.stages.fit \

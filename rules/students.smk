@@ -3,7 +3,7 @@ Make the students' inits, train each student with its teacher, and measure it.
 
 IN   results/{study}/{replica}teachers/{teacher}/{model/,importance/}  results/{study}/tokens/
 OUT  results/{study}/{replica}inits/{student}/{init}/model/
-     results/{study}/{replica}students/{student}/{init}/from-{teacher}/tokens-{tokens}/seed-{seed}/
+     results/{study}/{replica}students/{student}/{init}/from-{teacher}/{weight}tokens-{tokens}/seed-{seed}/
      With distill.schedule wsd each budget of a run continues from the stable phase of the next smaller
      one (its trunk), so that adding a larger budget reruns nothing.
 """
@@ -124,7 +124,7 @@ rule distill_student:
         shard=int(STUDY.plan.shard),
     params:
         timing=paths.timing("distill_student", paths.RUN_DIR),
-        spec=spec("distill", STUDY.distill),
+        spec=spec("distill", distill_settings),
         out=paths.RUN_DIR,
         scratch=paths.scratch(paths.RUN_DIR),
     shell:
@@ -156,7 +156,7 @@ rule evaluate_student:
         gpu=NEEDS.devices,
     params:
         timing=paths.timing("evaluate_student", paths.RUN_DIR),
-        spec=spec("evaluate", STUDY.evaluate),
+        spec=spec("evaluate", STUDY.evaluate.stage()),
     shell:
         r"""
         exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \

@@ -88,7 +88,7 @@ rule evaluate_teacher:
         gpu=NEEDS.devices,
     params:
         timing=paths.timing("evaluate_teacher", paths.TEACHER_DIR),
-        spec=spec("evaluate", STUDY.evaluate),
+        spec=spec("evaluate", STUDY.evaluate.stage()),
     shell:
         r"""
         exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \

@@ -128,6 +128,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "capgap distill --student init-20k --teacher t64k/model --token-streams tokens \\\n"
             "    --tokens 500k --out student-20k",
         ),
+        "text": _stage(
+            "text",
+            "read a further text on which models are measured",
+            "capgap text --text news --source files --pattern 'news/*.txt' --out news",
+        ),
         "evaluate": _stage(
             "evaluate",
             "measure a model on held-out text",

@@ -12,8 +12,9 @@ from law_worlds import FIVE, LADDER, QUICK, noise_free, simulate
 from capgap.config import Law
 from capgap.law.fit_law import fit_law
 from capgap.law.law_record import ArmEffects, Interval
-from capgap.law.make_record import law_record, optima_of
+from capgap.law.make_record import law_record
 from capgap.law.optima.single_optima import Means, judge
+from capgap.law.optimum_records import optima_of
 from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import simulate_study
 from capgap.law.table.grouped_runs import group_runs

@@ -15,7 +15,7 @@ from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.table.grouped_runs import group_runs
 from capgap.law.table.init_kinds import as_main, kinds_of
 from capgap.law.table.read_runs import main_arm
-from capgap.law.verdicts.inits_and_texts import compare_inits
+from capgap.law.verdicts.law_comparison import compare_inits
 
 WIDE = Law(ratio_margin=0.25)
 
@@ -128,18 +128,3 @@ def test_a_table_of_given_students_alone_has_their_law():
     record = law_record(runs[runs["arm"] == "given"], Law())
     assert record.init == "given"
     assert record.other_inits == record.init_comparisons == []
-
-
-def test_another_text_is_compared_run_by_run():
-    both = two_kinds(6, 3.0)
-    runs = both[both["arm"] == "main"].reset_index(drop=True)
-    loss = runs["val_loss_nats_per_token"]
-    same = law_record(runs.assign(test_loss_nats_per_token=1.1 * loss), Law()).text_comparison
-    assert (same.verdict, same.first, same.second) == ("equal", "validation", "test")
-    assert same.ratio.value == pytest.approx(1.0, abs=0.02)
-    other = both.loc[both["arm"] == "given", "val_loss_nats_per_token"].to_numpy()
-    moved = law_record(runs.assign(test_loss_nats_per_token=other), Law()).text_comparison
-    assert moved.verdict == "different"
-    assert holds(moved.ratio, 3.0)
-    assert "T* for the validation loss is" in moved.reason
-    assert law_record(runs, Law()).text_comparison is None

@@ -144,12 +144,12 @@ def test_a_replica_has_teachers_inits_and_order_of_its_own():
         ("t9k", "replica-5/"),
     ]  # fmt: skip  of a fetched teacher the calibration text is drawn anew
     assert teaching(redrawn, found) == [("t6k", "replica-3/"), ("t6k", "replica-5/"), ("t9k", "")]
-    assert final_runs(redrawn, ["t6k"])[0][-2:] == (7, "replica-3/")
+    assert final_runs(redrawn, ["t6k"])[0][-3:] == (7, "replica-3/", "")
     assert measured_on_tasks(redrawn) == [("t6k", "replica-3/"), ("t9k", ""), ("", "")]
     assert redrawn.pretrain_stage("t6k", 5).seed == 5
     assert redrawn.score_stage(5).seed == 5
     final = study(lambda s: (replicas(s), s["final"].update(seeds=None, replicas=[5, 3])))
-    assert [r[-2:] for r in final_runs(final, ["t6k"])] == [(5, "replica-5/"), (3, "replica-3/")]
+    assert [r[-3:-1] for r in final_runs(final, ["t6k"])] == [(5, "replica-5/"), (3, "replica-3/")]
 
 
 def test_training_tokens_in_proportion_to_the_teacher():

@@ -49,6 +49,25 @@ def test_tasks_add_their_jobs_and_the_report_and_nothing_else(asked):
     assert asked.planned() == {"harness_teacher teachers/t6k", "write_report report"}
 
 
+def test_students_of_the_grid_are_measured_if_the_law_asks(asked):
+    def ask(settings):
+        settings["law"] = {"metric": ["loss", "corpus_text"]}
+        settings["harness"]["teachers"] = ["t6k"]
+
+    asked.configure(ask)
+    students = {
+        f"harness_student students/3k/pruned-{name}/from-{name}/tokens-5k/seed-0"
+        for name in TEACHERS
+    }
+    planned = asked.planned()
+    assert {job for job in planned if job.startswith("harness")} == students | {
+        "harness_teacher teachers/t6k",
+        "harness_final final",
+    }
+    assert "collect_runs law" in planned
+    assert not {job for job in planned if job.startswith(("distill", "evaluate", "pretrain"))}
+
+
 @pytest.mark.skipif(THERE, reason="lm-eval is installed")
 def test_without_lm_eval_nothing_starts(asked):
     before = asked.made()

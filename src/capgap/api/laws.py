@@ -26,7 +26,7 @@ from capgap.law.answers.answer_records import Recommendation
 from capgap.law.answers.ask import answer, refit
 from capgap.law.fit_law import Fit
 from capgap.law.law_record import LawRecord
-from capgap.law.table.init_kinds import as_main
+from capgap.law.table.init_kinds import runs_of_law
 from capgap.law.table.read_runs import RunTable, read_table
 from capgap.law.verdicts.claims import sentence
 from capgap.records.artifacts import write_text
@@ -70,13 +70,18 @@ class FittedLaw:
     def runs(self) -> pd.DataFrame:
         """The table as it was read, a row for each run; columns as in docs/tables.md.
 
-        Of a law of given or random students their runs, as the main arm.
+        Of a law of given or random students their runs, as the main arm, and of a law at one weight of
+        the teacher's term the runs at that weight.
         """
-        return as_main(self.table.runs, self.record.init)
+        return runs_of_law(self.table.runs, self.record)
 
     def of_init(self, kind: Init) -> FittedLaw:
         """The law of students of one kind of init. Raises CapgapError if the runs have none."""
         return FittedLaw(self.record.of_init(kind), self.table)
+
+    def of_weight(self, weight: float) -> FittedLaw:
+        """The law at one weight of the teacher's term. Raises CapgapError if the runs have none."""
+        return FittedLaw(self.record.of_weight(weight), self.table)
 
     @property
     def statement(self) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from capgap.command_parser import CommandParser
-from capgap.config import HubCorpus, HubTeacher, Study
+from capgap.config import HubCorpus, HubTeacher, HubText, Study
 from capgap.config.study_file import load_study
 from capgap.data.hub import download_config, open_gate
 from capgap.errors import CapgapError
@@ -29,6 +29,8 @@ def pins(study: Study) -> list[tuple[str, str, str]]:
     if isinstance(study.corpus, HubCorpus):
         texts = [study.corpus, *([study.corpus.test] if study.corpus.test else [])]
         found += [("dataset", text.dataset, text.revision) for text in texts]
+    more = [text for text in study.evaluate.texts.values() if isinstance(text, HubText)]
+    found += [("dataset", text.dataset, text.revision) for text in more]
     return list(dict.fromkeys(found))
 
 

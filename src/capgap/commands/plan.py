@@ -34,14 +34,8 @@ from capgap.stages.base import run_stage
 from capgap.workflow.pending import not_done
 
 EXACT_CPU_TIME_S = 15.0
-FILLED = (
-    "model",
-    "importance",
-    "targets",
-    "cut",
-    "tokenizer",
-    "tokens",
-)  # folders in that of the job
+# Folders in that of the job.
+FILLED = ("model", "importance", "targets", "cut", "corpus", "tokenizer", "tokens")
 
 
 class Plan(NamedTuple):
@@ -207,6 +201,8 @@ def _identity(job: Job) -> str:
     folder = Path(job.output).parent
     if job.rule in (*TEXT_RULES, *LAW_RULES):
         return str(Path(*folder.parts[:2]))
+    if job.rule.startswith("evaluate") and folder.name == "texts":
+        return str(Path(job.output).with_suffix(""))
     return str(folder.parent if folder.name in FILLED else folder)
 
 

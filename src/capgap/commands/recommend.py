@@ -100,6 +100,13 @@ def main(argv: list[str] | None = None) -> None:
         help="what the student starts from: pruned from its teacher, given or random (default: what "
         "the law was mainly fitted on)",
     )
+    parser.add_argument(
+        "--teacher-weight",
+        type=float,
+        metavar="W",
+        help="weight of the teacher's term in the student's loss, if the runs differ in it (default: that "
+        "of the first law)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=out_file, help="also write the answer to this file, JSON")
     args, _ = parser.parse(argv)
@@ -107,7 +114,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--student or --fits is needed")
     law_path, runs_path, note = law_paths(args)
     if args.fits is not None:
-        print(best_student(law_path, runs_path, args.fits, args.tokens, args.init))
+        print(
+            best_student(
+                law_path, runs_path, args.fits, args.tokens, args.init, args.teacher_weight
+            )
+        )
     if args.student is None:
         return
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
@@ -117,21 +128,30 @@ def main(argv: list[str] | None = None) -> None:
         if args.flops < 1 or args.shared_by < 1:
             parser.error("--flops and --shared-by must be at least 1")
         found = ask_compute(
-            law_path, runs_path, args.student, args.flops, args.shared_by, teachers, args.init
+            law_path,
+            runs_path,
+            args.student,
+            args.flops,
+            args.shared_by,
+            teachers,
+            args.init,
+            args.teacher_weight,
         )
         if args.out:
             write_text(args.out, found.to_json())
-        law = LawRecord.read(law_path).of_init(args.init)
+        law = LawRecord.read(law_path).of_weight(args.teacher_weight).of_init(args.init)
         print(found.to_json().rstrip() if args.json else compute_text(found, law))
         if note and not args.json:
             print(f"Note: {note}.")
         return
-    answer = ask(law_path, runs_path, args.student, args.tokens, teachers, args.init)
+    answer = ask(
+        law_path, runs_path, args.student, args.tokens, teachers, args.init, args.teacher_weight
+    )
     if note:
         answer = answer.model_copy(update={"notes": [note, *answer.notes]})
     if args.out:
         write_text(args.out, answer.to_json())
-    law = LawRecord.read(law_path).of_init(args.init)
+    law = LawRecord.read(law_path).of_weight(args.teacher_weight).of_init(args.init)
     print(answer.to_json().rstrip() if args.json else text(answer, law))
 
 

@@ -21,7 +21,7 @@ from capgap.cost.next_runs import price
 from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import LawRecord
 from capgap.records import paths
-from capgap.reporting import report_text
+from capgap.reporting import comparison_text, report_text
 from capgap.reporting.answer_text import answer_of
 from capgap.stages.base import StageParser, run_stage
 
@@ -47,7 +47,11 @@ def run(study: Study, console: Console) -> None:
         if text:
             facts.add_row(label, text)
     for found in law.init_comparisons:
-        facts.add_row("by init", f"{report_text.compared_inits(found)}: {found.reason}")
+        facts.add_row("by init", f"{comparison_text.compared_inits(found)}: {found.reason}")
+    for found in law.metric_comparisons:
+        facts.add_row("by metric", f"{comparison_text.compared_metrics(found)}: {found.reason}")
+    for found in law.weight_comparisons:
+        facts.add_row("by weight", f"{comparison_text.compared_weights(found)}: {found.reason}")
     facts.add_row("published law", report_text.verdict(law))
     for i, experiment in enumerate(answer.experiments):
         facts.add_row(

@@ -20,6 +20,7 @@ from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
 from capgap.law.make_record import law_record
+from capgap.law.table.init_kinds import runs_of_law
 from capgap.law.table.metric import METRICS
 from capgap.law.table.read_runs import main_arm, read_runs, read_table
 from capgap.law.verdicts.study_difference import compare
@@ -66,13 +67,14 @@ def read_side(path: Path) -> Side:
         )
     if law_file is None or not law_file.is_file():
         table = read_table(table_file)
-        return Side(name, law_record(table.runs, table.settings(Law())), table.runs)
+        law = law_record(table.runs, table.settings(Law()))
+        return Side(name, law, runs_of_law(table.runs, law))
     return _side(name, law_file, table_file)
 
 
 def _side(name: str, law_file: Path, table_file: Path) -> Side:
     law = LawRecord.read(law_file)
-    runs = read_runs(table_file, law.metric, law.excluded)
+    runs = runs_of_law(read_runs(table_file, law.measured, law.excluded), law)
     if len(main_arm(runs)) != law.n_runs:
         raise CapgapError(
             f"{law_file} was fitted on {law.n_runs} runs, {table_file} has {len(main_arm(runs))} of the "

@@ -8,10 +8,11 @@ This package imports no torch.
 
 from capgap.config.grid_settings import Draw, Grid
 from capgap.config.harness_settings import Harness, HarnessStage
+from capgap.config.law_settings import Law
 from capgap.config.pruning_settings import Calibration, Cut, Depth, Prune, Score
 from capgap.config.sample_settings import Sample, SampleStage
 from capgap.config.section import Section
-from capgap.config.study import CollectStage, Evaluate, Final, Law, Study
+from capgap.config.study import CollectStage, Evaluate, Final, Study
 from capgap.config.teacher_settings import (
     FetchedSource,
     HubTeacher,
@@ -25,10 +26,13 @@ from capgap.config.text_settings import (
     Corpus,
     CorpusSplit,
     FilesCorpus,
+    FilesText,
+    HeldOutText,
     HubCorpus,
     HubText,
     OfTeachers,
     PackageCorpus,
+    PackageText,
     TeacherTokenizer,
     Tokenizer,
     TrainedTokenizer,
@@ -47,10 +51,12 @@ __all__ = [
     "Evaluate",
     "FetchedSource",
     "FilesCorpus",
+    "FilesText",
     "Final",
     "Grid",
     "Harness",
     "HarnessStage",
+    "HeldOutText",
     "HubCorpus",
     "HubTeacher",
     "HubText",
@@ -59,6 +65,7 @@ __all__ = [
     "OfTeachers",
     "PackageCorpus",
     "PackageTeacher",
+    "PackageText",
     "PathTeacher",
     "PretrainStage",
     "PretrainedTeacher",

@@ -62,6 +62,12 @@ class Grid(Section):
         description="smallest and largest size of a teacher, in sizes of its student; no limits if "
         "not set",
     )
+    teacher_weights: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="weights of the teacher's term in the loss, each with all students, teachers, budgets "
+        "and draws, and a law of its own; distill.teacher_weight is one of them, and the only one if not set",
+    )
     seeds: list[Seed] | None = Field(
         None, min_length=1, description="seeds of the data order, one run each"
     )
@@ -155,6 +161,7 @@ def grid_problems(
         "given",
         "tokens",
         "tokens_per_param",
+        "teacher_weights",
         "seeds",
         "replicas",
         "arms",

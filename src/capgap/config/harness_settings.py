@@ -16,6 +16,11 @@ PRESETS = {"minima": NO_CODE | {"humaneval": 0}, "minima-no-code": NO_CODE, "pla
 RUN_CODE = ("humaneval", "mbpp")  # prefixes of the names of tasks that run generated code
 
 
+def task_of(metric: str) -> str:
+    """The task of a metric of the law: 'arc_easy' of 'arc_easy/acc_norm'."""
+    return metric.split("/")[0]
+
+
 def _parse_tasks(value):
     """Parse tasks on a command line, like mmlu=5,lambada_openai=0."""
     if not isinstance(value, str):

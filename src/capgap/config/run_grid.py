@@ -10,6 +10,10 @@ The control arms change one thing each:
   random_init    a random init of the same size, distilled by each teacher, and without one
   cross_teacher  the init pruned from A, distilled by B, for every pair A, B
 
+Each weight of the teacher's term (grid.teacher_weights) has all runs with a teacher; those without one
+are shared. Runs at distill.teacher_weight have no level for it in their paths, so that adding a weight
+moves none of them.
+
 A replica of a study has its own draw of every teacher that is trained here and of every init; its
 files lie in a folder of its own, replica-<n>/. A fetched teacher has one draw, shared by all.
 """
@@ -39,6 +43,7 @@ class Run(NamedTuple):
     tokens: str
     seed: int
     replica: str = ""  # level of the path, see `replica_level`
+    weight: str = ""  # the same, see `weight_level`
 
 
 def pruned_from(teacher: str) -> str:
@@ -81,7 +86,19 @@ def given_sizes(study: Study) -> dict[str, int]:
 
 def runs_of(study: Study) -> list[Run]:
     """Every run of a study's grid, see `grid_runs`."""
-    return grid_runs(study.grid, teacher_sizes(study), given_sizes(study))
+    return grid_runs(
+        study.grid, teacher_sizes(study), given_sizes(study), study.distill.teacher_weight
+    )
+
+
+def weight_level(weight: float, usual: float) -> str:
+    """The level that a weight of the teacher's term has in paths, with its slash; none for the usual one."""
+    return "" if weight == usual else f"weight-{weight}/"
+
+
+def weight_of(level: str, usual: float) -> float:
+    """The weight of a level in paths, see `weight_level`."""
+    return float(level.removeprefix("weight-").removesuffix("/")) if level else usual
 
 
 def replica_level(replica: int | None) -> str:
@@ -170,12 +187,19 @@ def teachers_for(student: int, sizes: dict[str, int]) -> list[str]:
     return sorted((t for t in sizes if sizes[t] > student), key=lambda t: (sizes[t], t))
 
 
-def grid_runs(grid: Grid, sizes: dict[str, int], given: dict[str, int] | None = None) -> list[Run]:
+def grid_runs(
+    grid: Grid,
+    sizes: dict[str, int],
+    given: dict[str, int] | None = None,
+    usual_weight: float | None = None,
+) -> list[Run]:
     """Every run of a grid with its control arms, in a fixed order.
 
-    sizes: by teacher. given: sizes of the given students by name.
+    sizes: by teacher. given: sizes of the given students by name. usual_weight: distill.teacher_weight,
+    needed if the grid has several.
     """
     runs, given = [], given or {}
+    weights = [weight_level(weight, usual_weight) for weight in grid.teacher_weights or ()] or [""]
     main, control = grid.draws(), grid.draws(of_arms=True)
     cut = grid.sizes(given)
     for size in grid.every_size(given):
@@ -210,8 +234,10 @@ def grid_runs(grid: Grid, sizes: dict[str, int], given: dict[str, int] | None = 
                 format_count(tokens),
                 draw.seed,
                 replica_level(draw.replica),
+                weight,
             )
             for init, teacher, draws, needed in pairs
+            for weight in ([""] if teacher == NONE else weights)
             for tokens, ladder in budgets.items()
             if needed <= {*ladder}
             for draw in draws
@@ -243,6 +269,9 @@ def collect_stage(study: Study) -> CollectStage:
         teacher_sizes=teacher_sizes(study),
         trained=trained,
         given=given_sizes(study),
+        teacher_weight=study.distill.teacher_weight,
+        texts=list(study.evaluate.texts),
+        tasks=study.tasks_of_law(),
     )
 
 

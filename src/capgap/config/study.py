@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from capgap.config.counts import format_count
 from capgap.config.devices import DEVICE_NAMES
 from capgap.config.grid_settings import SEEDS_OR_REPLICAS, Draw, Grid, grid_problems
-from capgap.config.harness_settings import Harness
+from capgap.config.harness_settings import Harness, HarnessStage, task_of
+from capgap.config.law_settings import Law
+from capgap.config.metric_problems import metric_problems
 from capgap.config.pruning_settings import Score, StudyPrune
 from capgap.config.sample_settings import Sample
 from capgap.config.section import Count, Precision, Section, Seed
@@ -24,7 +25,13 @@ from capgap.config.teacher_settings import (
     Teacher,
 )
 from capgap.config.teacher_tokenizers import tokenizer_problems
-from capgap.config.text_settings import Corpus, OfTeachers, TeacherTokenizer, Tokenizer
+from capgap.config.text_settings import (
+    Corpus,
+    HeldOutText,
+    OfTeachers,
+    TeacherTokenizer,
+    Tokenizer,
+)
 from capgap.config.training_settings import LOSS_ON, Distill, LossOn, Pretrain, PretrainStage
 
 
@@ -43,6 +50,16 @@ class CollectStage(Section):
         default_factory=dict,
         description="parameters without embeddings of every given student, by name",
     )
+    teacher_weight: float | None = Field(
+        None, description="weight of the teacher's term in runs whose paths have no level for it"
+    )
+    texts: list[str] = Field(
+        default_factory=list, description="further texts that models were measured on, by name"
+    )
+    tasks: list[str] = Field(
+        default_factory=list,
+        description="tasks that students were measured on, as law.metric has them",
+    )
 
 
 class Evaluate(Section):
@@ -54,51 +71,18 @@ class Evaluate(Section):
     loss_on: LossOn = Field("all", description=LOSS_ON)
 
 
-def _from_text(value: Any) -> Any:
-    """A list given on the command line, as YAML writes it."""
-    if isinstance(value, str):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError("a list as YAML writes it, like [{teacher: t78, seed: 1}]") from None
-    return value
+class StudyEvaluate(Evaluate):
+    """Evaluation with the further texts of a study."""
 
+    texts: dict[str, HeldOutText] = Field(
+        default_factory=dict,
+        description="further texts on which teachers and students of the grid are measured, by name, each "
+        "with its source like corpus; all documents are held out, and the law is also fitted on them",
+    )
 
-class Law(Section):
-    """How the law is fitted."""
-
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of every interval")
-    metric: Literal["loss", "perplexity", "error", "accuracy"] | None = Field(
-        None, description="what measures the runs; if not set, the header of its column decides"
-    )
-    exclude: Annotated[list[dict[str, str | int]], BeforeValidator(_from_text)] = Field(
-        default_factory=list,
-        description="runs to leave out, each by its columns, for example [{teacher: t78, seed: 1}]",
-    )
-    tie_nats: float = Field(
-        0.005, ge=0, description="teachers this close to the best count as equally good, nats"
-    )
-    tie_logits: float = Field(
-        0.02, ge=0, description="the same for error and accuracy, logits (half a point at 50 %)"
-    )
-    ratio_margin: float = Field(
-        0.25, gt=0, description="share by which T*/S may differ from the published one and be equal"
-    )
-    exponent_margin: float = Field(
-        0.15, gt=0, description="difference up to which two exponents count as equal"
-    )
-    published_slope: float = Field(2.5, gt=0, description="T*/S the fit is compared with")
-    size: Literal["non_embedding", "total", "forward_flops"] = Field(
-        "non_embedding",
-        description="what counts the size of a model: parameters without or with embeddings, or "
-        "FLOPs of a forward pass",
-    )
-    noise_sd: float | None = Field(
-        None,
-        gt=0,
-        description="standard deviation between runs that differ in the order of the data alone, "
-        "nats; if not set, it is estimated",
-    )
+    def stage(self) -> Evaluate:
+        """The settings that decide the loss of a model on any text."""
+        return Evaluate(**{key: getattr(self, key) for key in Evaluate.model_fields})
 
 
 class Final(Section):
@@ -213,7 +197,7 @@ class Study(Section):
     pretrain: Pretrain | None = Field(None, description="needed by models with source: pretrain")
     prune: StudyPrune = Field(default_factory=StudyPrune, description="pruning")
     distill: Distill = Field(default_factory=Distill, description="distillation recipe")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="evaluation")
+    evaluate: StudyEvaluate = Field(default_factory=StudyEvaluate, description="evaluation")
     grid: Grid = Field(description="the runs the law is fitted on")
     law: Law = Field(default_factory=Law, description="regression")
     final: Final | None = Field(None, description="the law-guided distillation; none if not set")
@@ -261,6 +245,29 @@ class Study(Section):
         own["seed"] = self.models[teacher].seed + (replica or 0)  # pyright: ignore[reportAttributeAccessIssue]
         own.setdefault("tokens", self.pretrain.tokens_of(self.teacher_size(teacher)))
         return PretrainStage.model_validate({**shared, **own})
+
+    def distill_stage(self, weight: float) -> Distill:
+        """Settings of the distillations at a weight of the teacher's term."""
+        return self.distill.model_copy(update={"teacher_weight": weight})
+
+    def tasks_of_law(self) -> list[str]:
+        """The metrics of the law that are tasks of the harness, as law.metric has them."""
+        known = self.harness.shots() if self.harness else {}
+        return [name for name in self.law.metrics() if task_of(name) in known]
+
+    def student_harness(self) -> HarnessStage | None:
+        """Settings of measuring the students of the grid on the tasks of the law; None without any."""
+        shots, asked = self.harness and self.harness.shots(), map(task_of, self.tasks_of_law())
+        chosen = {name: shots[name] for name in asked} if shots else {}
+        if not chosen:
+            return None
+        return self.harness.stage().model_copy(update={"preset": None, "tasks": chosen})
+
+    def law_stage(self) -> Law:
+        """Settings of the regression."""
+        if self.grid.teacher_weights is None or self.law.teacher_weight is not None:
+            return self.law
+        return self.law.model_copy(update={"teacher_weight": self.distill.teacher_weight})
 
     def score_stage(self, replica: int | None = None) -> Score:
         """Settings of scoring; a replica's number is added to the seed of the calibration text."""
@@ -325,6 +332,8 @@ def _inconsistencies(study: Study):
             f"evaluate.loss_on: {study.evaluate.loss_on} is not what is learned, distill.loss_on is "
             f"{study.distill.loss_on}; the law is fitted on the held-out loss, so set both alike"
         )
+    yield from _weight_problems(study)
+    yield from metric_problems(study)
     for name in study.plan.shapes:
         if not isinstance(study.models.get(name), HubTeacher | PackageTeacher | PathTeacher):
             yield f"plan.shapes.{name}: no teacher of this name is fetched, and no given student"
@@ -462,6 +471,27 @@ def _given_problems(study: Study):
         for name in study.students:
             if name not in grid.given:
                 yield f"students.{name}: not in grid.given, so nothing uses it; add it there"
+
+
+def _weight_problems(study: Study):
+    """Problems of the weights of the teacher's term."""
+    weights, usual = study.grid.teacher_weights, study.distill.teacher_weight
+    if weights is not None and usual not in weights:
+        yield (
+            f"grid.teacher_weights: {', '.join(map(str, weights))} are without distill.teacher_weight, "
+            f"{usual:g}, at which the final student is distilled; add it, or set that to one of them"
+        )
+    first = study.law.teacher_weight
+    if first is not None and first not in (weights or [usual]):
+        yield (
+            f"law.teacher_weight: no run has the weight {first:g}; it is one of "
+            f"{', '.join(map(str, weights or [usual]))}"
+        )
+    elif first not in (None, usual) and study.final is not None:
+        yield (
+            f"law.teacher_weight: {first:g} is not distill.teacher_weight, {usual:g}, at which the final "
+            "student is distilled; set them alike, or leave it out"
+        )
 
 
 def _final_init_problems(study: Study, given: dict[str, int]):

@@ -26,7 +26,7 @@ class CorpusSplit(Section):
     )
 
 
-class PackageCorpus(CorpusSplit):
+class PackageText(Section):
     """Text files that an installed Python package ships; one file is one document."""
 
     source: Literal["package"]
@@ -34,7 +34,11 @@ class PackageCorpus(CorpusSplit):
     pattern: str = Field(description="glob inside the package, for example data/speeches/*.txt")
 
 
-class FilesCorpus(CorpusSplit):
+class PackageCorpus(CorpusSplit, PackageText):
+    """The same as a corpus."""
+
+
+class FilesText(Section):
     """Local files: .txt (one document a file), .jsonl or .parquet (one document a row)."""
 
     source: Literal["files"]
@@ -44,6 +48,10 @@ class FilesCorpus(CorpusSplit):
     )
     text_column: str = Field("text", description="column that holds the text in jsonl and parquet")
     messages_column: str | None = MESSAGES_COLUMN
+
+
+class FilesCorpus(CorpusSplit, FilesText):
+    """The same as a corpus."""
 
 
 class HubText(Section):
@@ -63,6 +71,12 @@ class HubText(Section):
     )
 
 
+class HubHeldOut(HubText):
+    """A data set of the hub; one row is one document."""
+
+    source: Literal["hub"]
+
+
 class HubCorpus(CorpusSplit, HubText):
     """A data set of the hub; one row is one document."""
 
@@ -73,6 +87,7 @@ class HubCorpus(CorpusSplit, HubText):
 
 
 Corpus = Annotated[PackageCorpus | FilesCorpus | HubCorpus, Field(discriminator="source")]
+HeldOutText = Annotated[PackageText | FilesText | HubHeldOut, Field(discriminator="source")]
 
 
 class TrainedTokenizer(Section):

@@ -17,6 +17,7 @@ SHARDS = (2, 4, 8, 16, 32, 64)  # numbers of devices that may be suggested for F
 TRAINED = {"distill_student": "distill", "pretrain_teacher": "pretrain"}  # section by rule
 ROUNDED = ("distill_student", "cache_teacher")  # rules that can hold the teacher in bfloat16
 MEASURED = ("evaluate_teacher", "evaluate_student")
+MEASURED += ("evaluate_teacher_text", "evaluate_student_text")
 USABLE = 0.92  # of a device; the rest is the driver's and the allocator's
 
 

@@ -14,6 +14,7 @@ MEGA = 10**6
 BASE_MB = {"torch": 420, "text": 250, "law": 350}  # of a job with its imports, without any data
 CUDA_MB = 2500  # more for a process on a device: libraries and context; assumed
 TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
+OF_TEXTS = ("prepare_text", "pack_text")  # as much as of a corpus at most, because they stream
 TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text in memory
 TEXT_MOST_MB = {"prepare_corpus": 500, "make_tokenizer": 1500, "pack_tokens": 700}  # as they stream
 LAW_RULES = (
@@ -24,7 +25,9 @@ LAW_RULES = (
 
 def base_mb(rule: str) -> int:
     """Memory of a rule's job with its imports, without any data, MB of 10^6 bytes."""
-    return BASE_MB["text" if rule in TEXT_RULES else "law" if rule in LAW_RULES else "torch"]
+    return BASE_MB[
+        "text" if rule in TEXT_RULES + OF_TEXTS else "law" if rule in LAW_RULES else "torch"
+    ]
 
 
 def host_mb(
@@ -36,11 +39,13 @@ def host_mb(
     in training the checkpoint that the first process writes.
     """
     base, on_device = base_mb(rule), sizes.study.plan.device != CPU
-    if on_device and rule not in TEXT_RULES + LAW_RULES:
+    if on_device and rule not in TEXT_RULES + OF_TEXTS + LAW_RULES:
         base += CUDA_MB
     if rule in TEXT_RULES:
         held_mb = round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
         return base + min(held_mb, TEXT_MOST_MB[rule])
+    if rule in OF_TEXTS:
+        return base + max(TEXT_MOST_MB["prepare_corpus"], TEXT_MOST_MB["pack_tokens"])
     match rule:
         case "pretrain_teacher":
             settings = sizes.study.pretrain_stage(teacher)
@@ -48,7 +53,7 @@ def host_mb(
             held = sizes.training_memory(model, settings, alone=on_device)
         case "fetch_teacher":
             held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
-        case "evaluate_teacher":
+        case "evaluate_teacher" | "evaluate_teacher_text":
             model = sizes.architecture(teacher).whole()
             held = sizes.evaluation_memory(model, sizes.study.evaluate)
         case "cache_teacher":
@@ -85,7 +90,10 @@ def host_mb(
             held = sizes.harness_memory(teacher)
         case "sample_final":
             held = sizes.sampling_memory(teacher)
-        case "evaluate_student":
+        case "harness_student":
+            model = sizes.student(student, init)
+            held = device_memory.tasks(model, sizes.study.harness.batch_size)
+        case "evaluate_student" | "evaluate_student_text":
             model = sizes.student(student, init)
             held = sizes.evaluation_memory(model, sizes.study.evaluate)
         case _:

@@ -19,10 +19,10 @@ CHECKPOINTS = 3  # two are kept while a third is written
 class InitCosts(StudySizes):
     """The jobs that make inits, and what other jobs share with them."""
 
-    def _teacher_path(self, path: str, name: str, level: str) -> str:
+    def teacher_path(self, path: str, name: str, level: str, **values: str) -> str:
         """A path of the teacher that the runs of a replica use."""
         level = run_grid.teacher_level(self.study, name, level)
-        return self.path(path, teacher=name, replica=level)
+        return self.path(path, teacher=name, replica=level, **values)
 
     def _validation(self, model: Model, settings: Training) -> Work:
         tokens = (settings.validations + 1) * settings.validation_tokens
@@ -52,7 +52,7 @@ class InitCosts(StudySizes):
         return Job(
             rule,
             self.path(paths.INIT_MODEL, student=student, init=init, replica=level),
-            (self._teacher_path(paths.TEACHER_MODEL, teacher, level), *others),
+            (self.teacher_path(paths.TEACHER_MODEL, teacher, level), *others),
             host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
             disk_bytes=FLOAT * self.student(student, init).params,
         )
@@ -62,14 +62,14 @@ class InitCosts(StudySizes):
         prune, names = self.study.prune, {"student": student, "init": init, "replica": level}
         teacher, lends = init.removeprefix(run_grid.pruned_from("")), self.shape_teacher[student]
         whole, cut = self.cuts(student, init)[number - 1 : number + 1]
-        own = self._teacher_path(paths.TEACHER_MODEL, teacher, level)
+        own = self.teacher_path(paths.TEACHER_MODEL, teacher, level)
         needs = [own, self.path(paths.TEACHER_IMPORTANCE, teacher=teacher, replica=level)]
         if number > 1:
             before = names | {"number": number - 1}
             needs = [self.path(paths.ROUND_MODEL, **before), own]
             needs.append(self.path(paths.ROUND_IMPORTANCE, **before))
         if prune.one_shape and lends != teacher:
-            needs.append(self._teacher_path(paths.TEACHER_MODEL, lends, level))
+            needs.append(self.teacher_path(paths.TEACHER_MODEL, lends, level))
         last, refits = number == prune.rounds, prune.refit != "none"
         rule = "prune_student" if last else "cut_round"
         path = paths.INIT_MODEL if last else paths.ROUND_CUT
@@ -95,11 +95,11 @@ class InitCosts(StudySizes):
         needs = [
             self.path(paths.ROUND_CUT, **names),
             self.path(paths.TOKENS),
-            self._teacher_path(paths.TEACHER_MODEL, teacher, place.replica),
+            self.teacher_path(paths.TEACHER_MODEL, teacher, place.replica),
         ]
         of_teacher, online = 0, None
         if self.caches_targets:
-            needs.append(self._teacher_path(paths.TEACHER_TARGETS, teacher, place.replica))
+            needs.append(self.teacher_path(paths.TEACHER_TARGETS, teacher, place.replica))
         else:
             online = self.architecture(teacher).whole()
             of_teacher = online.forward_flops(settings.sequence_length)

@@ -26,6 +26,7 @@ from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
 from capgap.cost.init_costs import CHECKPOINTS, ROUND_RULES, InitCosts, training_passes
+from capgap.cost.metric_jobs import metric_jobs, student_tasks, task_tokens, text_job
 from capgap.cost.one_job import Job, Work
 from capgap.engine.run_plan import plan_run
 from capgap.law.answers.answer_records import Choice
@@ -34,18 +35,6 @@ from capgap.records import paths
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
-# tokens of all prompts and answers of a task with the shots of the published table, millions, about
-TASK_MTOKENS = {
-    "mmlu": 10,
-    "ceval-valid": 1.2,
-    "drop": 11,
-    "humaneval": 0.2,
-    "bbh": 13,
-    "gsm8k": 2,
-    "lambada_openai": 0.5,
-    "wikitext": 0.3,
-}
-OTHER_TASK_MTOKENS = 5
 
 
 class StudyCost(InitCosts):
@@ -76,6 +65,7 @@ class StudyCost(InitCosts):
         replica="",
         number=0,
         tokenizer="",
+        text="",
         **_,
     ) -> Job:
         """The job of a rule with these wildcards."""
@@ -107,6 +97,13 @@ class StudyCost(InitCosts):
             return trained if rule == "distill_student" else measured
         if rule in ("harness_teacher", "harness_final"):
             return self._harness(teacher, replica)
+        if rule in ("prepare_text", "pack_text", "evaluate_teacher_text", "evaluate_student_text"):
+            run = run_grid.Run(student, init, teacher, tokens, int(seed), replica)
+            return text_job(self, rule, text, run)
+        if rule == "harness_student":
+            return student_tasks(
+                self, run_grid.Run(student, init, teacher, tokens, int(seed), replica)
+            )
         if rule == "sample_final":
             return self._sample(run_grid.final_runs(self.study, self.final_teachers()))
         return Job(rule, "", (), host_mb=host_mb(self, rule))
@@ -149,6 +146,9 @@ class StudyCost(InitCosts):
             self.path(paths.TEACHER_METRICS, teacher=n, replica=level) for n, level in draws
         ]
         table, law = self.path(paths.RUNS_TABLE), self.path(paths.LAW)
+        more = metric_jobs(self)
+        jobs += more
+        measured += [job.output for job in more]
         choice, final_json = self.path(paths.CHOICE), self.path(paths.FINAL)
 
         def light(rule, output, needs):
@@ -237,7 +237,7 @@ class StudyCost(InitCosts):
 
     def _teacher(self, name: str, level: str) -> Job:
         teacher = self.study.models[name]
-        output = self._teacher_path(paths.TEACHER_MODEL, name, level)
+        output = self.teacher_path(paths.TEACHER_MODEL, name, level)
         model = self.architecture(name).whole()
         if isinstance(teacher, PretrainedTeacher):
             settings = self.study.pretrain_stage(name)
@@ -273,15 +273,28 @@ class StudyCost(InitCosts):
             download_bytes=each * architecture(shape).whole().params if on_hub else 0,
         )
 
-    def _evaluation(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
+    def evaluation(
+        self,
+        rule: str,
+        output: str,
+        source: str,
+        model: Model,
+        *,
+        text: tuple[str, int] | None = None,
+        **ids: str,
+    ) -> Job:
+        """Evaluation of a model on the held-out splits, or on a text: its token stream and tokens."""
         settings, teacher = self.study.evaluate, ids.get("teacher", "")
         tokens = round(self.held_out_tokens() * self.teacher_tokens(teacher))
+        stream, _ = self._text_of(teacher)
+        if text is not None:
+            stream, tokens = text
         length = settings.sequence_length
         through = passes.measured(model, settings.batch_tokens, length, settings.precision)
         return Job(
             rule,
             output,
-            (source, self._text_of(teacher)[0]),
+            (source, stream),
             work=(Work("evaluate", tokens, tokens * model.forward_flops(length), through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
@@ -290,10 +303,10 @@ class StudyCost(InitCosts):
         )
 
     def _evaluate_teacher(self, name: str, level: str) -> Job:
-        return self._evaluation(
+        return self.evaluation(
             "evaluate_teacher",
-            self._teacher_path(paths.TEACHER_METRICS, name, level),
-            self._teacher_path(paths.TEACHER_MODEL, name, level),
+            self.teacher_path(paths.TEACHER_METRICS, name, level),
+            self.teacher_path(paths.TEACHER_MODEL, name, level),
             self.architecture(name).whole(),
             teacher=name,
         )
@@ -302,7 +315,7 @@ class StudyCost(InitCosts):
         return self._scoring(
             "score_importance",
             self.path(paths.TEACHER_IMPORTANCE, teacher=name, replica=level),
-            self._teacher_path(paths.TEACHER_MODEL, name, level),
+            self.teacher_path(paths.TEACHER_MODEL, name, level),
             self.architecture(name).whole(),
             teacher=name,
         )
@@ -316,8 +329,8 @@ class StudyCost(InitCosts):
         )
         return Job(
             "cache_teacher",
-            self._teacher_path(paths.TEACHER_TARGETS, name, level),
-            (self._teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
+            self.teacher_path(paths.TEACHER_TARGETS, name, level),
+            (self.teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
             work=(Work("targets", tokens, flops, through=through),),
             device=self.evaluation_memory(model, settings),
             precision=settings.precision,
@@ -337,9 +350,7 @@ class StudyCost(InitCosts):
         rule = "harness_teacher" if teacher else "harness_final"
         source = paths.TEACHER_MODEL if teacher else paths.FINAL  # made together with its model
         settings, model = self.study.harness, self.harness_model(teacher)
-        millions = (TASK_MTOKENS.get(name, OTHER_TASK_MTOKENS) for name in settings.shots())
-        most = (settings.limit or 10**9) * device_memory.TASK_CONTEXT
-        tokens = round(sum(min(1e6 * million, most) for million in millions))
+        tokens = task_tokens(settings)
         return Job(
             rule,
             paths.harness(self.study.study, teacher, level),
@@ -396,9 +407,9 @@ class StudyCost(InitCosts):
         kind, of_teacher, teacher = "train", 0, None
         if run.teacher != run_grid.NONE:
             kind = "distill"
-            needs.append(self._teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica))
+            needs.append(self.teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica))
             if self.caches_targets:
-                needs.append(self._teacher_path(paths.TEACHER_TARGETS, run.teacher, run.replica))
+                needs.append(self.teacher_path(paths.TEACHER_TARGETS, run.teacher, run.replica))
             else:
                 teacher = self.architecture(run.teacher).whole()
                 of_teacher = round(
@@ -433,7 +444,7 @@ class StudyCost(InitCosts):
             disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
             scratch_bytes=CHECKPOINTS * state,
         )
-        measured = self._evaluation(
+        measured = self.evaluation(
             "evaluate_student",
             self.path(paths.RUN_METRICS, **names),
             trained.output,

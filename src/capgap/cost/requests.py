@@ -78,12 +78,18 @@ class Requests:
         return math.ceil(max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60))
 
     def _of(self, rule: str, wildcards) -> tuple[int, int]:
-        names = ("teacher", "student", "init", "tokens", "given", "number")
+        names = ("teacher", "student", "init", "tokens", "given", "number", "text")
         return self._needs(rule, *(wildcards.get(name, "") for name in names))
 
-    def _needs(self, rule, teacher, student, init, tokens, given, number) -> tuple[int, int]:
+    def _needs(self, rule, teacher, student, init, tokens, given, number, text) -> tuple[int, int]:
         init = run_grid.given_init(given) if given else init
         job = self.cost.job(
-            rule, teacher=teacher, student=student, init=init, tokens=tokens, number=number or 0
+            rule,
+            teacher=teacher,
+            student=student,
+            init=init,
+            tokens=tokens,
+            number=number or 0,
+            text=text,
         )
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)

@@ -21,6 +21,7 @@ FORK_STARTUP_S = 0.5  # of a fork of the job host, which only loads its models
 FORKED = ("pretrain_teacher", "evaluate_teacher", "score_importance", "cache_teacher")
 FORKED += ("prune_student", "random_init_student", "given_student", "distill_student")
 FORKED += ("evaluate_student", "sample_final", "cut_round", "distill_round", "score_round")
+FORKED += ("evaluate_teacher_text", "evaluate_student_text")
 ASSUMED_GFLOPS = 15.0  # of a core with small models, without a calibration
 ASSUMED_TEXT_S_PER_MB = 1.0
 DOWNLOAD_BYTES_PER_S = 50e6

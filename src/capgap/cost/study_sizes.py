@@ -49,7 +49,7 @@ class StudySizes:
 
     def path(self, path: str, **values) -> str:
         """A path of this study."""
-        return path.format(study=self.study.study, **{"replica": ""} | values)
+        return path.format(study=self.study.study, **{"replica": "", "weight": ""} | values)
 
     @cached_property
     def streams(self) -> TokenStreams | None:

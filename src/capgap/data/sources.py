@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow
 import pyarrow.parquet
 
-from capgap.config import FilesCorpus, HubCorpus, HubText, PackageCorpus
+from capgap.config import FilesText, HubText, PackageText
 from capgap.data.packages import files_in_package, package_folder
 from capgap.data.places import check_contained, named_place
 from capgap.errors import CapgapError, shown
@@ -38,10 +38,10 @@ BLOCK_BYTES = 2**20
 BORDERS = (rb"\n[ \t]*\n\s*", rb"\n", rb"\s")  # between paragraphs, lines, words
 
 
-def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple[str, str]]:
+def documents(corpus: PackageText | FilesText | HubText) -> Iterator[tuple[str, str]]:
     """Name and text of every document with text, by name. A conversation's text is its JSON."""
     match corpus:
-        case PackageCorpus():
+        case PackageText():
             root = package_folder(corpus.package)
             files = files_in_package(corpus.package, corpus.pattern)
             if not files:
@@ -50,7 +50,7 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
                     f"{corpus.package}; its files lie in {root}"
                 )
             found = _file_documents(files, root, corpus.pattern, "text")
-        case FilesCorpus():
+        case FilesText():
             paths, root = corpus_files(corpus.pattern)
             if not paths:
                 holds = "holds no text" if os.path.isdir(corpus.pattern) else "matches no file"
@@ -60,7 +60,7 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
             found = _file_documents(
                 paths, root, corpus.pattern, corpus.text_column, corpus.messages_column
             )
-        case HubCorpus():
+        case HubText():
             found = ((f"{i:012d}", text) for i, text in enumerate(hub_texts(corpus)))
     chat = getattr(corpus, "messages_column", None) is not None  # conversations are not split
     for name, text in found:
@@ -68,14 +68,14 @@ def documents(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> Iterator[tuple
             yield from [(name, text)] if chat else _shortened(name, text)
 
 
-def origin(corpus: PackageCorpus | FilesCorpus | HubCorpus) -> str:
+def origin(corpus: PackageText | FilesText | HubText) -> str:
     """A corpus in words, for messages."""
     match corpus:
-        case PackageCorpus():
+        case PackageText():
             return f"package {corpus.package}, pattern {corpus.pattern}"
-        case FilesCorpus():
+        case FilesText():
             return f"files {corpus.pattern}"
-        case HubCorpus():
+        case HubText():
             return f"data set {corpus.dataset}, split {corpus.split}"
 
 

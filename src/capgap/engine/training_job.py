@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from capgap.config import Training
+from capgap.config import Distill, Training
+from capgap.config.run_grid import NONE
 from capgap.config.shapes import training_flops
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints, training
@@ -108,6 +109,7 @@ def _train_and_publish(job: TrainingJob, run_paths: RunPaths, dist: DistContext)
         best_val_loss_nats_per_token=losses[best],
         best_step=int(outcome.curve[best][0]),
         last_val_loss_nats_per_token=losses[-1],
+        teacher_weight=_teacher_weight(settings, lineage),
     )
     finished = _whole_model(model)
     if is_first_process():
@@ -116,6 +118,13 @@ def _train_and_publish(job: TrainingJob, run_paths: RunPaths, dist: DistContext)
         held.close()
     dist.wait()
     return record
+
+
+def _teacher_weight(settings: Training, lineage: Lineage) -> float | None:
+    """Weight of the teacher's term in the loss; None without a teacher."""
+    if isinstance(settings, Distill) and lineage.teacher != NONE:
+        return settings.teacher_weight
+    return None
 
 
 def _whole_model(model: torch.nn.Module) -> torch.nn.Module:

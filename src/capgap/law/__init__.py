@@ -7,13 +7,15 @@ law_record   what law.json holds
 number_text  sizes, budgets and intervals as text
 table/       read_runs reads and checks a table of runs; delimited_text is its file format,
              column_names the synonyms of its columns, metric the scale of the fit, init_kinds the
-             runs of one kind of init, run_means means over seeds, grouped_runs the runs as arrays
+             runs of one kind of init or weight, run_means means over seeds, grouped_runs the runs as
+             arrays; task_scores scores of lm-eval as outcomes of runs
 power_law/   power_law alternates curve_fit (all runs at once) and noise (variance components);
              loss_curve is the curve over teacher sizes. teacher_jackknife leaves teachers out;
              diagnostics finds outliers, misfit, teachers off the law
 optima/      single_optima: T* of one student and budget by itself, and the shape of its curve;
              optimum_line: T* = a + b S through these; censored_line: if some of them are bounds
 fit_law      the power law, every optimum and every line of a table of runs
+optimum_records  what law.json holds of every optimum
 causes/      the law of two causes: two_causes is the fitted law, causes_form its formula, causes_fit
              its fit, teacher_family the curve of the teachers' own losses
 rivals/      busbridge and p2: published laws of the loss, with their record (loss_laws) and fit
@@ -22,7 +24,7 @@ scores/      left_out: how well a law chooses for what it has not seen; contende
              that are scored, and which one leads
 verdicts/    claims: the verdict on the published law; flatness: whether teacher size matters at all;
              control_arms, init_or_teacher: the effect of the init against that of the teacher;
-             inits_and_texts: two kinds of init, or two held-out texts; study_difference: two studies
+             law_comparison: two kinds of init, weights of the teacher or metrics; study_difference: two studies
 answers/     ask: which teacher to take; by the power law (power_law_answer), by the law that leads
              (leading_law_answer), within what was measured (extrapolation), at equal compute
              (equal_compute); answer_records: what choice.json and final.json hold

@@ -14,6 +14,8 @@ from capgap.errors import CapgapError
 from capgap.records.run_records import Record
 
 SCHEMA_VERSION = 3  # of law.json
+# capgap.law.table.metric explains them
+MetricName = Literal["loss", "perplexity", "error", "accuracy", "bits_per_byte", "higher", "lower"]
 RivalName = Literal["busbridge", "p2"]
 LawName = Literal["power_law", "two_causes", RivalName]  # that `recommend` can use
 Basis = Literal[LawName, "line", "nearest_student"]
@@ -269,21 +271,25 @@ class TwoCausesFit(Record):
 
 
 class ComparedAt(Record):
-    """T* of one student at one budget by two laws; see capgap.law.verdicts.inits_and_texts."""
+    """T* of one student at one budget by two laws; see capgap.law.verdicts.law_comparison.
+
+    A kind is a kind of init, a weight of the teacher's term, or a metric.
+    """
 
     student: str
     student_params_non_embedding: float
     tokens: int
-    teacher_params: dict[str, float]  # T* by kind or text, within the teachers tried under both
+    teacher_params: dict[str, float]  # T* by kind, within the teachers tried under both
     place: dict[str, Literal["inside", "smallest", "largest"]]  # of T* among them
     ratio: Interval  # T* of the first kind over T* of the second
-    cost: dict[str, Interval]  # by kind, what the other kind's best teacher adds to its loss, nats
+    # by kind, what the other kind's best teacher adds to its loss, nats or in the unit of a metric
+    cost: dict[str, Interval]
 
 
 class LawComparison(Record):
-    """Whether the best teacher differs between two kinds of init, or by two held-out texts."""
+    """Whether the best teacher differs between two kinds of init, weights of the teacher, or metrics."""
 
-    first: str  # a kind of init, or a held-out text
+    first: str  # a kind of init, a weight, or a metric in words
     second: str
     n_teachers: int  # draws, left out one at a time
     verdict: Literal["equal", "different", "not_told_apart"]
@@ -342,6 +348,22 @@ class Overall(Record):
     cause_reason: str
 
 
+class MetricLaw(Record):
+    """The law of the same runs by another outcome; losses and nats are on the scale of its metric."""
+
+    name: str  # test, a text, a task, or as the table's column names it
+    title: str  # in words: 'bits per byte of news'
+    metric: MetricName
+    tie: float  # margin of equally good teachers, on the scale of the metric
+    n_runs: int
+    status: Literal["fitted", "flat", "not_identifiable"]
+    reason: str  # why not identifiable, or over what it was fitted
+    exponents: Exponents
+    ratio_at_25_tokens_per_param: Interval | None
+    noise: list[NoiseComponent]
+    optima: list[Optimum]  # by budget and student size
+
+
 class LawRecord(Record):
     """`law.json`: the results of the regression."""
 
@@ -350,8 +372,11 @@ class LawRecord(Record):
     init: Literal["pruned", "given", "random"] = "pruned"
     n_runs: int
     # of the table; all fields in nats are on its scale, which capgap.law.table.metric explains
-    metric: Literal["loss", "perplexity", "error", "accuracy"] = "loss"
-    excluded: list[dict[str, str | int]] = Field([])  # runs left out by law.exclude
+    metric: MetricName = "loss"
+    outcome: str | None = None  # name of the outcome it is fitted on; None for the plain one
+    # of the teacher's term in the loss, if the runs of the table differ in it
+    teacher_weight: float | None = None
+    excluded: list[dict[str, str | int | float]] = Field([])  # runs left out by law.exclude
     confidence: float
     tie_nats: float
     ratio_margin: float
@@ -383,9 +408,19 @@ class LawRecord(Record):
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
     init_explains: InitExplains | None = None  # None without losses of the inits
     other_inits: list[LawRecord] = Field([])  # one law for each further kind of init
+    other_weights: list[LawRecord] = Field(
+        []
+    )  # one law for each further weight of the teacher's term
+    weight_comparisons: list[LawComparison] = Field([])  # of every two weights
     equal_compute: list[EqualCompute] = Field([])  # empty if the runs do not determine it
     init_comparisons: list[LawComparison] = Field([])  # of every two kinds
-    text_comparison: LawComparison | None = None  # validation against test loss, if both are known
+    metric_laws: list[MetricLaw] = Field([])  # of the same runs by their other outcomes
+    metric_comparisons: list[LawComparison] = Field([])  # of each of them with this law
+
+    @property
+    def measured(self) -> str:
+        """Name of the outcome that it is fitted on, or the metric of the plain one."""
+        return self.outcome or self.metric
 
     def of_init(self, kind: str | None) -> LawRecord:
         """The law of a kind of init, its own if None; CapgapError if there is none."""
@@ -395,6 +430,15 @@ class LawRecord(Record):
         raise CapgapError(
             f"init: the law has no {kind} students; it was fitted on {', '.join(laws)} ones (grid.inits)"
         )
+
+    def of_weight(self, weight: float | None) -> LawRecord:
+        """The law at a weight of the teacher's term, its own if None; CapgapError if there is none."""
+        laws = {law.teacher_weight: law for law in (self, *self.other_weights)}
+        if weight is None or weight in laws:
+            return laws[self.teacher_weight if weight is None else weight]
+        there = ", ".join(f"{known:g}" for known in laws if known is not None)
+        fix = f"it has {there}" if there else "its runs do not differ in it (grid.teacher_weights)"
+        raise CapgapError(f"teacher_weight: the law has no runs at {weight:g}; {fix}")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

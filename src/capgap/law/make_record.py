@@ -2,57 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from capgap.config import Law
+from capgap.errors import CapgapError
 from capgap.law.answers.equal_compute import equal_compute
 from capgap.law.fit_law import Fit, fit_law
 from capgap.law.law_record import (
     CurveForm,
     Exponents,
     Interval,
-    LawComparison,
     LawRecord,
+    MetricLaw,
     NoiseComponent,
-    Optimum,
-    TeacherMean,
 )
 from capgap.law.number_text import bracketed
 from capgap.law.optima.optimum_line import describe_line
-from capgap.law.optima.single_optima import Located, shape_of
+from capgap.law.optimum_records import optima_of, own_optima
 from capgap.law.power_law.diagnostics import misfit_of, size_counts, teacher_effects
-from capgap.law.power_law.power_law import PowerLaw, fit_power_law
+from capgap.law.power_law.power_law import PowerLaw
 from capgap.law.scores.contenders import scores_of
 from capgap.law.table.column_names import LOSS
-from capgap.law.table.grouped_runs import GroupedRuns, group_runs
-from capgap.law.table.init_kinds import as_main, kinds_of
-from capgap.law.table.metric import METRICS
-from capgap.law.table.read_runs import family_monotone, main_arm
+from capgap.law.table.grouped_runs import GroupedRuns
+from capgap.law.table.init_kinds import as_main, at_weight, kinds_of, weights_of
+from capgap.law.table.metric import Metric, margin_of, measure_of, title
+from capgap.law.table.read_runs import family_monotone, further_outcomes, main_arm
 from capgap.law.table.run_means import cell_table
 from capgap.law.verdicts.claims import overall_of
 from capgap.law.verdicts.control_arms import effects_of
 from capgap.law.verdicts.flatness import is_flat
 from capgap.law.verdicts.init_or_teacher import init_against_teacher
-from capgap.law.verdicts.inits_and_texts import compare_inits, compare_texts
+from capgap.law.verdicts.law_comparison import (
+    Outcome,
+    compare_inits,
+    compare_metrics,
+    compare_weights,
+)
 
-TEST_LOSS = "test_loss_nats_per_token"
 TOKENS_PER_PARAM = 25.0  # at which T*/S is reported; the published law was measured near it
 # divergence of a posterior from its prior; one that is nearer rests on the prior
 INFORMED_NATS = 0.1
 
 
-def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
-    """The content of `law.json`: the law of the main arm, and one for each other kind of init."""
+def law_record(
+    runs: pd.DataFrame,
+    settings: Law,
+    leading: str | None = None,
+    compared: Sequence[str] | None = None,
+) -> LawRecord:
+    """The content of `law.json`: the law of the main arm, and one for each other weight and kind of init.
+
+    Weights of the teacher's term are compared by the main arm of each. leading: name of the outcome
+    that the runs hold; None if it is the plain one. compared: names of the outcomes whose laws are
+    compared with it; None for all others of the table.
+    """
+    weights = weights_of(runs)
+    if len(weights) < 2:
+        return _laws_of(runs, settings, leading, compared)[0]
+    first = (
+        weights[len(weights) // 2] if settings.teacher_weight is None else settings.teacher_weight
+    )
+    if first not in weights:
+        there = ", ".join(f"{weight:g}" for weight in weights)
+        raise CapgapError(f"law.teacher_weight: no run has the weight {first:g}; there are {there}")
+    found = {
+        weight: _laws_of(at_weight(runs, weight), settings, leading, compared) for weight in weights
+    }
+    records = {
+        weight: record.model_copy(update={"teacher_weight": weight})
+        for weight, (record, _) in found.items()
+    }
+    return records[first].model_copy(
+        update={
+            "other_weights": [records[weight] for weight in weights if weight != first],
+            "weight_comparisons": compare_weights(
+                {weight: fit.power_law or fit.why_not for weight, (_, fit) in found.items()},
+                settings,
+            ),
+        }
+    )
+
+
+def _laws_of(
+    runs: pd.DataFrame, settings: Law, leading: str | None, compared: Sequence[str] | None
+) -> tuple[LawRecord, Fit]:
+    """The law of the main arm with those of other kinds of init, and its fit."""
     tables = {kind: as_main(runs, kind) for kind in kinds_of(runs)} or {"pruned": runs}
     first, *others = tables
     fits = {first: fit_law(tables[first], settings)}
     for kind in others:
         if main_arm(tables[kind])["teacher"].nunique() > 1:
             fits[kind] = fit_law(tables[kind], settings)
-    records = [_record_of(fits[kind], tables[kind], kind, settings) for kind in fits]
-    return records[0].model_copy(
+    records = [
+        _record_of(fits[kind], tables[kind], kind, settings, leading, compared) for kind in fits
+    ]
+    whole = records[0].model_copy(
         update={
             "other_inits": records[1:],
             "init_comparisons": compare_inits(
@@ -60,9 +107,17 @@ def law_record(runs: pd.DataFrame, settings: Law) -> LawRecord:
             ),
         }
     )
+    return whole, fits[first]
 
 
-def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRecord:
+def _record_of(
+    fit: Fit,
+    runs: pd.DataFrame,
+    kind: str,
+    settings: Law,
+    leading: str | None,
+    compared: Sequence[str] | None,
+) -> LawRecord:
     """The law of one kind of init, on the table in which it is the main arm."""
     law, cells = fit.power_law, cell_table(runs, settings.size)
     exponents, optima = exponents_of(law, settings), optima_of(fit, settings)
@@ -98,19 +153,69 @@ def _record_of(fit: Fit, runs: pd.DataFrame, kind: str, settings: Law) -> LawRec
         effects=effects,
         init_explains=init_against_teacher(cells),
         equal_compute=equal_compute(law, runs, settings),
-        text_comparison=_by_text(fit, runs, settings),
+        outcome=leading,
+        **_by_metric(fit, runs, settings, leading, compared),
     )
 
 
-def _by_text(fit: Fit, runs: pd.DataFrame, settings: Law) -> LawComparison | None:
-    """The law of the validation loss against that of the test loss of the same runs."""
-    main = main_arm(runs)
-    if fit.power_law is None or settings.metric not in (None, "loss") or TEST_LOSS not in main:
-        return None
-    if main[TEST_LOSS].isna().any():
-        return None
-    other = fit_power_law(group_runs(main.assign(**{LOSS: main[TEST_LOSS]}), settings.size))
-    return compare_texts({"validation": fit.power_law, "test": other}, settings)
+def _by_metric(
+    fit: Fit, runs: pd.DataFrame, settings: Law, leading: str | None, compared: Sequence[str] | None
+) -> dict[str, list]:
+    """Laws of the same runs by their other outcomes, each compared with the first one.
+
+    leading: name of the outcome that `fit` is of; None if it is the plain one. compared: names of the
+    others, all that the table has if None.
+    """
+    others = further_outcomes(runs, leading)
+    own = Outcome(title(measure_of(settings), leading), measure_of(settings).short)
+    laws, comparisons = [], []
+    for name in others if compared is None else compared:
+        metric, column = others[name]
+        their = Outcome(title(metric, name), metric.short)
+        law, why_not, record = _law_of_outcome(runs, metric, name, column, settings)
+        laws.append(record)
+        fitted = {own: fit.power_law or fit.why_not, their: law or why_not}
+        comparisons.append(compare_metrics(fitted, settings))
+    return {"metric_laws": laws, "metric_comparisons": comparisons}
+
+
+def _law_of_outcome(
+    runs: pd.DataFrame, metric: Metric, name: str, column: str, settings: Law
+) -> tuple[PowerLaw | None, str, MetricLaw]:
+    """The law of an outcome, why there is none, and its record; an outlier is a reason for none."""
+    margin = margin_of(settings, metric, name)
+    own = settings.model_copy(
+        update={"metric": metric.name, "tie_nats": margin, "noise_sd": None}
+    )  # a stated noise is that of the first outcome
+    table = runs.assign(**{LOSS: metric.to_scale(runs[column])})
+    if "sd" in table:
+        table = table.assign(sd=np.nan)
+    missing = int(main_arm(table)[column].isna().sum())
+    fit, why_not = (
+        None,
+        f"{missing} runs of the main arm were not measured by it" if missing else "",
+    )
+    if not missing:
+        try:
+            fit = fit_law(table, own)
+            why_not = fit.why_not
+        except CapgapError as error:
+            why_not = str(error)
+    law = None if fit is None else fit.power_law
+    record = MetricLaw(
+        name=name,
+        title=title(metric, name),
+        metric=metric.name,
+        tie=margin,
+        n_runs=len(main_arm(table)) - missing,
+        status=_fitted(law, own),
+        reason=_over(fit) if fit is not None else why_not,
+        exponents=exponents_of(law, own),
+        ratio_at_25_tokens_per_param=_ratio_at(law, own),
+        noise=[] if law is None else noise_of(law),
+        optima=[] if fit is None else optima_of(fit, own, own=False),
+    )
+    return law, why_not, record
 
 
 def _fitted(law: PowerLaw | None, settings: Law) -> str:
@@ -230,104 +335,6 @@ def _replicated(runs: GroupedRuns, name: str) -> bool:
         return False
     draw, *coarser = fields[name]
     return bool(runs.index(draw, *coarser).max() > runs.index(*coarser).max())
-
-
-def optima_of(fit: Fit, settings: Law, own: bool = True) -> list[Optimum]:
-    """Records of all optima, by budget and student size.
-
-    own: with the interval of every curve by itself, which takes most of the time.
-    """
-    level = 1 - (1 - settings.confidence) / len(fit.located)
-    return [_optimum(place, fit.power_law, level, settings, own) for place in fit.located]
-
-
-def _optimum(
-    place: Located, law: PowerLaw | None, level: float, settings: Law, own: bool
-) -> Optimum:
-    runs = place.runs
-    sizes = np.unique(runs.teacher_size_N)
-    star = None if law is None else law.star(place.size, place.tokens, settings.confidence)
-    unit = METRICS[settings.metric or "loss"].short
-    shape, shape_reason = shape_of(place, level, settings.tie_nats, unit)
-    teachers = _teachers(place, law, settings)
-    best = min(teachers, key=lambda c: (c.mean_loss_nats_per_token, c.teacher_params_non_embedding))
-    within = [c.teacher for c in teachers if c.regret_nats <= settings.tie_nats]
-    reasons = {
-        "interior": f"the best teacher, {best.teacher}, lies between the others",
-        "lower_bound": f"the largest teacher, {best.teacher}, is the best of those tried",
-        "upper_bound": f"the smallest teacher, {best.teacher}, is the best of those tried",
-        "not_identifiable": f"only {len(sizes)} teacher size(s); a minimum needs three",
-    }
-    return Optimum(
-        student=place.student,
-        student_params_non_embedding=place.size,
-        tokens=round(place.tokens),
-        status=place.status,
-        reason=reasons[place.status],
-        teacher_params=star,
-        ratio=None if star is None else star.apply(lambda t: t / place.size),
-        place=_place(star, sizes),
-        own_teacher_params=place.own.limits if own and place.own else None,
-        best_teacher=best.teacher,
-        within_tie=within,
-        teachers=teachers,
-        shape=shape,
-        shape_reason=shape_reason,
-    )
-
-
-def _place(star: Interval | None, sizes: np.ndarray) -> str:
-    """The position of T* relative to the teacher ladder."""
-    if star is None:
-        return "not_identifiable"
-    if star.high is not None and star.high < sizes[0]:
-        return "below"
-    if star.low is not None and star.low > sizes[-1]:
-        return "above"
-    inside = None not in (star.low, star.high) and sizes[0] <= star.low and star.high <= sizes[-1]
-    return "inside" if inside else "open"
-
-
-def _teachers(place: Located, law: PowerLaw | None, settings: Law) -> list[TeacherMean]:
-    runs = place.runs
-    found = []
-    for teacher in dict.fromkeys(runs.teacher_N.tolist()):
-        own = np.flatnonzero(runs.teacher_N == teacher)
-        weight = runs.averaged_N[own] / runs.averaged_N[own].sum()
-        mean = float(weight @ runs.loss_N[own])
-        low = high = None
-        if law is not None:
-            rows = np.flatnonzero(
-                (law.runs.teacher_N == teacher)
-                & (law.runs.student_N == place.student)
-                & (law.runs.tokens_N == place.tokens)
-            )
-            error = float(np.sqrt(weight @ law.run_noise_NN[np.ix_(rows, rows)] @ weight))
-            half = stats.t.ppf((1 + settings.confidence) / 2, law.noise_df) * error
-            low, high = mean - half, mean + half
-        found.append((teacher, float(runs.teacher_size_N[own[0]]), own, mean, low, high))
-    least = min(mean for *_, mean, _, _ in found)
-    return [
-        TeacherMean(
-            teacher=teacher,
-            teacher_params_non_embedding=size,
-            n_runs=int(runs.averaged_N[own].sum()),
-            mean_loss_nats_per_token=mean,
-            loss_low=low,
-            loss_high=high,
-            regret_nats=mean - least,
-        )
-        for teacher, size, own, mean, low, high in found
-    ]
-
-
-def own_optima(fit: Fit) -> dict[tuple[str, int], Interval]:
-    """T* of each student and budget alone, if it is interior."""
-    return {
-        (place.student, round(place.tokens)): place.own.limits
-        for place in fit.located
-        if place.status == "interior" and place.own is not None
-    }
 
 
 def _verdict(exponents: Exponents, why_not: str) -> str:

@@ -3,6 +3,7 @@ Paths of all artifacts of a study. The tree follows the path of the data:
 
 results/<study>/
   corpus/{train,validation,test}.parquet          documents, and corpus.json
+  texts/<text>/{corpus/,tokens/}                  the same of a further text, all of it test
   tokenizer/                                      Hugging Face tokenizer
   tokens/{train,validation,test}.npy              flat token streams
   tokenizers/<name>/{tokenizer/,tokens/}          the same two of teachers with another tokenizer
@@ -13,7 +14,9 @@ results/<study>/
                                                   {cut/,model/,train.json,curve.csv,importance/}
   students/<student>/<init>/from-<teacher>/tokens-<tokens>/seed-<seed>/
                                                   {model/,train.json,curve.csv,metrics.json,
-                                                   trunk/ if the schedule is wsd}
+                                                   trunk/ if the schedule is wsd}; with a further weight
+                                                  of the teacher, from-<teacher>/weight-<weight>/tokens-...
+                                                  texts/<text>.json and harness.json where the law uses them
   replica-<n>/{teachers,inits,students}/          the same three, in a study with replicas
   law/{runs.csv,curves.csv,law.json,choice.json}
   final/{model/,final.json,samples.json,harness.json}
@@ -34,21 +37,24 @@ ROOT = "results/{study}"
 CORPUS = f"{ROOT}/corpus/{MANIFEST}"
 TOKENIZER = f"{ROOT}/tokenizer/{MANIFEST}"
 TOKENS = f"{ROOT}/tokens/{MANIFEST}"
-OWN_TOKENIZER_DIR = (
-    f"{ROOT}/tokenizers/{{tokenizer}}"  # of teachers that have not the students' one
-)
+OWN_TOKENIZER_DIR = f"{ROOT}/tokenizers/{{tokenizer}}"  # of teachers that do not have the students'
 OWN_TOKENIZER = f"{OWN_TOKENIZER_DIR}/tokenizer/{MANIFEST}"
 OWN_TOKENS = f"{OWN_TOKENIZER_DIR}/tokens/{MANIFEST}"
+TEXT_DIR = f"{ROOT}/texts/{{text}}"
+TEXT = f"{TEXT_DIR}/corpus/{MANIFEST}"
+TEXT_TOKENS = f"{TEXT_DIR}/tokens/{MANIFEST}"
+TEXT_SPLIT = "test"  # the only one of a further text
 SPLITS = ("train", "validation", "test")
 CORPUS_RECORD = "corpus.json"  # beside the splits
 TOKENS_RECORD = "meta.json"  # beside the token streams
 
-# {replica} is replica-<n>/ with its slash, and nothing in a study without replicas
+# {replica} is replica-<n>/ with its slash, and nothing in a study without replicas; {weight} is
+# weight-<w>/ of runs at another weight of the teacher than distill.teacher_weight, and nothing at that one
 TEACHER_DIR = f"{ROOT}/{{replica}}teachers/{{teacher}}"
 INIT_DIR = f"{ROOT}/{{replica}}inits/{{student}}/{{init}}"
 RUN_DIR = (
     f"{ROOT}/{{replica}}students/{{student}}/{{init}}/from-{{teacher}}"
-    "/tokens-{tokens}/seed-{seed}"
+    "/{weight}tokens-{tokens}/seed-{seed}"
 )
 
 TRUNK = f"trunk/{MANIFEST}"
@@ -62,6 +68,7 @@ TEACHER_TRAIN = f"{TEACHER_DIR}/{TRAIN}"
 TEACHER_CURVE = f"{TEACHER_DIR}/{CURVE}"
 TEACHER_METRICS = f"{TEACHER_DIR}/{METRICS}"
 TEACHER_HARNESS = f"{TEACHER_DIR}/harness.json"
+TEACHER_ON_TEXT = f"{TEACHER_DIR}/texts/{{text}}.json"
 TEACHER_IMPORTANCE = f"{TEACHER_DIR}/importance/{MANIFEST}"
 TEACHER_TARGETS = f"{TEACHER_DIR}/targets/{MANIFEST}"
 
@@ -80,6 +87,8 @@ RUN_TRUNK = f"{RUN_DIR}/{TRUNK}"  # state from which larger budgets go on
 RUN_TRAIN = f"{RUN_DIR}/{TRAIN}"
 RUN_CURVE = f"{RUN_DIR}/{CURVE}"
 RUN_METRICS = f"{RUN_DIR}/{METRICS}"
+RUN_ON_TEXT = f"{RUN_DIR}/texts/{{text}}.json"
+RUN_HARNESS = f"{RUN_DIR}/harness.json"
 
 RUNS_TABLE = f"{ROOT}/law/runs.csv"
 CURVES_TABLE = f"{ROOT}/law/curves.csv"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from capgap.config import SampleStage, TargetsStage
 from capgap.errors import CapgapError
@@ -122,6 +122,7 @@ class TrainRecord(Record):
     best_val_loss_nats_per_token: float
     best_step: int
     last_val_loss_nats_per_token: float
+    teacher_weight: float | None = None  # of the teacher's term in the loss; None without a teacher
 
 
 class TargetsRecord(Record):
@@ -158,6 +159,14 @@ class Metrics(Record):
     validation: SplitLoss
     test: SplitLoss
     forward_flops_per_token: int
+
+
+class TextLoss(Record):
+    """`texts/<text>.json`: a finished model measured on a further text."""
+
+    lineage: Lineage
+    text: str  # its name in evaluate.texts
+    measured: SplitLoss
 
 
 class HarnessScore(Record):
@@ -222,6 +231,7 @@ class CurveRow(Record):
     budget_tokens: int  # of the whole training
     tokens: int  # seen so far
     val_loss_nats_per_token: float  # on the first tokens of the validation split
+    teacher_weight: float | None = None  # if the runs of the study differ in it
 
 
 class RunRow(Record):
@@ -257,6 +267,13 @@ class RunRow(Record):
     n: int = 1  # runs behind a row of means
     sd: float | None = None  # between them, nats per token
     trunk_tokens: int | None = None  # shared with the next larger budget of the same run
+    teacher_weight: float | None = None  # of the teacher's term in the loss, if runs differ in it
+    # further outcomes as they were measured, by header, like bits_per_byte:news (capgap.law.table.metric)
+    outcomes: dict[str, float | None] = Field({})
+
+    def flat(self) -> dict[str, Any]:
+        """The row with a column for each further outcome."""
+        return self.model_dump(exclude={"outcomes"}) | self.outcomes
 
 
 class Calibration(Record):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from capgap.law.law_record import Interval, LawRecord
+from capgap.law.law_record import Interval, LawComparison, LawRecord
 from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.table.metric import METRICS
 from capgap.law.table.read_runs import RunTable
 from capgap.law.verdicts.claims import sentence
-from capgap.reporting import causes_text, report_text
+from capgap.reporting import causes_text, comparison_text, report_text
 
 
 def inputs_text(table: RunTable) -> str:
@@ -33,10 +33,17 @@ def text(record: LawRecord) -> str:
     if record.curve is not None:
         blocks += [_law(record), _noise(record)]
     blocks += [_optima(record), _lines(record), _causes(record), _equal_compute(record)]
-    if record.text_comparison is not None:
-        found = record.text_comparison
-        blocks.append(f"On another text: {report_text.compared_texts(found)}: {found.reason}")
-    blocks += [_inits(record), _scores(record), _rivals(record)]
+    for what, comparisons, verdict in (
+        ("what one measures", record.metric_comparisons, comparison_text.compared_metrics),
+        ("what the student starts from", record.init_comparisons, comparison_text.compared_inits),
+        (
+            "the weight of its term in the student's loss",
+            record.weight_comparisons,
+            comparison_text.compared_weights,
+        ),
+    ):
+        blocks.append(_compared(f"The best teacher by {what}", comparisons, verdict))
+    blocks += [_scores(record), _rivals(record)]
     return "\n\n".join(filter(None, blocks))
 
 
@@ -200,9 +207,14 @@ def _equal_compute(record: LawRecord) -> str:
     )
 
 
-def _inits(record: LawRecord) -> str:
+def _compared(
+    heading: str,
+    comparisons: list[LawComparison],
+    verdict: Callable[[LawComparison], str],
+) -> str:
+    """Whether the best teacher differs between kinds, a paragraph for every two; '' without any."""
     lines = []
-    for found in record.init_comparisons:
+    for found in comparisons:
         rows = (
             (
                 at.student,
@@ -215,9 +227,9 @@ def _inits(record: LawRecord) -> str:
             )
             for at in found.at
         )
-        title = f"{report_text.compared_inits(found)}: {found.reason}"
+        title = f"{verdict(found)}: {found.reason}"
         lines.append(_aligned(title, rows) or title)
-    return "\n".join(["The best teacher by what the student starts from", *lines]) if lines else ""
+    return "\n".join([heading, *lines]) if lines else ""
 
 
 def _scores(record: LawRecord) -> str:

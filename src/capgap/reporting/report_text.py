@@ -16,7 +16,6 @@ from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.answers.answer_records import FinalRecord, Recommendation
 from capgap.law.law_record import (
     Interval,
-    LawComparison,
     LawRecord,
     Optimum,
     RivalFit,
@@ -33,16 +32,6 @@ ARMS = {
     "cross_teacher": "another teacher’s init",
     "random_init": "random init",
     "given": "given student",
-}
-COMPARED_TEXTS = {
-    "equal": "validation and test text have the same best teacher",
-    "different": "the test text has another best teacher than the validation text",
-    "not_told_apart": "not shown whether validation and test text have the same best teacher",
-}
-COMPARED = {
-    "equal": "the same best teacher for {} and {} students",
-    "different": "another best teacher for {} than for {} students",
-    "not_told_apart": "not shown whether {} and {} students have the same best teacher",
 }
 LAWS = LAW_NAMES | {
     "ratio": "one constant ratio T*/S",
@@ -303,16 +292,6 @@ def family(law: LawRecord, teachers: list[Metrics]) -> str:
 def sentence(text: str) -> str:
     """A text as the begin of a sentence; a name like t64k keeps its small letter."""
     return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
-
-
-def compared_texts(found: LawComparison) -> str:
-    """The verdict on two held-out texts in a few words."""
-    return COMPARED_TEXTS[found.verdict]
-
-
-def compared_inits(found: LawComparison) -> str:
-    """The verdict on two kinds of init in a few words."""
-    return COMPARED[found.verdict].format(found.first, found.second)
 
 
 def recommendation(final: FinalRecord) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 Gather the finished runs of a study's grid into one table, and their learning curves into another.
 
 IN   train.json, metrics.json and curve.csv of every run; metrics.json of every teacher, and curve.csv
-     of those that were trained here
+     of those that were trained here; of both texts/<text>.json, and harness.json of the runs if the law
+     is fitted on a task
 OUT  runs.csv, one row for each run (columns: records.RunRow)
      curves.csv, one row for each measurement during training (columns: records.CurveRow)
 """
@@ -16,12 +17,28 @@ from pathlib import Path
 
 from capgap.command_parser import by_hand
 from capgap.config import CollectStage
-from capgap.config.run_grid import NONE, arm_of, collect_stage, grid_runs, replica_level
+from capgap.config.run_grid import (
+    NONE,
+    Run,
+    arm_of,
+    collect_stage,
+    grid_runs,
+    replica_level,
+)
 from capgap.errors import CapgapError
+from capgap.law.table.task_scores import task_outcome
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.records.reading import read_text
-from capgap.records.run_records import CurveRow, Metrics, Record, RunRow, TrainRecord
+from capgap.records.run_records import (
+    CurveRow,
+    HarnessRecord,
+    Metrics,
+    Record,
+    RunRow,
+    TextLoss,
+    TrainRecord,
+)
 from capgap.stages.base import StageParser, out_file, run_stage
 
 
@@ -35,14 +52,54 @@ def run(settings: CollectStage) -> list[RunRow]:
             path = paths.TEACHER_METRICS.format(study=study, teacher=name, replica=level)
             metrics = Metrics.read(path)
             teachers[name, metrics.lineage.seed] = metrics
-    return [
-        read_run(Path(paths.RUN_DIR.format(study=study, **identity._asdict())), teachers)
-        for identity in grid_runs(settings.grid, settings.teacher_sizes, settings.given)
-    ]
+    several = settings.grid.teacher_weights is not None
+    rows = []
+    for identity in _runs(settings):
+        folder = Path(paths.RUN_DIR.format(study=study, **identity._asdict()))
+        row = read_run(folder, teachers, several)
+        outcomes = _outcomes(folder, settings) | _of_teacher(settings, study, identity)
+        rows.append(row.model_copy(update={"outcomes": outcomes}))
+    return rows
 
 
-def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> RunRow:
-    """Row of one run from its records; `teachers` are metrics by name and seed."""
+def _outcomes(folder: Path, settings: CollectStage) -> dict[str, float | None]:
+    """Further outcomes of a run by header: bits per byte of texts, and scores of tasks."""
+    found = {
+        f"bits_per_byte:{text}": TextLoss.read(folder / f"texts/{text}.json").measured.bits_per_byte
+        for text in settings.texts
+    }
+    if settings.tasks:
+        record = HarnessRecord.read(folder / Path(paths.RUN_HARNESS).name)
+        found |= dict(task_outcome(record, asked) for asked in settings.tasks)
+    return found
+
+
+def _of_teacher(settings: CollectStage, study: str, run: Run) -> dict[str, float | None]:
+    """The same of its teacher, on texts; empty values without one."""
+    found = {}
+    for text in settings.texts:
+        value = None
+        if run.teacher != NONE:
+            level = run.replica if run.teacher in settings.trained else ""
+            path = paths.TEACHER_ON_TEXT.format(
+                study=study, replica=level, teacher=run.teacher, text=text
+            )
+            value = TextLoss.read(path).measured.bits_per_byte
+        found[f"teacher_bits_per_byte:{text}"] = value
+    return found
+
+
+def _runs(settings: CollectStage) -> list[Run]:
+    return grid_runs(settings.grid, settings.teacher_sizes, settings.given, settings.teacher_weight)
+
+
+def read_run(
+    folder: Path, teachers: dict[tuple[str, int | None], Metrics], several_weights: bool = False
+) -> RunRow:
+    """Row of one run from its records; `teachers` are metrics by name and seed.
+
+    several_weights: whether the runs differ in the weight of the teacher's term, so that it has a column.
+    """
     trained = TrainRecord.read(folder / paths.TRAIN)
     metrics = Metrics.read(folder / paths.METRICS)
     lineage = trained.lineage
@@ -74,13 +131,14 @@ def read_run(folder: Path, teachers: dict[tuple[str, int | None], Metrics]) -> R
         test_bits_per_byte=metrics.test.bits_per_byte,
         train_flops=trained.train_flops,
         trunk_tokens=trained.trunk_tokens or None,
+        teacher_weight=trained.teacher_weight if several_weights else None,
     )
 
 
 def curves(settings: CollectStage) -> list[CurveRow]:
     """Learning curves of the teachers that were trained here, then of all runs, per token of the students."""
     study, rows = Path(settings.root).name, []
-    runs = grid_runs(settings.grid, settings.teacher_sizes, settings.given)
+    runs = _runs(settings)
     first = {"study": study, **runs[0]._asdict()}
     students = Metrics.read(paths.RUN_METRICS.format(**first)).validation.tokens
     for number in settings.grid.replica_numbers():
@@ -99,6 +157,7 @@ def curves(settings: CollectStage) -> list[CurveRow]:
             teacher=identity.teacher,
             student=identity.student,
             init=identity.init,
+            weighted=settings.grid.teacher_weights is not None,
         )
     return rows
 
@@ -109,9 +168,15 @@ def _per_token(row: CurveRow, each: float) -> CurveRow:
 
 
 def _curve(
-    path: Path, trained: TrainRecord, *, teacher: str, student: str | None = None, init=None
+    path: Path,
+    trained: TrainRecord,
+    *,
+    teacher: str,
+    student: str | None = None,
+    init: str | None = None,
+    weighted: bool = False,
 ) -> list[CurveRow]:
-    """The measurements in one curve.csv. Raises CapgapError if it is damaged."""
+    """The measurements in one curve.csv; weighted: with the weight of the teacher's term. Raises CapgapError if it is damaged."""
     try:
         return [
             CurveRow(
@@ -122,6 +187,7 @@ def _curve(
                 budget_tokens=trained.lineage.tokens,
                 tokens=int(line["tokens"]),
                 val_loss_nats_per_token=float(line["val_loss_nats_per_token"]),
+                teacher_weight=trained.teacher_weight if weighted else None,
             )
             for line in csv.DictReader(io.StringIO(read_text(path)))
         ]
@@ -141,10 +207,15 @@ def to_csv(rows: Sequence[Record]) -> str:
         for name, field in type(rows[0]).model_fields.items()
         if field.is_required() or any(getattr(row, name) != field.default for row in rows)
     ]
+    cells = [row.flat() if isinstance(row, RunRow) else row.model_dump() for row in rows]
+    if "outcomes" in columns:
+        columns.remove("outcomes")
+        known = type(rows[0]).model_fields
+        columns += dict.fromkeys(name for cell in cells for name in cell if name not in known)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(row.model_dump() for row in rows)
+    writer.writerows(cells)
     return text.getvalue()
 
 

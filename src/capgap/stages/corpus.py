@@ -53,7 +53,7 @@ def run(corpus: CorpusSplit, out: Path, processes: int = 1) -> CorpusRecord:
         spool.path.unlink()
         if separate:
             texts = ((f"{separate.dataset}:{i:09d}", t) for i, t in enumerate(hub_texts(separate)))
-            counts["test"], sizes["test"] = _write_test(folder / "test.parquet", texts)
+            counts["test"], sizes["test"] = write_texts(folder / "test.parquet", texts)
         if not all(counts.values()):
             raise CapgapError(
                 f"corpus: only {len(spool.sizes)} document(s) with text in {origin(corpus)}, so "
@@ -133,9 +133,12 @@ def _write(
     return counts, sizes
 
 
-def _write_test(path: Path, texts: Iterator[tuple[str, str]]) -> tuple[int, int]:
+def write_texts(
+    path: Path, texts: Iterator[tuple[str, str]], column: str = "text"
+) -> tuple[int, int]:
+    """Write documents as one split; returns their number and bytes."""
     count = total = 0
-    with TextWriter(path) as file:
+    with TextWriter(path, column) as file:
         for name, text in texts:
             if text.strip():
                 size = len(text.encode())

@@ -2,7 +2,8 @@
 Measure a model on held-out text.
 
 IN   model folder, token streams
-OUT  metrics.json: loss in nats per token and bits per byte on validation and test, sizes, FLOPs
+OUT  metrics.json: loss in nats per token and bits per byte on validation and test, sizes, FLOPs; with
+     --text, <text>.json: the loss on that further text alone
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from capgap.engine.models import check_reads, read_lineage
 from capgap.engine.streaming import load_frozen
 from capgap.errors import CapgapError
 from capgap.records.artifacts import open_folder, write_text
-from capgap.records.run_records import Metrics, SplitLoss
+from capgap.records.paths import TEXT_SPLIT
+from capgap.records.run_records import Metrics, SplitLoss, TextLoss
 from capgap.stages.base import StageParser, add_stream_argument, out_file, run_stage
 
 MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
@@ -31,45 +33,8 @@ def run(
 
     stream: run the model layer by layer from disk, though it may fit.
     """
-    folder, streams = open_folder(model_folder), Streams(tokens_folder)
-    model = load_frozen(folder, settings.precision, stream=stream)
-    check_reads(
-        model,
-        folder,
-        streams.meta,
-        sequence_length=settings.sequence_length,
-        setting="evaluate.sequence_length",
-    )
-
-    def measure(split: str) -> SplitLoss:
-        stream, mask = streams[split], streams.mask(split, settings.loss_on)
-        loss = mean_loss(
-            model,
-            stream,
-            sequence_length=settings.sequence_length,
-            batch_tokens=settings.batch_tokens,
-            split=split,
-            precision=settings.precision,
-            vocab=streams.meta.vocab_size,
-            bos_id=streams.meta.bos_id,
-            mask=mask,
-        )
-        if not loss < MAX_LOSS:
-            raise CapgapError(
-                f"{folder}: its {split} loss is {loss:.4g} nats per token, so the model has diverged; "
-                "train it again with a lower learning_rate"
-            )
-        tokens, text_bytes = len(stream) - 1, streams.meta.bytes[split]
-        if mask is not None:
-            tokens, text_bytes = int(mask[1:].sum()), streams.meta.completion_bytes[split]
-        return SplitLoss(
-            loss_nats_per_token=loss,
-            perplexity=math.exp(loss),
-            bits_per_byte=bits_per_byte(loss, tokens, text_bytes),
-            tokens=tokens,
-            bytes=text_bytes,
-        )
-
+    measured = _Measured(settings, model_folder, tokens_folder, stream)
+    model, folder = measured.model, measured.folder
     lineage = read_lineage(folder, model)
     counted = count_params(model)
     if lineage.params != counted:
@@ -78,10 +43,68 @@ def run(
         )
     return Metrics(
         lineage=lineage,
-        validation=measure("validation"),
-        test=measure("test"),
+        validation=measured.on("validation"),
+        test=measured.on("test"),
         forward_flops_per_token=forward_flops(model, settings.sequence_length),
     )
+
+
+def on_text(
+    settings: Evaluate, model_folder: Path, tokens_folder: Path, text: str, *, stream: bool = False
+) -> TextLoss:
+    """Loss on a further text, by its name. Of text without conversations all tokens count."""
+    if Streams(tokens_folder).meta.completion_tokens is None:
+        settings = settings.model_copy(update={"loss_on": "all"})
+    measured = _Measured(settings, model_folder, tokens_folder, stream)
+    lineage = read_lineage(measured.folder, measured.model)
+    return TextLoss(lineage=lineage, text=text, measured=measured.on(TEXT_SPLIT))
+
+
+class _Measured:
+    """A model and the token streams that it is measured on."""
+
+    def __init__(self, settings: Evaluate, model_folder: Path, tokens_folder: Path, stream: bool):
+        self.settings, self.folder = settings, open_folder(model_folder)
+        self.streams = Streams(tokens_folder)
+        self.model = load_frozen(self.folder, settings.precision, stream=stream)
+        check_reads(
+            self.model,
+            self.folder,
+            self.streams.meta,
+            sequence_length=settings.sequence_length,
+            setting="evaluate.sequence_length",
+        )
+
+    def on(self, split: str) -> SplitLoss:
+        """The loss on a split; CapgapError if the model has diverged."""
+        settings, meta = self.settings, self.streams.meta
+        stream, mask = self.streams[split], self.streams.mask(split, settings.loss_on)
+        loss = mean_loss(
+            self.model,
+            stream,
+            sequence_length=settings.sequence_length,
+            batch_tokens=settings.batch_tokens,
+            split=split,
+            precision=settings.precision,
+            vocab=meta.vocab_size,
+            bos_id=meta.bos_id,
+            mask=mask,
+        )
+        if not loss < MAX_LOSS:
+            raise CapgapError(
+                f"{self.folder}: its {split} loss is {loss:.4g} nats per token, so the model has "
+                "diverged; train it again with a lower learning_rate"
+            )
+        tokens, text_bytes = len(stream) - 1, meta.bytes[split]
+        if mask is not None:
+            tokens, text_bytes = int(mask[1:].sum()), meta.completion_bytes[split]
+        return SplitLoss(
+            loss_nats_per_token=loss,
+            perplexity=math.exp(loss),
+            bits_per_byte=bits_per_byte(loss, tokens, text_bytes),
+            tokens=tokens,
+            bytes=text_bytes,
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,8 +113,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--token-streams", required=True, type=Path, help="packed tokens folder")
     parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
+    parser.add_argument(
+        "--text", metavar="NAME", help="the streams are a further text of this name"
+    )
     add_stream_argument(parser)
     args, settings = parser.parse(argv)
+    if args.text:
+        found = on_text(settings, args.model, args.token_streams, args.text, stream=args.stream)
+        write_text(args.out, found.to_json())
+        print(f"{args.text}: {found.measured.bits_per_byte:.4f} bits per byte")
+        return
     metrics = run(settings, args.model, args.token_streams, stream=args.stream)
     write_text(args.out, metrics.to_json())
     print(

@@ -8,6 +8,7 @@ OUT  a folder with train.npy, validation.npy, test.npy and meta.json; for conver
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -57,10 +58,16 @@ class _Packer:
         return Packed(ids, len(texts), sum(len(text.encode()) for text in texts))
 
 
-def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> TokenStreams:
+def run(
+    corpus: Path,
+    tokenizer_folder: Path,
+    out: Path,
+    processes: int = 1,
+    splits: Sequence[str] = SPLITS,
+) -> TokenStreams:
     """Write the streams: documents in order, with the tokenizer's ids at their begin and end.
 
-    The result does not depend on the number of processes.
+    splits: those of the corpus; of a further text there is one. The result does not depend on the number of processes.
     """
     tokenizer = load_tokenizer(open_folder(tokenizer_folder))
     encoder = Encoder(tokenizer, boundaries(tokenizer, tokenizer_folder))
@@ -68,7 +75,7 @@ def run(corpus: Path, tokenizer_folder: Path, out: Path, processes: int = 1) -> 
     keys = ("documents", "tokens", "bytes", "completion_tokens", "completion_bytes")
     counts: dict[str, dict[str, int]] = {key: {} for key in keys}
     with publish_folder(out) as folder:
-        for split in SPLITS:
+        for split in splits:
             counted = dict.fromkeys(counts, 0)
             chat = is_chat(corpus, split)
             with ExitStack() as files:
@@ -134,10 +141,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--corpus", required=True, type=Path, help="corpus folder")
     parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer folder")
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to pack (default: all)"
+    )
     parser.add_processes()
     args, _ = parser.parse(argv)
-    meta = run(args.corpus, args.tokenizer, args.out, args.processes or cores.available())
-    for split in SPLITS:
+    processes = args.processes or cores.available()
+    meta = run(args.corpus, args.tokenizer, args.out, processes, args.splits)
+    for split in args.splits:
         print(f"{split}: {meta.documents[split]} documents, {meta.tokens[split]:,} tokens")
 
 

@@ -33,14 +33,14 @@ from capgap.errors import CapgapError
 from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.answers.ask import refit
 from capgap.law.law_record import LawRecord
-from capgap.law.table.init_kinds import as_main
-from capgap.law.table.metric import METRICS
+from capgap.law.table.init_kinds import runs_of_law
+from capgap.law.table.metric import METRICS, NAMED
 from capgap.law.table.read_runs import read_runs, teacher_sizes
 from capgap.law.table.run_means import cell_table
 from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
-from capgap.reporting import causes_text, glossary, report_text
+from capgap.reporting import causes_text, comparison_text, glossary, report_text
 from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, teacher_costs
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
@@ -55,7 +55,7 @@ TEMPLATES = (
     "page.html.j2",
     "first_screen.html.j2",
     "glossary.html.j2",
-    "inits.html.j2",
+    "compared.html.j2",
     "equal_compute.html.j2",
     "cite.html.j2",
     "samples.html.j2",
@@ -93,9 +93,10 @@ def run(
     shown = costs.student, costs.tokens_seen
     sizes = {m.lineage.name: m.lineage.params.non_embedding for m in teachers}
     figures = all_figures(runs, law, final, teachers)
-    learned = training(list(curves), sizes, shown)
+    weights = (None, law.teacher_weight)
+    learned = training([row for row in curves if row.teacher_weight in weights], sizes, shown)
     figures += [learned] if learned else []
-    table = pd.DataFrame([row.model_dump() for row in runs])
+    table = pd.DataFrame([row.flat() for row in runs])
     fit = refit(law, table, "the table and the law")
     answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
     specs = {figure.name: specification(figure) for figure in figures}
@@ -135,6 +136,7 @@ def run(
                 vega=Markup(vega_bundle()),
                 metrics=METRICS,
                 w=report_text,
+                x=comparison_text,
                 c=causes_text,
             )
         )
@@ -257,13 +259,17 @@ def part(name: str) -> Markup:
 
 def read_rows(path: str | Path, law: LawRecord) -> list[RunRow]:
     """The runs that a law was fitted on, as records; errors as in `read_runs`."""
-    return rows_of(as_main(read_runs(path, law.metric, law.excluded), law.init))
+    return rows_of(runs_of_law(read_runs(path, law.measured, law.excluded), law))
 
 
 def rows_of(runs: pd.DataFrame) -> list[RunRow]:
     """The runs of a table that was read, as records."""
-    rows = runs.to_dict("records")
-    return [RunRow(**{k: None if pd.isna(v) else v for k, v in row.items()}) for row in rows]
+    found = []
+    for row in runs.to_dict("records"):
+        values = {name: None if pd.isna(value) else value for name, value in row.items()}
+        outcomes = {name: values.pop(name) for name in row if NAMED.fullmatch(name)}
+        found.append(RunRow(**values, outcomes=outcomes))
+    return found
 
 
 def _settings(text: str | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from capgap.law.answers.power_law_answer import recommend, student_for
 from capgap.law.fit_law import Fit, fit_law
 from capgap.law.law_record import LawRecord
 from capgap.law.number_text import about, budget, span
-from capgap.law.table.init_kinds import as_main
+from capgap.law.table.init_kinds import runs_of_law
 from capgap.law.table.read_runs import main_arm, read_runs, teacher_sizes
 from capgap.law.table.run_means import cell_table, spent_flops
 
@@ -32,16 +32,18 @@ def ask(
     tokens: int | None = None,
     teachers: list[str] | None = None,
     init: str | None = None,
+    weight: float | None = None,
 ) -> Recommendation:
     """Rank teachers for a student.
 
     student: parameters without embeddings. tokens: distillation budget, the largest of the table
     if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
     larger than the student are left out. init: kind of its init, pruned, given or random; that of the
-    main arm if None. Raises CapgapError if a count is not positive, no teacher is larger than the
-    student, a teacher is neither a name nor a size, or the law was not fitted on this table.
+    main arm if None. weight: of the teacher's term, that of the first law if None. Raises CapgapError if
+    a count is not positive, no teacher is larger than the student, a teacher is neither a name nor a
+    size, or the law was not fitted on this table.
     """
-    law, runs = read_both(law_path, runs_path, init)
+    law, runs = read_both(law_path, runs_path, init, weight)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     return answer(fit, law, runs, student, tokens, teachers)
 
@@ -75,13 +77,14 @@ def ask_compute(
     shared_by: int = 1,
     teachers: list[str] | None = None,
     init: str | None = None,
+    weight: float | None = None,
 ) -> ComputeAnswer:
     """Rank teachers for a student at a number of FLOPs, so that larger teachers leave fewer tokens.
 
     shared_by: runs that share one pass of the teacher over the text, 1 if it runs online. The rest and
     errors as in `ask`.
     """
-    law, runs = read_both(law_path, runs_path, init)
+    law, runs = read_both(law_path, runs_path, init, weight)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     offered = _larger(_offered(teachers, teacher_sizes(runs)), student, teachers)
     return at_compute(
@@ -95,9 +98,10 @@ def best_student(
     teacher: int,
     tokens: int | None,
     init: str | None = None,
+    weight: float | None = None,
 ) -> str:
     """Which student size a teacher fits best at a budget, by the power law, as a sentence."""
-    law, runs = read_both(law_path, runs_path, init)
+    law, runs = read_both(law_path, runs_path, init, weight)
     fit = refit(law, runs, f"{law_path} and {runs_path}")
     tokens = tokens or max(optimum.tokens for optimum in law.optima)
     if fit.power_law is None:
@@ -112,16 +116,20 @@ def best_student(
 
 
 def read_both(
-    law_path: str | Path, runs_path: str | Path, init: str | None = None
+    law_path: str | Path,
+    runs_path: str | Path,
+    init: str | None = None,
+    weight: float | None = None,
 ) -> tuple[LawRecord, pd.DataFrame]:
     """A law and its table, read as it was when the law was fitted.
 
-    init: kind of init whose law and runs are wanted, the record's own if None.
+    init, weight: kind of init, and weight of the teacher's term, whose law and runs are wanted; the
+    record's own if None.
     """
     whole = LawRecord.read(law_path)
-    runs = read_runs(runs_path, whole.metric, whole.excluded)
-    law = whole.of_init(init)
-    return law, as_main(runs, law.init)
+    runs = read_runs(runs_path, whole.measured, whole.excluded)
+    law = whole.of_weight(weight).of_init(init)
+    return law, runs_of_law(runs, law)
 
 
 def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:

@@ -24,7 +24,7 @@ from capgap.law.rivals.loss_laws import LossLaw, absent
 from capgap.law.rivals.p2 import fit_p2
 from capgap.law.scores.left_out import Case, Choose, Contender, leading, nearest, score_laws
 from capgap.law.table.grouped_runs import group_runs
-from capgap.law.table.metric import METRICS
+from capgap.law.table.metric import measure_of
 from capgap.law.table.run_means import averaged
 
 RIVALS = {"busbridge": fit_busbridge, "p2": fit_p2}
@@ -49,7 +49,7 @@ def scores_of(
         **{name: _rival_contender(name, law) for name, law in rivals.items()},
     }
     scores = score_laws(runs, cells, own, laws, settings)
-    law, reason = leading(scores, METRICS[settings.metric or "loss"].short)
+    law, reason = leading(scores, measure_of(settings).short)
     return {
         "rivals": [rival.record for rival in rivals.values()],
         "scores": scores,
@@ -113,10 +113,9 @@ def _parts(causes: TwoCauses, pruned: pd.DataFrame) -> list[TeacherCauses]:
 
 
 def _rival(name: str, cells: pd.DataFrame, settings: Law) -> LossLaw:
-    if METRICS[settings.metric or "loss"].unit == "logits":
-        return absent(
-            name, f"it is a law of losses, and the runs are measured by {settings.metric}"
-        )
+    metric = measure_of(settings)
+    if metric.unit != "nats per token":
+        return absent(name, f"it is a law of losses, and the runs are measured by {metric.name}")
     return RIVALS[name](cells)
 
 

@@ -11,17 +11,23 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from capgap.errors import CapgapError
 from capgap.law.table.delimited_text import Problems
-from capgap.law.table.metric import METRICS, Metric, metric_of
+from capgap.law.table.metric import METRICS, NAMED, TEST, VALIDATION, Metric
 from capgap.records.run_records import RunRow
 
-CANONICAL = tuple(RunRow.model_fields)
+CANONICAL = tuple(name for name in RunRow.model_fields if name != "outcomes")
+TEST_LOSS = "test_loss_nats_per_token"
+RESERVED = (VALIDATION, TEST, *METRICS)  # no names of further outcomes
 LOSS, TEACHER_LOSS = "val_loss_nats_per_token", "teacher_val_loss_nats_per_token"
 MEASURED = {  # headers of the outcome of a run, by metric
     "loss": (
         f"{LOSS} val_loss loss valid_loss validation_loss eval_loss final_loss "
         "val_loss_nats loss_nats nll cross_entropy ce"
     ),
+    "bits_per_byte": "bits_per_byte bpb val_bits_per_byte val_bpb validation_bits_per_byte",
+    "higher": "higher higher_is_better",
+    "lower": "lower lower_is_better",
     "perplexity": "perplexity ppl val_perplexity val_ppl validation_perplexity eval_ppl",
     "error": "error error_rate err val_error test_error",
     "accuracy": "accuracy acc val_accuracy val_acc test_accuracy test_acc",
@@ -56,6 +62,7 @@ SYNONYMS = {
         "token_budget budget d"
     ),
     "teacher_family": "family",
+    "teacher_weight": "distillation_weight soft_weight weight_of_teacher",
     "arm": "ablation ablation_arm control",
     "start_val_loss_nats_per_token": "start_loss init_loss init_val_loss start_val_loss",
     "test_loss_nats_per_token": "test_loss",
@@ -104,19 +111,29 @@ class Columns:
     known: dict[str, int]  # by canonical name
     outcome: int
     metric: Metric  # of the outcome
+    name: str | None  # of the outcome; None if it is the plain one
+    others: dict[str, tuple[Metric, int]]  # further outcomes by name: metric and column
     teacher_outcome: tuple[Metric, int] | None  # metric and column of the teachers' own values
     spread: dict[str, int]  # sd, se, n of a table of means
     ignored: list[str]  # headers that the law does not use
 
 
 def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
-    """Assign a meaning to every column. asked: name of the metric, None to use the header.
+    """Assign a meaning to every column. asked: a metric or a named outcome, None to use the header.
 
     Adds what is missing, ambiguous or misspelt to `problems` and raises them all.
     """
     roles: dict[str, list[int]] = {}
-    ignored = []
+    ignored, named, of_teachers = [], {}, {}
     for i, name in enumerate(header):
+        own = NAMED.fullmatch(name.strip().removeprefix("teacher_"))
+        if own:
+            kind, label = METRICS[own[1]], own[2]
+            there = of_teachers if name.strip().startswith("teacher_") else named
+            if label in there or label in RESERVED:
+                problems.add(f"'{name}': another outcome is called {label}; give it another name")
+            there[label] = kind, i
+            continue
         found = KNOWN.get(plain(name))
         if found is None:
             meant = difflib.get_close_matches(plain(name), CANONICAL, n=1, cutoff=0.8)
@@ -136,30 +153,58 @@ def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
             problems.add(f"no column '{side}_params_non_embedding' with the sizes of the {side}s")
     if "tokens" not in known:
         problems.add("no column 'tokens' with the distillation tokens of every run")
-    metric, outcome = _outcome(header, first, asked, problems)
+    if TEST_LOSS in known:
+        named[TEST] = METRICS["loss"], known[TEST_LOSS]
+    name = asked if asked in named and asked not in METRICS else None
+    if name is not None:
+        metric, outcome = named[name]
+        plain_one = _plain(first)
+        if plain_one is not None:
+            named[VALIDATION] = plain_one
+    else:
+        metric, outcome = _outcome(header, first, asked, [*named], problems)
     if any(text.startswith("no column") for _, text in problems.found):
         problems.header = header
     problems.check()
     measured = {name: i for name, i in first.items() if name.startswith("measured:")}
-    ignored += [header[i] for i in measured.values() if i != outcome]
+    used = {outcome, *(column for _, column in named.values())}
+    ignored += [header[i] for i in measured.values() if i not in used]
     return Columns(
         known=known,
         outcome=outcome,
         metric=metric,
-        teacher_outcome=_teacher_outcome(first, metric),
+        name=name,
+        others={label: found for label, found in named.items() if label != name},
+        teacher_outcome=of_teachers.get(name) or _teacher_outcome(first, metric),
         spread={what: first[f"spread:{what}"] for what in SPREAD if f"spread:{what}" in first},
         ignored=ignored,
     )
 
 
+def _plain(first: dict[str, int]) -> tuple[Metric, int] | None:
+    """Metric and column of the plain outcome, the loss if there are several; None without one."""
+    found = [name for name in METRICS if f"measured:{name}" in first]
+    return (METRICS[found[0]], first[f"measured:{found[0]}"]) if found else None
+
+
 def _outcome(
-    header: list[str], first: dict[str, int], asked: str | None, problems: Problems
+    header: list[str],
+    first: dict[str, int],
+    asked: str | None,
+    named: list[str],
+    problems: Problems,
 ) -> tuple[Metric, int | None]:
-    """Metric and column of the outcome; a column headed loss holds whatever metric is asked for."""
+    """Metric and column of the plain outcome; a column headed loss holds whatever metric is asked for.
+
+    named: the outcomes that could be asked for by name.
+    """
     found = {name: first[f"measured:{name}"] for name in METRICS if f"measured:{name}" in first}
     unnamed = first.get("measured:any")
     if asked is not None:
-        metric = metric_of(asked)
+        if asked not in METRICS:
+            known = ", ".join([*METRICS, *named])
+            raise CapgapError(f"metric is '{asked}', not one of {known}")
+        metric = METRICS[asked]
         column = found.get(asked, unnamed if unnamed is not None else found.get("loss"))
         if column is None and found:
             other = next(iter(found))
@@ -179,7 +224,10 @@ def _outcome(
     elif unnamed is not None:
         problems.add(f"what is in '{header[unnamed]}'? Choose --metric {' or '.join(METRICS)}")
     else:
-        problems.add(f"no column '{LOSS}' (or loss, perplexity, error or accuracy)")
+        problems.add(
+            f"no column '{LOSS}' (or loss, perplexity, error, accuracy or bits_per_byte)"
+            + (f"; to fit {' or '.join(named)}, name it with --metric" if named else "")
+        )
     return METRICS["loss"], -1
 
 

@@ -3,28 +3,40 @@ The metric of the runs, and the scale on which the law is fitted.
 
 The law is fitted to values for which lower is better and differences add up:
 
-  loss        nats per token, as it is
-  perplexity  its logarithm, which is the loss in nats per token
-  error       log(error / (1 - error)), the logit of a share of wrong answers
-  accuracy    the logit of 1 - accuracy
+  loss           nats per token, as it is
+  perplexity     its logarithm, which is the loss in nats per token
+  error          log(error / (1 - error)), the logit of a share of wrong answers
+  accuracy       the logit of 1 - accuracy
+  bits_per_byte  as it is; comparable between tokenizers
+  higher         the negative of a score of which more is better, such as BLEU, in points
+  lower          a score of which less is better, as it is, in points
 
 The logit is used for shares because they are bounded: one point of accuracy means much more at 98 %
 than at 50 %, and a curve that is smooth in the size of a teacher would bend at the bounds. For small
 errors the logit is the logarithm of the error, on which scaling laws are straight, and a table of
 accuracies gives the same law as the table of the errors. The logit of a loss has no meaning, so loss
 and perplexity share the scale of nats and the two shares that of logits.
+
+A table can hold several outcomes of a run. One is plain, under a header like `loss`; the others have
+headers of the form `<metric>:<name>`, such as `bits_per_byte:news` or `accuracy:arc_easy`, and are chosen
+by their name. The plain one is called validation if it is not the chosen one, and the column
+test_loss_nats_per_token is called test.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from capgap.errors import CapgapError
+from capgap.config import Law
+from capgap.law.law_record import MetricName
 
-MetricName = Literal["loss", "perplexity", "error", "accuracy"]
+Unit = Literal["nats per token", "logits", "bits per byte", "points"]
+VALIDATION, TEST = "validation", "test"  # names of the losses that every study measures
+NAMED = re.compile(rf"({'|'.join(get_args(MetricName))}):(\S.*)")  # headers of named outcomes
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Metric:
     """One way to measure a run."""
 
     name: MetricName
-    unit: Literal["nats per token", "logits"]  # of the scale on which the law is fitted
+    unit: Unit  # of the scale on which the law is fitted
     noun: str  # the value on that scale, as a sentence names it
 
     @property
@@ -56,8 +68,10 @@ class Metric:
         """Why a value cannot be one of this metric, with the fix; None if it can."""
         if not np.isfinite(value):
             return "not a finite number; repeat the run or leave its row out"
-        if self.name == "loss" and value <= 0:
-            return "but a loss must be greater than 0"
+        if self.name in ("loss", "bits_per_byte") and value <= 0:
+            return (
+                f"but {'a loss' if self.name == 'loss' else 'bits per byte'} must be greater than 0"
+            )
         if self.name == "perplexity" and value <= 1:
             return "but a perplexity must be greater than 1"
         if self.unit == "logits" and value > 1:
@@ -71,8 +85,10 @@ class Metric:
 
     def to_scale(self, value: np.ndarray | float) -> np.ndarray | float:
         """Values of the metric on the scale of the fit, on which lower is better."""
-        if self.name == "loss":
+        if self.name in ("loss", "bits_per_byte", "lower"):
             return value
+        if self.name == "higher":
+            return -np.asarray(value)
         if self.name == "perplexity":
             return np.log(value)
         share = value if self.name == "error" else 1 - np.asarray(value)
@@ -80,7 +96,7 @@ class Metric:
 
     def sd_to_scale(self, sd: float, value: float) -> float:
         """A standard deviation about a value, on the scale of the fit (first order)."""
-        if self.name == "loss":
+        if self.name not in ("perplexity", "error", "accuracy"):
             return sd
         return sd / value if self.name == "perplexity" else sd / (value * (1 - value))
 
@@ -90,11 +106,35 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric("perplexity", "nats per token", "log perplexity"),
     "error": Metric("error", "logits", "logit of the error"),
     "accuracy": Metric("accuracy", "logits", "logit of 1 - accuracy"),
+    "bits_per_byte": Metric("bits_per_byte", "bits per byte", "bits per byte"),
+    "higher": Metric("higher", "points", "negative score"),
+    "lower": Metric("lower", "points", "score"),
 }
 
 
-def metric_of(name: str) -> Metric:
-    """A metric by its name; CapgapError with all names for an unknown one."""
-    if name not in METRICS:
-        raise CapgapError(f"metric is '{name}', not one of {', '.join(METRICS)}")
-    return METRICS[name]
+def measure_of(settings: Law) -> Metric:
+    """The metric of a table's outcome by the settings that belong to it (`RunTable.settings`)."""
+    names = settings.metrics()
+    return METRICS[names[0]] if names and names[0] in METRICS else METRICS["loss"]
+
+
+def title(metric: Metric, name: str | None) -> str:
+    """An outcome in words: 'validation loss', 'bits per byte of news', 'accuracy of arc_easy'."""
+    if name in (None, VALIDATION, TEST):
+        return f"{name or VALIDATION} {metric.name.replace('_', ' ')}"
+    what = {"higher": "score", "lower": "score"}.get(metric.name, metric.name.replace("_", " "))
+    return f"{what} of {name}"
+
+
+def margin_of(settings: Law, metric: Metric, name: str | None) -> float:
+    """The margin of equally good teachers on the scale of an outcome."""
+    own = settings.margins.get(name or VALIDATION)
+    return getattr(settings, MARGINS[metric.unit]) if own is None else own
+
+
+MARGINS = {
+    "nats per token": "tie_nats",
+    "logits": "tie_logits",
+    "bits per byte": "tie_bits_per_byte",
+    "points": "tie_points",
+}

@@ -3,7 +3,7 @@ Read a table of runs, from `capgap collect` or elsewhere, and report everything 
 
 docs/tables.md describes the columns, their synonyms (`column_names.py`) and defaults; `run_records.RunRow`
 lists them. Needed are sizes of students and teachers (columns, or names like 7B), tokens, and an
-outcome (`metric.py`). Without the column `init` it is 'unstated', and every run with a teacher is of the main
+outcome (`metric.py`), beside which there may be others. Without the column `init` it is 'unstated', and every run with a teacher is of the main
 arm. A row of means (mean, sd or se, n) stays one row.
 """
 
@@ -21,9 +21,17 @@ from capgap.config import Law
 from capgap.config.counts import format_count, parse_count
 from capgap.config.run_grid import NONE, arm_of
 from capgap.errors import CapgapError
-from capgap.law.table.column_names import CANONICAL, LOSS, TEACHER_LOSS, Columns, assign, canonical
+from capgap.law.table.column_names import (
+    CANONICAL,
+    LOSS,
+    TEACHER_LOSS,
+    TEST_LOSS,
+    Columns,
+    assign,
+    canonical,
+)
 from capgap.law.table.delimited_text import Problems, frame_fields, parse_number, read_fields
-from capgap.law.table.metric import Metric
+from capgap.law.table.metric import METRICS, NAMED, TEST, Metric, margin_of
 
 ARMS = ("main", "no_teacher", "given", "random_init", "cross_teacher")
 UNSTATED = "unstated"  # the init of a table that has no such column
@@ -31,6 +39,7 @@ KEY = ["student", "init", "teacher", "tokens", "seed", "teacher_seed", "init_see
 STUDENT_SIZE, TEACHER_SIZE = "student_params_non_embedding", "teacher_params_non_embedding"
 TEXT = ("student", "init", "teacher", "arm", "teacher_family")
 SEEDS = ("seed", "teacher_seed", "init_seed")
+WEIGHT = "teacher_weight"
 COUNTS = (
     *(STUDENT_SIZE, TEACHER_SIZE, "student_params_total", "teacher_params_total"),
     *("student_params_active", "teacher_params_active", "tokens", "trunk_tokens"),
@@ -50,15 +59,28 @@ IMPLAUSIBLE_NATS = 20  # log of a vocabulary of 500 million
 class RunTable:
     """A table of runs that was read."""
 
-    runs: pd.DataFrame  # columns of RunRow, sorted by KEY; the outcome is in LOSS
+    runs: pd.DataFrame  # columns of RunRow, sorted by `key_of`; the outcome is in LOSS
     metric: Metric  # of the outcome as given; in `runs` it is on the scale of the metric
-    excluded: list[dict[str, str | int]]  # runs left out, by KEY
+    name: str | None  # of the outcome; None if it is the plain one
+    excluded: list[dict[str, str | int | float]]  # runs left out, by KEY
     ignored: list[str]  # headers of columns that are not used
 
     def settings(self, law: Law) -> Law:
         """Settings of the law for this table: its metric, and the margin on that metric's scale."""
-        margin = law.tie_logits if self.metric.unit == "logits" else law.tie_nats
+        margin = margin_of(law, self.metric, self.name)
         return law.model_copy(update={"metric": self.metric.name, "tie_nats": margin})
+
+    def compared(self, law: Law) -> list[str]:
+        """Names of the outcomes to compare with this one; CapgapError if the table has not all."""
+        there = list(further_outcomes(self.runs, self.name))
+        first, *others = law.metrics() or [None]
+        missing = [name for name in others if name not in there]
+        if missing:
+            raise CapgapError(
+                f"law.metric: {', '.join(missing)} is no outcome of the runs beside {first}; there "
+                f"are {', '.join(there) or 'no others'}"
+            )
+        return others or there
 
 
 def read_runs(
@@ -69,14 +91,19 @@ def read_runs(
 
 
 def read_table(
-    path: str | Path | pd.DataFrame, metric: str | None = None, exclude: Sequence[dict] = ()
+    path: str | Path | pd.DataFrame,
+    metric: str | list[str] | None = None,
+    exclude: Sequence[dict] = (),
 ) -> RunTable:
     """Read a table of runs, from a file or a frame.
 
-    metric: a name of METRICS, or None to go by the header of the outcome's column. exclude: runs to
+    metric: a name of METRICS or of one of the table's outcomes, or None to go by the header of the
+    outcome's column; of several names the first counts. exclude: runs to
     leave out, each as columns with their values; all rows that match are left out. Raises CapgapError
     with everything that is missing, unknown, repeated, contradictory or no number, line by line.
     """
+    if isinstance(metric, list):
+        metric = metric[0] if metric else None
     in_memory = isinstance(path, pd.DataFrame)
     header, lines, problems = frame_fields(path) if in_memory else read_fields(Path(path))
     columns = assign(header, metric, problems)
@@ -86,7 +113,10 @@ def read_table(
     out_N = _matching(runs, exclude, problems)
     problems.forget(set(runs.index[out_N]))
     problems.check()
-    excluded = runs.loc[out_N, KEY].to_dict("records")
+    excluded = [
+        {name: value for name, value in row.items() if not pd.isna(value)}
+        for row in runs.loc[out_N, key_of(runs)].to_dict("records")
+    ]
     runs, values = runs[~out_N], values[~out_N]
     if runs.empty:
         name = "the DataFrame of runs" if in_memory else path
@@ -96,9 +126,31 @@ def read_table(
     _check_rows(runs, values, columns.ignored, problems)
     problems.check()
     runs = _on_scale(runs, values, columns)
-    order = [name for name in CANONICAL if name in runs]
-    runs = runs[order].sort_values(KEY, kind="stable", ignore_index=True)
-    return RunTable(runs, columns.metric, excluded, columns.ignored)
+    columns_of = dict.fromkeys([*CANONICAL, *map(_column, columns.others.items())])
+    order = [name for name in columns_of if name in runs]
+    runs = runs[order].sort_values(key_of(runs), kind="stable", ignore_index=True)
+    return RunTable(runs, columns.metric, columns.name, excluded, columns.ignored)
+
+
+def key_of(runs: pd.DataFrame) -> list[str]:
+    """The columns that tell the runs of a table apart."""
+    return [*KEY, *({WEIGHT} & {*runs.columns})]
+
+
+def further_outcomes(
+    runs: pd.DataFrame, leading: str | None = None
+) -> dict[str, tuple[Metric, str]]:
+    """Metric and column of the outcomes that a table has beside the leading one, by name."""
+    found = {TEST: (METRICS["loss"], TEST_LOSS)} if TEST_LOSS in runs else {}
+    for column in runs.columns:
+        named = NAMED.fullmatch(column)
+        if named:
+            found[named[2]] = METRICS[named[1]], column
+    return {
+        name: place
+        for name, place in found.items()
+        if name != leading and runs[place[1]].notna().any()
+    }
 
 
 def main_arm(runs: pd.DataFrame) -> pd.DataFrame:
@@ -157,6 +209,11 @@ def _identities(
             found[size] = _counts(names, header[columns.known[side]], size, problems)
         if side not in found:
             found[side] = found[size].map(lambda n: NONE if pd.isna(n) else format_count(int(n)))
+    if WEIGHT in columns.known:
+        column = columns.known[WEIGHT]
+        weights = _numbers(text[column], header[column], _weight_problem, problems)
+        if weights.nunique() > 1:  # a constant tells no runs apart
+            found[WEIGHT] = weights
     runs = pd.DataFrame(found, index=text.index)
     for name in SEEDS:
         runs[name] = runs[name].fillna(0).astype(np.int64) if name in runs else 0
@@ -228,6 +285,10 @@ def _values(
     if columns.teacher_outcome is not None:
         metric, column = columns.teacher_outcome
         found[TEACHER_LOSS] = metric.to_scale(read(column, metric.problem))
+    for outcome in columns.others.items():
+        if outcome[0] != TEST:  # the test loss is one of OTHER_NUMBERS
+            metric, column = outcome[1]
+            found[_column(outcome)] = read(column, metric.problem)
     for name in OTHER_NUMBERS:
         if name in columns.known:
             found[name] = read(columns.known[name], _positive)
@@ -246,6 +307,16 @@ def _values(
         elif n > 1 and not sd >= 0:
             problems.add(f"the mean of {n:g} runs needs their sd or se, 0 or more", line)
     return values
+
+
+def _weight_problem(value: float) -> str | None:
+    return None if 0 < value <= 1 else "but a weight of the teacher's term is above 0 and at most 1"
+
+
+def _column(outcome: tuple[str, tuple[Metric, int]]) -> str:
+    """The column of a table that was read for a further outcome."""
+    name, (metric, _) = outcome
+    return TEST_LOSS if name == TEST else f"{metric.name}:{name}"
 
 
 def _finite(value: float) -> str | None:
@@ -279,7 +350,7 @@ def _numbers(
 
 
 def _matching(
-    runs: pd.DataFrame, exclude: Sequence[dict[str, str | int]], problems: Problems
+    runs: pd.DataFrame, exclude: Sequence[dict[str, str | int | float]], problems: Problems
 ) -> np.ndarray:
     """Which runs law.exclude names; an entry that names none, or no column, is a problem."""
     out_N = np.zeros(len(runs), dtype=bool)
@@ -288,10 +359,14 @@ def _matching(
         described, nowhere = [], ""
         for given, value in entry.items():
             name = canonical(str(given))
-            if name not in (*KEY, "arm", STUDENT_SIZE, TEACHER_SIZE):
-                problems.add(f"law.exclude[{i}]: '{given}' is not one of {', '.join(KEY)}, arm")
+            if name not in (*key_of(runs), "arm", STUDENT_SIZE, TEACHER_SIZE):
+                names = ", ".join(key_of(runs))
+                problems.add(f"law.exclude[{i}]: '{given}' is not one of {names}, arm")
                 break
-            wanted = str(value) if name in TEXT else _count(str(value), ",")
+            if name == WEIGHT:
+                wanted = value
+            else:
+                wanted = str(value) if name in TEXT else _count(str(value), ",")
             same_N = (runs[name] == wanted).to_numpy()
             if not same_N.any():
                 there = sorted(map(str, runs[name].dropna().unique()))
@@ -331,8 +406,9 @@ def _check_rows(
 ) -> None:
     """Checks across rows: repeats, names used for two models, arms without a teacher."""
     unused = f" (columns that are not used: {', '.join(ignored)})" if ignored else ""
-    for _, same in runs[runs.duplicated(KEY, keep=False)].groupby(KEY):
-        run = ", ".join(f"{name} {same[name].iloc[0]}" for name in KEY)
+    key = key_of(runs)
+    for _, same in runs[runs.duplicated(key, keep=False)].groupby(key, dropna=False):
+        run = ", ".join(f"{name} {same[name].iloc[0]}" for name in key)
         problems.add(
             f"the run ({run}) stands twice, first in line {same.index[0]}; keep one row, or number "
             f"repeats in a column seed{unused}",
@@ -347,6 +423,9 @@ def _check_rows(
             f"teacher '{runs.at[line, 'teacher']}'",
             line,
         )
+    if WEIGHT in runs:
+        for line in runs.index[taught_N & runs[WEIGHT].isna()]:
+            problems.add(f"{WEIGHT} is empty, but runs with a teacher differ in it", line)
     for line in runs.index[(runs["arm"] == "main") & ~taught_N]:
         problems.add(f"a run of the main arm needs a teacher, got '{NONE}'", line)
     before = len(problems.found)

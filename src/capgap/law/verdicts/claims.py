@@ -26,7 +26,7 @@ from capgap.config import Law
 from capgap.law.law_record import ArmEffects, Claim, Interval, Optimum, Overall
 from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.power_law.power_law import PowerLaw
-from capgap.law.table.metric import METRICS
+from capgap.law.table.metric import measure_of
 from capgap.law.verdicts.flatness import FLAT_TIES, is_flat
 
 CLAIMS_JUDGED = 4  # any of them alone can contradict the law
@@ -64,7 +64,7 @@ def overall_of(
         status = "inconclusive"
         open_claims = [claim.reason for claim in claims[:4] if claim.answer == "unknown"]
         reason = "; ".join(dict.fromkeys(open_claims))
-    cause, why = _cause(optima, effects, METRICS[settings.metric or "loss"].short)
+    cause, why = _cause(optima, effects, measure_of(settings).short)
     return Overall(status=status, reason=reason, claims=claims, cause=cause, cause_reason=why)
 
 

@@ -79,7 +79,7 @@ def compare(
     """
     for what, a, b in (
         ("sizes", ours.size, theirs.size),
-        ("runs", ours.metric, theirs.metric),
+        ("runs", ours.measured, theirs.measured),
     ):
         if a != b:
             raise CapgapError(

@@ -1,8 +1,10 @@
 """
-Does the best teacher differ between kinds of init, or by the text that students are measured on?
+Does the best teacher differ between kinds of init, between weights of the teacher's term in the loss, or
+by what one measures of a student?
 
-Two laws are compared: of two kinds of init, or of the same runs by their losses on two texts (also called
-kinds below). For every student and budget of both, T* is compared as a ratio, within the teachers tried
+Two laws are compared: of two kinds of init, of two weights, or of the same runs by two outcomes (losses on
+two texts, or the score of a task); all are called kinds below. For every student and budget of both, T* is
+compared as a ratio, within the teachers tried
 under both: a T* beyond them counts as the last of them, but the width of its interval is that of T* up to a
 factor of BEYOND outside, because a number that stops at an end would seem to be known. What the other
 kind's best teacher costs is compared with the equivalence margin. Both kinds learned from the same
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,16 +38,31 @@ from capgap.law.power_law.teacher_jackknife import (
     without,
 )
 from capgap.law.table.init_kinds import size_name
-from capgap.law.table.metric import METRICS
+from capgap.law.table.metric import measure_of
 
 BEYOND = 3.0  # times beyond the ladder
 SAME_END = 1e-9  # of log size
 
 
-def compare_texts(fitted: dict[str, PowerLaw | str], settings: Law) -> LawComparison:
-    """Comparison of the laws of the same runs by two held-out losses; fitted: law by text, or why none."""
+class Outcome(NamedTuple):
+    """What was measured of the runs of a law."""
+
+    title: str  # in words
+    unit: str  # of differences, in a word
+
+
+def compare_metrics(fitted: dict[Outcome, PowerLaw | str], settings: Law) -> LawComparison:
+    """Comparison of the laws of the same runs by two outcomes; fitted: law by outcome, or why none."""
     first, second = fitted
-    return _compare((first, second), fitted, settings, "the {} loss")
+    laws = {outcome.title: law for outcome, law in fitted.items()}
+    units = first.unit, second.unit
+    return _compare((first.title, second.title), laws, settings, "{}", units)
+
+
+def compare_weights(fitted: dict[float, PowerLaw | str], settings: Law) -> list[LawComparison]:
+    """Comparisons of every two weights of the teacher's term; fitted: law by weight, or why none."""
+    named = {f"{weight:g}": law for weight, law in fitted.items()}
+    return [_compare(weights, named, settings, "weight {}") for weights in combinations(named, 2)]
 
 
 def compare_inits(fitted: dict[str, PowerLaw | str], settings: Law) -> list[LawComparison]:
@@ -56,9 +74,13 @@ def compare_inits(fitted: dict[str, PowerLaw | str], settings: Law) -> list[LawC
 
 
 def _compare(
-    kinds: tuple[str, str], fitted: dict[str, PowerLaw | str], settings: Law, called: str
+    kinds: tuple[str, str],
+    fitted: dict[str, PowerLaw | str],
+    settings: Law,
+    called: str,
+    units: tuple[str, str] | None = None,
 ) -> LawComparison:
-    """called: how to speak of a kind, with {} for its name."""
+    """called: how to speak of a kind, with {} for its name. units: of costs, those of the metric if None."""
     first, second = kinds
     laws = []
     for kind in kinds:
@@ -103,7 +125,8 @@ def _compare(
         kind: spread.interval(lambda v, i=i: v[2 + i].mean(), least=0.0)
         for i, kind in enumerate(kinds)
     }
-    verdict, reason = _judge(kinds, rows, ratio, cost, settings, called)
+    unit = measure_of(settings).short
+    verdict, reason = _judge(kinds, rows, ratio, cost, settings, called, units or (unit, unit))
     return LawComparison(
         first=first,
         second=second,
@@ -189,11 +212,16 @@ def _at(laws: list[Refitted | None], groups: list[_Group]) -> np.ndarray | None:
 
 
 def _judge(
-    kinds, rows: list[ComparedAt], ratio: Interval, cost, settings: Law, called: str
+    kinds: tuple[str, str],
+    rows: list[ComparedAt],
+    ratio: Interval,
+    cost: dict[str, Interval],
+    settings: Law,
+    called: str,
+    units: tuple[str, str],
 ) -> tuple[str, str]:
     first, second = kinds
     margin = 1 + settings.ratio_margin
-    unit = METRICS[settings.metric or "loss"].short
     assert ratio.low is not None
     assert ratio.high is not None
     one = rows[len(rows) // 2]
@@ -210,9 +238,10 @@ def _judge(
     if ends:
         text += f"a T* beyond the teachers tried counts as the {listed(ends)} of them; "
     costs = listed(
-        f"{bracketed(cost[kind], '{:.4f}'.format)} for {called.format(kind)}" for kind in kinds
+        f"{bracketed(cost[kind], '{:.4f}'.format)} {unit} for {called.format(kind)}"
+        for kind, unit in zip(kinds, units, strict=True)
     )
-    text += f"the best teacher of the other costs {costs}, {unit}"
+    text += f"the best teacher of the other costs {costs}"
     if len(same_end) == len(rows):
         return "not_told_apart", text
     if 1 / margin <= ratio.low and ratio.high <= margin:
