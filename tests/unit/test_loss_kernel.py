@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_losses import OBJECTIVES, dense, gradients, problem
 
+from capgap.data.token_streams import IGNORED
 from capgap.engine import losses
 from capgap.engine.device_path import as_on_gpu
 from capgap.engine.losses import data_loss, mixture_loss
