@@ -22,12 +22,14 @@ rule pretrain_teacher:
         teacher=one_of(PRETRAINED),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores * NEEDS.processes
+    threads: NEEDS.threads
     resources:
+        **SPREAD,
         mem_mb=NEEDS.mem_mb("pretrain_teacher"),
         runtime=NEEDS.runtime("pretrain_teacher"),
         gpu=NEEDS.devices * NEEDS.processes,
         processes=NEEDS.processes,
+        nodes=NEEDS.nodes,
         shard=int(STUDY.plan.shard),
     params:
         timing=paths.timing("pretrain_teacher", paths.TEACHER_DIR),
@@ -36,7 +38,8 @@ rule pretrain_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.pretrain \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} \
+            --cores {threads} --shard {resources.shard} {params.timing:q} capgap.stages.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
@@ -91,7 +94,7 @@ rule evaluate_teacher:
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -118,7 +121,7 @@ rule score_importance:
         spec=spec("score", score_settings),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.score \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -146,7 +149,7 @@ rule cache_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.cache_teacher \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.cache_teacher \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --scratch {params.scratch:q} --out {output:q} >{log:q} 2>&1
         """

@@ -303,14 +303,14 @@ def test_memory_of_several_processes_by_hand():
     copies = device_memory.training(model, settings, processes=4)  # 1024 tokens of a step each
     assert copies.activations * 2 == alone.activations
     assert (copies.weights, copies.optimizer) == (alone.weights, alone.optimizer)
-    shared = device_memory.training(model, settings, model, processes=4, shard=True)
+    shared = device_memory.training(model, settings, model, processes=4, shards=4)
     ends, layer = (50257 + 1024) * 768, 85_056_000 // 12
     part = 4 * 124_439_808 // 4
     assert shared.optimizer == 2 * part
     whole_at_a_time = 4 * (ends + 2 * layer)
     assert shared.weights == shared.gradients == shared.teacher == part + whole_at_a_time
     smaller = settings.model_copy(update={"micro_batch_tokens": 512})  # two, that add up
-    added = device_memory.training(model, smaller, model, processes=4, shard=True)
+    added = device_memory.training(model, smaller, model, processes=4, shards=4)
     assert added.gradients == 4 * 124_439_808
     assert added.weights == shared.weights
 

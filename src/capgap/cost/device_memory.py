@@ -83,20 +83,19 @@ def training(
     teacher: Model | None = None,
     *,
     processes: int = 1,
-    shard: bool = False,
+    shards: int = 1,
     scores: int = 0,
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
-    scores: see `saved_channels`. shard: FSDP, in which each process gathers a layer at a time,
-    embeddings and output head.
+    scores: see `saved_channels`. shards: processes that share a model (FSDP), of which each gathers a
+    layer at a time, embeddings and output head.
     """
     batch = settings.batch_tokens // processes
     tokens = min(settings.micro_batch_tokens or batch, batch)
     chunk = min(settings.loss_chunk_tokens or chunk_tokens(student.vocab), tokens)
     saved = saved_channels(student, checkpointed=settings.activation_checkpointing, scores=scores)
     gradient_of_scores = student.heads * scores  # of one layer at a time
-    shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)

@@ -84,7 +84,7 @@ def host_mb(sizes: StudySizes, rule: str, *, student="", init="", teacher="", **
             return base
     if not held.optimizer:
         return base + round(held.total / MEGA)
-    processes = sizes.study.plan.processes
+    processes = sizes.study.plan.processes_per_node
     if not on_device:
         return processes * (base + round(held.total / MEGA))
     size = held.weights + held.teacher + held.optimizer

@@ -9,8 +9,9 @@ not count as failures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from capgap.config import Study, run_grid
 from capgap.config.devices import CPU
@@ -21,6 +22,7 @@ from capgap.cost.speed import Assumed
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0
 LEAST_MINUTES = 10
+SAVING_SECONDS = 120  # before its time limit that a job on several nodes is told to save and end
 FAILURES = 3  # after which a job is given up, as `retries` of the profiles
 CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading each have a thread
 
@@ -33,7 +35,8 @@ class Requests:
         self.speed = Assumed(study.plan.device, study.plan.mfu)
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
         self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
-        self.processes = study.plan.processes  # of a training job
+        self.processes, self.nodes = study.plan.processes, study.plan.nodes  # of a training job
+        self.threads = self.cores * study.plan.processes_per_node  # of it on each node
         # Snakemake asks several times for each job, and runs that differ in their seed cost the same
         self._needs = cache(self._needs)
 
@@ -62,6 +65,26 @@ class Requests:
             return min(minutes, self.study.plan.max_runtime or minutes)
 
         return asked
+
+    def spread(self, given: Mapping[str, Any]) -> dict[str, int | str]:
+        """What a training job on several nodes asks of Slurm's plugin in addition; nothing on one.
+
+        The job's script runs on the first node and starts a launcher on each (`workflow.launch`), with
+        the devices of that node. Slurm sends SIGTERM some time before the limit, because at the limit
+        srun kills what it has started. given: the run's default resources.
+        """
+        if self.nodes == 1:
+            return {}
+        extra = [given.get("slurm_extra"), "--ntasks-per-node=1", f"--signal=TERM@{SAVING_SECONDS}"]
+        if self.devices:
+            model, each = given.get("gpu_model"), self.processes // self.nodes
+            extra.append(f"--gpus-per-node={f'{model}:' if model else ''}{each}")
+        return {
+            "mpi": "srun",
+            "tasks": self.nodes,
+            "tasks_per_gpu": 0,  # else the plugin asks for `tasks` of each GPU
+            "slurm_extra": " ".join(filter(None, extra)),
+        }
 
     @property
     def retries(self) -> int:

@@ -226,7 +226,7 @@ class StudySizes:
             settings,
             teacher,
             processes=plan.processes,
-            shard=plan.shard,
+            shards=plan.shards,
             scores=scores,
         )
 

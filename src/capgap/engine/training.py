@@ -186,6 +186,7 @@ def train(
             )
             if means is None:
                 checkpoints.save(scratch, step, model, optimizer, {"curve": curve})
+                dist.wait()  # a process that ends takes the others with it, the one that saves too
                 raise _terminated(step, steps, scratch)
             data_ce, teacher_term = means
             if not math.isfinite(data_ce + teacher_term):
@@ -205,6 +206,7 @@ def train(
                 with saver:
                     checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
                 if ended:
+                    dist.wait()
                     raise _terminated(step + 1, steps, scratch)
     model.eval()
     return Outcome(curve, steps, plan.tokens)
