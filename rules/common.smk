@@ -33,7 +33,9 @@ except CapgapError as error:
     raise WorkflowError(str(error))
 
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
-SPREAD = NEEDS.spread(rule_params.own_texts(workflow))  # of jobs on several nodes
+OWN_TEXTS = rule_params.own_texts(workflow)
+RESUMABLE = NEEDS.on_slurm(OWN_TEXTS)
+TRAINING = NEEDS.on_slurm_nodes(OWN_TEXTS)
 SIZES = run_grid.teacher_sizes(STUDY)
 RUNS = run_grid.runs_of(STUDY)
 BUDGETS = run_grid.budgets_of(RUNS)

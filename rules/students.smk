@@ -115,7 +115,7 @@ rule distill_student:
         "../envs/train.yaml"
     threads: NEEDS.threads
     resources:
-        **SPREAD,
+        **TRAINING,
         mem_mb=NEEDS.mem_mb("distill_student"),
         runtime=NEEDS.runtime("distill_student"),
         gpu=NEEDS.devices * NEEDS.processes,

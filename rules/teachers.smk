@@ -24,7 +24,7 @@ rule pretrain_teacher:
         "../envs/train.yaml"
     threads: NEEDS.threads
     resources:
-        **SPREAD,
+        **TRAINING,
         mem_mb=NEEDS.mem_mb("pretrain_teacher"),
         runtime=NEEDS.runtime("pretrain_teacher"),
         gpu=NEEDS.devices * NEEDS.processes,
@@ -140,6 +140,7 @@ rule cache_teacher:
         "../envs/train.yaml"
     threads: NEEDS.cores
     resources:
+        **RESUMABLE,
         mem_mb=NEEDS.mem_mb("cache_teacher"),
         runtime=NEEDS.runtime("cache_teacher"),
         gpu=NEEDS.devices,

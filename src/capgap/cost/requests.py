@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 from capgap.config import Study, run_grid
 from capgap.config.devices import CPU
@@ -22,7 +21,7 @@ from capgap.cost.speed import Assumed
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0
 LEAST_MINUTES = 10
-SAVING_SECONDS = 120  # before its time limit that a job on several nodes is told to save and end
+SAVE_FIRST = "--signal=TERM@120"  # seconds before the time limit
 FAILURES = 3  # after which a job is given up, as `retries` of the profiles
 CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading each have a thread
 
@@ -66,25 +65,29 @@ class Requests:
 
         return asked
 
-    def spread(self, given: Mapping[str, Any]) -> dict[str, int | str]:
-        """What a training job on several nodes asks of Slurm's plugin in addition; nothing on one.
+    def on_slurm(self, given: Mapping[str, str]) -> dict[str, int | str]:
+        """What a job that can be resumed asks of Slurm's plugin in addition.
 
-        The job's script runs on the first node and starts a launcher on each (`workflow.launch`), with
-        the devices of that node. Slurm sends SIGTERM some time before the limit, because at the limit
-        srun kills what it has started. given: the run's default resources.
+        Slurm tells it to save some time before the limit, because at the limit srun kills what it has
+        started. given: the run's default resources.
+        """
+        return {"slurm_extra": _joined(given.get("slurm_extra"), SAVE_FIRST)}
+
+    def on_slurm_nodes(self, given: Mapping[str, str]) -> dict[str, int | str]:
+        """What a training job asks of Slurm's plugin in addition.
+
+        On several nodes the job's script runs on the first one and starts a launcher on each
+        (`workflow.launch`), with the devices of that node.
         """
         if self.nodes == 1:
-            return {}
-        extra = [given.get("slurm_extra"), "--ntasks-per-node=1", f"--signal=TERM@{SAVING_SECONDS}"]
+            return self.on_slurm(given)
+        devices = None
         if self.devices:
             model, each = given.get("gpu_model"), self.processes // self.nodes
-            extra.append(f"--gpus-per-node={f'{model}:' if model else ''}{each}")
-        return {
-            "mpi": "srun",
-            "tasks": self.nodes,
-            "tasks_per_gpu": 0,  # else the plugin asks for `tasks` of each GPU
-            "slurm_extra": " ".join(filter(None, extra)),
-        }
+            devices = f"--gpus-per-node={f'{model}:' if model else ''}{each}"
+        extra = _joined(given.get("slurm_extra"), SAVE_FIRST, "--ntasks-per-node=1", devices)
+        # a task for each GPU is what the plugin would ask for otherwise
+        return {"mpi": "srun", "tasks": self.nodes, "tasks_per_gpu": 0, "slurm_extra": extra}
 
     @property
     def retries(self) -> int:
@@ -107,3 +110,7 @@ class Requests:
         init = run_grid.given_init(given) if given else init
         job = self.cost.job(rule, teacher=teacher, student=student, init=init, tokens=tokens)
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)
+
+
+def _joined(*options: str | None) -> str:
+    return " ".join(filter(None, options))

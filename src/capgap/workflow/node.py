@@ -15,6 +15,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from contextlib import suppress
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -59,6 +61,19 @@ def status_of(failures: list[ProcessFailure]) -> int:
     return 1
 
 
+def wait_for_processes() -> None:
+    """Wait until they have saved and ended. torchrun does so too, but not if it gets SIGTERM again.
+
+    Slurm signals all processes of a node, and those that get the signal pass it on.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = time.monotonic() + SHUTDOWN_SECONDS
+    with suppress(ChildProcessError):  # there are none left
+        while time.monotonic() < end:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.1)
+
+
 def main() -> None:
     """Run the processes and exit with a status that says how they ended."""
     nodes, processes, port, module, *options = sys.argv[1:]
@@ -67,7 +82,8 @@ def main() -> None:
     words = torchrun_words(int(nodes), int(processes), int(port), module, options)
     try:
         run(parse_args(words))
-    except SignalException:  # passed on to the processes, which were waited for
+    except SignalException:  # was passed on to the processes
+        wait_for_processes()
         sys.exit(os.EX_TEMPFAIL)
     except ChildFailedError as error:
         sys.exit(status_of(list(error.failures.values())))
