@@ -149,17 +149,19 @@ rule evaluate_student:
         paths.log("evaluate_student", paths.RUN_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_student"),
         runtime=NEEDS.runtime("evaluate_student"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("evaluate_student", paths.RUN_DIR),
         spec=spec("evaluate", STUDY.evaluate),
     shell:
         r"""
-        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

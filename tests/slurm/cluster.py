@@ -89,7 +89,6 @@ class Cluster:
         ]
         return [job for job, comment in rows if comment.startswith(f"rule_{rule}")]
 
-
     def start_node(self, name: str) -> None:
         """Start a node, whose jobs of before are gone."""
         self.daemons[name] = self.start("/usr/sbin/slurmd", "-D", "-N", name)

@@ -173,7 +173,18 @@ def test_a_job_on_several_nodes_leaves_no_measurement_of_srun(tmp_path):
 
 
 def test_the_stage_gets_its_own_options_and_the_launcher_those_before_it():
-    words = ["--gpus", "2", "--shard", "1", "t.tsv", "capgap.stages.x", "--gpus", "5", "--seed", "3"]
+    words = [
+        "--gpus",
+        "2",
+        "--shard",
+        "1",
+        "t.tsv",
+        "capgap.stages.x",
+        "--gpus",
+        "5",
+        "--seed",
+        "3",
+    ]
     args = launch.parse(words)
     assert (args.gpus, args.processes, args.timing) == (2, 1, Path("t.tsv"))
     assert args.options == ["--gpus", "5", "--seed", "3", "--shard"]

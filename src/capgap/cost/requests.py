@@ -35,6 +35,7 @@ class Requests:
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
         self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
         self.processes, self.nodes = study.plan.processes, study.plan.nodes  # of a training job
+        self.measuring = study.plan.processes_per_node  # of one that measures a model, on one node
         self.threads = self.cores * study.plan.processes_per_node  # of it on each node
         # Snakemake asks several times for each job, and runs that differ in their seed cost the same
         self._needs = cache(self._needs)

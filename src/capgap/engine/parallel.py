@@ -1,20 +1,22 @@
 """
-The processes of one training job: this one alone, or those that torchrun started.
+The processes of one job: this one alone, or those that torchrun started.
 
 Each takes its part of every global batch, so the data of a step do not depend on their number.
 Models are replicated (DDP) or sharded (FSDP2): on several nodes among the processes of a node, with
 copies across nodes (HSDP), because layers are gathered far more often than gradients are summed. Only
 the first process writes.
+
+A job that measures a model deals independent batches to its processes, which have a copy of it each.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -24,6 +26,7 @@ from capgap.engine.forward import decoder_layers
 from capgap.engine.models import compute_device
 from capgap.errors import CapgapError
 
+Item = TypeVar("Item")
 CPU = torch.device("cpu")
 LONGEST_WAIT = timedelta(hours=1)  # for the first process, which writes and checks states
 
@@ -46,7 +49,7 @@ class ForwardWrapper(torch.nn.Module):
 
 @dataclass(frozen=True)
 class DistContext:
-    """The processes of a training job. rank: of this process among `size`. shard: FSDP2, not DDP.
+    """The processes of a job. rank: of this process among `size`. shard: FSDP2, not DDP.
 
     nodes: machines, each with as many processes; ranks count through a node before the next one.
     """
@@ -135,6 +138,26 @@ class DistContext:
             )
         return slice(self.rank * each, (self.rank + 1) * each)
 
+    def deal(self, items: Iterable[Item]) -> Iterator[Item]:
+        """This process's items, every `size`-th one.
+
+        Processes that share a model have to run it together, so all get as many: those that would have
+        fewer get the last item once more.
+        """
+        count, item = 0, None
+        for count, item in enumerate(items, 1):
+            if (count - 1) % self.size == self.rank:
+                yield item
+        if self.is_sharded and 0 < count % self.size <= self.rank:
+            yield item
+
+    def in_order(self, mine: list[float], count: int) -> list[float]:
+        """The values of all `count` items that were dealt, in their order, given this process's own."""
+        values = torch.zeros(count, dtype=torch.float64)
+        own = values[self.rank :: self.size]
+        own.copy_(torch.tensor(mine[: len(own)], dtype=torch.float64))
+        return self.sum(values).tolist()  # all but one are zero, so nothing is rounded
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the processes (all-reduce); every process gets it."""
         if self.size > 1:
@@ -178,7 +201,7 @@ def join(shard: bool = False) -> Iterator[DistContext]:
     except RuntimeError as error:  # DistBackendError and DistNetworkError are of its kind
         if not lost_process(error):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise CapgapError(
             f"process {rank} of {size} lost another one, which has ended or does not answer ({reason}); "
             "what ended it is said before or after this line. Run again to go on from the last checkpoint"

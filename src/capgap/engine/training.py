@@ -145,6 +145,7 @@ def train(
             bos_id=streams.meta.bos_id,
             compute=ddp_model,
             mask=held_out_mask,
+            dist=dist,
         )
         dist.reshard(ddp_model)
         return loss

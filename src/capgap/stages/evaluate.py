@@ -15,9 +15,10 @@ from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.evaluation import bits_per_byte, mean_loss
 from capgap.engine.models import check_reads, read_lineage
+from capgap.engine.parallel import ONE_PROCESS, DistContext, join
 from capgap.engine.streaming import load_frozen
 from capgap.errors import CapgapError
-from capgap.records.artifacts import open_folder, write_text
+from capgap.records.artifacts import is_first_process, open_folder, write_text
 from capgap.records.run_records import Metrics, SplitLoss
 from capgap.stages.base import StageParser, add_stream_argument, out_file, run_stage
 
@@ -25,11 +26,17 @@ MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
 
 
 def run(
-    settings: Evaluate, model_folder: Path, tokens_folder: Path, *, stream: bool = False
+    settings: Evaluate,
+    model_folder: Path,
+    tokens_folder: Path,
+    *,
+    stream: bool = False,
+    dist: DistContext = ONE_PROCESS,
 ) -> Metrics:
     """Loss on the validation and the test split, with the model's size and cost.
 
-    stream: run the model layer by layer from disk, though it may fit.
+    stream: run the model layer by layer from disk, though it may fit. dist: the processes that share
+    the text.
     """
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
     model = load_frozen(folder, settings.precision, stream=stream)
@@ -53,6 +60,7 @@ def run(
             vocab=streams.meta.vocab_size,
             bos_id=streams.meta.bos_id,
             mask=mask,
+            dist=dist,
         )
         if not loss < MAX_LOSS:
             raise CapgapError(
@@ -92,8 +100,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=out_file, help="metrics.json to write")
     add_stream_argument(parser)
     args, settings = parser.parse(argv)
-    metrics = run(settings, args.model, args.token_streams, stream=args.stream)
-    write_text(args.out, metrics.to_json())
+    with join() as dist:
+        metrics = run(settings, args.model, args.token_streams, stream=args.stream, dist=dist)
+        if is_first_process():
+            write_text(args.out, metrics.to_json())
     print(
         f"test loss {metrics.test.loss_nats_per_token:.4f} nats per token, "
         f"{metrics.test.bits_per_byte:.4f} bits per byte"

@@ -17,11 +17,13 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
+from capgap.records.reading import DIGESTS
 from capgap.workflow.locks import die_with_parent
 
 SHUTDOWN_SECONDS = 300  # for processes to finish a micro-batch and save the step after SIGTERM
@@ -81,7 +83,9 @@ def main() -> None:
         die_with_parent()
     words = torchrun_words(int(nodes), int(processes), int(port), module, options)
     try:
-        run(parse_args(words))
+        with TemporaryDirectory(prefix="capgap-digests-") as folder:
+            os.environ[DIGESTS] = folder
+            run(parse_args(words))
     except SignalException:  # was passed on to the processes
         wait_for_processes()
         sys.exit(os.EX_TEMPFAIL)

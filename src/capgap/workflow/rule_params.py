@@ -45,7 +45,11 @@ def hand_down(study: Study) -> None:
 def own_texts(workflow: Any) -> dict[str, str]:
     """The run's default resources that are texts for Slurm, which a rule's own would replace."""
     given = workflow.resource_settings.default_resources or {}
-    texts = {name: str(getattr(given[name], "raw", given[name])) for name in ("slurm_extra", "gpu_model") if name in given}
+    texts = {
+        name: str(getattr(given[name], "raw", given[name]))
+        for name in ("slurm_extra", "gpu_model")
+        if name in given
+    }
     return {name: text.strip("'\"") for name, text in texts.items()}  # typed in quotes or without
 
 
