@@ -63,14 +63,37 @@ def measured(token_streams, tokenizer_file, tiny_model, tmp_path):
             ),
             (
                 "score",
-                ["--model", model, *text, "--calibration-sequences", "640"]
-                + ["--criterion", criterion, "--out", work / "importance"],
+                [
+                    "--model",
+                    model,
+                    *text,
+                    "--calibration-sequences",
+                    "640",
+                    "--criterion",
+                    criterion,
+                    "--out",
+                    work / "importance",
+                ],
             ),
             (
                 "cache_teacher",
-                ["--teacher", model, *text, "--kind", "sampled", "--entries", "8"]
-                + ["--unique-tokens", "960", "--batch-tokens", "64"]
-                + ["--scratch", work / "scratch", "--out", work / "targets"],
+                [
+                    "--teacher",
+                    model,
+                    *text,
+                    "--kind",
+                    "sampled",
+                    "--entries",
+                    "8",
+                    "--unique-tokens",
+                    "960",
+                    "--batch-tokens",
+                    "64",
+                    "--scratch",
+                    work / "scratch",
+                    "--out",
+                    work / "targets",
+                ],
             ),
         ]
         given = [(name, [*map(str, words), *shared]) for name, words in stages]
