@@ -33,7 +33,7 @@ def counted(file, algorithm):
 
 hashlib.file_digest = counted
 reading.LARGE_BYTES = 0
-teacher_targets.SHARD_BYTES = 20_000
+teacher_targets.SHARD_BYTES = 2_000
 with join() as dist:  # once for all three
     for name, words in json.loads((work / "words.json").read_text()):
         stage = {"evaluate": evaluate, "score": score, "cache_teacher": cache_teacher}[name]
