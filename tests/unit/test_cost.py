@@ -14,8 +14,9 @@ from pruning_models import MODELS, VOCAB, build
 from torch.autograd.graph import saved_tensors_hooks
 
 from capgap.commands import plan
-from capgap.config import Distill, Plan
+from capgap.config import Distill
 from capgap.config.shapes import simple_training_flops
+from capgap.config.study import Plan
 from capgap.cost import device_memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.cost.host_memory import BASE_MB, CUDA_MB
