@@ -209,7 +209,10 @@ class StudySizes:
             return 0
         free = DEVICES[self.study.plan.device].memory_gib * 2**30
         block = STREAMS_SHARE * free / (2 * FLOAT * model.hidden)  # a stream and the next one
-        return passes * math.ceil(tokens / block) * BYTES[precision] * model.non_embedding
+        # each of the processes that share the tokens reads the model for its own part
+        processes = self.study.plan.processes_per_node
+        blocks = processes * math.ceil(tokens / processes / block)
+        return passes * blocks * BYTES[precision] * model.non_embedding
 
     def training_memory(
         self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
