@@ -33,6 +33,9 @@ except CapgapError as error:
     raise WorkflowError(str(error))
 
 NEEDS = Requests(STUDY)  # memory, time and devices of every job
+OWN_TEXTS = rule_params.own_texts(workflow)
+RESUMABLE = NEEDS.on_slurm(OWN_TEXTS)
+TRAINING = NEEDS.on_slurm_nodes(OWN_TEXTS)
 SIZES = run_grid.teacher_sizes(STUDY)
 RUNS = run_grid.runs_of(STUDY)
 BUDGETS = run_grid.budgets_of(RUNS)
@@ -475,6 +478,8 @@ except CapgapError as error:
 
 onstart:  # a dry run does not stop here; it only prints these problems
     try:
+        if workflow.is_main_process:
+            rule_params.check_executor(STUDY, workflow.executor_plugin.name)
         NEEDS.check_fit()
         rule_params.check_inputs(workflow.dag.needrun_jobs())
         if STUDY.harness:

@@ -59,7 +59,7 @@ rule sample_final:
         spec=spec("sample", STUDY.sample.stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.sample \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.sample \
             --models {input.models:q} --corpus {input.corpus:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -69,17 +69,19 @@ rule evaluate_teacher_text:
         paths.log("evaluate_teacher_text", f"{paths.TEACHER_DIR}/texts/{{text}}"),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_teacher_text"),
         runtime=NEEDS.runtime("evaluate_teacher_text"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("evaluate_teacher_text", f"{paths.TEACHER_DIR}/texts/{{text}}"),
         spec=spec("evaluate", STUDY.evaluate.stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} --text {wildcards.text:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -96,17 +98,19 @@ rule evaluate_student_text:
         paths.log("evaluate_student_text", f"{paths.RUN_DIR}/texts/{{text}}"),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_student_text"),
         runtime=NEEDS.runtime("evaluate_student_text"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("evaluate_student_text", f"{paths.RUN_DIR}/texts/{{text}}"),
         spec=spec("evaluate", STUDY.evaluate.stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} --text {wildcards.text:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

@@ -33,7 +33,7 @@ rule cut_round:
         asked=prune_options,
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.prune \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.prune \
             {input.model:q} --importance {input.importance:q} --tokens {input.tokens:q} \
             {params.asked} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
@@ -55,12 +55,14 @@ rule distill_round:
         paths.log("distill_round", ROUND_OF),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores * NEEDS.processes
+    threads: NEEDS.threads
     resources:
+        **TRAINING,
         mem_mb=NEEDS.mem_mb("distill_round"),
         runtime=NEEDS.runtime("distill_round"),
         gpu=NEEDS.devices * NEEDS.processes,
         processes=NEEDS.processes,
+        nodes=NEEDS.nodes,
         shard=int(STUDY.plan.shard),
     params:
         timing=paths.timing("distill_round", ROUND_OF),
@@ -70,7 +72,8 @@ rule distill_round:
         scratch=paths.scratch(ROUND_OF),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.distill \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} \
+            --cores {threads} --shard {resources.shard} {params.timing:q} capgap.stages.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
             --targets {input.targets:q} --token-streams {input.tokens:q} \
             {params.asked} --spec {params.spec:q} \
@@ -89,17 +92,19 @@ rule score_round:
         paths.log("score_round", ROUND_OF),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("score_round"),
         runtime=NEEDS.runtime("score_round"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("score_round", ROUND_OF),
         spec=spec("score", score_settings),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.score \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

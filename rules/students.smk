@@ -33,7 +33,7 @@ rule prune_student:
         asked=prune_options,
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.prune \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} {params.timing:q} capgap.stages.prune \
             {input.model:q} --importance {input.importance:q} --tokens {input.tokens:q} \
             {params.asked} --shape-like {input.shape:q} --name {wildcards.student:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
@@ -62,7 +62,7 @@ rule random_init_student:
         asked=random_init_options,
     shell:
         r"""
-        exec python -m capgap.workflow.launch 0 1 0 {params.timing:q} capgap.stages.random_init \
+        exec python -m capgap.workflow.launch {params.timing:q} capgap.stages.random_init \
             --like {input.like:q} --tokenizer {input.tokenizer:q} {params.asked} \
             --name {wildcards.student:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -91,7 +91,7 @@ rule given_student:
         spec=spec("given"),
     shell:
         r"""
-        exec python -m capgap.workflow.launch 0 1 0 {params.timing:q} capgap.stages.given \
+        exec python -m capgap.workflow.launch {params.timing:q} capgap.stages.given \
             --model {input.model:q} --tokenizer {input.tokenizer:q} --name {wildcards.given:q} \
             --size {wildcards.student:q} --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -115,12 +115,14 @@ rule distill_student:
         paths.log("distill_student", paths.RUN_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores * NEEDS.processes
+    threads: NEEDS.threads
     resources:
+        **TRAINING,
         mem_mb=NEEDS.mem_mb("distill_student"),
         runtime=NEEDS.runtime("distill_student"),
         gpu=NEEDS.devices * NEEDS.processes,
         processes=NEEDS.processes,
+        nodes=NEEDS.nodes,
         shard=int(STUDY.plan.shard),
     params:
         timing=paths.timing("distill_student", paths.RUN_DIR),
@@ -129,7 +131,8 @@ rule distill_student:
         scratch=paths.scratch(paths.RUN_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.distill \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} \
+            --cores {threads} --shard {resources.shard} {params.timing:q} capgap.stages.distill \
             --init {input.init:q} --teacher {input.teacher:q} \
             --targets {input.targets:q} --token-streams {input.tokens:q} \
             --teacher-streams {input.teacher_tokens:q} --trunk {input.trunk:q} \
@@ -149,17 +152,19 @@ rule evaluate_student:
         paths.log("evaluate_student", paths.RUN_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_student"),
         runtime=NEEDS.runtime("evaluate_student"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("evaluate_student", paths.RUN_DIR),
         spec=spec("evaluate", STUDY.evaluate.stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """

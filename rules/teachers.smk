@@ -22,12 +22,14 @@ rule pretrain_teacher:
         teacher=one_of(PRETRAINED),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores * NEEDS.processes
+    threads: NEEDS.threads
     resources:
+        **TRAINING,
         mem_mb=NEEDS.mem_mb("pretrain_teacher"),
         runtime=NEEDS.runtime("pretrain_teacher"),
         gpu=NEEDS.devices * NEEDS.processes,
         processes=NEEDS.processes,
+        nodes=NEEDS.nodes,
         shard=int(STUDY.plan.shard),
     params:
         timing=paths.timing("pretrain_teacher", paths.TEACHER_DIR),
@@ -36,7 +38,8 @@ rule pretrain_teacher:
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} {resources.processes} {resources.shard} {params.timing:q} capgap.stages.pretrain \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} \
+            --cores {threads} --shard {resources.shard} {params.timing:q} capgap.stages.pretrain \
             --name {wildcards.teacher:q} --token-streams {input.tokens:q} \
             --tokenizer {input.tokenizer:q} --spec {params.spec:q} \
             --scratch {params.scratch:q} --out {params.out:q} >{log:q} 2>&1
@@ -81,17 +84,19 @@ rule evaluate_teacher:
         paths.log("evaluate_teacher", paths.TEACHER_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("evaluate_teacher"),
         runtime=NEEDS.runtime("evaluate_teacher"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("evaluate_teacher", paths.TEACHER_DIR),
         spec=spec("evaluate", STUDY.evaluate.stage()),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.evaluate \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.evaluate \
             --model {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -108,17 +113,19 @@ rule score_importance:
         paths.log("score_importance", paths.TEACHER_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
         mem_mb=NEEDS.mem_mb("score_importance"),
         runtime=NEEDS.runtime("score_importance"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("score_importance", paths.TEACHER_DIR),
         spec=spec("score", score_settings),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.score \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.score \
             --model {input.model:q} --tokens {input.tokens:q} \
             --spec {params.spec:q} --out {output:q} >{log:q} 2>&1
         """
@@ -135,18 +142,21 @@ rule cache_teacher:
         paths.log("cache_teacher", paths.TEACHER_DIR),
     conda:
         "../envs/train.yaml"
-    threads: NEEDS.cores
+    threads: NEEDS.threads
     resources:
+        **RESUMABLE,
         mem_mb=NEEDS.mem_mb("cache_teacher"),
         runtime=NEEDS.runtime("cache_teacher"),
-        gpu=NEEDS.devices,
+        gpu=NEEDS.devices * NEEDS.measuring,
+        processes=NEEDS.measuring,
     params:
         timing=paths.timing("cache_teacher", paths.TEACHER_DIR),
         spec=spec("cache_teacher", targets_stage()),
         scratch=paths.scratch(paths.TEACHER_DIR),
     shell:
         r"""
-        exec python -m capgap.workflow.launch {resources.gpu} 1 0 {params.timing:q} capgap.stages.cache_teacher \
+        exec python -m capgap.workflow.launch --gpus {resources.gpu} --processes {resources.processes} {params.timing:q} \
+            capgap.stages.cache_teacher \
             --teacher {input.model:q} --token-streams {input.tokens:q} \
             --spec {params.spec:q} --scratch {params.scratch:q} --out {output:q} >{log:q} 2>&1
         """

@@ -11,9 +11,10 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
@@ -45,7 +46,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 MpiDefault=none
 ReturnToService=1
 MinJobAge=300
-KillWait=2
+KillWait=30
 AccountingStorageType=accounting_storage/none
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 State=UNKNOWN
@@ -64,10 +65,13 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """Slurm's commands and the environment in which Snakemake finds them."""
+    """Slurm's commands and the environment in which Snakemake finds them.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    start: function that starts a daemon.
+    """
+
+    def __init__(self, folder: Path, start):
+        self.folder, self.start, self.daemons = folder, start, {}
         self.path = f"{folder}/bin:{os.environ['PATH']}"
 
     def ask(self, *words: str) -> str:
@@ -84,6 +88,30 @@ class Cluster:
             row.split("|") for row in self.ask("squeue", "-h", "-t", "R", "-o", "%i|%k").split()
         ]
         return [job for job, comment in rows if comment.startswith(f"rule_{rule}")]
+
+    def start_node(self, name: str) -> None:
+        """Start a node, whose jobs of before are gone."""
+        self.daemons[name] = self.start("/usr/sbin/slurmd", "-D", "-N", name)
+
+    def kill_node(self, name: str) -> None:
+        """What a loss of power does: kill a node with all that srun has started on it."""
+        doomed = [psutil.Process(self.daemons[name].pid)]
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SLURMD_NODENAME") == name:
+                    doomed += [process, *_started_by(process)]
+            except psutil.Error:  # it ended meanwhile
+                continue
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.daemons[name].wait()
+
+
+def _started_by(process: psutil.Process) -> list[psutil.Process]:
+    """Slurm's process that has started a task."""
+    parent = process.parent()
+    return [parent] if parent and parent.name().startswith("slurmstepd") else []
 
 
 @contextmanager
@@ -110,11 +138,12 @@ def cluster(folder: Path):
     environment = {"PATH": SYSTEM_PATH, "SLURM_CONF": str(conf)}
     started = []
 
-    def start(*words: str) -> None:
+    def start(*words: str) -> subprocess.Popen:
         log = (folder / f"{Path(words[0]).name}.out").open("a")
         started.append(
             subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
         )
+        return started[-1]
 
     munge = folder / "munge"
     try:
@@ -126,9 +155,9 @@ def cluster(folder: Path):
         )  # fmt: skip
         _wait(lambda: (munge / "socket").exists())
         start("/usr/sbin/slurmctld", "-D", "-c")
+        here = Cluster(folder, start)
         for node in ("n1", "n2"):
-            start("/usr/sbin/slurmd", "-D", "-N", node)
-        here = Cluster(folder)
+            here.start_node(node)
         _wait(lambda: here.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle", "idle"])
         yield here
     finally:

@@ -1,88 +1,22 @@
 """The small study on a real Slurm: `make test-slurm`."""
 
-import importlib.util
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from cluster import cluster, missing
+from login_node import Login, checkpoints, reason, wait_for
 from processes import alive
-from repository import RESULTS, write_study
+from repository import RESULTS
 
 from capgap.config.study_file import load_study
 from capgap.cost.requests import Requests
 
-reason = missing()
-if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-    reason = "needs snakemake-executor-plugin-slurm (make slurm)"
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(reason), reason=str(reason))]
 
-OPTIONS = [
-    *("--profile", "profiles/slurm", "--jobs", "2", "--latency-wait", "5"),
-    *("--default-resources", "mem_mb=1000", "runtime=30", "nodes=1"),
-    *("slurm_partition=main", "--slurm-no-account"),
-    *("--slurm-init-seconds-before-status-checks", "5", "--max-status-checks-per-second", "1"),
-]
 LONG = "400k"  # tokens of a training job that lasts long enough to be disturbed
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    with cluster(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """A study whose text is packed, made without Slurm: jobs there cost half a minute each."""
-    repository = write_study(tmp_path_factory.mktemp("packed") / "study")
-    repository.commit("settings and source")
-    repository.capgap("run", "--cores", "2", f"{RESULTS}/tokens/manifest.json")
-    return repository
-
-
-@pytest.fixture
-def study(packed, tmp_path):
-    copy = packed.copy(tmp_path / "study")
-    yield copy
-    for process in alive(copy):  # without cgroups a node that goes down may leave some
-        process.kill()
-
-
-class Login:
-    """`capgap run` as the process on the login node."""
-
-    def __init__(self, study, slurm, *targets):
-        self.study, self.log = study, study.path / "login.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "capgap.cli", "run", *OPTIONS, *targets],
-            cwd=study.path,
-            env=study.environment(
-                PATH=slurm.path, CAPGAP_CHECKPOINT_SECONDS="1", PYTHONDONTWRITEBYTECODE=""
-            ),
-            stdout=self.log.open("a"),
-            stderr=subprocess.STDOUT,
-        )
-
-    def finish(self, seconds=900) -> int:
-        return self.process.wait(seconds)
-
-    def said(self) -> str:
-        return self.log.read_text()
-
-
-def wait_for(condition, login, seconds=240):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert login.process.poll() is None, login.said()
-        assert time.monotonic() < end, f"nothing after {seconds} s: {login.said()}"
-        time.sleep(0.3)
-    return value
 
 
 def pretraining(study, tokens=LONG):
@@ -94,10 +28,6 @@ def pretraining(study, tokens=LONG):
 def training_log(study):
     path = study / f"logs/pretrain_teacher/{RESULTS}/teachers/t6k.log"
     return path.read_text() if path.is_file() else ""
-
-
-def checkpoints(study):
-    return list((study / "scratch").rglob("step-*/manifest.json"))
 
 
 def test_small_study_runs_to_the_end_two_jobs_at_a_time(study, slurm):

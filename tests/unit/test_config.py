@@ -188,6 +188,14 @@ def test_a_long_value_is_not_printed_whole(tiny):
             lambda d: d.update(plan={"processes": 3}),
             "plan.processes: the 8 sequences of distill.batch_tokens cannot be shared equally among 3",
         ),
+        (
+            lambda d: d.update(plan={"processes": 4, "nodes": 3}),
+            "plan: processes: 4 cannot be shared equally among 3 nodes",
+        ),
+        (
+            lambda d: d.update(plan={"processes": 4, "nodes": 2, "container": "capgap.sif"}),
+            "plan: nodes: 2 nodes are joined by srun, which an image (plan.container) does not have",
+        ),
     ],
 )
 def test_each_mistake_is_named(tiny, change, expected):

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from capgap.commands import plan
 from capgap.config import Distill
 from capgap.config.shapes import simple_training_flops
+from capgap.config.study import Plan
 from capgap.cost import device_memory
 from capgap.cost.architectures import architecture, shape_of_config
 from capgap.cost.host_memory import BASE_MB, CUDA_MB
@@ -330,14 +331,14 @@ def test_memory_of_several_processes_by_hand():
     copies = device_memory.training(model, settings, processes=4)  # 1024 tokens of a step each
     assert copies.activations * 2 == alone.activations
     assert (copies.weights, copies.optimizer) == (alone.weights, alone.optimizer)
-    shared = device_memory.training(model, settings, model, processes=4, shard=True)
+    shared = device_memory.training(model, settings, model, processes=4, shards=4)
     ends, layer = (50257 + 1024) * 768, 85_056_000 // 12
     part = 4 * 124_439_808 // 4
     assert shared.optimizer == 2 * part
     whole_at_a_time = 4 * (ends + 2 * layer)
     assert shared.weights == shared.gradients == shared.teacher == part + whole_at_a_time
     smaller = settings.model_copy(update={"micro_batch_tokens": 512})  # two, that add up
-    added = device_memory.training(model, smaller, model, processes=4, shard=True)
+    added = device_memory.training(model, smaller, model, processes=4, shards=4)
     assert added.gradients == 4 * 124_439_808
     assert added.weights == shared.weights
 
@@ -349,16 +350,32 @@ def test_several_processes_take_as_many_devices_and_the_same_device_hours():
     speed, one, four = Assumed("a100-80gb", 0.4), StudyCost(study).jobs, StudyCost(shared).jobs
     for alone, together in zip(one, four, strict=True):
         trained = alone.rule == "distill_student"
-        assert together.processes == (4 if trained else 1)
+        measured = alone.rule in ("evaluate_teacher", "evaluate_student", "score_importance")
+        assert together.processes == (4 if trained or measured else 1)
         assert together.flops == alone.flops
         computing = speed.seconds(alone) - DEVICE_STARTUP_S
-        if trained:
+        if trained or measured:
             assert speed.seconds(together) - DEVICE_STARTUP_S == pytest.approx(computing / 4)
     asked = [Requests(s).mem_mb("distill_student") for s in (study, shared)]
     run = {"student": "32M", "init": "pruned-gpt2", "teacher": "gpt2", "tokens": "50M"}
     alone_mb, together_mb = (ask(run, 1) for ask in asked)
     own_mb = BASE_MB["torch"] + CUDA_MB  # the weights are mapped by all
     assert together_mb == pytest.approx(alone_mb + 1.25 * 3 * own_mb, abs=4)
+    # on two nodes memory is asked for on each, and a model is measured on one
+    plan = study.plan.model_copy(update={"processes": 4, "nodes": 2, "shard": True})
+    spread = Requests(study.model_copy(update={"plan": plan}))
+    halved_mb = spread.mem_mb("distill_student")(run, 1)
+    assert halved_mb == pytest.approx(alone_mb + 1.25 * own_mb, abs=4)
+    assert (spread.processes, spread.nodes, spread.measuring, plan.shards) == (4, 2, 2, 2)
+
+
+def test_models_are_cut_among_the_processes_of_a_node_or_else_of_all():
+    def parts(**plan):
+        return Plan(device="h100-80gb", **plan).shards
+
+    assert parts(processes=16, nodes=2) == 1
+    assert parts(processes=16, nodes=2, shard=True) == 8
+    assert parts(processes=2, nodes=2, shard=True) == 2
 
 
 def test_a_shape_of_another_size_is_refused():

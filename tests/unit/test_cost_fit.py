@@ -82,7 +82,8 @@ def test_seventy_billion_that_do_not_fit_are_shared_when_they_teach_and_else_rea
 def test_a_model_that_does_not_fit_is_held_two_layers_at_a_time_and_read_once_a_block():
     study = open_study(REPOSITORY / "configs/llama2-minima.yaml")
     half = {"precision": "bfloat16"}
-    study = changed(study, evaluate=half, prune=half, plan={"device": "rtx4090-24gb"})
+    plan = {"device": "rtx4090-24gb", "processes": 1, "shard": False}
+    study = changed(study, evaluate=half, prune=half, plan=plan)
     cost = StudyCost(study)
     tables, layers = 2 * 32_000 * 8192, 68_976_648_192 - 2 * 32_000 * 8192
     held, block = 4 * tables + 2 * 2 * layers // 80, 0.25 * 24 * 2**30 / (2 * 4 * 8192)

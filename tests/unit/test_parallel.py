@@ -1,7 +1,8 @@
-"""One training job on two processes: the same curve, the same files, states that move between."""
+"""One training job on several processes: the same curve, the same files, states that move between."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from capgap.config import Distill
 from capgap.engine.parallel import DistContext
 from capgap.errors import CapgapError
 from capgap.records.artifacts import differences
 from capgap.records.run_records import TrainRecord
+from capgap.workflow import launch, node
 
 SETTINGS = {
     "sequence_length": 16,
@@ -25,7 +28,7 @@ SETTINGS = {
 }
 # A distillation in which process `victim` gets SIGTERM while it is at step `last`.
 JOB = """
-import os, signal, sys
+import os, signal, sys, time
 from capgap.stages import distill
 from capgap.engine.run_plan import RunPlan
 from capgap.stages.base import run_stage
@@ -34,8 +37,14 @@ victim, last = sys.argv[1:3]
 rate = RunPlan.learning_rate
 
 def dying(plan, step):
-    if (str(step), os.environ.get("RANK", "0")) == (last, victim):
+    mine = os.environ.get("RANK", "0") == victim
+    if mine and str(step) == last:
         os.kill(os.getpid(), signal.SIGTERM)
+    if mine and step == 3 and last == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mine and step == 3 and last == "pause":  # long enough to be told to end
+        print("pausing", flush=True)
+        time.sleep(5)
     return rate(plan, step)
 
 RunPlan.learning_rate = dying
@@ -45,7 +54,11 @@ run_stage(distill.main, sys.argv[3:])
 
 @pytest.fixture
 def job(token_streams, tokenizer_file, tiny_model, tmp_path):
-    """Function that distils a tiny student into a folder by `processes` and gives the outcome."""
+    """Function that distils a tiny student into a folder by `processes` and gives the outcome.
+
+    nodes: launchers as Slurm starts them, one for each machine; here all on this one. They share the
+    processes.
+    """
     student, teacher = tmp_path / "student", tmp_path / "teacher"
     for folder, model in [(student, tiny_model()), (teacher, tiny_model(9, hidden=32, heads=4))]:
         model.save_pretrained(folder)
@@ -53,7 +66,7 @@ def job(token_streams, tokenizer_file, tiny_model, tmp_path):
     script, streams = tmp_path / "job.py", token_streams()
     script.write_text(JOB)
 
-    def run(name, *words, processes=1, ends=("", ""), settings=SETTINGS):
+    def start(name, *words, processes=1, ends=("", ""), settings=SETTINGS, nodes=1):
         options = {"student": student, "teacher": teacher, "token-streams": streams}
         options |= {
             "tokens": 64 * 8,
@@ -61,19 +74,33 @@ def job(token_streams, tokenizer_file, tiny_model, tmp_path):
             "scratch": tmp_path / f"{name}.scratch",
         }
         options |= {key.replace("_", "-"): value for key, value in settings.items()}
-        start = [sys.executable]
+        started = [sys.executable, str(script)]
         if processes > 1:
-            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            start += [str(processes)]
-        done = subprocess.run(
-            [*start, str(script), *ends, *words]
-            + [word for key, value in options.items() for word in (f"--{key}", str(value))],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+            started = [sys.executable, "-m", "capgap.workflow.node", str(nodes)]
+            started += [str(processes // nodes), str(launch.free_port()), script.stem]
+        path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+        return [
+            subprocess.Popen(
+                [*started, *ends, *words]
+                + [word for key, value in options.items() for word in (f"--{key}", str(value))],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ
+                | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+                | {node.NODE: str(number), node.FIRST_ADDRESS: "127.0.0.1"},
+            )
+            for number in range(nodes)
+        ]
+
+    def run(name, *words, **options):
+        started = start(name, *words, **options)
+        ended = [(*process.communicate(), process.returncode) for process in started]
+        out, errors, codes = zip(*ended, strict=True)
+        done = subprocess.CompletedProcess(name, max(codes), "".join(out), "".join(errors))
         return done, tmp_path / name
 
+    run.start = start
     return run
 
 
@@ -106,6 +133,41 @@ def test_two_processes_with_copies_follow_the_curve_of_one(job):
     check_equal(alone, both)
     assert done.stdout.count("step 8/8") == 1  # the first process alone speaks
     assert done.stdout.count("validation loss") == 1
+
+
+def test_two_nodes_of_two_processes_share_the_model_and_follow_the_curve_of_one(job):
+    _, alone = job("alone")
+    done, spread = job("spread", "--shard", processes=4, nodes=2)
+    assert done.returncode == 0, done.stderr
+    check_equal(alone, spread)
+    assert done.stdout.count("step 8/8") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_node_that_is_told_to_end_ends_all_and_one_process_goes_on(job, processes):
+    """Its launcher gets SIGTERM, as from Slurm; with one process a node, models are shared by all."""
+    _, alone = job("alone")
+    launchers = job.start("cut", "--shard", processes=processes, nodes=2, ends=("0", "pause"))
+    next(line for line in launchers[0].stdout if line.startswith("pausing"))
+    launchers[1].send_signal(signal.SIGTERM)
+    ended = [launcher.communicate(timeout=120) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [75, 75], ended
+    assert "the state is saved" in ended[0][1]
+    done, cut = job("cut")
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step" in done.stdout
+    check_equal(alone, cut)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_those_of_the_other_node_with_a_reason(job):
+    launchers = job.start("lost", processes=2, nodes=2, ends=("1", "kill"))
+    ended = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [1, 1]
+    assert "was ended by SIGKILL" in ended[1]
+    assert "process 0 of 2 lost another one" in ended[0]
+    assert "Traceback" not in ended[0]
 
 
 @pytest.mark.slow
@@ -210,6 +272,18 @@ def test_shards_exchange_gradients_once_a_step_and_layers_are_gathered_in_bfloat
     assert casts == []  # layers arrive in bfloat16
 
 
+def test_models_are_shared_within_a_node_and_copied_across():
+    torch.distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    try:
+        mesh = DistContext(size=8, nodes=2).mesh()
+        assert mesh.mesh_dim_names == ("replicate", "shard")
+        assert mesh.mesh.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]  # ranks of a node share
+        assert DistContext(size=8).mesh().mesh.tolist() == [*range(8)]
+        assert DistContext(size=8, nodes=8).mesh().mesh.tolist() == [*range(8)]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_unequal_parts_are_refused():
     assert DistContext(rank=1, size=2).own_sequences(8) == slice(4, 8)
     with pytest.raises(CapgapError, match="4 sequences cannot be shared equally among 3 processes"):
@@ -218,4 +292,4 @@ def test_unequal_parts_are_refused():
 
 def test_the_number_of_processes_is_no_setting():
     """So that a state moves between numbers of processes."""
-    assert not {"processes", "shard"} & set(Distill.model_fields)
+    assert not {"processes", "nodes", "shard"} & set(Distill.model_fields)

@@ -14,7 +14,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from capgap.errors import CapgapError
-from capgap.workflow import launch
+from capgap.workflow import launch, node
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 
@@ -62,9 +62,8 @@ def job(tmp_path):
         words = [
             "-m",
             "capgap.workflow.launch",
+            "--gpus",
             gpus,
-            1,
-            0,
             tmp_path / "timing.tsv",
             "toy",
             told,
@@ -125,13 +124,14 @@ def test_where_devices_are_not_shared_out_a_job_sees_them_all_and_one_without_se
     assert told(job(0, "0,1")[1]) == ""
 
 
-def test_several_processes_are_started_by_torchrun_with_one_thread_each():
-    single = launch.command(1, "capgap.stages.distill", ["--seed", "1"])
+def test_several_processes_are_started_by_torchrun():
+    single = launch.command("capgap.stages.distill", ["--seed", "1"])
     assert single == [sys.executable, "-m", "capgap.stages.distill", "--seed", "1"]
     options = ["--targets", "", "--seed", "1", "--role", "x"]  # torchrun has some like them
-    words = launch.command(4, "capgap.stages.distill", options)
-    assert words[1:3] == ["-m", "torch.distributed.run"]
-    understood = get_args_parser().parse_args(words[3:])
+    words = launch.command("capgap.stages.distill", options, processes=4)
+    assert words[1:6] == ["-m", "capgap.workflow.node", "1", "4", "0"]
+    words = node.torchrun_words(1, 4, 0, *words[6:7], words[7:])
+    understood = get_args_parser().parse_args(words)
     assert (understood.nproc_per_node, understood.module, understood.standalone) == (
         "4",
         True,
@@ -139,6 +139,56 @@ def test_several_processes_are_started_by_torchrun_with_one_thread_each():
     )
     assert understood.training_script == "capgap.stages.distill"
     assert understood.training_script_args == options
+
+
+def test_several_nodes_meet_at_the_first_one(monkeypatch):
+    """One launcher on each, with its part of processes, devices and cores."""
+    shared = {"processes": 8, "nodes": 2, "gpus": 8, "cores": 24}
+    words = launch.command("capgap.stages.distill", ["--seed", "1"], **shared)
+    assert words[0] == "srun"
+    inner = words.index(sys.executable)
+    assert set(words[1:inner]) >= {
+        *("--nodes=2", "--ntasks=2", "--ntasks-per-node=1"),
+        *("--gpus-per-node=4", "--cpus-per-task=24"),
+    }
+    assert words[inner + 1 : inner + 5] == ["-m", "capgap.workflow.node", "2", "4"]
+    port = words[inner + 5]
+    assert words[inner + 6 :] == ["capgap.stages.distill", "--seed", "1"]
+    monkeypatch.setenv(node.NODE, "1")
+    monkeypatch.setenv(node.FIRST_ADDRESS, "10.0.0.7")
+    understood = get_args_parser().parse_args(
+        node.torchrun_words(2, 4, int(port), "capgap.stages.distill", ["--seed", "1"])
+    )
+    assert (understood.nnodes, understood.node_rank, understood.nproc_per_node) == ("2", 1, "4")
+    assert (understood.master_addr, understood.master_port) == ("10.0.0.7", int(port))
+    assert (understood.rdzv_backend, understood.standalone) == ("static", False)
+
+
+def test_a_job_on_several_nodes_leaves_no_measurement_of_srun(tmp_path):
+    ended = launch.Ended(0, 1.5, 2**20)
+    launch.write_timing(tmp_path / "one", 3.0, ended)
+    launch.write_timing(tmp_path / "two", 3.0, ended, nodes=2)
+    rows = [(tmp_path / name).read_text().splitlines()[1].split("\t") for name in ("one", "two")]
+    assert rows == [["3.0000", "1.00", "1.5000"], ["3.0000", "NA", "NA"]]
+
+
+def test_the_stage_gets_its_own_options_and_the_launcher_those_before_it():
+    words = [
+        "--gpus",
+        "2",
+        "--shard",
+        "1",
+        "t.tsv",
+        "capgap.stages.x",
+        "--gpus",
+        "5",
+        "--seed",
+        "3",
+    ]
+    args = launch.parse(words)
+    assert (args.gpus, args.processes, args.timing) == (2, 1, Path("t.tsv"))
+    assert args.options == ["--gpus", "5", "--seed", "3", "--shard"]
+    assert launch.parse(["--shard", "0", "t.tsv", "capgap.stages.x"]).options == []
 
 
 def test_devices_are_those_the_run_may_see(monkeypatch):

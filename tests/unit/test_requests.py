@@ -2,11 +2,17 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from snakemake.resources import Resources
 
 from capgap.cost.job_costs import StudyCost
 from capgap.cost.requests import Requests
 from capgap.cost.speed import Assumed
 from capgap.cost.teacher_configs import open_study
+from capgap.errors import CapgapError
+from capgap.workflow.rule_params import check_executor, own_texts
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -63,3 +69,43 @@ def test_jobs_ask_for_what_the_plan_says_and_for_more_on_every_attempt():
         seen.add(job.rule)
     assert {"fetch_teacher", "score_importance", "prune_student", "random_init_student"} <= seen
     assert Requests(open_study(REPOSITORY / "config.yaml")).devices == 0
+
+
+def planned(**plan):
+    """Requests of a study with other machines."""
+    study = real("pythia")
+    return Requests(study.model_copy(update={"plan": study.plan.model_copy(update=plan)}))
+
+
+def test_what_slurm_is_asked_for_a_job_on_several_nodes():
+    """The options that its plugin makes of them: one task a node, with the GPUs of that node."""
+    needs = planned(processes=8, nodes=2)
+    assert needs.threads == 4 * needs.cores
+    asked = needs.on_slurm_nodes({"slurm_extra": "--nice=5", "gpu_model": "a100"})
+    assert asked == {
+        "mpi": "srun",
+        "tasks": 2,
+        "tasks_per_gpu": 0,
+        "slurm_extra": "--nice=5 --signal=TERM@120 --ntasks-per-node=1 --gpus-per-node=a100:4",
+    }
+    alone = planned(processes=8).on_slurm_nodes({})
+    assert alone == {"slurm_extra": "--signal=TERM@120"}  # and the plugin's own srun
+
+
+def test_several_nodes_need_slurm():
+    study = real("pythia")
+    spread = study.model_copy(
+        update={"plan": study.plan.model_copy(update={"nodes": 2, "processes": 2})}
+    )
+    check_executor(spread, "slurm")
+    check_executor(study, "local")
+    with pytest.raises(CapgapError, match="plan.nodes: jobs on 2 nodes .* executor is local"):
+        check_executor(spread, "local")
+
+
+def test_texts_for_slurm_that_a_run_gives_are_kept():
+    parsed = Resources.parse(
+        ["slurm_extra='--nice=5 --x'", "gpu_model=a100", "nodes=1"], allow_expressions=True
+    )
+    workflow = SimpleNamespace(resource_settings=SimpleNamespace(default_resources=parsed))
+    assert own_texts(workflow) == {"slurm_extra": "--nice=5 --x", "gpu_model": "a100"}

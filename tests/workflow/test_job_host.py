@@ -45,7 +45,7 @@ def distillation(study, out, tokens="5k"):
     """Command line of one distillation through the launcher."""
     results = study.path / RESULTS
     return [
-        *(sys.executable, "-m", "capgap.workflow.launch", 0, 1, 0, study / "timing.tsv"),
+        *(sys.executable, "-m", "capgap.workflow.launch", study / "timing.tsv"),
         *("capgap.stages.distill", "--init", results / "inits/3k/pruned-t6k/model"),
         *("--teacher", results / "teachers/t6k/model", "--token-streams", results / "tokens"),
         *("--tokens", tokens, "--scratch", study / "scratch", "--out", study / out),
@@ -85,7 +85,7 @@ def test_a_forked_job_gives_the_same_bytes_and_its_cost(study, host):
 
 
 def test_a_forked_job_has_one_thread(study, host):
-    words = (sys.executable, "-m", "capgap.workflow.launch", 0, 1, 0, study / "timing.tsv")
+    words = (sys.executable, "-m", "capgap.workflow.launch", study / "timing.tsv")
     assert "1 1 threads" in study.command(*words, "print_threads", **host).stdout
 
 

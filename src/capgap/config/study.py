@@ -130,10 +130,15 @@ class Plan(Section):
         description="processes of one training job, each with a device where one is named; results "
         "differ by rounding alone",
     )
+    nodes: int = Field(
+        1,
+        gt=0,
+        description="machines that these processes run on, as many on each; more than one needs Slurm",
+    )
     shard: bool = Field(
         False,
         description="whether these share weights, gradients, optimizer and teacher (FSDP2) instead of "
-        "having a copy each (DDP)",
+        "having a copy each (DDP); on several nodes, those of a node do",
     )
     max_runtime: int | None = Field(
         None,
@@ -170,6 +175,32 @@ class Plan(Section):
         if self.device not in DEVICE_NAMES:
             raise ValueError(f"device is one of {', '.join(DEVICE_NAMES)}, got {self.device}")
         return self
+
+    @model_validator(mode="after")
+    def _equal_nodes(self):
+        if self.processes % self.nodes:
+            raise ValueError(
+                f"processes: {self.processes} cannot be shared equally among {self.nodes} nodes; make it "
+                "a multiple of plan.nodes"
+            )
+        if self.nodes > 1 and self.container:
+            raise ValueError(
+                f"nodes: {self.nodes} nodes are joined by srun, which an image (plan.container) does not "
+                "have; take one of the two away"
+            )
+        return self
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes of a training job on each of its machines."""
+        return self.processes // self.nodes
+
+    @property
+    def shards(self) -> int:
+        """Parts that a model is cut into: the processes of a node, or all if each has a node."""
+        if not self.shard:
+            return 1
+        return self.processes if self.processes_per_node == 1 else self.processes_per_node
 
 
 class Study(Section):

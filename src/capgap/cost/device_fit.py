@@ -78,7 +78,8 @@ def _held(
         if settings := getattr(study, name):
             change[name] = settings.model_copy(update={"activation_checkpointing": True})
     if shards:
-        change["plan"] = study.plan.model_copy(update={"processes": shards, "shard": True})
+        processes = shards * study.plan.nodes
+        change["plan"] = study.plan.model_copy(update={"processes": processes, "shard": True})
     jobs = StudyCost(study.model_copy(update=change)).jobs
     return {job.output: job.device.total for job in jobs if job.device}
 
@@ -103,7 +104,8 @@ def _fixes(study: Study, job: Job, limit_gib: float, held_with: Callable[..., di
             yield f"set {section}.micro_batch_tokens to {sequences * settings.sequence_length}"
         shards = next((n for n in SHARDS if held_with(shards=n)[job.output] <= limit), None)
         if shards:
-            yield f"share it among {shards} devices (FSDP: plan.processes {shards}, plan.shard true)"
+            processes = shards * study.plan.nodes
+            yield f"share it among {shards} devices (FSDP: plan.processes {processes}, plan.shard true)"
     else:
         yield from _smaller_batch(study, job, limit)
     larger = [name for name, d in DEVICES.items() if held.total / GIB <= d.memory_gib * USABLE]

@@ -112,15 +112,15 @@ def training(
     teacher: Model | None = None,
     *,
     processes: int = 1,
-    shard: bool = False,
+    shards: int = 1,
     scores: int = 0,
     on_gpu: bool = False,
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
-    scores: see `saved_channels`. shard: FSDP, in which each process gathers a layer at a time,
-    embeddings and output head. on_gpu: the loss takes larger chunks, by PyTorch's operations in
-    float32 (the kernel of Triton takes less).
+    scores: see `saved_channels`. shards: processes that share a model (FSDP), of which each gathers a
+    layer at a time, embeddings and output head. on_gpu: the loss takes larger chunks, by PyTorch's
+    operations in float32 (the kernel of Triton takes less).
     """
     batch = settings.batch_tokens // processes
     tokens = min(settings.micro_batch_tokens or batch, batch)
@@ -133,7 +133,6 @@ def training(
         scores=scores,
     )
     gradient_of_scores = student.heads * scores  # of one layer at a time
-    shards = processes if shard else 1
     parameters = FLOAT * math.ceil(student.params / shards)
     logits = FLOAT * chunk * student.vocab
     gradients_of_loss = FLOAT * student.hidden * (tokens + student.vocab)

@@ -17,6 +17,12 @@ TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
 OF_TEXTS = ("prepare_text", "pack_text")  # as much as of a corpus at most, because they stream
 TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text in memory
 TEXT_MOST_MB = {"prepare_corpus": 500, "make_tokenizer": 1500, "pack_tokens": 700}  # as they stream
+SHARED = (
+    "evaluate_teacher",
+    "evaluate_student",
+    "score_importance",
+    "cache_teacher",
+)  # by processes
 LAW_RULES = (
     *("collect_runs", "fit_law", "choose_teacher"),
     *("compare_final", "write_metrics", "write_report"),
@@ -98,11 +104,13 @@ def host_mb(
             held = sizes.evaluation_memory(model, sizes.study.evaluate)
         case _:
             return base
-    if not held.optimizer:
+    if not held.optimizer and rule not in SHARED:
         return base + round(held.total / MEGA)
-    processes = sizes.study.plan.processes
+    processes = sizes.study.plan.processes_per_node
     if not on_device:
         return processes * (base + round(held.total / MEGA))
+    if rule in SHARED:
+        return processes * base + round(held.total / MEGA)
     size = held.weights + held.teacher + held.optimizer
     if rule == "pretrain_teacher":  # each process makes the model, none reads it
         size += (processes - 1) * held.weights

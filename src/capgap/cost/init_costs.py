@@ -144,6 +144,7 @@ class InitCosts(StudySizes):
             (source, self.path(paths.TOKENS)),
             work=(Work("score", tokens, flops, through=through),),
             device=self.scoring_memory(model),
+            processes=self.study.plan.processes_per_node,
             precision=settings.precision,
             host_mb=host_mb(self, rule, **ids),
             read_bytes=self.read_bytes(model, tokens, settings.precision, passes=2),

@@ -9,7 +9,7 @@ not count as failures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from capgap.config import Study, run_grid
@@ -22,6 +22,7 @@ from capgap.cost.speed import planned
 MEMORY_MARGIN = 1.25
 TIME_MARGIN = 3.0
 LEAST_MINUTES = 10
+SAVE_FIRST = "--signal=TERM@120"  # seconds before the time limit
 FAILURES = 3  # after which a job is given up, as `retries` of the profiles
 CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading each have a thread
 
@@ -34,7 +35,9 @@ class Requests:
         self.speed = planned(study, study.plan.device)
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
         self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
-        self.processes = study.plan.processes  # of a training job
+        self.processes, self.nodes = study.plan.processes, study.plan.nodes  # of a training job
+        self.measuring = study.plan.processes_per_node  # of one that measures a model, on one node
+        self.threads = self.cores * study.plan.processes_per_node  # of it on each node
         # Snakemake asks several times for each job, and runs that differ in their seed cost the same
         self._needs = cache(self._needs)
 
@@ -63,6 +66,30 @@ class Requests:
             return min(minutes, self.study.plan.max_runtime or minutes)
 
         return asked
+
+    def on_slurm(self, given: Mapping[str, str]) -> dict[str, int | str]:
+        """What a job that can be resumed asks of Slurm's plugin in addition.
+
+        Slurm tells it to save some time before the limit, because at the limit srun kills what it has
+        started. given: the run's default resources.
+        """
+        return {"slurm_extra": _joined(given.get("slurm_extra"), SAVE_FIRST)}
+
+    def on_slurm_nodes(self, given: Mapping[str, str]) -> dict[str, int | str]:
+        """What a training job asks of Slurm's plugin in addition.
+
+        On several nodes the job's script runs on the first one and starts a launcher on each
+        (`workflow.launch`), with the devices of that node.
+        """
+        if self.nodes == 1:
+            return self.on_slurm(given)
+        devices = None
+        if self.devices:
+            model, each = given.get("gpu_model"), self.processes // self.nodes
+            devices = f"--gpus-per-node={f'{model}:' if model else ''}{each}"
+        extra = _joined(given.get("slurm_extra"), SAVE_FIRST, "--ntasks-per-node=1", devices)
+        # a task for each GPU is what the plugin would ask for otherwise
+        return {"mpi": "srun", "tasks": self.nodes, "tasks_per_gpu": 0, "slurm_extra": extra}
 
     @property
     def retries(self) -> int:
@@ -93,3 +120,7 @@ class Requests:
             text=text,
         )
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)
+
+
+def _joined(*options: str | None) -> str:
+    return " ".join(filter(None, options))

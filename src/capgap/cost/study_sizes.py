@@ -246,7 +246,10 @@ class StudySizes:
             return 0
         free = DEVICES[self.study.plan.device].memory_gib * 2**30
         block = STREAMS_SHARE * free / (2 * FLOAT * model.hidden)  # a stream and the next one
-        return passes * math.ceil(tokens / block) * BYTES[precision] * model.non_embedding
+        # each of the processes that share the tokens reads the model for its own part
+        processes = self.study.plan.processes_per_node
+        blocks = processes * math.ceil(tokens / processes / block)
+        return passes * blocks * BYTES[precision] * model.non_embedding
 
     def training_memory(
         self, model: Model, settings: Training, teacher: Model | None = None, *, alone: bool = False
@@ -256,7 +259,7 @@ class StudySizes:
         alone: count it as if it were the only process, whatever plan.processes is.
         """
         plan, scores = self.study.plan, self.scores(settings.sequence_length, settings.precision)
-        shared = {} if alone else {"processes": plan.processes, "shard": plan.shard}
+        shared = {} if alone else {"processes": plan.processes, "shards": plan.shards}
         return device_memory.training(
             model, settings, teacher, scores=scores, on_gpu=self.on_gpu, **shared
         )

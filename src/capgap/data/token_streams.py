@@ -192,6 +192,12 @@ def calibration_batch(
     return batch.inputs, batch.labels
 
 
+def evaluation_batches(tokens: int, sequence_length: int, batch_size: int) -> int:
+    """How many batches `evaluation_windows` yields of a stream of so many tokens."""
+    whole, rest = divmod(tokens - 1, sequence_length)
+    return -(-whole // batch_size) + (rest > 0)
+
+
 def evaluation_windows(
     stream: np.ndarray,
     sequence_length: int,

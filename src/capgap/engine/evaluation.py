@@ -8,9 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from capgap.data.token_streams import IGNORED, check_long_enough, evaluation_windows
+from capgap.data.token_streams import (
+    IGNORED,
+    check_long_enough,
+    evaluation_batches,
+    evaluation_windows,
+)
 from capgap.engine.forward import model_output
 from capgap.engine.losses import data_ce_sum
+from capgap.engine.parallel import ONE_PROCESS, DistContext
 from capgap.engine.streaming import ready
 from capgap.errors import CapgapError
 
@@ -28,6 +34,7 @@ def mean_loss(
     bos_id: int | None = None,
     compute: Callable | None = None,
     mask: np.ndarray | None = None,
+    dist: DistContext = ONE_PROCESS,
 ) -> float:
     """Mean cross-entropy of the next token, nats per token.
 
@@ -35,7 +42,8 @@ def mean_loss(
     none and `sequence_length` - 1 tokens before it. bos_id: first of every window, see
     `token_streams.begin`. precision, vocab: see `model_output`.
     compute: the forward wrapper if the model is distributed. mask: tokens of the stream that count,
-    all if None. Raises CapgapError if none counts.
+    all if None. dist: the processes that share the windows; all get the same sum, which is added in the
+    order of the windows, whatever their number. Raises CapgapError if none counts.
     """
 
     def summed(model, inputs_BT, labels_N) -> float:
@@ -57,14 +65,15 @@ def mean_loss(
         )
     was_training = model.training
     model.eval()
-    total = 0.0
+    sums: list[float] = []
     batch_size = max(1, batch_tokens // sequence_length)
     windows = evaluation_windows(stream, sequence_length, batch_size, bos_id, mask)
-    for inputs_BT, labels_BT in ready(model, windows):
+    for inputs_BT, labels_BT in ready(model, dist.deal(windows)):
         moved = inputs_BT.to(model.device), labels_BT.reshape(-1).to(model.device)
-        total += compute(summed, *moved) if compute else summed(model, *moved)
+        sums.append(compute(summed, *moved) if compute else summed(model, *moved))
     model.train(was_training)
-    return total / counted
+    batches = evaluation_batches(len(stream), sequence_length, batch_size)
+    return sum(dist.in_order(sums, batches)) / counted
 
 
 def bits_per_byte(loss_nats_per_token: float, tokens: int, text_bytes: int) -> float:

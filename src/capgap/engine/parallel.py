@@ -1,18 +1,22 @@
 """
-The processes of one training job: this one alone, or those that torchrun started.
+The processes of one job: this one alone, or those that torchrun started.
 
 Each takes its part of every global batch, so the data of a step do not depend on their number.
-Models are replicated (DDP) or sharded (FSDP2). Only the first process writes.
+Models are replicated (DDP) or sharded (FSDP2): on several nodes among the processes of a node, with
+copies across nodes (HSDP), because layers are gathered far more often than gradients are summed. Only
+the first process writes.
+
+A job that measures a model deals independent batches to its processes, which have a copy of it each.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -22,6 +26,7 @@ from capgap.engine.forward import decoder_layers
 from capgap.engine.models import compute_device
 from capgap.errors import CapgapError
 
+Item = TypeVar("Item")
 CPU = torch.device("cpu")
 LONGEST_WAIT = timedelta(hours=1)  # for the first process, which writes and checks states
 
@@ -44,17 +49,34 @@ class ForwardWrapper(torch.nn.Module):
 
 @dataclass(frozen=True)
 class DistContext:
-    """The processes of a training job. rank: of this process among `size`. shard: FSDP2, not DDP."""
+    """The processes of a job. rank: of this process among `size`. shard: FSDP2, not DDP.
+
+    nodes: machines, each with as many processes; ranks count through a node before the next one.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
     shard: bool = False
+    nodes: int = 1
 
     @property
     def is_sharded(self) -> bool:
         """Whether models are sharded over several processes."""
         return self.shard and self.size > 1
+
+    def mesh(self) -> torch.distributed.DeviceMesh:
+        """The processes as FSDP2 wants them: nodes x processes of a node, or all in one row.
+
+        With one process a node there is nobody to share with but the other nodes.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+
+        each = self.size // self.nodes
+        if self.nodes > 1 and each > 1:
+            names = ("replicate", "shard")
+            return init_device_mesh(self.device.type, (self.nodes, each), mesh_dim_names=names)
+        return init_device_mesh(self.device.type, (self.size,))
 
     def distribute(
         self,
@@ -72,10 +94,9 @@ class DistContext:
             prepare(model)
             whole.to(self.device)
         else:  # layers are moved one at a time, because the whole model may not fit
-            from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-            mesh = init_device_mesh(self.device.type, (self.size,))
+            mesh = self.mesh()
             # else autocast would cast whole layers, and their copies would stay for the backward pass
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
             options = {"mp_policy": policy} if precision == "bfloat16" else {}
@@ -117,6 +138,26 @@ class DistContext:
             )
         return slice(self.rank * each, (self.rank + 1) * each)
 
+    def deal(self, items: Iterable[Item]) -> Iterator[Item]:
+        """This process's items, every `size`-th one.
+
+        Processes that share a model have to run it together, so all get as many: those that would have
+        fewer get the last item once more.
+        """
+        count, item = 0, None
+        for count, item in enumerate(items, 1):
+            if (count - 1) % self.size == self.rank:
+                yield item
+        if self.is_sharded and 0 < count % self.size <= self.rank:
+            yield item
+
+    def in_order(self, mine: list[float], count: int) -> list[float]:
+        """The values of all `count` items that were dealt, in their order, given this process's own."""
+        values = torch.zeros(count, dtype=torch.float64)
+        own = values[self.rank :: self.size]
+        own.copy_(torch.tensor(mine[: len(own)], dtype=torch.float64))
+        return self.sum(values).tolist()  # all but one are zero, so nothing is rounded
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the processes (all-reduce); every process gets it."""
         if self.size > 1:
@@ -142,7 +183,8 @@ ONE_PROCESS = DistContext()
 def join(shard: bool = False) -> Iterator[DistContext]:
     """Yield this process's context, from the environment that torchrun sets.
 
-    Each process of a machine uses the GPU of its local rank, or the CPU.
+    Each process of a machine uses the GPU of its local rank, or the CPU. Raises CapgapError if another
+    process of the job has ended or does not answer.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = compute_device()
@@ -152,9 +194,31 @@ def join(shard: bool = False) -> Iterator[DistContext]:
         yield DistContext(device=device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
-    yield DistContext(rank, size, device, shard)
+    try:
+        torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+        nodes = size // int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield DistContext(rank, size, device, shard, nodes)
+    except RuntimeError as error:  # DistBackendError and DistNetworkError are of its kind
+        if not lost_process(error):
+            raise
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise CapgapError(
+            f"process {rank} of {size} lost another one, which has ended or does not answer ({reason}); "
+            "what ended it is said before or after this line. Run again to go on from the last checkpoint"
+        ) from None
     torch.distributed.destroy_process_group()
+
+
+LOST = (
+    *("closed by peer", "reset by peer", "Timed out waiting", "Broken pipe", "timed out"),
+    *("remote process exited", "NCCL communicator was aborted", "Connection refused"),
+)
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the job has ended or does not answer."""
+    distributed = torch.distributed.DistError
+    return isinstance(error, distributed) or any(words in str(error) for words in LOST)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ from capgap.data.token_streams import begin, lattice
 from capgap.engine.forward import model_output
 from capgap.engine.losses import ModelOutput, PartialTargets
 from capgap.engine.onednn_matmul import use_onednn
+from capgap.engine.parallel import ONE_PROCESS, DistContext
 from capgap.engine.resuming import Stop
 from capgap.engine.streaming import ready
 from capgap.engine.time_left import duration
@@ -79,39 +80,58 @@ def require_space(settings: TargetsStage, vocab: int, folder: Path, saved: int =
 class Unfinished:
     """The part of the targets that is computed, in a folder of its own.
 
-    A folder artifact `windows-<n>` holds the windows after the last whole shard up to window n, so
-    one that ends a shard is that shard.
+    A folder artifact `windows-<n>` holds the windows of a shard up to window n, so one that ends a
+    shard is that shard. dist: the processes, each of which computes every `size`-th shard.
     """
 
-    def __init__(self, folder: Path, settings: TargetsStage, windows: int, vocab: int):
+    def __init__(
+        self,
+        folder: Path,
+        settings: TargetsStage,
+        windows: int,
+        vocab: int,
+        dist: DistContext = ONE_PROCESS,
+    ):
         each = settings.bytes_per_token(vocab) * settings.sequence_length
-        self.folder, self.vocab = folder, vocab
+        self.folder, self.vocab, self.size = folder, vocab, dist.size
         self.per_shard = max(1, SHARD_BYTES // each)
         self.ends = [*range(self.per_shard, windows, self.per_shard), windows]
-        self.done = self._intact()  # windows that are saved
+        saved = self._saved()
+        # windows that are saved of this process's shards, by the shard's end
+        self.done = {end: self._newest(saved, end) for end in dist.deal(self.ends)}
 
-    def _intact(self) -> int:
-        """Windows that are saved and whole."""
-        done, saved = 0, self._saved()
-        for end in self.ends:
-            here = saved[bisect(saved, done) : bisect(saved, end)]
-            done = max(filter(self._whole, here), default=done)
-            if done < end:
-                break
-        return done
+    def begin(self, end: int) -> int:
+        """The first window of a shard."""
+        return (end - 1) // self.per_shard * self.per_shard
 
-    def save(self, done: int, kept: dict[str, torch.Tensor]) -> None:
+    @property
+    def windows(self) -> int:
+        """How many windows this process saves in all."""
+        return sum(end - self.begin(end) for end in self.done)
+
+    @property
+    def saved(self) -> int:
+        """How many of them are saved."""
+        return sum(done - self.begin(end) for end, done in self.done.items())
+
+    def _newest(self, saved: list[int], end: int) -> int:
+        """The last window of a shard that is saved and whole, its beginning if there is none."""
+        here = saved[bisect(saved, self.begin(end)) : bisect(saved, end)]
+        return next(filter(self._whole, reversed(here)), self.begin(end))
+
+    def save(self, end: int, done: int, kept: dict[str, torch.Tensor]) -> None:
         """Save the windows of a shard up to window `done` in place of fewer of them."""
         with publish_folder(self._at(done), ours=True) as folder:
             save_file(kept, folder / WINDOWS)
-        self.done = done
+        self.done[end] = done
         for fewer in self._saved():
-            if (done - 1) // self.per_shard * self.per_shard < fewer < done:
+            if self.begin(end) < fewer < done:
                 shutil.rmtree(self._at(fewer))
 
-    def begun(self) -> list[dict[str, torch.Tensor]]:
+    def begun(self, end: int) -> list[dict[str, torch.Tensor]]:
         """The saved windows of a shard that is not whole."""
-        return [] if self.done in (0, *self.ends) else [load_file(self._at(self.done) / WINDOWS)]
+        done = self.done[end]
+        return [load_file(self._at(done) / WINDOWS)] if self.begin(end) < done < end else []
 
     def shards(self) -> list[Path]:
         """Files of all shards; each must be saved."""
@@ -138,7 +158,7 @@ def compute_targets(
     checkpoint_seconds: float,
     bos_id: int | None = None,
 ) -> None:
-    """Compute what is not saved yet of a teacher's targets on a training stream.
+    """Compute what is not saved yet of a teacher's targets on a training stream, this process's part.
 
     bos_id: first of every window, see `token_streams.begin`.
 
@@ -147,48 +167,49 @@ def compute_targets(
     length, vocab = settings.sequence_length, unfinished.vocab
     starts = lattice(len(stream), length, settings.unique_tokens)
     batch = max(1, settings.batch_tokens // length)
-    done = first = unfinished.done
-    pieces = unfinished.begun()
-    if done:
-        print(f"resumed after {done * length:,} tokens", flush=True)
+    first, windows = unfinished.saved, unfinished.windows
+    whose = "" if unfinished.size == 1 else f" of one of {unfinished.size} processes"
+    if first:
+        print(f"resumed after {first * length:,} tokens{whose}", flush=True)
     clock = last_said = last_saved = time.monotonic()
 
     def parts():
         """Inputs, places of their windows, and the end of the shard that they belong to."""
-        at = done
-        while at < len(starts):
-            end = next(end for end in unfinished.ends if at < end)
-            part = starts[at : min(end, at + batch)]
-            rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
-            yield begin(torch.from_numpy(rows), bos_id).to(teacher.device), part, end
-            at += len(part)
+        for end, at in dict(unfinished.done).items():
+            while at < end:
+                part = starts[at : min(end, at + batch)]
+                rows = np.stack([stream[at : at + length] for at in part]).astype(np.int64)
+                yield begin(torch.from_numpy(rows), bos_id).to(teacher.device), part, end
+                at += len(part)
 
+    computed, shard, done, pieces = first, None, 0, []
     with Stop() as stop:
         for inputs_BT, part, end in ready(teacher, parts(), lambda: stop.asked):
+            if end != shard:
+                shard, done, pieces = end, unfinished.done[end], unfinished.begun(end)
             output = model_output(teacher, inputs_BT, precision=settings.precision, vocab=vocab)
             draws = np.concatenate([_uniforms(settings.seed, at, length) for at in part])
             pieces += reduce_to_targets(output, torch.from_numpy(draws), settings)
-            done += len(part)
+            done, computed = done + len(part), computed + len(part)
             now = time.monotonic()
             if done == end or stop.asked or now - last_saved > checkpoint_seconds:
-                unfinished.save(done, join(pieces))
+                unfinished.save(end, done, join(pieces))
                 last_saved = time.monotonic()
-                pieces = [] if done == end else pieces
-            if now - last_said > 5 or done == len(starts):
-                last_said, per_window = now, (now - clock) / (done - first)
-                left = per_window * (len(starts) - done)
+            if now - last_said > 5 or computed == windows:
+                last_said, per_window = now, (now - clock) / (computed - first)
+                left = per_window * (windows - computed)
                 print(
-                    f"{done * length:,} of {len(starts) * length:,} tokens  "
+                    f"{computed * length:,} of {windows * length:,} tokens{whose}  "
                     f"{length / per_window:,.0f} tok/s  left {duration(left)}",
                     flush=True,
                 )
             if stop.asked:
                 break
-    if done < len(starts):
-        if pieces and done > unfinished.done:  # asked to end between two layers
-            unfinished.save(done, join(pieces))
+    if computed < windows:
+        if shard is not None and done > unfinished.done[shard]:  # to end between two layers
+            unfinished.save(shard, done, join(pieces))
         raise Terminated(
-            f"terminated after {done * length:,} tokens; the state is saved in "
+            f"terminated after {computed * length:,} tokens{whose}; the state is saved in "
             f"{unfinished.folder}, run again to go on"
         )
 

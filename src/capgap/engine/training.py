@@ -148,6 +148,7 @@ def train(
             bos_id=streams.meta.bos_id,
             compute=ddp_model,
             mask=held_out_mask,
+            dist=dist,
         )
         dist.reshard(ddp_model)
         return loss
@@ -198,6 +199,7 @@ def train(
             )
             if means is None:
                 checkpoints.save(scratch, step, model, optimizer, {"curve": curve})
+                dist.wait()  # a process that ends takes the others with it, the one that saves too
                 raise _terminated(step, steps, scratch)
             data_ce, teacher_term = means
             if not math.isfinite(data_ce + teacher_term):
@@ -217,6 +219,7 @@ def train(
                 with saver:
                     checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
                 if ended:
+                    dist.wait()
                     raise _terminated(step + 1, steps, scratch)
     rounding.undo()
     model.eval()

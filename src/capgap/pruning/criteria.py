@@ -32,6 +32,7 @@ import torch
 from capgap.engine.forward import hidden_states, model_output
 from capgap.engine.losses import data_loss
 from capgap.engine.onednn_matmul import use_onednn
+from capgap.engine.parallel import ONE_PROCESS, DistContext
 from capgap.engine.streaming import LayerByLayer, autocast, layer_by_layer, ready, weight_of
 from capgap.pruning.families import Family
 from capgap.pruning.solver import Sizes, Widths
@@ -110,9 +111,16 @@ def _add_gradients(
 
 
 def activations(
-    model: torch.nn.Module, family: Family, batches: Batches, precision: str = "float32"
+    model: torch.nn.Module,
+    family: Family,
+    batches: Batches,
+    precision: str = "float32",
+    dist: DistContext = ONE_PROCESS,
 ) -> Scores:
-    """Mean magnitude of units' outputs over tokens (and, for channels, over norms)."""
+    """Mean magnitude of units' outputs over tokens (and, for channels, over norms).
+
+    dist: the processes, each of which has some of the batches.
+    """
     groups, neurons, hidden = _zeros(model, _shapes(sizes_of(model)))
 
     def add_input(total_U, module, args):
@@ -136,7 +144,8 @@ def activations(
         after += [(there[name], add_output) for name in inner if name in there]
     with _hooks((before, after)):
         run_through(model, batches, precision)
-    tokens = sum(inputs.numel() for inputs, _ in batches)
+    tokens = dist.sum(torch.tensor(sum(inputs.numel() for inputs, _ in batches))).item()
+    groups, neurons, hidden = map(dist.sum, (groups, neurons, hidden))
     return [groups / tokens, neurons / tokens, hidden / (tokens * len(after))]
 
 

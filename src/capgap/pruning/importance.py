@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from capgap.engine.forward import output_form
+from capgap.engine.parallel import ONE_PROCESS, DistContext
 from capgap.engine.time_left import Reported
 from capgap.pruning.criteria import (
     Batches,
@@ -54,31 +55,33 @@ def measure(
     seed: int = 0,
     precision: str = "float32",
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+    dist: DistContext = ONE_PROCESS,
 ) -> Importance:
     """Importance of all units of a model, averaged over B sequences.
 
-    criterion, precision: as in config.Score. seed: of random scores. The model is put into evaluation mode and
-    its parameters stop requiring gradients.
+    criterion, precision: as in config.Score. seed: of random scores. dist: the processes that share the
+    sequences; sums over them are of float64, so their number changes no score by more than its rounding
+    to float32. The model is put into evaluation mode and its parameters stop requiring gradients.
     """
     family = family_of(type(model).__name__)
     model.eval().requires_grad_(False)
     output_form(model)  # probes the model, so it must run before hooks are registered
     rows = max(1, micro_batch_tokens // inputs_BT.shape[1])
     batches = list(zip(inputs_BT.split(rows), labels_BT.split(rows), strict=True))
-    batches = Reported(batches, f"{criterion}: batch")
+    batches = Reported(list(dist.deal(batches)), f"{criterion}: batch")
     with _influence(model, family) as influence_L:
-        scores = _scores(model, family, batches, criterion, seed, precision)
-    influence_L /= inputs_BT.numel()
+        scores = _scores(model, family, batches, criterion, seed, precision, dist)
+    influence_L = dist.sum(influence_L) / inputs_BT.numel()
     layers = influence_L.clamp_min(0).cpu().numpy().astype(np.float32)
     return Importance(*(_normalised(s.cpu().numpy()) for s in scores), layers)
 
 
-def _scores(model, family: Family, batches: Batches, criterion, seed, precision) -> Scores:
+def _scores(model, family: Family, batches: Batches, criterion, seed, precision, dist) -> Scores:
     match criterion:
         case "mask_gradient":
-            return mask_gradients(model, family, batches, precision)
+            return [*map(dist.sum, mask_gradients(model, family, batches, precision))]
         case "activation":
-            return activations(model, family, batches, precision)
+            return activations(model, family, batches, precision, dist)
         case "magnitude":
             run_through(model, batches, precision)
             return magnitudes(model, family)

@@ -7,6 +7,7 @@ value), the caller gets one `Unreadable` that names it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capgap.errors import CapgapError
+
+DIGESTS = "CAPGAP_DIGESTS"  # folder of digests that the processes of a job on a machine share
+LARGE_BYTES = 2**20
 
 
 class Unreadable(CapgapError):
@@ -59,6 +63,22 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
 
 
 def digest(path: str | Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a regular file's contents; Unreadable if there is none."""
+    """Hexadecimal digest of a regular file's contents; Unreadable if there is none.
+
+    Processes that share a job on one machine read each large file once: its digest is kept, by the
+    file's device, inode, size and time, in the folder that their launcher has made.
+    """
     with _open(path) as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        status, folder = os.fstat(file.fileno()), os.environ.get(DIGESTS)
+        if folder is None or status.st_size < LARGE_BYTES:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        name = "-".join(map(str, (*identity, algorithm)))
+        with open(Path(folder) / name, "a+", encoding="ascii") as kept:
+            fcntl.flock(kept, fcntl.LOCK_EX)  # whoever comes second waits for the first
+            kept.seek(0)
+            found = kept.read()
+            if not found:
+                found = hashlib.file_digest(file, algorithm).hexdigest()
+                kept.write(found)
+            return found

@@ -24,12 +24,19 @@ from capgap.engine.models import (
     read_lineage,
     vocabulary_rows,
 )
+from capgap.engine.parallel import ONE_PROCESS, DistContext, join
 from capgap.engine.resuming import RunPaths, discard, hold_state, state_key
 from capgap.engine.streaming import load_frozen
 from capgap.engine.teacher_targets import RECORD, Unfinished, compute_targets, gather, require_space
 from capgap.errors import CapgapError, out_of_memory
 from capgap.pruning.store import weights_digest
-from capgap.records.artifacts import check_folder, folder_of, open_folder, publish_folder
+from capgap.records.artifacts import (
+    check_folder,
+    folder_of,
+    is_first_process,
+    open_folder,
+    publish_folder,
+)
 from capgap.records.run_records import TargetsRecord
 from capgap.stages.base import (
     StageParser,
@@ -47,10 +54,12 @@ def run(
     run_paths: RunPaths,
     *,
     stream: bool = False,
-) -> TargetsRecord:
-    """Compute and publish the targets of one teacher.
+    dist: DistContext = ONE_PROCESS,
+) -> TargetsRecord | None:
+    """Compute and publish the targets of one teacher; None in processes that do not publish.
 
-    stream: run it layer by layer from disk, though it may fit.
+    stream: run it layer by layer from disk, though it may fit. dist: the processes that share the
+    text.
     """
     teacher, streams, out = open_folder(teacher), Streams(tokens_folder), folder_of(run_paths.out)
     text, length = streams["train"], settings.sequence_length
@@ -70,9 +79,10 @@ def run(
         "vocab_size": vocab,
     }
     scratch = run_paths.scratch / state_key(settings, sources, [teacher])
-    held = hold_state(scratch, out)
-    unfinished = Unfinished(scratch, settings, windows, vocab)
-    saved = unfinished.done * length
+    held = hold_state(scratch, out) if is_first_process() else None
+    dist.wait()  # until no other job writes there
+    unfinished = Unfinished(scratch, settings, windows, vocab, dist)
+    saved = int(dist.sum(torch.tensor(unfinished.saved))) * length
     print(f"targets of {teacher}: {require_space(settings, vocab, scratch, saved)}", flush=True)
     try:
         model = _load(settings, teacher, streams, stream)
@@ -93,6 +103,9 @@ def run(
             f"{settings.batch_tokens} (in a study: distill.micro_batch_tokens), or set "
             "distill.teacher_precision to bfloat16"
         ) from None
+    dist.wait()
+    if held is None:
+        return None
     tokens = windows * length
     with publish_folder(out) as folder:
         tail = gather(unfinished, folder)
@@ -137,7 +150,12 @@ def main(argv: list[str] | None = None) -> None:
     add_stream_argument(parser)
     args, settings = parser.parse(argv)
     run_paths = RunPaths(args.out, args.scratch, args.checkpoint_seconds)
-    record = run(settings, args.teacher, args.token_streams, run_paths, stream=args.stream)
+    with join() as dist:
+        record = run(
+            settings, args.teacher, args.token_streams, run_paths, stream=args.stream, dist=dist
+        )
+    if record is None:
+        return
     print(
         f"{record.tokens:,} tokens, {record.bytes_per_token} bytes each"
         + (f"; mean mass of the tail {record.mean_tail_mass:.3f}" if record.mean_tail_mass else "")

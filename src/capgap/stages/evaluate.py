@@ -16,9 +16,10 @@ from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.evaluation import bits_per_byte, mean_loss
 from capgap.engine.models import check_reads, read_lineage
+from capgap.engine.parallel import ONE_PROCESS, DistContext, join
 from capgap.engine.streaming import load_frozen
 from capgap.errors import CapgapError
-from capgap.records.artifacts import open_folder, write_text
+from capgap.records.artifacts import is_first_process, open_folder, write_text
 from capgap.records.paths import TEXT_SPLIT
 from capgap.records.run_records import Metrics, SplitLoss, TextLoss
 from capgap.stages.base import StageParser, add_stream_argument, out_file, run_stage
@@ -27,13 +28,19 @@ MAX_LOSS = 700  # nats per token; the perplexity of more is no number any more
 
 
 def run(
-    settings: Evaluate, model_folder: Path, tokens_folder: Path, *, stream: bool = False
+    settings: Evaluate,
+    model_folder: Path,
+    tokens_folder: Path,
+    *,
+    stream: bool = False,
+    dist: DistContext = ONE_PROCESS,
 ) -> Metrics:
     """Loss on the validation and the test split, with the model's size and cost.
 
-    stream: run the model layer by layer from disk, though it may fit.
+    stream: run the model layer by layer from disk, though it may fit. dist: the processes that share
+    the text.
     """
-    measured = _Measured(settings, model_folder, tokens_folder, stream)
+    measured = _Measured(settings, model_folder, tokens_folder, stream, dist)
     model, folder = measured.model, measured.folder
     lineage = read_lineage(folder, model)
     counted = count_params(model)
@@ -50,12 +57,21 @@ def run(
 
 
 def on_text(
-    settings: Evaluate, model_folder: Path, tokens_folder: Path, text: str, *, stream: bool = False
+    settings: Evaluate,
+    model_folder: Path,
+    tokens_folder: Path,
+    text: str,
+    *,
+    stream: bool = False,
+    dist: DistContext = ONE_PROCESS,
 ) -> TextLoss:
-    """Loss on a further text, by its name. Of text without conversations all tokens count."""
+    """Loss on a further text, by its name; of text without conversations all tokens count.
+
+    stream, dist: as in `run`.
+    """
     if Streams(tokens_folder).meta.completion_tokens is None:
         settings = settings.model_copy(update={"loss_on": "all"})
-    measured = _Measured(settings, model_folder, tokens_folder, stream)
+    measured = _Measured(settings, model_folder, tokens_folder, stream, dist)
     lineage = read_lineage(measured.folder, measured.model)
     return TextLoss(lineage=lineage, text=text, measured=measured.on(TEXT_SPLIT))
 
@@ -63,8 +79,15 @@ def on_text(
 class _Measured:
     """A model and the token streams that it is measured on."""
 
-    def __init__(self, settings: Evaluate, model_folder: Path, tokens_folder: Path, stream: bool):
-        self.settings, self.folder = settings, open_folder(model_folder)
+    def __init__(
+        self,
+        settings: Evaluate,
+        model_folder: Path,
+        tokens_folder: Path,
+        stream: bool,
+        dist: DistContext,
+    ):
+        self.settings, self.folder, self.dist = settings, open_folder(model_folder), dist
         self.streams = Streams(tokens_folder)
         self.model = load_frozen(self.folder, settings.precision, stream=stream)
         check_reads(
@@ -89,6 +112,7 @@ class _Measured:
             vocab=meta.vocab_size,
             bos_id=meta.bos_id,
             mask=mask,
+            dist=self.dist,
         )
         if not loss < MAX_LOSS:
             raise CapgapError(
@@ -118,17 +142,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_stream_argument(parser)
     args, settings = parser.parse(argv)
-    if args.text:
-        found = on_text(settings, args.model, args.token_streams, args.text, stream=args.stream)
-        write_text(args.out, found.to_json())
-        print(f"{args.text}: {found.measured.bits_per_byte:.4f} bits per byte")
-        return
-    metrics = run(settings, args.model, args.token_streams, stream=args.stream)
-    write_text(args.out, metrics.to_json())
-    print(
-        f"test loss {metrics.test.loss_nats_per_token:.4f} nats per token, "
-        f"{metrics.test.bits_per_byte:.4f} bits per byte"
-    )
+    with join() as dist:
+        if args.text:
+            found = on_text(
+                settings, args.model, args.token_streams, args.text, stream=args.stream, dist=dist
+            )
+            record, measured = found.to_json(), f"{args.text}: {found.measured.bits_per_byte:.4f}"
+        else:
+            metrics = run(settings, args.model, args.token_streams, stream=args.stream, dist=dist)
+            record, test = metrics.to_json(), metrics.test
+            measured = (
+                f"test loss {test.loss_nats_per_token:.4f} nats per token, {test.bits_per_byte:.4f}"
+            )
+        if is_first_process():
+            write_text(args.out, record)
+    print(f"{measured} bits per byte")
 
 
 if __name__ == "__main__":

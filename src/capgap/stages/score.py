@@ -18,19 +18,27 @@ from transformers import PreTrainedModel
 from capgap.config import Calibration, Score
 from capgap.data.token_streams import Streams, calibration_batch, check_long_enough
 from capgap.engine.models import check_reads
+from capgap.engine.parallel import ONE_PROCESS, DistContext, join
 from capgap.engine.streaming import load_frozen
 from capgap.pruning.importance import Importance, measure
 from capgap.pruning.store import weights_digest, write_importance
-from capgap.records.artifacts import open_folder, publish_folder
+from capgap.records.artifacts import is_first_process, open_folder, publish_folder
 from capgap.stages.base import StageParser, add_stream_argument, out_folder, run_stage
 
 
 def run(
-    settings: Score, model_folder: Path, tokens_folder: Path, out: Path, *, stream: bool = False
+    settings: Score,
+    model_folder: Path,
+    tokens_folder: Path,
+    out: Path,
+    *,
+    stream: bool = False,
+    dist: DistContext = ONE_PROCESS,
 ) -> Importance:
     """Measure the importance of all units of a model and publish it.
 
-    stream: run the model layer by layer from disk, though it may fit.
+    stream: run the model layer by layer from disk, though it may fit. dist: the processes that share
+    the sequences.
     """
     torch.set_num_threads(1)
     folder, streams = open_folder(model_folder), Streams(tokens_folder)
@@ -44,9 +52,11 @@ def run(
         settings.criterion,
         seed=settings.seed,
         precision=settings.precision,
+        dist=dist,
     )
-    with publish_folder(out) as temporary:
-        write_importance(temporary, importance, weights_digest(folder))
+    if is_first_process():
+        with publish_folder(out) as temporary:
+            write_importance(temporary, importance, weights_digest(folder))
     return importance
 
 
@@ -89,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=out_folder, help="folder to write")
     add_stream_argument(parser)
     args, settings = parser.parse(argv)
-    importance = run(settings, args.model, args.tokens, args.out, stream=args.stream)
+    with join() as dist:
+        importance = run(settings, args.model, args.tokens, args.out, stream=args.stream, dist=dist)
     (layers, groups), neurons = importance.groups.shape, importance.neurons.shape[1]
     print(
         f"scored {layers} layers x {groups} groups and {neurons} neurons, "

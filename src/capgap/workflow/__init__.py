@@ -37,6 +37,8 @@ commands/)
                killed run would leave jobs that overwrite the next run's outputs, and stale locks.
   launch.py    starts the stages that use PyTorch: it assigns GPUs, starts the processes and measures
                time and memory.
+  node.py      runs torchrun on each machine of a job of several processes. torchrun alone forgets the
+               status with which they end, and whether they have saved.
   job_host.py  forks jobs from one process that has loaded PyTorch. Otherwise every job would import
                it, which costs as much as a small job's own work.
   run.py       `capgap run`: lock, clear what a killed run left, compare results with the ledger,

@@ -1,21 +1,24 @@
 """
 Start a stage as one process or several, and measure what it took.
 
-    python -m capgap.workflow.launch GPUS PROCESSES SHARD TIMING MODULE [OPTION...]
+    python -m capgap.workflow.launch [--gpus N] [--processes N] [--nodes N] ... TIMING MODULE [OPTION...]
 
-A stage of one process that needs no GPU is forked from the run's job host if there is one (see
+GPUs and processes are those of the whole job. A stage of one process that needs no GPU is forked from the run's job host if there is one (see
 `capgap.workflow.job_host`). Wall time, CPU time and peak memory are written to the file TIMING.
 
 If the variable CAPGAP_GPUS lists devices of this machine, the stage claims GPUS of them that no other
 job of this user holds, and sees only those. If it is not set, the cluster assigns devices. Several
-processes are started by torchrun; SHARD is 1 if the model is sharded over them.
+processes are started by torchrun (`capgap.workflow.node`), on several machines through srun within the
+job's allocation.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -30,7 +33,7 @@ from capgap.workflow.job_host import Ended
 
 VARIABLE = "CAPGAP_GPUS"  # ids of the devices that jobs may claim, separated by commas
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-SHUTDOWN_SECONDS = 300  # for processes to finish a step and save it after SIGTERM
+OTHERS_SECONDS = 60  # for the processes of other machines to end after those of one have
 WAIT_SECONDS = 0.2
 
 
@@ -97,59 +100,106 @@ def claim(number: int, ids: list[str]) -> list[str]:
     return list(held)
 
 
-def command(processes: int, module: str, options: list[str]) -> list[str]:
-    """The command line of a stage: Python, or torchrun for several processes on this machine."""
+def command(
+    module: str,
+    options: list[str],
+    *,
+    processes: int = 1,
+    nodes: int = 1,
+    gpus: int = 0,
+    cores: int = 1,
+) -> list[str]:
+    """The command line of a stage: Python, or the launcher of several processes on each machine.
+
+    gpus, processes: of all machines. cores: of each. The job's script runs on the first machine, so a
+    port that is free here is one where the launchers can meet.
+    """
     if processes == 1:
         return [sys.executable, "-m", module, *options]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    torchrun += [f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
-    # without -- torchrun would read a stage's option as an abbreviation of one of its own
-    return [sys.executable, *torchrun, "--module", "--", module, *options]
+    port = free_port() if nodes > 1 else 0
+    words = [sys.executable, "-m", "capgap.workflow.node"]
+    words += [*map(str, (nodes, processes // nodes, port)), module, *options]
+    if nodes == 1:
+        return words
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    srun += [f"--cpus-per-task={cores}", f"--wait={OTHERS_SECONDS}"]
+    srun += [f"--gpus-per-node={gpus // nodes}"] * (gpus > 0)
+    return [*srun, *words]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def measured(words: list[str]) -> Ended:
-    """Run a command to its end; SIGTERM is passed on to it."""
+    """Run a command to its end; SIGTERM is passed on to it, or by Slurm to what srun has started."""
     # the command inherits the locks, so they are held until it has released the devices
     process = subprocess.Popen(words, preexec_fn=die_with_parent, close_fds=False)
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+
+    def pass_on(*_) -> None:
+        if words[0] != "srun":
+            process.send_signal(signal.SIGTERM)
+        else:  # which would answer SIGTERM with SIGKILL to all
+            subprocess.run(["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]])
+
+    signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = 0  # it has been waited for
     return Ended(status, used.ru_utime + used.ru_stime, 1024.0 * used.ru_maxrss)
 
 
-def write_timing(path: Path, wall_s: float, ended: Ended) -> None:
-    """Write one row with the column names of Snakemake's benchmark files; memory in MiB."""
+def write_timing(path: Path, wall_s: float, ended: Ended, *, nodes: int = 1) -> None:
+    """Write one row with the column names of Snakemake's benchmark files; memory in MiB.
+
+    On several nodes neither memory nor CPU time is known: they are those of srun.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    row = f"{wall_s:.4f}\t{ended.peak_bytes / 2**20:.2f}\t{ended.cpu_s:.4f}"
+    used = f"{ended.peak_bytes / 2**20:.2f}\t{ended.cpu_s:.4f}" if nodes == 1 else "NA\tNA"
+    row = f"{wall_s:.4f}\t{used}"
     path.write_text(f"s\tmax_rss\tcpu_time\n{row}\n", encoding="utf-8")
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """What to start, from a command line."""
+    parser = argparse.ArgumentParser("capgap.workflow.launch", allow_abbrev=False)
+    for name, default in (("gpus", 0), ("processes", 1), ("nodes", 1), ("cores", 1), ("shard", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("timing", type=Path)
+    parser.add_argument("module")
+    parser.add_argument("options", nargs=argparse.REMAINDER)
+    args = parser.parse_args(words)
+    args.options += ["--shard"] * args.shard
+    return args
 
 
 def main() -> None:
     """Claim devices, run the stage, and exit with its status."""
-    gpus, processes, shard, timing, module, *options = sys.argv[1:]
-    if int(shard):
-        options.append("--shard")
+    args = parse()
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()
     if VARIABLE in os.environ:
         try:
-            names = claim(int(gpus), os.environ[VARIABLE].split(","))
+            names = claim(args.gpus, os.environ[VARIABLE].split(","))
         except CapgapError as error:
             sys.exit(f"error: {error}")
         os.environ[VISIBLE] = ",".join(names)
         print(f"on GPU {os.environ[VISIBLE] or 'none'}", flush=True)
     os.environ.update(job_host.ONE_THREAD)  # Snakemake sets these to the number of processes
     begun, ended = time.monotonic(), None
-    if processes == "1" and gpus == "0":
+    if args.processes == 1 and args.gpus == 0:
         try:
-            ended = job_host.submit(module, options)
+            ended = job_host.submit(args.module, args.options)
         except EOFError as error:
             sys.exit(f"error: {error}, and the job with it; run again to go on")
     if ended is None:
-        ended = measured(command(int(processes), module, options))
+        asked = {name: getattr(args, name) for name in ("processes", "nodes", "gpus", "cores")}
+        ended = measured(command(args.module, args.options, **asked))
     if ended.status == 0:
-        write_timing(Path(timing), time.monotonic() - begun, ended)
+        write_timing(args.timing, time.monotonic() - begun, ended, nodes=args.nodes)
     elif os.WIFSIGNALED(ended.status):
         number = os.WTERMSIG(ended.status)
         signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None

@@ -42,6 +42,26 @@ def hand_down(study: Study) -> None:
     os.environ[SOURCES] = "{}"
 
 
+def own_texts(workflow: Any) -> dict[str, str]:
+    """The run's default resources that are texts for Slurm, which a rule's own would replace."""
+    given = workflow.resource_settings.default_resources or {}
+    texts = {
+        name: str(getattr(given[name], "raw", given[name]))
+        for name in ("slurm_extra", "gpu_model")
+        if name in given
+    }
+    return {name: text.strip("'\"") for name, text in texts.items()}  # typed in quotes or without
+
+
+def check_executor(study: Study, executor: str) -> None:
+    """Raise CapgapError if jobs of several nodes would be run by something else than Slurm."""
+    if study.plan.nodes > 1 and executor != "slurm":
+        raise CapgapError(
+            f"plan.nodes: jobs on {study.plan.nodes} nodes are started by Slurm, and this run's executor "
+            f"is {executor}; run it with --profile profiles/slurm, or set plan.nodes to 1"
+        )
+
+
 def handed_down() -> Study:
     """The settings with which the job's run was planned."""
     if SETTINGS not in os.environ:
