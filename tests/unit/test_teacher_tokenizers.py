@@ -94,7 +94,9 @@ def test_its_memory_and_work_count_the_teachers_own_entries(tmp_path, monkeypatc
     own, plain = StudyCost(study(large)), StudyCost(study(same))
     assert own.architecture("t16k").whole().vocab == 40_000
     assert own.student("3k", "random").vocab == 300
-    ours, theirs = (cost.distill_memory("3k", "random", "t16k") for cost in (own, plain))
+    ours, theirs = (
+        cost.distill_memory(cost.student("3k", "random"), "t16k") for cost in (own, plain)
+    )
     assert ours.loss > theirs.loss + 4 * 128 * 40_000
     assert own.teacher_tokens("t16k") == pytest.approx(0.538, abs=0.01)  # log 300 / log 40,000
     assert own.teacher_tokens("t9k") == 1
