@@ -38,6 +38,12 @@ def metric_problems(study: Study) -> Iterator[str]:
             )
         if name in shots:
             yield f"evaluate.texts.{name}: a task of the harness has this name; give the text another one"
+    foreign = [name for name in study.teachers if study.teacher_tokenizer(name)]
+    if texts and foreign:
+        yield (
+            f"evaluate.texts: {', '.join(foreign)} read another tokenizer than the students, and further texts "
+            "are packed with theirs alone; leave the texts or these teachers out"
+        )
     known = [*MEASURED, *texts, *shots]
     metrics = study.law.metrics()
     for name in metrics:
