@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from capgap.command_parser import CommandParser
@@ -70,18 +70,12 @@ def _commit() -> None:
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
     )  # or it would go on after a kill, without the lock
-    errors, looks_full = None, 0
-    while errors is None:
-        try:
-            errors = process.communicate(timeout=1)[1]
-        except subprocess.TimeoutExpired:
-            looks_full = looks_full + 1 if _disk_full() else 0
-            if looks_full == FULL_S:  # DVC's database of hashes tries again for ever
-                process.kill()
-                process.communicate()
-                raise CapgapError(
-                    "nothing was saved: the disk is full; free some space and run again"
-                ) from None
+    try:
+        errors = _errors_of(process)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     if process.returncode:
         reason = [line for line in errors.splitlines() if line.startswith("ERROR: ")]
         lines = reason or errors.strip().splitlines()[-1:] or [f"status {process.returncode}"]
@@ -91,6 +85,20 @@ def _commit() -> None:
         raise CapgapError(
             f"nothing was saved: dvc commit failed ({lines[0].removeprefix('ERROR: ')}){hint}"
         )
+
+
+def _errors_of(process: subprocess.Popen[str]) -> str:
+    """What DVC printed when it has ended; CapgapError if the disk is full for `FULL_S`.
+
+    DVC's database of hashes tries for ever to write to a full disk.
+    """
+    looks_full = 0
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=1)[1]
+        looks_full = looks_full + 1 if _disk_full() else 0
+        if looks_full == FULL_S:
+            raise CapgapError("nothing was saved: the disk is full; free some space and run again")
 
 
 def _disk_full() -> bool:
