@@ -1,5 +1,6 @@
 """Commands of capgap in forked processes, which cost no start-up, and may be killed at any moment."""
 
+import atexit
 import importlib
 import os
 import runpy
@@ -90,6 +91,7 @@ def _child(repository, words, moment, victims, counter, out) -> None:
     status = 70
     try:
         os.setsid()
+        atexit._clear()  # pytest's, which would remove the folders of earlier runs of the tests
         for name, fd in (("/dev/null", 0), (out, 1), (out, 2)):
             flags = os.O_RDONLY if fd == 0 else os.O_WRONLY | os.O_CREAT | (os.O_TRUNC * (fd == 1))
             os.dup2(os.open(name, flags | os.O_APPEND, 0o644), fd)

@@ -7,10 +7,11 @@ refused; `dvc commit` alone would accept it. An interrupted save leaves dvc.lock
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from capgap.command_parser import CommandParser
@@ -25,6 +26,8 @@ from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import only_run
 from capgap.workflow.pending import pending
 from capgap.workflow.shared_settings import check_shared, own_caches
+
+FULL_S = 5  # a disk that is full for so long stays full
 
 
 def run(study_file: Path) -> None:
@@ -65,18 +68,45 @@ def _whole_lock() -> Iterator[None]:
 def _commit() -> None:
     """Have DVC store the stage's outputs; CapgapError with its reason if it cannot."""
     command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", "study"]
-    result = subprocess.run(
+    process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
     )  # or it would go on after a kill, without the lock
-    if result.returncode:
-        reason = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-        lines = reason or result.stderr.strip().splitlines()[-1:] or [f"status {result.returncode}"]
+    try:
+        errors = _errors_of(process)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode:
+        reason = [line for line in errors.splitlines() if line.startswith("ERROR: ")]
+        lines = reason or errors.strip().splitlines()[-1:] or [f"status {process.returncode}"]
         hint = ""
         if not Path(".git").exists():
             hint = "; saving needs git, which shares dvc.lock: git init"
         raise CapgapError(
             f"nothing was saved: dvc commit failed ({lines[0].removeprefix('ERROR: ')}){hint}"
         )
+
+
+def _errors_of(process: subprocess.Popen[str]) -> str:
+    """What DVC printed when it has ended; CapgapError if the disk is full for `FULL_S`.
+
+    DVC's database of hashes tries for ever to write to a full disk.
+    """
+    looks_full = 0
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=1)[1]
+        looks_full = looks_full + 1 if _disk_full() else 0
+        if looks_full == FULL_S:
+            raise CapgapError("nothing was saved: the disk is full; free some space and run again")
+
+
+def _disk_full() -> bool:
+    """Whether the disk of the working folder lacks the room for a small database, or for a file."""
+    disk = os.statvfs(".")
+    no_file = disk.f_files > 0 and disk.f_favail == 0  # some file systems do not count files
+    return no_file or disk.f_bavail * disk.f_frsize < 2**16
 
 
 def main(argv: list[str] | None = None) -> None:
