@@ -17,12 +17,10 @@ TEXT_RULES = ("prepare_corpus", "make_tokenizer", "pack_tokens")
 OF_TEXTS = ("prepare_text", "pack_text")  # as much as of a corpus at most, because they stream
 TEXT_COPIES = {"prepare_corpus": 3, "make_tokenizer": 2, "pack_tokens": 3}  # of the text in memory
 TEXT_MOST_MB = {"prepare_corpus": 500, "make_tokenizer": 1500, "pack_tokens": 700}  # as they stream
-SHARED = (
-    "evaluate_teacher",
-    "evaluate_student",
-    "score_importance",
-    "cache_teacher",
-)  # by processes
+SHARED = (  # by processes
+    *("evaluate_teacher", "evaluate_student", "evaluate_teacher_text", "evaluate_student_text"),
+    *("score_importance", "score_round", "cache_teacher"),
+)
 LAW_RULES = (
     *("collect_runs", "fit_law", "choose_teacher"),
     *("compare_final", "write_metrics", "write_report"),

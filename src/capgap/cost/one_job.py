@@ -31,7 +31,7 @@ class Job:
     processes: int = 1  # which share the job, each with a device
     precision: str = "float32"  # of its matrix products
     teacher_precision: str = "float32"  # of the teacher's, in distillation
-    host_mb: int = 0  # peak main memory
+    host_mb: int = 0  # peak main memory, of each machine
     disk_bytes: int = 0
     scratch_bytes: int = 0  # while it runs
     download_bytes: int = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed
@@ -25,6 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from capgap.engine.forward import decoder_layers
 from capgap.engine.models import compute_device
 from capgap.errors import CapgapError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Item = TypeVar("Item")
 CPU = torch.device("cpu")
@@ -65,7 +68,7 @@ class DistContext:
         """Whether models are sharded over several processes."""
         return self.shard and self.size > 1
 
-    def mesh(self) -> torch.distributed.DeviceMesh:
+    def mesh(self) -> DeviceMesh:
         """The processes as FSDP2 wants them: nodes x processes of a node, or all in one row.
 
         With one process a node there is nobody to share with but the other nodes.
