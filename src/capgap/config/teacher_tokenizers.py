@@ -74,11 +74,6 @@ def _uses(study: Any, named: set[str]) -> Iterator[str]:
             f"{listed} cannot read what the students read (teacher_tokenizers); take text "
             f"(corpus.text_column), {fix}"
         )
-    if study.evaluate.texts:
-        yield (
-            f"evaluate.texts: a text is packed with the students' tokenizer, and {listed} have another one "
-            f"(teacher_tokenizers); leave the texts out, {fix}"
-        )
     if study.final and study.sample.teacher:
         yield (
             "sample.teacher: true writes text with a teacher in the students' tokens, and the chosen one "

@@ -65,14 +65,14 @@ class Rounding:
         """Write all copies again, after the weights have changed."""
         if self.layers:
             copies, weights = zip(*((x.rounded, x.weight) for x in self.layers), strict=True)
-            torch._foreach_copy_(copies, weights)
+            torch._foreach_copy_(copies, weights)  # pyright: ignore[reportPrivateImportUsage]
 
     def undo(self) -> None:
         """Make the layers what they were."""
         for layer in self.layers:
             del layer.rounded
             del layer.wide
-            layer.__class__ = torch.nn.Linear
+            layer.__class__ = torch.nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def round_products(model: torch.nn.Module, precision: str) -> Rounding:
