@@ -33,8 +33,8 @@ from capgap.commands.new_folder import DVC_FILES, folder_files
 from capgap.config import FilesCorpus, HubTeacher, PathTeacher
 from capgap.config.counts import format_count, parse_count
 from capgap.config.devices import CPU, DEVICE_NAMES
-from capgap.config.study import TEACHER_NAME
 from capgap.config.study_file import check_section
+from capgap.config.study_problems import TEACHER_NAME
 from capgap.cost.proposal import Proposal, Wish, propose
 from capgap.cost.teacher_configs import open_study, size_of
 from capgap.data.hub import Absent
