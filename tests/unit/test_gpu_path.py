@@ -10,12 +10,12 @@ from test_losses import OBJECTIVES, dense, gradients, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capgap.config import Distill
-from capgap.data.token_streams import Batch
+from capgap.data.token_streams import IGNORED, Batch
 from capgap.engine import compiling, training
 from capgap.engine.device_path import as_on_gpu
 from capgap.engine.evaluation import mean_loss
 from capgap.engine.forward import model_output, output_form
-from capgap.engine.losses import IGNORED, mixture_loss
+from capgap.engine.losses import mixture_loss
 from capgap.engine.objectives import Distillation
 from capgap.engine.parallel import ONE_PROCESS
 from capgap.engine.rounded_linear import RoundedLinear, round_products

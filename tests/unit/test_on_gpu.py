@@ -6,10 +6,10 @@ from test_losses import OBJECTIVES, dense, gradients, problem
 from training_runs import run
 
 from capgap.config import Distill, Evaluate
-from capgap.data.token_streams import Batch, Streams
+from capgap.data.token_streams import IGNORED, Batch, Streams
 from capgap.engine import device_path, losses, training
 from capgap.engine.forward import model_output, output_form
-from capgap.engine.losses import IGNORED, ModelOutput, data_ce_sum, mixture_loss
+from capgap.engine.losses import ModelOutput, data_ce_sum, mixture_loss
 from capgap.engine.objectives import Distillation
 from capgap.engine.parallel import DistContext
 from capgap.engine.rounded_linear import round_products
