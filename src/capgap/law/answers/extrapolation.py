@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from capgap.law.answers.answer_records import Recommendation
+from capgap.law.answers.answer_records import RankedTeacher, Recommendation
 from capgap.law.law_record import Interval, LawRecord, Optimum
 from capgap.law.number_text import about, budget, span
 from capgap.law.table.run_means import SAME_LOG_SIZE
@@ -56,16 +56,17 @@ def _same(near: Optimum, answer: Recommendation) -> bool:
     return size < SAME_LOG_SIZE and near.tokens == answer.tokens
 
 
-def _measured(answer: Recommendation, here: Optimum) -> list:
-    measured = {one.teacher: one for one in here.teachers}
+def _measured(answer: Recommendation, here: Optimum) -> list[RankedTeacher]:
+    means = {one.teacher: one for one in here.teachers}
     ranked = []
     for one in answer.ranked:
-        one = measured.get(one.teacher)
-        if one is not None:
+        mean = means.get(one.teacher)
+        if mean is not None:
             loss = Interval(
-                value=one.mean_loss_nats_per_token, low=one.loss_low, high=one.loss_high
+                value=mean.mean_loss_nats_per_token, low=mean.loss_low, high=mean.loss_high
             )
-            one = one.model_copy(update={"measured_loss": loss, "measured_regret": one.regret_nats})
+            seen = {"measured_loss": loss, "measured_regret": mean.regret_nats}
+            one = one.model_copy(update=seen)
         ranked.append(one)
     return ranked
 
