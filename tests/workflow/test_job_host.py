@@ -32,6 +32,7 @@ def host(tmp_path_factory):
 
 
 PRINT_THREADS = """
+from capgap.stages.base import run_stage  # as every stage has it
 import os
 import torch
 
