@@ -47,11 +47,15 @@ def run(study: Study, console: Console) -> None:
         if text:
             facts.add_row(label, text)
     for found in law.init_comparisons:
-        facts.add_row("by init", f"{comparison_text.compared_inits(found)}: {found.reason}")
+        facts.add_row("by init", comparison_text.in_short(found, comparison_text.compared_inits))
     for found in law.metric_comparisons:
-        facts.add_row("by metric", f"{comparison_text.compared_metrics(found)}: {found.reason}")
+        facts.add_row(
+            "by metric", comparison_text.in_short(found, comparison_text.compared_metrics)
+        )
     for found in law.weight_comparisons:
-        facts.add_row("by weight", f"{comparison_text.compared_weights(found)}: {found.reason}")
+        facts.add_row(
+            "by weight", comparison_text.in_short(found, comparison_text.compared_weights)
+        )
     facts.add_row("published law", report_text.verdict(law))
     for i, experiment in enumerate(answer.experiments):
         facts.add_row(

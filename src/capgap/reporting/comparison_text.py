@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from capgap.law.law_record import Interval, LawComparison, LawRecord
@@ -78,3 +79,10 @@ def compared_weights(found: LawComparison) -> str:
 def compared_inits(found: LawComparison) -> str:
     """The verdict on two kinds of init in a few words."""
     return COMPARED[found.verdict].format(found.first, found.second)
+
+
+def in_short(found: LawComparison, verdict: Callable[[LawComparison], str]) -> str:
+    """The verdict by one of the functions above, with its reason, or with T*'s ratio alone if it is equal."""
+    if found.verdict == "equal":
+        return f"{verdict(found)}: the sizes differ by the factor {interval(found.ratio)}"
+    return f"{verdict(found)}: {found.reason}"
