@@ -83,3 +83,4 @@ lint: $(READY)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile workflow rules
 	@$(VENV)/bin/basedpyright
 	@$(VENV)/bin/snakemake --lint
+	@$(TEST) --collect-only --quiet -m '' >/dev/null # every test, slow ones too, can be imported

@@ -14,8 +14,11 @@ a line names are those of the roofline (benchmarks/gpu_roofline.py); the exit st
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -260,6 +263,10 @@ def _step(tiny: bool, compiled: bool) -> Line:
     from capgap.engine.rounded_linear import round_products
 
     at, (small, large) = device(), _pair(tiny)
+    if at.type == "cuda":  # the peak of this step, not of an earlier one
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if at.type == "cpu":
         compiling.COMPILER = "aot_eager"  # there may be no C++ compiler
     settings, dist = _settings(tiny, compile=compiled), DistContext(device=at)
@@ -289,8 +296,6 @@ def _step(tiny: bool, compiled: bool) -> Line:
     flops = useful_flops(*models, length, settings.batch_tokens)
     line: Line = {"compiled": compiled, "student": models[0].params, "teacher": models[1].params}
     line |= {"seconds": took, "flops_per_s": flops / took} | _share(flops / took, 0.5)
-    through = passes.trained(settings, *models)
-    line["through"] = {"batch_tokens": settings.batch_tokens, "chunk": through.shape.chunk}
     if at.type == "cuda":
         line["peak_bytes"] = torch.cuda.max_memory_allocated()
         line["planned_bytes"] = _planned(small, large, settings)
@@ -353,11 +358,14 @@ def run_part(name: str, tiny: bool, limit_s: float) -> tuple[list[Line], str]:
     """Lines of a part that ran in a process of its own, and why it failed, if it did."""
     words = [sys.executable, __file__, "--part", name, *(["--tiny"] if tiny else [])]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(words, stdout=out, stderr=err, start_new_session=True)
         try:
-            status = subprocess.run(words, stdout=out, stderr=err, timeout=limit_s).returncode
+            status = process.wait(limit_s)
             reason = f"status {status}" if status else ""
         except subprocess.TimeoutExpired:
             reason = f"not finished after {limit_s:.0f} s"
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started, like pytest
+            process.wait()
         out.seek(0), err.seek(0)
         lines = [json.loads(x) for x in out.read().splitlines() if x.startswith('{"part"')]
         said = err.read().strip().splitlines()
@@ -403,8 +411,10 @@ def main() -> None:
         say({"part": name, "took_s": round(time.monotonic() - begun, 1), "failed": reason or None})
         failed += [name] if reason else []
     if result := calibration(found, args.tiny):
-        write_text(GPU_CALIBRATION, result.to_json())
-        say({"part": "calibration", "file": str(GPU_CALIBRATION)} | result.model_dump(mode="json"))
+        # tiny sizes say nothing about a device, so the plan does not read theirs
+        file = GPU_CALIBRATION.with_name("tiny-calibration.json") if args.tiny else GPU_CALIBRATION
+        write_text(file, result.to_json())
+        say({"part": "calibration", "file": str(file)} | result.model_dump(mode="json"))
     sys.exit(1 if failed else 0)
 
 

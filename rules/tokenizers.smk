@@ -18,8 +18,8 @@ rule make_own_tokenizer:
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=NEEDS.mem_mb("make_tokenizer"),
-        runtime=NEEDS.runtime("make_tokenizer"),
+        mem_mb=NEEDS.mem_mb("make_own_tokenizer"),
+        runtime=NEEDS.runtime("make_own_tokenizer"),
     params:
         spec=spec("tokenizer", own_tokenizer_settings),
     shell:
@@ -44,8 +44,8 @@ rule pack_own_tokens:
         "../envs/train.yaml"
     threads: TEXT_THREADS
     resources:
-        mem_mb=NEEDS.mem_mb("pack_tokens"),
-        runtime=NEEDS.runtime("pack_tokens"),
+        mem_mb=NEEDS.mem_mb("pack_own_tokens"),
+        runtime=NEEDS.runtime("pack_own_tokens"),
     params:
         spec=spec("pack"),
     shell:

@@ -42,7 +42,7 @@ def test_all_parts_run_to_the_end_and_the_plan_takes_the_calibration(tmp_path, m
     assert max(agreed) < 1e-5
     whole = {line["stream"]: line["loss"] for line in lines if "stream" in line}
     assert whole[True] == whole[False]
-    made = GpuCalibration.read(tmp_path / GPU_CALIBRATION)
+    made = GpuCalibration.read(tmp_path / "scratch/tiny-calibration.json")
     [rates] = [line for line in lines if "launch_s" in line]
     assert made.reached["launch_s"] == rates["launch_s"]
     peak = 1e12 * DEVICES[made.device].peak_tflops_bfloat16

@@ -14,7 +14,6 @@ from capgap.cost.roofline import (
     FORWARD,
     Pass,
     Rates,
-    Reached,
     Shape,
     layers,
     loss,
@@ -109,7 +108,6 @@ def test_smaller_chunks_models_and_slower_memory_reach_less():
     one = Pass("train", as_model(SMALL), Shape(4096, 1024), "bfloat16", batch_tokens=8192)
     slower = replace(ASSUMED, bandwidth=0.4)
     assert one.seconds_per_token("h100-80gb", slower) > one.seconds_per_token("h100-80gb")
-    assert Reached() == ASSUMED
 
 
 def test_a_pass_costs_what_its_parts_do():

@@ -173,7 +173,7 @@ def test_a_score_becomes_an_outcome_of_its_kind():
     )
     assert task_outcome(record, "word") == ("accuracy:word", 0.05)  # (0 + 0.5) / (9 + 1)
     assert task_outcome(record, "text/bits_per_byte") == ("bits_per_byte:text/bits_per_byte", 1.5)
-    assert task_outcome(record, "text/byte_perplexity")[0] == "perplexity:text/byte_perplexity"
+    assert task_outcome(record, "text/byte_perplexity")[0] == "lower:text/byte_perplexity"
     assert task_outcome(record, "sums/exact_match/flexible")[1] == 0.3
     assert task_outcome(record, "bleu") == ("higher:bleu", 31.0)
     assert task_outcome(record, "brier") == ("lower:brier", 0.4)

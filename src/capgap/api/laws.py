@@ -27,6 +27,7 @@ from capgap.law.answers.ask import answer, refit
 from capgap.law.fit_law import Fit
 from capgap.law.law_record import LawRecord
 from capgap.law.table.init_kinds import runs_of_law
+from capgap.law.table.metric import METRICS
 from capgap.law.table.read_runs import RunTable, read_table
 from capgap.law.verdicts.claims import sentence
 from capgap.records.artifacts import write_text
@@ -48,12 +49,17 @@ Count: TypeAlias = int | str  # 60_000 or "60k"
 Init: TypeAlias = Literal["pruned", "given", "random"]
 Figure: TypeAlias = Literal["law", "curves", "controls", "ratios", "pareto", "regret", "headline"]
 
+
+def _axis(law: LawRecord) -> str:
+    return METRICS[law.metric].axis(law.outcome)
+
+
 FIGURES = {
     "law": lambda law, rows: law_chart(law, None),
     "curves": lambda law, rows: charts.curves(rows, law),
-    "controls": lambda law, rows: charts.controls(rows, law.metric),
+    "controls": lambda law, rows: charts.controls(rows, _axis(law)),
     "ratios": lambda law, rows: charts.ratios(law),
-    "pareto": lambda law, rows: charts.pareto(rows, None, law.metric),
+    "pareto": lambda law, rows: charts.pareto(rows, None, _axis(law)),
     "regret": lambda law, rows: regret(law),
     "headline": lambda law, rows: headline(law),
 }

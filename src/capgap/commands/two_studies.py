@@ -19,7 +19,6 @@ from capgap.commands.recommend import law_paths
 from capgap.config import Law
 from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
-from capgap.law.make_record import law_record
 from capgap.law.table.init_kinds import runs_of_law
 from capgap.law.table.metric import METRICS
 from capgap.law.table.read_runs import main_arm, read_runs, read_table
@@ -30,6 +29,7 @@ from capgap.reporting.report_text import nats, nats_interval, size
 from capgap.reporting.two_studies_chart import two_laws
 from capgap.stages import report
 from capgap.stages.base import StageParser, run_stage
+from capgap.stages.fit import fit
 
 PAGE = "two_studies.html.j2"
 LABELS = {
@@ -67,7 +67,7 @@ def read_side(path: Path) -> Side:
         )
     if law_file is None or not law_file.is_file():
         table = read_table(table_file)
-        law = law_record(table.runs, table.settings(Law()))
+        law = fit(table, Law())
         return Side(name, law, runs_of_law(table.runs, law))
     return _side(name, law_file, table_file)
 

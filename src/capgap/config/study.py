@@ -154,7 +154,10 @@ class Plan(Section):
         None, gt=0, description="UTF-8 bytes of text of a corpus that is not here"
     )
     test_bytes: Count = Field(
-        1_300_000, gt=0, description="UTF-8 bytes of corpus.test; the default is WikiText-2's"
+        1_300_000,
+        gt=0,
+        description="UTF-8 bytes of corpus.test, and of each further text of the hub; the "
+        "default is WikiText-2's",
     )
     corpus_download_bytes: Count | None = Field(
         None, gt=0, description="bytes to download for it, if not 0.6 of its text"
@@ -289,9 +292,12 @@ class Study(Section):
 
     def law_stage(self) -> Law:
         """Settings of the regression."""
-        if self.grid.teacher_weights is None or self.law.teacher_weight is not None:
-            return self.law
-        return self.law.model_copy(update={"teacher_weight": self.distill.teacher_weight})
+        first = self.law.teacher_weight
+        if len(self.grid.teacher_weights or []) < 2:  # the runs do not differ in it
+            first = None
+        elif first is None:
+            first = self.distill.teacher_weight
+        return self.law.model_copy(update={"teacher_weight": first})
 
     def score_stage(self, replica: int | None = None) -> Score:
         """Settings of scoring; a replica's number is added to the seed of the calibration text."""

@@ -27,13 +27,12 @@ from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
 from capgap.cost.init_costs import CHECKPOINTS, ROUND_RULES, InitCosts, training_passes
 from capgap.cost.metric_jobs import metric_jobs, student_tasks, task_tokens, text_job
-from capgap.cost.one_job import Job, Work
+from capgap.cost.one_job import COMPRESSED, Job, Work
 from capgap.engine.run_plan import plan_run
 from capgap.law.answers.answer_records import Choice
 from capgap.records import paths
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
 FINAL_TEACHERS = 3  # the choice, its neighbour and the largest
 
 
@@ -68,7 +67,11 @@ class StudyCost(InitCosts):
         text="",
         **_,
     ) -> Job:
-        """The job of a rule with these wildcards."""
+        """The job of a rule with these wildcards, for its cost.
+
+        Runs that differ in the weight of the teacher's term alone cost the same, so it is not asked for,
+        and outputs are those of the usual weight.
+        """
         if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
             make = {"prepare_corpus": self._corpus, "make_tokenizer": self._tokenizer}
             return make.get(rule, self._pack)()
@@ -434,7 +437,10 @@ class StudyCost(InitCosts):
                     tokens,
                     tokens * (flops + of_teacher),
                     tokens * of_teacher,
-                    through=self._training(settings, model, teacher),
+                    # the roofline has no teacher that reads other tokens; its FLOPs are counted above
+                    through=None
+                    if self.study.teacher_tokenizer(run.teacher)
+                    else self._training(settings, model, teacher),
                 ),
                 self._validation(model, settings),
             ),

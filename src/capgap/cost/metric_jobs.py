@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from capgap.config import FilesText, HarnessStage, PackageText, run_grid
 from capgap.cost import device_memory
 from capgap.cost.host_memory import host_mb
-from capgap.cost.one_job import Job, Work
+from capgap.cost.one_job import COMPRESSED, Job, Work
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.records import paths
@@ -59,7 +59,16 @@ def text_job(cost: StudyCost, rule: str, text: str, run: run_grid.Run | None = N
     size = text_bytes(cost, text)
     work = (Work("text", size, 0),)
     if rule == "prepare_text":
-        return Job(rule, made, (), work, host_mb=host_mb(cost, rule), disk_bytes=size)
+        fetched = size if cost.study.evaluate.texts[text].source == "hub" else 0
+        return Job(
+            rule,
+            made,
+            (),
+            work,
+            host_mb=host_mb(cost, rule),
+            disk_bytes=size,
+            download_bytes=round(COMPRESSED * fetched),
+        )
     if rule == "pack_text":
         needs = made, cost.path(paths.TOKENIZER)
         return Job(rule, packed, needs, work, host_mb=host_mb(cost, rule), disk_bytes=size)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from capgap.cost.device_memory import Memory
 from capgap.cost.roofline import Pass
 
+COMPRESSED = 0.6  # size of text in Parquet, of its UTF-8 bytes
+
 
 @dataclass(frozen=True)
 class Work:

@@ -105,10 +105,12 @@ class Requests:
         return math.ceil(max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60))
 
     def _of(self, rule: str, wildcards) -> tuple[int, int]:
-        names = ("teacher", "student", "init", "tokens", "given", "number", "text")
+        names = ("teacher", "student", "init", "tokens", "given", "number", "text", "tokenizer")
         return self._needs(rule, *(wildcards.get(name, "") for name in names))
 
-    def _needs(self, rule, teacher, student, init, tokens, given, number, text) -> tuple[int, int]:
+    def _needs(
+        self, rule, teacher, student, init, tokens, given, number, text, tokenizer
+    ) -> tuple[int, int]:
         init = run_grid.given_init(given) if given else init
         job = self.cost.job(
             rule,
@@ -118,6 +120,7 @@ class Requests:
             tokens=tokens,
             number=number or 0,
             text=text,
+            tokenizer=tokenizer,
         )
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)
 

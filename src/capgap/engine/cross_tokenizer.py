@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +26,9 @@ class CrossTokenizer(Distillation):
     text: AlignedText
     pools: Pools
     teacher_vocab: int
+    one_shape: ClassVar[bool] = (
+        False  # aligned windows differ in length, so its layers are not compiled
+    )
 
     def __call__(
         self, model, inputs_BT, labels_N, starts_B, scale: float

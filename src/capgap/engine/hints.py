@@ -15,6 +15,8 @@ from capgap.data.token_streams import Batch
 from capgap.engine import checkpoints
 from capgap.errors import CapgapError, out_of_memory
 
+LOSSES = {"losses.py", "class_loss.py"}  # files whose memory loss_chunk_tokens bounds
+
 
 class RunHints:
     """Turns out-of-memory and divergence of a run into errors with the step and settings to change."""
@@ -52,7 +54,7 @@ class RunHints:
     def _phase(self, files: list[str]) -> str:
         if self.loading:
             return "loading the models"
-        if "losses.py" in files:
+        if LOSSES & {*files}:
             return "the loss"
         return "the optimizer" if "adamw.py" in files else "the forward or backward pass"
 
@@ -71,8 +73,9 @@ class RunHints:
             fixes.append(f"lower micro_batch_tokens from {micro} to {half}")
         if micro and not settings.activation_checkpointing:
             fixes.append("set activation_checkpointing (now false)")
-        if "losses.py" in files:
-            by_device = gpu_chunk_tokens if torch.cuda.is_available() else chunk_tokens
+        if LOSSES & {*files}:
+            by_classes = "class_loss.py" in files or not torch.cuda.is_available()
+            by_device = chunk_tokens if by_classes else gpu_chunk_tokens
             chunk = settings.loss_chunk_tokens or by_device(self.vocab)
             fixes.insert(
                 0,

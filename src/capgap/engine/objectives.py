@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -52,6 +53,7 @@ class Distillation:
     teacher: torch.nn.Module | TargetStore
     settings: Distill
     vocab: int | None = None
+    one_shape: ClassVar[bool] = True  # of the teacher's inputs, that of the student's
 
     def on(self, dist: DistContext) -> Distillation:
         """A copy whose teacher is on the devices of `dist` and held in its precision."""
@@ -60,7 +62,7 @@ class Distillation:
         output_form(self.teacher)  # probe it before it is sharded
         hold = partial(hold_frozen, precision=self.settings.precision_of_teacher)
         teacher = dist.distribute(self.teacher, hold)
-        if self.settings.compile:
+        if self.settings.compile and self.one_shape:
             compile_layers(self.teacher, micro_batch_shape(self.settings, dist.size))
         return replace(self, teacher=teacher)
 

@@ -204,24 +204,23 @@ def join(shard: bool = False) -> Iterator[DistContext]:
     except RuntimeError as error:  # DistBackendError and DistNetworkError are of its kind
         if not lost_process(error):
             raise
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        reason = " ".join(str(error).split())[:500]
         raise CapgapError(
             f"process {rank} of {size} lost another one, which has ended or does not answer ({reason}); "
             "what ended it is said before or after this line. Run again to go on from the last checkpoint"
-        ) from None
+        ) from error
     torch.distributed.destroy_process_group()
 
 
 LOST = (
-    *("closed by peer", "reset by peer", "Timed out waiting", "Broken pipe", "timed out"),
-    *("remote process exited", "NCCL communicator was aborted", "Connection refused"),
+    *("closed by peer", "reset by peer", "Timed out waiting", "Broken pipe", "Connection refused"),
+    *("remote process exited", "NCCL communicator was aborted", "Watchdog caught collective"),
 )
 
 
 def lost_process(error: RuntimeError) -> bool:
     """Whether an error says that another process of the job has ended or does not answer."""
-    distributed = torch.distributed.DistError
-    return isinstance(error, distributed) or any(words in str(error) for words in LOST)
+    return any(words in str(error) for words in LOST)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -421,6 +421,14 @@ class LawRecord(Record):
     def measured(self) -> str:
         """Name of the outcome that it is fitted on, or the metric of the plain one."""
         return self.outcome or self.metric
+
+    def throughout(self, **fields: Any) -> LawRecord:
+        """This law with other values of some fields, and so all laws within it."""
+        inner = {
+            name: [law.throughout(**fields) for law in getattr(self, name)]
+            for name in ("other_inits", "other_weights")
+        }
+        return self.model_copy(update=inner | fields)
 
     def of_init(self, kind: str | None) -> LawRecord:
         """The law of a kind of init, its own if None; CapgapError if there is none."""

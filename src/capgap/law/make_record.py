@@ -29,7 +29,7 @@ from capgap.law.table.column_names import LOSS
 from capgap.law.table.grouped_runs import GroupedRuns
 from capgap.law.table.init_kinds import as_main, at_weight, kinds_of, weights_of
 from capgap.law.table.metric import Metric, margin_of, measure_of, title
-from capgap.law.table.read_runs import family_monotone, further_outcomes, main_arm
+from capgap.law.table.read_runs import WEIGHT, family_monotone, further_outcomes, main_arm
 from capgap.law.table.run_means import cell_table
 from capgap.law.verdicts.claims import overall_of
 from capgap.law.verdicts.control_arms import effects_of
@@ -61,6 +61,11 @@ def law_record(
     """
     weights = weights_of(runs)
     if len(weights) < 2:
+        if settings.teacher_weight is not None:
+            raise CapgapError(
+                f"law.teacher_weight: {settings.teacher_weight:g} is asked for, but the runs of the main "
+                f"arm do not differ in a column {WEIGHT}; leave it out"
+            )
         return _laws_of(runs, settings, leading, compared)[0]
     first = (
         weights[len(weights) // 2] if settings.teacher_weight is None else settings.teacher_weight
@@ -72,8 +77,7 @@ def law_record(
         weight: _laws_of(at_weight(runs, weight), settings, leading, compared) for weight in weights
     }
     records = {
-        weight: record.model_copy(update={"teacher_weight": weight})
-        for weight, (record, _) in found.items()
+        weight: record.throughout(teacher_weight=weight) for weight, (record, _) in found.items()
     }
     return records[first].model_copy(
         update={
@@ -169,7 +173,8 @@ def _by_metric(
     others = further_outcomes(runs, leading)
     own = Outcome(title(measure_of(settings), leading), measure_of(settings).short)
     laws, comparisons = [], []
-    for name in others if compared is None else compared:
+    # an outcome that none of these runs has, such as a task of other kinds of student, has no law here
+    for name in others if compared is None else filter(others.__contains__, compared):
         metric, column = others[name]
         their = Outcome(title(metric, name), metric.short)
         law, why_not, record = _law_of_outcome(runs, metric, name, column, settings)

@@ -60,6 +60,8 @@ from capgap.reporting.theme import (
     titled,
 )
 
+PLAIN_LOSS = METRICS["loss"].axis()
+
 
 def curves(runs: list[RunRow], law: LawRecord) -> Figure:
     """Loss against teacher size, a panel for each student size and budget."""
@@ -103,7 +105,7 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
     ]
     columns = len({found.tokens for found in law.optima}) if several else 3
     chart = facet(layers, data, panels, columns).resolve_scale(y="independent")
-    return Figure("curves", titled(chart, METRICS[law.metric].axis), data)
+    return Figure("curves", titled(chart, METRICS[law.metric].axis(law.outcome)), data)
 
 
 def _curve_rows(
@@ -150,7 +152,7 @@ def _curve_rows(
     ]
 
 
-def controls(runs: list[RunRow], metric: str = "loss") -> Figure | None:
+def controls(runs: list[RunRow], axis: str = PLAIN_LOSS) -> Figure | None:
     """All arms against teacher size, a panel for each student size and budget.
 
     None where there is no arm that `curves` does not show already.
@@ -199,7 +201,7 @@ def controls(runs: list[RunRow], metric: str = "loss") -> Figure | None:
     columns = len(budgets) if len(budgets) > 1 else 3
     chart = facet(layers, data, list(dict.fromkeys(names.values())), columns)
     chart = chart.resolve_scale(y="independent")
-    return Figure("controls", titled(chart, METRICS[metric].axis), data)
+    return Figure("controls", titled(chart, axis), data)
 
 
 def ratios(law: LawRecord) -> Figure | None:
@@ -265,7 +267,7 @@ def ratios(law: LawRecord) -> Figure | None:
     return Figure("ratios", titled(chart, "Best teacher in multiples of the student, T*/S"), data)
 
 
-def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") -> Figure:
+def pareto(runs: list[RunRow], final: FinalRecord | None, axis: str = PLAIN_LOSS) -> Figure:
     """Training compute against loss, with the runs that no other beats.
 
     Compute: forward and backward of the student, forward of the teacher; the teacher's own
@@ -348,7 +350,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, metric: str = "loss") 
             for ink in ({"stroke": "#ffffff", "strokeWidth": 4}, {"color": RED})
         ),
     ).properties(**WIDE)
-    return Figure("pareto", titled(chart, METRICS[metric].axis), data)
+    return Figure("pareto", titled(chart, axis), data)
 
 
 def _flop_ticks(values: list[float]) -> list[float]:
@@ -448,13 +450,15 @@ def all_figures(
     runs: list[RunRow], law: LawRecord, final: FinalRecord | None, teachers: list[Metrics]
 ) -> list[Figure]:
     """Every figure that the records allow, in the report's order."""
+    axis = METRICS[law.metric].axis(law.outcome)
     figures = [
         headline(law),
         curves(runs, law),
-        controls(runs, law.metric),
+        controls(runs, axis),
         law_chart(law, final),
         ratios(law),
-        pareto(runs, final, law.metric),
+        # the final student's loss is the validation loss, whatever the runs are measured by
+        pareto(runs, final if axis == PLAIN_LOSS else None, axis),
         final_student(final) if final else None,
         teacher_family(teachers),
         regret(law),

@@ -23,6 +23,7 @@ from capgap.law.law_record import (
     Score,
 )
 from capgap.law.number_text import LAW_NAMES, about, listed
+from capgap.law.table.metric import METRICS
 from capgap.records.run_records import HarnessRecord, HarnessScore, Metrics, RunRow
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -33,6 +34,7 @@ ARMS = {
     "random_init": "random init",
     "given": "given student",
 }
+BASES = LAW_NAMES | {"line": "the line", "nearest_student": "the nearest student of the grid"}
 LAWS = LAW_NAMES | {
     "ratio": "one constant ratio T*/S",
     "least_damage": "the pruned init with the lowest loss",
@@ -200,11 +202,11 @@ def curves(law: LawRecord) -> str:
     inside = [found for found in law.optima if found.status == "interior"]
     cases = "student sizes and budgets" if several_budgets(law) else "student sizes"
     ties = [len(found.within_tie) for found in law.optima]
-    flat = sum(n > 1 for n in ties)
+    flat, margin = sum(n > 1 for n in ties), f"{law.tie_nats:g} {METRICS[law.metric].short}"
     flatness = (
-        f"In {flat} of {len(ties)}, more than one teacher lies within {law.tie_nats:g} nats of the best."
+        f"In {flat} of {len(ties)}, more than one teacher lies within {margin} of the best."
         if flat
-        else f"In none of them does a second teacher come within {law.tie_nats:g} nats of the best."
+        else f"In none of them does a second teacher come within {margin} of the best."
     )
     if not inside:
         return (

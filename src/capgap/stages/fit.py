@@ -28,7 +28,7 @@ def run(runs_path: str | Path, settings: Law) -> LawRecord:
 def fit(table: RunTable, settings: Law) -> LawRecord:
     """Fit the law on the main arm of a table that was read."""
     record = law_record(table.runs, table.settings(settings), table.name, table.compared(settings))
-    return record.model_copy(update={"metric": table.metric.name, "excluded": table.excluded})
+    return record.throughout(metric=table.metric.name, excluded=table.excluded)
 
 
 @by_hand

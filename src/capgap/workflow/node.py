@@ -6,7 +6,8 @@ The launcher of one machine's processes of a job: torchrun, with an exit status 
 PROCESSES run on each of NODES machines. On several, srun starts one launcher on each; Slurm's variables
 name this machine's number and the address of the first, where a launcher listens on PORT.
 
-Status 75 (EX_TEMPFAIL of sysexits.h): the processes were told to end (SIGTERM) and have saved their state.
+Status 75 (EX_TEMPFAIL of sysexits.h): the processes were told to end (SIGTERM), and one has ended with this
+status, which says that it saved its state, or all were ended before they had any.
 """
 
 from __future__ import annotations
@@ -63,17 +64,23 @@ def status_of(failures: list[ProcessFailure]) -> int:
     return 1
 
 
-def wait_for_processes() -> None:
+def wait_for_processes() -> int:
     """Wait until they have saved and ended. torchrun does so too, but not if it gets SIGTERM again.
 
-    Slurm signals all processes of a node, and those that get the signal pass it on.
+    Slurm signals all processes of a node, and those that get the signal pass it on. Returns the job's
+    status: 1 if one failed and none saved, 75 otherwise.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end = time.monotonic() + SHUTDOWN_SECONDS
+    end, codes = time.monotonic() + SHUTDOWN_SECONDS, []
     with suppress(ChildProcessError):  # there are none left
         while time.monotonic() < end:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process:
+                codes.append(os.waitstatus_to_exitcode(status))
+            else:
                 time.sleep(0.1)
+    failed = any(code > 0 and code != os.EX_TEMPFAIL for code in codes)
+    return 1 if failed and os.EX_TEMPFAIL not in codes else os.EX_TEMPFAIL
 
 
 def main() -> None:
@@ -83,14 +90,19 @@ def main() -> None:
         die_with_parent()
     words = torchrun_words(int(nodes), int(processes), int(port), module, options)
     try:
-        with TemporaryDirectory(prefix="capgap-digests-") as folder:
-            os.environ[DIGESTS] = folder
+        digests = TemporaryDirectory(prefix="capgap-digests-")
+    except OSError as error:
+        sys.exit(
+            f"error: no temporary folder can be made ({error.strerror}); set TMPDIR to another"
+        )
+    with digests as folder:  # until the last process has ended, for those that save use it
+        os.environ[DIGESTS] = folder
+        try:
             run(parse_args(words))
-    except SignalException:  # was passed on to the processes
-        wait_for_processes()
-        sys.exit(os.EX_TEMPFAIL)
-    except ChildFailedError as error:
-        sys.exit(status_of(list(error.failures.values())))
+        except SignalException:  # was passed on to the processes
+            sys.exit(wait_for_processes())
+        except ChildFailedError as error:
+            sys.exit(status_of(list(error.failures.values())))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ def weights_of(runs: pd.DataFrame) -> list[float]:
     """Weights of the teacher's term in the main arm of a table, ascending; empty unless they differ."""
     if WEIGHT not in runs:
         return []
-    return sorted(runs.loc[runs["teacher"] != NONE, WEIGHT].dropna().unique().tolist())
+    arms = [KINDS[kind] for kind in kinds_of(runs)[:1]]
+    main = (runs["teacher"] != NONE) & runs["arm"].isin(arms)
+    return sorted(runs.loc[main, WEIGHT].dropna().unique().tolist())
 
 
 def at_weight(runs: pd.DataFrame, weight: float | None) -> pd.DataFrame:

@@ -52,10 +52,11 @@ class Metric:
         """The unit of differences, in a word."""
         return self.unit.removesuffix(" per token")
 
-    @property
-    def axis(self) -> str:
-        """Title of an axis."""
-        name = "validation loss" if self.name == "loss" else self.noun
+    def axis(self, outcome: str | None = None) -> str:
+        """Title of an axis; outcome: name of what was measured, None for the plain one."""
+        name = title(self, outcome) if self.name == "loss" else self.noun
+        if outcome is not None and self.name != "loss":
+            name += f" of {outcome}"
         unit = f", {self.unit}" if self.unit != "logits" else ""
         return f"{name[0].upper()}{name[1:]}{unit}"
 

@@ -8,7 +8,6 @@ from capgap.records.run_records import HarnessRecord, HarnessScore
 
 # metrics of the harness that are shares of right answers
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "exact_match", "em", "f1", "mc1", "mc2", "pass@1")
-PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
 
 
 def task_outcome(record: HarnessRecord, asked: str) -> tuple[str, float | None]:
@@ -41,7 +40,7 @@ def _name(score: HarnessScore, scores: list[HarnessScore]) -> str:
 def _kind(score: HarnessScore, asked: str) -> MetricName:
     if score.metric in SHARES:
         return "accuracy"
-    if score.metric in PERPLEXITIES:
+    if score.metric == "perplexity":  # of tokens; those of words and bytes are other units
         return "perplexity"
     if score.metric == "bits_per_byte":
         return "bits_per_byte"
