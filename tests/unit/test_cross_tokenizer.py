@@ -12,8 +12,9 @@ from capgap.config import Distill
 from capgap.data.boundaries import boundaries
 from capgap.data.encoding import Encoder
 from capgap.engine.aligned_text import AlignedText, ByteStream
-from capgap.engine.class_loss import Pools, class_loss
-from capgap.engine.entry_bytes import entry_bytes
+from capgap.engine.class_loss import Comparison, Inside, Pools, class_loss
+from capgap.engine.continuations import NO_NODE, ROOT, continuations
+from capgap.engine.entry_bytes import entry_bytes, written_by
 from capgap.engine.entry_classes import NO_CLASS, EntryClasses, entry_classes
 from capgap.engine.losses import IGNORED, ModelOutput, mixture_loss
 from capgap.errors import CapgapError
@@ -112,7 +113,7 @@ def test_windows_meet_exactly_where_both_have_a_boundary(seed):
             index = {p: i for i, p in enumerate(theirs[:-1]) if theirs[i + 1] > p}
             longest = text.windows(np.array([0, 37, 111]), 16)
             for number, start in enumerate([0, 37, 111]):
-                begins, count, rows = text.window(start, 16)
+                begins, count, rows, _ = text.window(start, 16)
                 assert begins == 0 or theirs[begins] <= mine[start] < theirs[begins + 2]
                 ids = text.teacher.tokens[begins : begins + count]
                 assert longest.inputs[number, :count].tolist() == ids.tolist()
@@ -156,7 +157,7 @@ def test_a_window_longer_than_the_teachers_positions_is_refused():
     small, large = tokenizers_of(8)[:2]
     text = aligned(large, small, texts(9))
     starts = range(len(text.student.tokens) - 17)
-    longest = max(text.window(start, 16)[1] for start in starts)
+    longest = max(text.window(start, 16).count for start in starts)
     text.positions = longest
     text.check_windows(16)
     text.positions = longest - 1
@@ -239,13 +240,37 @@ def outputs(seed=0, tokens=9, dtype=torch.float64, cap=None):
     return student, labels, teacher, rows
 
 
-def pools():
-    made = EntryClasses(STUDENT, TEACHER, 5, 1.0, 0.0)
-    return Pools.of(made, len(STUDENT), len(TEACHER))
+# The teacher's entries in the student's tokens; None: not at all
+PATHS = [(0, 1), (0, 1, 2), (0, 3), None, (5,), (0, 1, 4), (0,)]
 
 
-def by_hand(student, labels, teacher, rows, settings):
-    """The formula of class_loss, token by token."""
+def comparison(student=STUDENT, teacher=TEACHER, count=5):
+    made = EntryClasses(student, teacher, count, 1.0, 0.0)
+    paths = continuations(PATHS[: len(teacher)], len(student))
+    return Comparison(Pools.of(made, len(student), len(teacher)), Inside(paths))
+
+
+def at_boundaries(rows):
+    """Nodes of tokens that all begin at a common boundary or are not taught."""
+    return torch.where(rows < 0, NO_NODE, ROOT)
+
+
+def events(node):
+    """Entries of both that make each event: classes, or continuations of some tokens."""
+    if node == ():
+        return [tuple(np.flatnonzero(k == side) for side in (STUDENT, TEACHER)) for k in range(5)]
+    left = [(i, path) for i, path in enumerate(PATHS) if path and path[: len(node)] == node]
+    follows = sorted({path[len(node)] for _, path in left if path != node})
+    found = [
+        ([token], [i for i, path in left if path[: len(node) + 1] == (*node, token)])
+        for token in follows
+    ]
+    rest = [entry for entry in range(len(STUDENT)) if entry not in follows]
+    return [*found, (rest, [i for i, path in left if path == node])]
+
+
+def by_hand(student, labels, teacher, rows, settings, nodes=None):
+    """The formula of class_loss, token by token. nodes: tokens of the entry so far."""
     w, tau = settings.teacher_weight, settings.temperature
     logits = student.hidden @ student.head.T
     if student.cap:
@@ -258,9 +283,10 @@ def by_hand(student, labels, teacher, rows, settings):
         if row < 0:
             total = total + ce
             continue
+        sides = zip(*events(nodes[i] if nodes else ()), strict=True)
         z, t = (
-            torch.stack([values[torch.from_numpy(side == k)].exp().sum().log() for k in range(5)])
-            for values, side in ((logits[i], STUDENT), (theirs[row], TEACHER))
+            torch.stack([values[torch.as_tensor(each)].exp().sum().log() for each in entries])
+            for values, entries in zip((logits[i], theirs[row]), sides, strict=True)
         )
         q, p = torch.softmax(z / tau, 0), torch.softmax(t / tau, 0)
         match settings.objective:
@@ -285,10 +311,22 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(given, cap):
     labels[3] = IGNORED
     settings = Distill(loss_chunk_tokens=4, **given)
     leaves = [part.clone().requires_grad_() for part in student[:2]]
-    expected = by_hand(ModelOutput(*leaves, cap), labels, teacher, rows, settings)
+    # inside: after entry 0, at which one ends, two go on; after 0 1, at which one ends, two go on
+    inside = {2: (0, 1), 4: (0,), 7: (0, 1), 8: (0,)}
+    nodes = [inside.get(i, ()) for i in range(len(rows))]
+    number = {(): ROOT, (0,): 1, (0, 1): 3}
+    nodes_N = torch.tensor([number[node] for node in nodes])
+    expected = by_hand(ModelOutput(*leaves, cap), labels, teacher, rows, settings, nodes)
     wanted = torch.autograd.grad(0.25 * expected, leaves)
     loss, parts = class_loss(
-        ModelOutput(*leaves, cap), labels, teacher, rows, pools(), settings, scale=0.25
+        ModelOutput(*leaves, cap),
+        labels,
+        teacher,
+        rows,
+        nodes_N,
+        comparison(),
+        settings,
+        scale=0.25,
     )
     torch.testing.assert_close(loss, (0.25 * expected).float(), rtol=1e-5, atol=1e-6)
     got = torch.autograd.grad(loss, leaves)
@@ -305,14 +343,15 @@ def test_of_one_tokenizer_it_is_the_ordinary_loss(given):
     student, labels, _, _ = outputs(dtype=torch.float32)
     teacher = ModelOutput(*outputs(seed=1, dtype=torch.float32)[0][:2])
     every = np.arange(len(STUDENT))
-    same = Pools.of(EntryClasses(every, every, len(every), 1.0, 0.0), len(every), len(every))
+    same = comparison(every, every, len(every))
     settings, found = Distill(**given), []
     for by_classes in (True, False):
         leaves = [part.clone().requires_grad_() for part in student[:2]]
         mine = ModelOutput(*leaves)
         if by_classes:
             rows = torch.arange(len(labels))
-            loss, parts = class_loss(mine, labels, teacher, rows, same, settings)
+            nodes = at_boundaries(rows)
+            loss, parts = class_loss(mine, labels, teacher, rows, nodes, same, settings)
         else:
             loss, parts = mixture_loss(
                 *mine[:2],
@@ -333,21 +372,22 @@ def test_classes_never_exceed_the_divergence_of_entries():
     teacher = ModelOutput(*outputs(seed=2)[0][:2])
     rows = torch.arange(9)
     settings = Distill(objective="forward_kl", teacher_weight=1.0)
-    coarse = Pools.of(EntryClasses(STUDENT.clip(0), STUDENT.clip(0), 5, 1.0, 0.0), 9, 9)
+    coarse = comparison(STUDENT.clip(0), STUDENT.clip(0), 5)
     every = np.arange(9)
-    fine = Pools.of(EntryClasses(every, every, 9, 1.0, 0.0), 9, 9)
+    fine = comparison(every, every, 9)
+    nodes = at_boundaries(rows)
     less, more = (
-        class_loss(student, labels, teacher, rows, pools, settings)[1].teacher_term
-        for pools in (coarse, fine)
+        class_loss(student, labels, teacher, rows, nodes, made, settings)[1].teacher_term
+        for made in (coarse, fine)
     )
     assert 0 < less < more
 
 
 def test_tokens_without_a_common_boundary_learn_from_the_data_alone():
     student, labels, teacher, rows = outputs()
-    loss, parts = class_loss(
-        student, labels, teacher, torch.full_like(rows, -1), pools(), Distill()
-    )
+    rows = torch.full_like(rows, -1)
+    nodes = at_boundaries(rows)
+    loss, parts = class_loss(student, labels, teacher, rows, nodes, comparison(), Distill())
     assert parts.teacher_term == 0
     assert loss.item() == pytest.approx(parts.data_ce.item(), rel=1e-6)
 
@@ -356,3 +396,140 @@ def test_bounds_of_the_heads_leave_their_classes_out():
     made = Pools.of(EntryClasses(STUDENT, TEACHER, 5, 1.0, 0.0), 8, 5)  # without class 4 and 2
     assert made.student.class_V.tolist() == [0, 0, 1, 3, 3, 2, 2, 2]
     assert made.teacher.class_V.tolist() == [3, 1, 1, 0, 2]
+
+
+# --- inside the teacher's entries -------------------------------------------------------------------
+
+
+def spelled_inside(first, second):
+    """The teacher's entries in the student's tokens."""
+    return written_by(first, "", entry_bytes(second, ""))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_entry_is_written_with_tokens_that_spell_it(seed):
+    made = tokenizers_of(seed)
+    for first in made:
+        own = entry_bytes(first, "")
+        for second in made:
+            theirs = entry_bytes(second, "")
+            for entry, path in zip(theirs, spelled_inside(first, second), strict=True):
+                assert path is None or b"".join(own[i] for i in path) == entry
+    small, large = made[:2]  # nested: all but special tokens are written, and as the text is
+    paths = spelled_inside(small, large)
+    assert [entry is None for entry in entry_bytes(large, "")] == [path is None for path in paths]
+    for entry, path in zip(entry_bytes(large, ""), paths, strict=True):
+        try:
+            text = (entry or b"").decode()
+        except UnicodeDecodeError:
+            continue
+        assert small(text, add_special_tokens=False)["input_ids"] == (path or [])
+
+
+def test_the_tree_has_each_path_once():
+    paths = [(2, 1), None, (2,), (2, 1, 1), (0, 5), (2, 3), ()]
+    tree = continuations(paths, 6)
+    nodes = {}
+    for path in paths:
+        node = np.array([ROOT])
+        for i, token in enumerate(path or ()):
+            node = tree.step(node, np.array([token]))
+            assert nodes.setdefault(path[: i + 1], node[0]) == node[0] > ROOT
+    assert len(nodes) == len(set(nodes.values())) == len(tree.token) - 1
+    for path, node in nodes.items():
+        under = tree.entries[tree.low[node] : tree.high[node]]
+        assert {paths[i][: len(path)] for i in under} == {path}
+        assert [paths[i] for i in tree.entries[tree.low[node] : tree.end[node]]] in ([], [path])
+        assert tree.token[node] == path[-1]
+        assert tree.is_continued(np.array([node])) == any(
+            len(p or ()) > len(path) and p[: len(path)] == path for p in paths
+        )
+    assert tree.step(np.array([ROOT, nodes[2,]]), np.array([1, 2])).tolist() == [NO_NODE] * 2
+    assert continuations([None], 3).step(np.array([ROOT]), np.array([2])).tolist() == [NO_NODE]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tokens_inside_an_entry_are_found_with_what_came_before(seed):
+    """Of all pairs; nested ones are taught everywhere."""
+    made, documents = tokenizers_of(seed), texts(seed + 30)
+    for first in made:
+        for second in made:
+            text = aligned(first, second, documents)
+            paths = spelled_inside(first, second)
+            text.inside = continuations(paths, 500)
+            mine, theirs = (s.places(0, len(s.tokens)) for s in (text.student, text.teacher))
+            length = len(text.student.tokens) - 2
+            begins, _, rows, nodes = text.window(0, length)
+            assert ((nodes == NO_NODE) == (rows < 0)).all()
+            index = np.searchsorted(theirs[:-1], mine[1 : length + 1], "right") - 1
+            assert ((nodes == ROOT) <= (theirs[index] == mine[1 : length + 1])).all()
+            for at in np.flatnonzero(nodes > ROOT):
+                entry = index[at]  # of the teacher, in which the student's token at + 1 begins
+                assert begins + rows[at] + 1 == entry
+                assert theirs[entry] < mine[at + 1] < theirs[entry + 1]
+                start = int(np.searchsorted(mine, theirs[entry]))
+                so_far = tuple(text.student.tokens[start : at + 1])
+                node = np.array([ROOT])
+                for token in so_far:
+                    node = text.inside.step(node, np.array([token]))
+                assert node[0] == nodes[at]
+            if (first, second) == (made[0], made[1]):
+                taught, other = text.taught_inside()
+                assert 0.1 < taught == pytest.approx((nodes > ROOT).mean(), abs=1e-12)
+                assert other == 0
+                assert (rows[3:] >= 0).mean() > 0.999
+
+
+def test_a_teacher_inside_its_entries_knows_the_probability_of_the_text():
+    """The student's tokens for an entry have, one after another, the probability of that entry.
+
+    So a student whose every prediction equals the teacher's has the teacher's likelihood of the text.
+    """
+    draw = torch.Generator().manual_seed(0)
+    teacher_IW = 2 * torch.randn(1, len(PATHS), generator=draw, dtype=torch.float64)
+    student_IV = torch.randn(1, len(STUDENT), generator=draw, dtype=torch.float64)
+    tree = continuations(PATHS, len(STUDENT))
+    inside = Inside(tree)
+    written = [i for i, path in enumerate(PATHS) if path]
+    p = torch.softmax(teacher_IW[0, written], 0)
+    of_entry = dict(zip(written, p.tolist(), strict=True))
+    total = 0
+    for entry in written:
+        path, node, probability = PATHS[entry], ROOT, 1.0
+        starts = sum(of_entry[i] for i in written if PATHS[i][0] == path[0])
+        for depth, token in enumerate(path[1:], 1):
+            node = int(tree.step(np.array([node]), np.array(path[depth - 1 : depth]))[0])
+            both = inside.compared(student_IV, teacher_IW, torch.tensor([node]))
+            shares = torch.softmax(both.teacher[0], 0)
+            place = int(tree.step(np.array([node]), np.array([token]))[0] - tree.first[node])
+            probability *= shares[place].item()
+        last = int(tree.step(np.array([node]), np.array(path[-1:]))[0])
+        if tree.is_continued(np.array([last]))[0]:  # and that the entry ends here
+            both = inside.compared(student_IV, teacher_IW, torch.tensor([last]))
+            probability *= torch.softmax(both.teacher[0], 0)[-1].item()
+        assert starts * probability == pytest.approx(of_entry[entry], rel=1e-9)
+        total += starts * probability
+    assert total == pytest.approx(1)
+
+
+@pytest.mark.parametrize("given", OBJECTIVES)
+def test_nodes_of_different_sizes_do_not_disturb_each_other(given):
+    """The loss of tokens together is the sum of those of each alone."""
+    student, labels, teacher, rows = outputs()
+    nodes = torch.tensor([ROOT, NO_NODE, 1, 3, 1, NO_NODE, 3, ROOT, 1])
+    rows = torch.where(nodes == NO_NODE, NO_NODE, rows.abs())
+    settings, made = Distill(**given), comparison()
+    leaf = student.hidden.clone().requires_grad_()
+    together, _ = class_loss(
+        student._replace(hidden=leaf), labels, teacher, rows, nodes, made, settings
+    )
+    (grad,) = torch.autograd.grad(together, leaf)
+    alone = 0
+    for i in range(len(labels)):
+        one = slice(i, i + 1)
+        leaf = student.hidden[one].clone().requires_grad_()
+        own = student._replace(hidden=leaf)
+        loss, _ = class_loss(own, labels[one], teacher, rows[one], nodes[one], made, settings)
+        torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], grad[one])
+        alone += loss.item()
+    assert together.item() == pytest.approx(alone, rel=1e-5)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from capgap.data.token_streams import Streams, begin
-from capgap.engine.entry_bytes import entry_bytes
+from capgap.engine.continuations import NO_NODE, ROOT, Continuations, continuations
+from capgap.engine.entry_bytes import entry_bytes, written_by
 from capgap.engine.models import load_tokenizer
 from capgap.errors import CapgapError
 
@@ -81,6 +82,19 @@ class ByteStream:
         return lengths
 
 
+class Window(NamedTuple):
+    """What a teacher reads for one window of the student, and where they meet."""
+
+    first: int  # token of the teacher
+    count: int  # of its tokens that it reads
+    rows: (
+        np.ndarray
+    )  # (T,) which of these predicts what the student predicts, from the first; -1: none
+    nodes: (
+        np.ndarray
+    )  # (T,) where in the teacher's entry (`Continuations`); NO_NODE where rows are -1
+
+
 class Windows(NamedTuple):
     """Teacher's tokens of the text of some windows of the student, and where they meet."""
 
@@ -88,11 +102,13 @@ class Windows(NamedTuple):
     rows: (
         torch.Tensor
     )  # (B T), the teacher's output, of (B L), for each of the student's; -1 for none
+    nodes: torch.Tensor  # (B T), where in the teacher's entry the student's token begins
 
 
 class AlignedText:
     """The training text in the student's tokens and in the teacher's.
 
+    inside: the teacher's entries in the student's tokens, so that it also teaches inside its entries.
     names: of the two folders of token streams, for messages. positions: tokens that the teacher can
     read at once; None for no limit. Raises CapgapError if the streams are not of one text.
     """
@@ -102,11 +118,12 @@ class AlignedText:
         student: ByteStream,
         teacher: ByteStream,
         *,
+        inside: Continuations | None = None,
         names: tuple[object, object] = ("student", "teacher"),
         bos_id: int | None = None,
         positions: int | None = None,
     ):
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher, self.inside = student, teacher, inside
         self.names, self.bos_id, self.positions = names, bos_id, positions
         self._check_same_text()
 
@@ -129,24 +146,33 @@ class AlignedText:
             if more.any():
                 stream.shorten(np.flatnonzero(more))
 
-    def window(self, start: int, length: int) -> tuple[int, int, np.ndarray]:
+    def window(self, start: int, length: int) -> Window:
         """What a teacher reads for the student's window of `length` tokens at `start`.
 
-        Its first token, how many it reads, and for each token that the student predicts the teacher's
-        token that predicts what follows the same bytes, from its first one, or -1 if it has no boundary
-        there. The teacher begins with the token that begins at the window's first byte or before it.
+        The teacher begins with the token that begins at the window's first byte or before it.
         """
-        mine = self.student.places(start, start + length + 2)
-        wanted, real = mine[1 : length + 1], np.diff(mine)[1 : length + 1] > 0
+        window = self._meet(start, length)
+        self._check_positions(window.count, length)
+        return window
+
+    def _meet(self, start: int, length: int) -> Window:
+        places = self.student.places(start, start + length + 2)
+        mine, real = places[: length + 1], np.diff(places)[: length + 1] > 0
         first = self.teacher.at(int(mine[0])) - int(mine[1] == mine[0])
         first = max(first, 0)
-        last = max(self.teacher.at(int(mine[length])), first + 1)
+        last = max(self.teacher.at(int(mine[-1])), first + 1)
         theirs = self.teacher.places(first, last + 1)
-        index = np.searchsorted(theirs[:-1], wanted, "right") - 1
-        met = real & (theirs[index] == wanted) & (np.diff(theirs)[index] > 0) & (index > 0)
-        count = last - first
-        self._check_positions(count, length)
-        return first, count, np.where(met, index - 1, -1)
+        index = np.searchsorted(theirs[:-1], mine, "right") - 1  # the entry around each token
+        begins = theirs[index] == mine
+        nodes = np.where(begins, ROOT, NO_NODE)
+        if self.inside:
+            before = np.asarray(self.student.tokens[start : start + length], np.int64)
+            within = np.append(False, np.diff(index) == 0) & ~begins
+            nodes = self.inside.walk(begins, np.append(NO_NODE, before), within)
+            nodes[(nodes > ROOT) & ~self.inside.is_continued(nodes)] = NO_NODE
+        real &= (np.diff(theirs)[index] > 0) & (index > 0)
+        nodes = np.where(real, nodes, NO_NODE)[1:]
+        return Window(first, last - first, np.where(nodes == NO_NODE, -1, index[1:] - 1), nodes)
 
     def check_windows(self, length: int) -> None:
         """Raise CapgapError for windows of the student that the teacher cannot read at once.
@@ -171,25 +197,52 @@ class AlignedText:
     def windows(self, starts_B: np.ndarray, length: int) -> Windows:
         """The same for a batch of windows."""
         found = [self.window(int(start), length) for start in starts_B]
-        longest = max(count for _, count, _ in found)
+        longest = max(window.count for window in found)
         inputs = np.zeros((len(found), longest), np.int64)
         rows = np.full((len(found), length), -1, np.int64)
-        for number, (first, count, index) in enumerate(found):
+        for number, (first, count, index, _) in enumerate(found):
             inputs[number, :count] = self.teacher.tokens[first : first + count]
             rows[number] = np.where(index < 0, -1, index + number * longest)
         tokens = begin(torch.from_numpy(inputs), self.bos_id)
-        return Windows(tokens, torch.from_numpy(rows).reshape(-1))
+        nodes = np.concatenate([window.nodes for window in found])
+        return Windows(tokens, torch.from_numpy(rows).reshape(-1), torch.from_numpy(nodes))
+
+    def taught_inside(self) -> tuple[float, float]:
+        """The share of the student's tokens that are taught inside an entry of the teacher, and that of
+        these at which the text's next token is not the one with which the teacher's entry goes on.
+
+        Looked at are the first tokens of the text.
+        """
+        inside = self.inside
+        length = min(len(self.student.tokens), BLOCK) - 2
+        if inside is None or length < 1:
+            return 0.0, 0.0
+        first, _, rows, nodes = self._meet(0, length)
+        at = np.flatnonzero(nodes > ROOT)
+        follows = inside.step(nodes[at], np.asarray(self.student.tokens[at + 1], np.int64))
+        place = np.full(len(self.teacher.lengths), -1)
+        place[inside.entries] = np.arange(len(inside.entries))
+        here = place[np.asarray(self.teacher.tokens[first + rows[at] + 1], np.int64)]
+        same = (follows != NO_NODE) & (inside.low[follows] <= here) & (here < inside.high[follows])
+        return len(at) / length, float(1 - same.mean()) if len(at) else 0.0
 
 
 def aligned_text(
-    student: Path, streams: Streams, teacher: Path, taught: Streams, positions: int | None = None
+    student: Path,
+    streams: Streams,
+    teacher: Path,
+    taught: Streams,
+    *,
+    rows: tuple[int, int],
+    positions: int | None = None,
 ) -> AlignedText:
     """The training text of two folders of streams, each in the tokens of a model's folder.
 
+    rows: entries of the student and of the teacher for which the heads have a row.
     Raises CapgapError for conversations, for a tokenizer whose pieces do not spell the text, or if the
     streams are not of one text.
     """
-    sides = []
+    sides, made = [], []
     for folder, packed in ((student, streams), (teacher, taught)):
         if packed.meta.completion_tokens is not None:
             raise CapgapError(
@@ -197,11 +250,17 @@ def aligned_text(
                 "its own; a teacher with another tokenizer teaches text only: pack text, or take a "
                 "teacher with the student's tokenizer"
             )
-        tokenizer = load_tokenizer(folder)
-        lengths = [len(entry or b"") for entry in entry_bytes(tokenizer, folder)]
-        sides.append(ByteStream(packed["train"], np.array(lengths), tokenizer.eos_token_id))
+        made.append(load_tokenizer(folder))
+        lengths = [len(entry or b"") for entry in entry_bytes(made[-1], folder)]
+        sides.append(ByteStream(packed["train"], np.array(lengths), made[-1].eos_token_id))
+    vocab, entries = rows[0], entry_bytes(made[1], teacher)[: rows[1]]
+    paths = [
+        path if path and max(path) < vocab else None
+        for path in written_by(made[0], student, entries)
+    ]
     return AlignedText(
         *sides,
+        inside=continuations(paths, vocab),
         names=(streams.folder, taught.folder),
         bos_id=taught.meta.bos_id,
         positions=positions,

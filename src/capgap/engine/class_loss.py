@@ -1,9 +1,10 @@
 """
 The distillation loss of a teacher whose vocabulary is another one.
 
-Student and teacher are compared in classes of entries (`entry_classes`), at the tokens before which both
-have read the same text. The logit of a class is the log of the sum of the exponentials of its entries'
-logits, so its softmax is the sum of their probabilities, and the teacher's term is the ordinary one
+At tokens before which both models have read the same text, student and teacher are compared in classes of
+entries (`entry_classes`); at tokens inside an entry of the teacher, in the continuations of that entry that
+are still possible (`continuations`). The logit of a class is the log of the sum of the exponentials of its
+entries' logits, so its softmax is the sum of their probabilities, and the teacher's term is the ordinary one
 (`losses.mixture_loss`) of these logits. A taught token counts
 
   (1 - w) CE(student, data) + w tau^2 D(classes of the teacher, classes of the student),
@@ -13,11 +14,15 @@ soft_ce and forward_kl is then not biased by where the boundaries meet. If all e
 all tokens are taught, this is the ordinary loss.
 """
 
-# N tokens of all sequences, C tokens of a chunk, M of these that are taught, V entries, K classes
+# N tokens of all sequences, C tokens of a chunk, M of these that are taught, I inside a teacher's entry,
+# V entries, W of the teacher, K classes or continuations, L with the event that it is none of these,
+# U entries of the teacher in order
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +30,25 @@ from torch.autograd.function import once_differentiable
 
 from capgap.config import Distill
 from capgap.config.shapes import chunk_tokens
+from capgap.engine.continuations import ROOT, Continuations
 from capgap.engine.entry_classes import NO_CLASS, EntryClasses
 from capgap.engine.losses import IGNORED, LossParts, ModelOutput, mixture_loss
 from capgap.engine.onednn_matmul import use_onednn
+
+# Of the probability of a node, what a continuation has at least that no entry has: a model never gives
+# an entry of its own a probability of zero, and the logarithm of zero is not finite.
+LEAST_SHARE = 1e-5
+# Logit of a continuation that other nodes have: so far below the others that its probability is exactly
+# zero, but finite, so that zero times it is zero.
+ABSENT = -1e4
+
+
+class Compared(NamedTuple):
+    """Logits of the same events by both models, and how a gradient for them is one for the student's entries."""
+
+    student: torch.Tensor  # M x K
+    teacher: torch.Tensor
+    spread: Callable[[torch.Tensor], torch.Tensor]  # M x K to M x V
 
 
 class Pool:
@@ -83,12 +104,86 @@ class Pool:
         return share_MV.mul_(torch.cat([grad_MK, torch.zeros_like(none_M1)], 1)[:, self.class_V])
 
 
+class Inside:
+    """Logits of continuations from logits of entries, for tokens that begin inside a teacher's entry."""
+
+    def __init__(self, tree: Continuations):
+        self.device = torch.device("cpu")
+        arrays = (tree.entries, tree.token, tree.low, tree.end, tree.high, tree.first)
+        self.arrays = tuple(map(torch.from_numpy, arrays))
+
+    def to(self, device: torch.device) -> Inside:
+        """The same on a device."""
+        if self.device != device:
+            self.arrays = tuple(array.to(device) for array in self.arrays)
+            self.device = device
+        return self
+
+    def _continued(self, nodes_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nodes that continue each node, I x K, and which of these places are none."""
+        first = self.arrays[-1]
+        counts_I = first[nodes_I + 1] - first[nodes_I]
+        places_K = torch.arange(int(counts_I.max()), device=nodes_I.device)
+        absent_IK = places_K >= counts_I[:, None]
+        return (first[nodes_I, None] + places_K).masked_fill_(absent_IK, ROOT), absent_IK
+
+    def compared(
+        self, student_IV: torch.Tensor, teacher_IW: torch.Tensor, nodes_I: torch.Tensor
+    ) -> Compared:
+        """Both models' logits of each continuation and, last, of none of them."""
+        entries, token, low, end, high, _ = self.arrays
+        nodes_IK, absent_IK = self._continued(nodes_I)
+        no_I1 = torch.zeros_like(absent_IK[:, :1])
+        absent_IL = torch.cat([absent_IK, no_I1], 1)
+
+        p_IU = torch.softmax(teacher_IW[:, entries], 1, dtype=torch.float64)
+        below_IU = p_IU.new_zeros(len(p_IU), len(entries) + 1)  # sums of the entries before each
+        torch.cumsum(p_IU, 1, out=below_IU[:, 1:])
+        starts_IL = torch.cat([low[nodes_IK], low[nodes_I, None]], 1)
+        stops_IL = torch.cat([high[nodes_IK], end[nodes_I, None]], 1)
+        mass_IL = (below_IU.gather(1, stops_IL) - below_IU.gather(1, starts_IL)).clamp_min_(0)
+        mass_IL.masked_fill_(absent_IL, 0)
+        least_I1 = LEAST_SHARE * mass_IL.sum(1, keepdim=True) + torch.finfo(torch.float64).tiny
+        theirs_IL = torch.maximum(mass_IL, least_I1).log_().to(teacher_IW.dtype)
+
+        vocab = student_IV.shape[1]
+        token_IK = token[nodes_IK].masked_fill_(absent_IK, vocab)  # a column beyond the entries
+        others = torch.nn.functional.pad(student_IV, (0, 1), value=-torch.inf)
+        others.scatter_(1, token_IK, -torch.inf)
+        none_I1 = torch.logsumexp(others, 1, keepdim=True).clamp_min_(ABSENT)
+        each_IK = student_IV.gather(1, token_IK.clamp_max(vocab - 1))
+        mine_IL = torch.cat([each_IK, none_I1], 1)
+
+        def spread(grad_IL: torch.Tensor) -> torch.Tensor:
+            share_IV = (others - none_I1).exp_().mul_(grad_IL[:, -1:])
+            return share_IV.scatter_(1, token_IK, grad_IL[:, :-1])[:, :vocab]
+
+        return Compared(
+            mine_IL.masked_fill_(absent_IL, ABSENT),
+            theirs_IL.masked_fill_(absent_IL, ABSENT),
+            spread,
+        )
+
+
 @dataclass(frozen=True)
 class Pools:
-    """Both models' pools."""
+    """Both models' pools, for tokens that begin at a common boundary."""
 
     student: Pool
     teacher: Pool
+
+    def to(self, device: torch.device) -> Pools:
+        """The same on a device."""
+        return Pools(self.student.to(device), self.teacher.to(device))
+
+    def compared(self, student_MV: torch.Tensor, teacher_MW: torch.Tensor) -> Compared:
+        """Both models' logits of each class."""
+        mine_MK = self.student.logits(student_MV)
+        return Compared(
+            mine_MK,
+            self.teacher.logits(teacher_MW),
+            lambda grad_MK: self.student.spread(student_MV, mine_MK, grad_MK),
+        )
 
     @classmethod
     def of(cls, classes: EntryClasses, vocab: int, teacher_vocab: int) -> Pools:
@@ -100,12 +195,44 @@ class Pools:
         return cls(*(Pool(names[side], int(names.max()) + 1) for side in sides))
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What both models predict of, at a common boundary and inside a teacher's entry."""
+
+    pools: Pools
+    inside: Inside
+
+    def to(self, device: torch.device) -> Comparison:
+        """The same on a device."""
+        return Comparison(self.pools.to(device), self.inside.to(device))
+
+    def compared(
+        self, student_MV: torch.Tensor, teacher_MW: torch.Tensor, nodes_M: torch.Tensor
+    ) -> Compared:
+        """Both models' logits for tokens whose nodes are all ROOT or none."""
+        if nodes_M[0] == ROOT:
+            return self.pools.compared(student_MV, teacher_MW)
+        return self.inside.compared(student_MV, teacher_MW, nodes_M)
+
+
 class _ClassLoss(torch.autograd.Function):
     """The loss and its gradients, by chunks of tokens."""
 
     @staticmethod
     @use_onednn()
-    def forward(ctx, hidden_ND, head_VD, cap, labels_N, teacher, rows_N, pools, settings, scale):
+    def forward(
+        ctx,
+        hidden_ND,
+        head_VD,
+        cap,
+        labels_N,
+        teacher,
+        rows_N,
+        nodes_N,
+        comparison,
+        settings,
+        scale,
+    ):
         output = ModelOutput(hidden_ND, head_VD, cap)
         weight, tokens = settings.teacher_weight, len(hidden_ND)
         chunk = settings.loss_chunk_tokens or chunk_tokens(max(output.vocab, teacher.vocab))
@@ -117,21 +244,23 @@ class _ClassLoss(torch.autograd.Function):
         for start in range(0, tokens, chunk):
             part = slice(start, min(start + chunk, tokens))
             logits = output.read_chunk(part, logits_CV)[0].to(wide)
-            rows_C, labels_C1 = rows_N[part], labels_N[part].unsqueeze(1)
-            taught_M = (rows_C >= 0).nonzero().squeeze(1)
-            own_MV = logits[taught_M]
-            pooled_MK = pools.student.logits(own_MV)
-            theirs_MK = pools.teacher.logits(
-                teacher.keep(rows_C[taught_M]).logits(slice(None)).to(wide)
-            )
-            value, grad_MK = _teacher_term(pooled_MK, theirs_MK, settings)
+            rows_C, nodes_C = rows_N[part], nodes_N[part]
+            labels_C1 = labels_N[part].unsqueeze(1)
             ce_C1 = torch.logsumexp(logits, 1, keepdim=True) - logits.gather(1, labels_C1)
-            share_C1 = torch.ones_like(ce_C1)
-            share_C1[taught_M] = 1 - weight
-            sums += torch.stack([ce_C1.sum(), value, ce_C1.sum() - ce_C1[taught_M].sum()]).float()
+            share_C1 = torch.where(rows_C < 0, 1.0, 1 - weight).to(wide).unsqueeze(1)
             grad_CV = torch.softmax(logits, 1).mul_(share_C1)
             grad_CV.scatter_add_(1, labels_C1, -share_C1)
-            grad_CV[taught_M] += pools.student.spread(own_MV, pooled_MK, grad_MK).mul_(weight)
+            sums[0] += ce_C1.sum().float()
+            sums[2] += ce_C1[rows_C < 0].sum().float()
+            for here_C in (nodes_C == ROOT, nodes_C > ROOT):
+                here_M = (here_C & (rows_C >= 0)).nonzero().squeeze(1)
+                if not len(here_M):
+                    continue
+                theirs_MW = teacher.keep(rows_C[here_M]).logits(slice(None)).to(wide)
+                both = comparison.compared(logits[here_M], theirs_MW, nodes_C[here_M])
+                value, grad_MK = _teacher_term(both.student, both.teacher, settings)
+                sums[1] += value.float()
+                grad_CV[here_M] += both.spread(grad_MK).mul_(weight)
             if cap is not None:
                 grad_CV *= 1 - (logits / cap).square_()
             grad_CV = grad_CV.to(hidden_ND.dtype)
@@ -153,7 +282,7 @@ class _ClassLoss(torch.autograd.Function):
         factor = grad_loss * ctx.scale
         if grad_head_VD is not None:
             grad_head_VD = grad_head_VD.mul_(factor).to(grad_hidden_ND.dtype)
-        return grad_hidden_ND.mul_(factor), grad_head_VD, *(None,) * 7
+        return grad_hidden_ND.mul_(factor), grad_head_VD, *(None,) * 8
 
 
 def _teacher_term(
@@ -183,21 +312,24 @@ def class_loss(
     labels_N: torch.Tensor,
     teacher: ModelOutput,
     rows_N: torch.Tensor,
-    pools: Pools,
+    nodes_N: torch.Tensor,
+    comparison: Comparison,
     settings: Distill,
     *,
     scale: float = 1.0,
 ) -> tuple[torch.Tensor, LossParts]:
     """The loss summed over tokens and multiplied by `scale`, with its parts, nats.
 
-    teacher: its output for any tokens; rows: which of them stands for each of the student's, -1 for
-    none. Tokens with the label IGNORED do not count. settings: objective, beta, teacher_weight,
-    temperature and loss_chunk_tokens are read.
+    teacher: its output for any tokens. rows: which of them stands for each of the student's, -1 for none.
+    nodes: where in the teacher's entry the token begins (`Continuations`), ROOT at a common boundary.
+    Tokens with the label IGNORED do not count. settings: objective, beta, teacher_weight, temperature
+    and loss_chunk_tokens are read.
     """
     kept_N = labels_N != IGNORED
     if not kept_N.all():
-        student, labels_N, rows_N = student.keep(kept_N), labels_N[kept_N], rows_N[kept_N]
+        student = student.keep(kept_N)
+        labels_N, rows_N, nodes_N = labels_N[kept_N], rows_N[kept_N], nodes_N[kept_N]
     loss, sums = _ClassLoss.apply(
-        student.hidden, student.head, student.cap, labels_N, teacher, rows_N, pools, settings, scale
+        *student, labels_N, teacher, rows_N, nodes_N, comparison, settings, scale
     )
     return loss, LossParts(*sums[:2])

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from capgap.engine.aligned_text import AlignedText
-from capgap.engine.class_loss import Pools, class_loss
+from capgap.engine.class_loss import Comparison, class_loss
 from capgap.engine.forward import model_output
 from capgap.engine.losses import LossParts, ModelOutput
 from capgap.engine.objectives import Distillation
@@ -24,7 +24,7 @@ class CrossTokenizer(Distillation):
     """
 
     text: AlignedText
-    pools: Pools
+    comparison: Comparison
     teacher_vocab: int
     one_shape: ClassVar[bool] = (
         False  # aligned windows differ in length, so its layers are not compiled
@@ -41,7 +41,8 @@ class CrossTokenizer(Distillation):
             labels_N.to(device),
             self._teacher_output(windows.inputs.to(device)),
             windows.rows.to(device),
-            Pools(self.pools.student.to(device), self.pools.teacher.to(device)),
+            windows.nodes.to(device),
+            self.comparison.to(device),
             self.settings,
             scale=scale,
         )

@@ -28,6 +28,37 @@ def entry_bytes(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[bytes 
     folder: of the tokenizer, for the message. Raises CapgapError for a tokenizer whose pieces do not
     spell the text, as those of WordPiece.
     """
+    byte_level, data = _kind(tokenizer, folder)
+    added = {token["id"]: token for token in data["added_tokens"]}
+    found: list[bytes | None] = [None] * (1 + max(tokenizer.get_vocab().values()))
+    for piece, at in tokenizer.get_vocab().items():
+        if at in added:
+            found[at] = None if added[at]["special"] else piece.encode()
+        else:
+            found[at] = _spelled(piece) if byte_level else _plain(piece)
+    return found
+
+
+def written_by(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, parts: list[bytes | None]
+) -> list[list[int] | None]:
+    """The ids with which a tokenizer writes some bytes inside a word; None if it cannot spell them.
+
+    folder: see `entry_bytes`.
+    """
+    byte_level, _ = _kind(tokenizer, folder)
+    own, model = entry_bytes(tokenizer, folder), tokenizer.backend_tokenizer.model
+    found: list[list[int] | None] = []
+    for part in parts:
+        text = "".join(CHARACTER[byte] for byte in part or b"") if byte_level else _as_piece(part)
+        ids = [token.id for token in model.tokenize(text)] if text else []
+        spelled = b"".join((own[i] if i < len(own) else None) or b"" for i in ids)
+        found.append(ids if part and spelled == part else None)
+    return found
+
+
+def _kind(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[bool, dict]:
+    """Whether pieces spell bytes by characters, and the tokenizer's data; raises as `entry_bytes` does."""
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     kinds = {
         step.get("type") for part in ("pre_tokenizer", "decoder") for step in _steps(data[part])
@@ -39,14 +70,7 @@ def entry_bytes(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[bytes 
             "of SentencePiece, so its tokens cannot be found in the bytes of the text, and a model with "
             "it cannot teach one with another tokenizer; take another teacher"
         )
-    added = {token["id"]: token for token in data["added_tokens"]}
-    found: list[bytes | None] = [None] * (1 + max(tokenizer.get_vocab().values()))
-    for piece, at in tokenizer.get_vocab().items():
-        if at in added:
-            found[at] = None if added[at]["special"] else piece.encode()
-        else:
-            found[at] = _spelled(piece) if byte_level else _plain(piece)
-    return found
+    return byte_level, data
 
 
 def _steps(part: Any) -> Iterator[dict]:
@@ -75,6 +99,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 BYTE_OF = _byte_of_character()
+CHARACTER = {byte: character for character, byte in BYTE_OF.items()}
 
 
 def _spelled(piece: str) -> bytes:
@@ -88,3 +113,11 @@ def _plain(piece: str) -> bytes:
     """Bytes of a piece that writes spaces as U+2581."""
     byte = BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace(SPACE, " ").encode()
+
+
+def _as_piece(part: bytes | None) -> str:
+    """Bytes as a piece that writes spaces as U+2581; empty if they are no whole characters."""
+    try:
+        return (part or b"").decode().replace(" ", SPACE)
+    except UnicodeDecodeError:
+        return ""

@@ -22,7 +22,7 @@ from capgap.config.study_file import check_section
 from capgap.data.processes import available
 from capgap.data.token_streams import Streams
 from capgap.engine.aligned_text import aligned_text
-from capgap.engine.class_loss import Pools
+from capgap.engine.class_loss import Comparison, Inside, Pools
 from capgap.engine.cross_tokenizer import CrossTokenizer
 from capgap.engine.entry_bytes import entry_bytes
 from capgap.engine.entry_classes import entry_classes
@@ -231,22 +231,24 @@ def _by_classes(
         setting="distill.sequence_length",
     )
     positions = getattr(model.config, "max_position_embeddings", None)
-    text = aligned_text(*student, *teacher, positions=positions)
+    theirs = min(teacher[1].meta.vocab_size, vocabulary_rows(model))
+    text = aligned_text(*student, *teacher, rows=(vocab, theirs), positions=positions)
     text.check_windows(settings.sequence_length)
     entries = [entry_bytes(load_tokenizer(folder), folder) for folder, _ in (student, teacher)]
     classes = entry_classes(text, *entries)
-    theirs = min(teacher[1].meta.vocab_size, vocabulary_rows(model))
+    inside, elsewhere = text.taught_inside()
     print(
         f"the teacher has another tokenizer: {classes.count:,} classes of {len(entries[0]):,} and "
         f"{len(entries[1]):,} entries, which it teaches at {classes.taught_share:.1%} of the tokens; of "
-        f"these, {classes.split_share:.2%} are pairs of two classes"
+        f"these, {classes.split_share:.2%} are pairs of two classes. It teaches a further {inside:.1%} "
+        f"inside its entries; of these, the text goes on otherwise than the entry at {elsewhere:.2%}"
     )
     return CrossTokenizer(
         model,
         settings,
         vocab,
         text=text,
-        pools=Pools.of(classes, vocab, theirs),
+        comparison=Comparison(Pools.of(classes, vocab, theirs), Inside(text.inside)),
         teacher_vocab=theirs,
     )
 
