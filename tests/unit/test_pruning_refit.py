@@ -146,6 +146,33 @@ def test_a_model_of_copies_cut_to_its_core_says_the_same(model):
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-3 * size.item())
 
 
+@pytest.mark.parametrize("gain", [0.02, 30.0])
+def test_readers_keep_the_size_that_they_had_whatever_the_norms_gains(gain):
+    """Pretrained models have gains of 0.02 as of 30; Adam moves a weight as far, whatever its size."""
+    model = build("llama-gqa-untied")
+    kept = halved(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.mul_(gain if "norm" in name else 1)
+    before, found = dict(model.named_parameters()), refitted(model, kept)
+    readers = ("lm_head", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    sizes = {}
+    for name, parameter in found.named_parameters():
+        size, was = (p.square().mean().sqrt().item() for p in (parameter, before[name]))
+        if name.split(".")[-2] in readers:
+            layer_and_norm = name.rpartition(".")[0].rpartition(".")[
+                0
+            ]  # of matrices that read one norm
+            sizes.setdefault(layer_and_norm, []).append((size, was, parameter.numel()))
+        elif "norm" in name:
+            assert gain / 3 < size < 3 * gain, name
+    assert len(sizes) == 5
+    for name, parts in sizes.items():
+        now, was = (sum(n * part[i] ** 2 for part in parts for n in part[2:]) for i in (0, 1))
+        assert now == pytest.approx(was, rel=0.1), name
+
+
 def test_a_layer_that_writes_nothing_goes_with_the_copies(model):
     """Depth and widths at once: the layers that stay write what the whole model does."""
     kept = halved(model)._replace(layers=np.array([1]))

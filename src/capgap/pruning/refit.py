@@ -13,9 +13,10 @@ and its targets are the outputs of the whole model:
             whole model's after it, so that a write also corrects errors of the writes before
 
 B maps the stream to that of the pruned model: principal components of the norms' inputs, absorbed into
-embeddings, readers and writers (residual_basis.py). If embeddings and output head are tied, the last
-norm is refitted channel by channel instead of the head. Shapes and architecture are those of the plain
-cut.
+embeddings, readers and writers (residual_basis.py). Gains of single channels cannot be turned, so the
+readers take them over, and their norm gets one gain for all channels, such that the readers are as large
+as in the whole model. If embeddings and output head are tied, the last norm is refitted channel by channel
+instead of the head. Shapes and architecture are those of the plain cut.
 
 Sources. Least squares on a layer's outputs after structured pruning: OSSCAR (arXiv 2403.12983),
 SlimGPT (arXiv 2412.18110), MoDeGPT (arXiv 2408.09632). Whole outputs as targets of pruned inputs:
@@ -29,7 +30,7 @@ biases that a model's class does not have (FLAP, arXiv 2312.11983), layers of un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,11 +183,27 @@ class _Refit:
             norm.bias.copy_(rows_dD @ self.last_norm.bias.double() / self.basis.scale / times)
 
     def _turn_norm(self, norm, small, kind: NormKind) -> None:
-        """Set a norm's gain to 1, as its readers take it over, and its bias to the nearest possible."""
+        """Set a norm's gain to 1, as its readers take it over for now, and its bias to the nearest possible."""
         small.weight.fill_(1 - kind.offset)
         if bias_of(small) is not None:
             widened = self.basis.widen(kind.gain(norm))
             small.bias.copy_(torch.linalg.pinv(widened) @ norm.bias.double())
+
+    def _keep_scale(self, small, kind: NormKind, readers: list, whole: Sequence) -> None:
+        """Give a norm the factor by which its readers changed their size, and divide them by it.
+
+        The model computes the same. But steps of Adam do not depend on the size of a weight, so a short
+        training would overwrite readers that had taken over a small gain. readers: weights of the pruned
+        model, whole: those of the whole model, in parts.
+        """
+        before, now = _rms(whole), _rms(readers)
+        if not before or not now:
+            return
+        small.weight.fill_(now / before - kind.offset)
+        if bias_of(small) is not None:
+            small.bias.mul_(now / before)
+        for matrix in readers:
+            matrix.div_(now / before)
 
     def _narrow(self, streams: torch.Tensor) -> torch.Tensor:
         """Streams of the whole model, last dimension D, as the pruned model's."""
@@ -216,13 +233,18 @@ class _Refit:
         for batch, half_N in enumerate(self.halves):
             fit.add(self._read(pruned, batch, first), self._read(whole, batch, first), half_N)
         wide, shift = fit.solve(self._widened(whole.module(norm), self.kinds[norm]))
+        kept_rows = []
         for linear in linears:
             module, fitted = whole.module(linear.name), pruned.module(linear.name)
             rows = self._kept_rows(linear.out, matrix_of(module), whole.place)
+            kept_rows.append(rows)
             set_matrix(fitted, rows @ wide)
             if bias_of(module) is not None:
                 bias = self._kept_rows(linear.out, module.bias.double(), whole.place)
                 fitted.bias.copy_(bias + rows @ shift)
+        if self.basis is not None:
+            weights = [pruned.module(linear.name).weight for linear in linears]
+            self._keep_scale(pruned.module(norm), self.kinds[norm], weights, kept_rows)
 
     def _widened(self, norm, kind: NormKind) -> torch.Tensor:
         if self.basis is None:
@@ -339,6 +361,8 @@ class _Refit:
             head.weight.split(HEAD_ROWS), before.weight.split(HEAD_ROWS), strict=True
         ):
             out.copy_(rows.double() @ wide)
+        if self.basis is not None:
+            self._keep_scale(norm, self.last_kind, [head.weight], before.weight.split(HEAD_ROWS))
 
     def _fit_last_norm(self, norm, head, before, fit: Regression) -> None:
         """Refit the last norm, channel by channel, so that the logits come nearest to the whole model's.
@@ -362,6 +386,14 @@ class _Refit:
         if bias_of(norm) is not None:
             norm.bias.copy_((1 + change[:d]) * norm.bias.double() + change[d:])
         norm.weight.copy_((1 + change[:d]) * gain - self.last_kind.offset)
+
+
+def _rms(matrices: Sequence[torch.Tensor]) -> float:
+    """The root of the mean square of all their entries."""
+    total, entries = 0.0, 0
+    for matrix in matrices:
+        total, entries = total + matrix.double().square().sum().item(), entries + matrix.numel()
+    return math.sqrt(total / entries)
 
 
 def _second_moments(left_VI: torch.Tensor, right_VO: torch.Tensor) -> torch.Tensor:
