@@ -2,27 +2,29 @@
 The distillation loss of a teacher whose vocabulary is another one.
 
 At tokens before which both models have read the same text, student and teacher are compared in classes of
-entries (`entry_classes`); at tokens inside an entry of the teacher, in the continuations of that entry that
-are still possible (`continuations`). The logit of a class is the log of the sum of the exponentials of its
-entries' logits, so its softmax is the sum of their probabilities, and the teacher's term is the ordinary one
-(`losses.mixture_loss`) of these logits. A taught token counts
+entries (`entry_classes`). The logit of a class is the log of the sum of the exponentials of its entries'
+logits, so its softmax is the sum of their probabilities, and the teacher's term is the ordinary one
+(`losses.mixture_loss`) of these logits. Such a token counts
 
-  (1 - w) CE(student, data) + w tau^2 D(classes of the teacher, classes of the student),
+  (1 - w) CE(student, data) + w tau^2 D(classes of the teacher, classes of the student).
 
-and any other token CE(student, data) in full: if the data follow the teacher, the expected gradient of
-soft_ce and forward_kl is then not biased by where the boundaries meet. If all entries are classes and
+At tokens inside an entry of the teacher, both are compared in what this entry may go on with
+(`continuations`), given that it goes on, and the student's probability Q that it does is learnt from the data:
+
+  (1 - w) CE(student, data) + w (tau^2 D(continuations of the teacher, continuations of the student) - log Q).
+
+Any other token counts CE(student, data) in full. If the data follow the teacher, the expected gradient of
+soft_ce and forward_kl (at tau = 1) is then not biased by where the boundaries meet, though that depends on
+what follows. If all entries are classes and
 all tokens are taught, this is the ordinary loss.
 """
 
 # N tokens of all sequences, C tokens of a chunk, M of these that are taught, I inside a teacher's entry,
-# V entries, W of the teacher, K classes or continuations, L with the event that it is none of these,
-# U entries of the teacher in order
+# V entries, W of the teacher, K classes or continuations, U entries of the teacher in order
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,20 +37,11 @@ from capgap.engine.entry_classes import NO_CLASS, EntryClasses
 from capgap.engine.losses import IGNORED, LossParts, ModelOutput, mixture_loss
 from capgap.engine.onednn_matmul import use_onednn
 
-# Of the probability of a node, what a continuation has at least that no entry has: a model never gives
-# an entry of its own a probability of zero, and the logarithm of zero is not finite.
-LEAST_SHARE = 1e-5
+# Least share of a continuation in the probability of all: below it, a difference of sums is rounding error.
+LEAST_SHARE = 1e-6
 # Logit of a continuation that other nodes have: so far below the others that its probability is exactly
 # zero, but finite, so that zero times it is zero.
 ABSENT = -1e4
-
-
-class Compared(NamedTuple):
-    """Logits of the same events by both models, and how a gradient for them is one for the student's entries."""
-
-    student: torch.Tensor  # M x K
-    teacher: torch.Tensor
-    spread: Callable[[torch.Tensor], torch.Tensor]  # M x K to M x V
 
 
 class Pool:
@@ -109,7 +102,7 @@ class Inside:
 
     def __init__(self, tree: Continuations):
         self.device = torch.device("cpu")
-        arrays = (tree.entries, tree.token, tree.low, tree.end, tree.high, tree.first)
+        arrays = (tree.entries, tree.token, tree.low, tree.high, tree.first)
         self.arrays = tuple(map(torch.from_numpy, arrays))
 
     def to(self, device: torch.device) -> Inside:
@@ -127,42 +120,43 @@ class Inside:
         absent_IK = places_K >= counts_I[:, None]
         return (first[nodes_I, None] + places_K).masked_fill_(absent_IK, ROOT), absent_IK
 
-    def compared(
-        self, student_IV: torch.Tensor, teacher_IW: torch.Tensor, nodes_I: torch.Tensor
-    ) -> Compared:
-        """Both models' logits of each continuation and, last, of none of them."""
-        entries, token, low, end, high, _ = self.arrays
+    def term(
+        self,
+        student_IV: torch.Tensor,
+        teacher_IW: torch.Tensor,
+        nodes_I: torch.Tensor,
+        settings: Distill,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's term, summed over tokens, and its gradient, I x V."""
         nodes_IK, absent_IK = self._continued(nodes_I)
-        no_I1 = torch.zeros_like(absent_IK[:, :1])
-        absent_IL = torch.cat([absent_IK, no_I1], 1)
+        vocab = student_IV.shape[1]
+        token_IK = self.arrays[1][nodes_IK].masked_fill_(
+            absent_IK, vocab
+        )  # a column beyond the entries
+        mine_IK = student_IV.gather(1, token_IK.clamp_max(vocab - 1)).masked_fill_(
+            absent_IK, ABSENT
+        )
+        theirs_IK = self._teacher(teacher_IW, nodes_IK, absent_IK)
+        value, grad_IK = _teacher_term(mine_IK, theirs_IK, settings)
+        all_I1, these_I1 = (torch.logsumexp(z, 1, keepdim=True) for z in (student_IV, mine_IK))
+        grad_IK = grad_IK - (mine_IK - these_I1).exp_()  # with the likelihood of "one of these"
+        grad_IV = torch.nn.functional.pad((student_IV - all_I1).exp_(), (0, 1))
+        grad_IV.scatter_add_(1, token_IK, grad_IK)
+        return value + (all_I1 - these_I1).sum(), grad_IV[:, :vocab]
 
-        p_IU = torch.softmax(teacher_IW[:, entries], 1, dtype=torch.float64)
+    def _teacher(
+        self, logits_IW: torch.Tensor, nodes_IK: torch.Tensor, absent_IK: torch.Tensor
+    ) -> torch.Tensor:
+        """The teacher's logits of continuations, I x K."""
+        entries, _, low, high, _ = self.arrays
+        p_IU = torch.softmax(logits_IW[:, entries], 1, dtype=torch.float64)
         below_IU = p_IU.new_zeros(len(p_IU), len(entries) + 1)  # sums of the entries before each
         torch.cumsum(p_IU, 1, out=below_IU[:, 1:])
-        starts_IL = torch.cat([low[nodes_IK], low[nodes_I, None]], 1)
-        stops_IL = torch.cat([high[nodes_IK], end[nodes_I, None]], 1)
-        mass_IL = (below_IU.gather(1, stops_IL) - below_IU.gather(1, starts_IL)).clamp_min_(0)
-        mass_IL.masked_fill_(absent_IL, 0)
-        least_I1 = LEAST_SHARE * mass_IL.sum(1, keepdim=True) + torch.finfo(torch.float64).tiny
-        theirs_IL = torch.maximum(mass_IL, least_I1).log_().to(teacher_IW.dtype)
-
-        vocab = student_IV.shape[1]
-        token_IK = token[nodes_IK].masked_fill_(absent_IK, vocab)  # a column beyond the entries
-        others = torch.nn.functional.pad(student_IV, (0, 1), value=-torch.inf)
-        others.scatter_(1, token_IK, -torch.inf)
-        none_I1 = torch.logsumexp(others, 1, keepdim=True).clamp_min_(ABSENT)
-        each_IK = student_IV.gather(1, token_IK.clamp_max(vocab - 1))
-        mine_IL = torch.cat([each_IK, none_I1], 1)
-
-        def spread(grad_IL: torch.Tensor) -> torch.Tensor:
-            share_IV = (others - none_I1).exp_().mul_(grad_IL[:, -1:])
-            return share_IV.scatter_(1, token_IK, grad_IL[:, :-1])[:, :vocab]
-
-        return Compared(
-            mine_IL.masked_fill_(absent_IL, ABSENT),
-            theirs_IL.masked_fill_(absent_IL, ABSENT),
-            spread,
-        )
+        mass_IK = below_IU.gather(1, high[nodes_IK]) - below_IU.gather(1, low[nodes_IK])
+        mass_IK.masked_fill_(absent_IK, 0)
+        least_I1 = LEAST_SHARE * mass_IK.sum(1, keepdim=True) + torch.finfo(torch.float64).tiny
+        logs_IK = torch.maximum(mass_IK, least_I1).log_().to(logits_IW.dtype)
+        return logs_IK.masked_fill_(absent_IK, ABSENT)
 
 
 @dataclass(frozen=True)
@@ -176,14 +170,13 @@ class Pools:
         """The same on a device."""
         return Pools(self.student.to(device), self.teacher.to(device))
 
-    def compared(self, student_MV: torch.Tensor, teacher_MW: torch.Tensor) -> Compared:
-        """Both models' logits of each class."""
+    def term(
+        self, student_MV: torch.Tensor, teacher_MW: torch.Tensor, settings: Distill
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's term, summed over tokens, and its gradient, M x V."""
         mine_MK = self.student.logits(student_MV)
-        return Compared(
-            mine_MK,
-            self.teacher.logits(teacher_MW),
-            lambda grad_MK: self.student.spread(student_MV, mine_MK, grad_MK),
-        )
+        value, grad_MK = _teacher_term(mine_MK, self.teacher.logits(teacher_MW), settings)
+        return value, self.student.spread(student_MV, mine_MK, grad_MK)
 
     @classmethod
     def of(cls, classes: EntryClasses, vocab: int, teacher_vocab: int) -> Pools:
@@ -206,13 +199,17 @@ class Comparison:
         """The same on a device."""
         return Comparison(self.pools.to(device), self.inside.to(device))
 
-    def compared(
-        self, student_MV: torch.Tensor, teacher_MW: torch.Tensor, nodes_M: torch.Tensor
-    ) -> Compared:
-        """Both models' logits for tokens whose nodes are all ROOT or none."""
+    def term(
+        self,
+        student_MV: torch.Tensor,
+        teacher_MW: torch.Tensor,
+        nodes_M: torch.Tensor,
+        settings: Distill,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's term and its gradient, for tokens whose nodes are all ROOT or none."""
         if nodes_M[0] == ROOT:
-            return self.pools.compared(student_MV, teacher_MW)
-        return self.inside.compared(student_MV, teacher_MW, nodes_M)
+            return self.pools.term(student_MV, teacher_MW, settings)
+        return self.inside.term(student_MV, teacher_MW, nodes_M, settings)
 
 
 class _ClassLoss(torch.autograd.Function):
@@ -257,10 +254,11 @@ class _ClassLoss(torch.autograd.Function):
                 if not len(here_M):
                     continue
                 theirs_MW = teacher.keep(rows_C[here_M]).logits(slice(None)).to(wide)
-                both = comparison.compared(logits[here_M], theirs_MW, nodes_C[here_M])
-                value, grad_MK = _teacher_term(both.student, both.teacher, settings)
+                value, grad_MV = comparison.term(
+                    logits[here_M], theirs_MW, nodes_C[here_M], settings
+                )
                 sums[1] += value.float()
-                grad_CV[here_M] += both.spread(grad_MK).mul_(weight)
+                grad_CV[here_M] += grad_MV.mul_(weight)
             if cap is not None:
                 grad_CV *= 1 - (logits / cap).square_()
             grad_CV = grad_CV.to(hidden_ND.dtype)

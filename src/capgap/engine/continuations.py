@@ -2,13 +2,12 @@
 What a teacher predicts inside one of its entries.
 
 A token of the student may begin inside an entry of the teacher: "un" + "ion" against "union". Before the
-entry the teacher gave every entry a probability. Those whose bytes the student writes with other tokens
-than the text has had since then are ruled out. Of the others, each goes on with one certain token of the
-student or ends here, so the teacher's probability of the student's next token is the sum over the entries
-that go on with it, divided by the sum over all that are left. For entries that end here, it is only known
-that the next token is none of these. If the entries and merges of the student's vocabulary are among the
-teacher's, this is exact, but for entries in a row that its tokenizer never writes (arXiv 2412.03719 treats
-the same sums for characters).
+entry the teacher gave every entry a probability. Those that the student writes with other tokens than the
+text has had since then are ruled out, and so are those that end here, for the text's entry goes on. Each of
+the others goes on with one certain token of the student, so the teacher's probability of the student's next
+token is the sum over the entries that go on with it, divided by the sum over all that are left. If the
+entries and merges of the student's vocabulary are among the teacher's, this is exact, but for entries in a
+row that its tokenizer never writes (arXiv 2412.03719 treats such sums for characters).
 
 The tree of all entries as the student writes them is kept by nodes: the tokens so far. Nodes are numbered
 level by level, so those that continue one node are neighbours.
@@ -30,8 +29,7 @@ class Continuations(NamedTuple):
 
     entries: np.ndarray  # (U,) the teacher's entries, sorted by the student's tokens for them
     token: np.ndarray  # of each node: the student's token that leads to it; -1 at the root
-    low: np.ndarray  # entries[low:high] begin as the node does, and entries[low:end] are it
-    end: np.ndarray
+    low: np.ndarray  # entries[low:high] begin as the node does
     high: np.ndarray
     first: np.ndarray  # nodes first[n] to first[n + 1] - 1 continue node n
     keys: np.ndarray  # of all nodes but the root: parent x vocab + token, ascending
@@ -70,14 +68,13 @@ def continuations(paths: Sequence[Sequence[int] | None], vocab: int) -> Continua
     vocab: the student's entries.
     """
     order = sorted((tuple(path), entry) for entry, path in enumerate(paths) if path)
-    token, low, end, high, first = [NO_NODE], [0], [], [len(order)], [1]
+    token, low, high, first = [NO_NODE], [0], [len(order)], [1]
     parent, depth = [NO_NODE], [0]
     node = 0
     while node < len(token):  # which grows
         at, after = low[node], depth[node]
         while at < high[node] and len(order[at][0]) == after:
             at += 1
-        end.append(at)
         while at < high[node]:
             follows, start = order[at][0][after], at
             while at < high[node] and order[at][0][after] == follows:
@@ -89,6 +86,6 @@ def continuations(paths: Sequence[Sequence[int] | None], vocab: int) -> Continua
             depth.append(after + 1)
         first.append(len(token))
         node += 1
-    arrays = [np.array(values, np.int64) for values in (token, low, end, high, first)]
+    arrays = [np.array(values, np.int64) for values in (token, low, high, first)]
     keys = np.array(parent[1:], np.int64) * vocab + arrays[0][1:]
     return Continuations(np.array([entry for _, entry in order], np.int64), *arrays, keys, vocab)
