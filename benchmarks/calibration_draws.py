@@ -46,7 +46,7 @@ REFITS = ("none", "least_squares")
 
 def one_cell(args: argparse.Namespace, study, streams: Streams, draw: int, how: str) -> dict:
     """Losses on the validation split before and after distillation, nats per token."""
-    folder, prune = args.results / "teachers" / args.teacher / "model", study.prune
+    folder, prune = args.results / "replica-1" / "teachers" / args.teacher / "model", study.prune
     inputs, labels = calibration_batch(
         streams["train"],
         sequence_length=prune.sequence_length,
@@ -125,8 +125,8 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, required=True, help="folder of the default study")
     parser.add_argument("--out", type=Path, required=True, help="folder for what it makes")
-    parser.add_argument("--teacher", default="t126k")
-    parser.add_argument("--student", type=parse_count, default=16_000, help="parameters to keep")
+    parser.add_argument("--teacher", default="t145k")
+    parser.add_argument("--student", type=parse_count, default=23_000, help="parameters to keep")
     parser.add_argument("--tokens", type=parse_count, default=300_000, help="of distillation")
     parser.add_argument("--draws", type=int, default=8, help="calibration seeds")
     parser.add_argument("--calibration-sequences", type=int, help="default: as the study")

@@ -87,6 +87,7 @@ class LogHandler(LogHandlerBase):
             force_terminal=stream.isatty(),
             no_color=self.options.nocolor or None,
             highlight=False,
+            markup=False,
         )
         self.progress = Progress()
         self.planned: list[str] = []  # outputs, of a dry run

@@ -56,6 +56,13 @@ def test_the_answer_comes_first_then_costs_verdict_and_report(shown, law):
     assert "t340k" in text
 
 
+def test_what_stands_in_brackets_is_shown(shown, law, monkeypatch):
+    """rich would take "[no interval]" for the name of a style and leave it out."""
+    words = "T* is 3.1 [no interval] times S [or so]"
+    monkeypatch.setattr("capgap.reporting.report_text.verdict", lambda law: words)
+    assert words in shown(law)
+
+
 def test_an_optimum_that_the_init_makes_is_called_so(shown, law):
     def caused_by(cause):
         overall = law.overall.model_copy(update={"cause": cause})

@@ -201,7 +201,7 @@ def ask(args: Namespace, console: Console) -> None:
             try:
                 return parse(answer) if answer else None
             except (ArgumentTypeError, CapgapError) as error:
-                console.print(f"[red]{error}[/red]", highlight=False)
+                console.print(str(error), style="red")
 
     def text(answer: str) -> str:
         corpus_of(answer, args.folder)
@@ -461,7 +461,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     interactive = not args.yes and sys.stdin.isatty() and sys.stdout.isatty()
-    run(args, Console(soft_wrap=True, highlight=False), interactive=interactive)
+    run(args, Console(soft_wrap=True, highlight=False, markup=False), interactive=interactive)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = make_plan(
         study, device=args.device, workers=args.gpus, not_done=not_done(args.study, study.study)
     )
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if args.measured:
         _print_whole(console, comparison(plan))
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -33,36 +34,32 @@ def run(study: Study, console: Console) -> None:
     has_final = study.final is not None
     final = FinalRecord.read(result_of(name, paths.FINAL)) if has_final else None
     answer = answer_of(law, final)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
-    facts.add_row("answer", answer.advice)
-    for label, text in (
+    rows = [
+        ("answer", answer.advice),
         ("cost of another", answer.costs),
         ("how it grows", answer.growth),
         ("two causes", answer.causes),
         ("which law", answer.leads),
         ("final student", answer.final),
+    ]
+    for label, comparisons, title in (
+        ("by init", law.init_comparisons, comparison_text.compared_inits),
+        ("by metric", law.metric_comparisons, comparison_text.compared_metrics),
+        ("by weight", law.weight_comparisons, comparison_text.compared_weights),
     ):
-        if text:
-            facts.add_row(label, text)
-    for found in law.init_comparisons:
-        facts.add_row("by init", comparison_text.in_short(found, comparison_text.compared_inits))
-    for found in law.metric_comparisons:
-        facts.add_row(
-            "by metric", comparison_text.in_short(found, comparison_text.compared_metrics)
-        )
-    for found in law.weight_comparisons:
-        facts.add_row(
-            "by weight", comparison_text.in_short(found, comparison_text.compared_weights)
-        )
-    facts.add_row("published law", report_text.verdict(law))
+        rows += [(label, comparison_text.in_short(found, title)) for found in comparisons]
+    rows.append(("published law", report_text.verdict(law)))
     for i, experiment in enumerate(answer.experiments):
-        facts.add_row(
-            "" if i else "not known",
-            f"{experiment.question}. To settle it, {price(study, experiment, on_this_machine)}.",
-        )
-    facts.add_row("report", str(Path(paths.REPORT.format(study=name)).with_name("report.html")))
+        cost = price(study, experiment, on_this_machine)
+        rows.append(("" if i else "not known", f"{experiment.question}. To settle it, {cost}."))
+    report = Path(paths.REPORT.format(study=name)).with_name("report.html")
+    rows.append(("report", str(report)))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    for label, text in rows:
+        if text:
+            facts.add_row(label, escape(text))  # or rich takes "[no interval]" for a style
     console.print(Panel(facts, title=f"study {name}", title_align="left", padding=(1, 2)))
 
 

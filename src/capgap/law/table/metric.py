@@ -121,10 +121,10 @@ def measure_of(settings: Law) -> Metric:
 
 def title(metric: Metric, name: str | None) -> str:
     """An outcome in words: 'validation loss', 'bits per byte of news', 'accuracy of arc_easy'."""
-    if name in (None, VALIDATION, TEST):
+    if name is None or name in (VALIDATION, TEST):
         return f"{name or VALIDATION} {metric.name.replace('_', ' ')}"
     what = {"higher": "score", "lower": "score"}.get(metric.name, metric.name.replace("_", " "))
-    return f"{what} of {name}"
+    return f"{what} of {name.removesuffix(f'/{metric.name}')}"
 
 
 def margin_of(settings: Law, metric: Metric, name: str | None) -> float:
