@@ -109,6 +109,7 @@ def with_estimate(law, name, low, high):
             "between 0 and 0.15 would count as none",
         ),
         (-0.1, 0.36, "whether the best teacher grows", "T* ~ S^0.13 [-0.1, 0.36]"),
+        (0.17, 0.36, "how strongly the best teacher grows", "the four claims, it reaches 0.15)"),
         (
             -0.4,
             -0.1,

@@ -17,6 +17,7 @@ from capgap.law.law_record import Claim, LawRecord, Optimum
 from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
+from capgap.law.verdicts.claims import beyond
 from capgap.reporting.causes_text import effects, leads
 from capgap.reporting.report_text import nats, size
 
@@ -287,7 +288,8 @@ def experiments(law: LawRecord) -> list[Experiment]:
 def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
     """The open question about an exponent: its sign is known if its interval excludes 0.
 
-    The claim can be open all the same, because the interval reaches into the margin about 0.
+    The claim can be open all the same, because the interval reaches into the margin about 0, perhaps
+    only when it is widened for the number of claims.
     """
     found = claim.estimate
     if found is None:
@@ -299,6 +301,8 @@ def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
         question, counts = f"how strongly the best teacher shrinks with {of}", f"-{claim.margin:g}"
     else:
         return f"whether the best teacher grows with {of} ({known})"
+    if beyond(found, -claim.margin, claim.margin):
+        return f"{question} ({known}; widened for the four claims, it reaches {counts})"
     return f"{question} ({known}, where an exponent between 0 and {counts} would count as none)"
 
 
