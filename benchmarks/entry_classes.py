@@ -77,7 +77,7 @@ def main() -> None:
             sides.append(ByteStream(streams[name][0], lengths, streams[name][1]))
         text = AlignedText(*sides, names=(student, teacher))
         found = entry_classes(text, made[student], made[teacher])
-        _, _, rows = text.window(0, len(sides[0].tokens) - 2)
+        rows = text.window(0, len(sides[0].tokens) - 2).rows
         taught = np.asarray(sides[0].tokens[1:-1])[rows >= 0]
         print(
             f"| {student} | {teacher} | {found.count} | {found.taught_share:.1%} "

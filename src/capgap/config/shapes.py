@@ -95,3 +95,11 @@ def gpu_chunk_tokens(vocab: int) -> int:
     gradients of a head take longer than the logits' own passes below about a thousand tokens.
     """
     return max(2 * GPU_CHUNK, min(8192, GPU_LOGITS // vocab // GPU_CHUNK * GPU_CHUNK))
+
+
+def class_chunk_tokens(vocab: int, on_gpu: bool) -> int:
+    """The same for a teacher with another tokenizer, whose loss holds several times the logits of both.
+
+    vocab: of the larger vocabulary.
+    """
+    return gpu_chunk_tokens(4 * vocab) if on_gpu else chunk_tokens(vocab)

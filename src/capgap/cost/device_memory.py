@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from capgap.config import Training
-from capgap.config.shapes import chunk_tokens, gpu_chunk_tokens
+from capgap.config.shapes import chunk_tokens, class_chunk_tokens, gpu_chunk_tokens
 from capgap.cost.architectures import TRAITS, Model
 
 FLOAT = 4  # bytes
@@ -161,12 +161,14 @@ def _rounded(model: Model, settings: Training, shards: int) -> int:
     return BYTES[settings.precision] * (model.non_embedding - model.norm)
 
 
-def by_classes(held: Memory, student: Model, teacher: Model, settings: Training) -> Memory:
+def by_classes(
+    held: Memory, student: Model, teacher: Model, settings: Training, on_gpu: bool = False
+) -> Memory:
     """The same training with a teacher of another tokenizer: for the tokens of a chunk, seven times the
     logits of both vocabularies (entries gathered into classes, their shares and gradients; measured on
     30,000 and 60,000 entries), and the gradients of the head in float32."""
     tokens = settings.micro_batch_tokens or settings.batch_tokens
-    most = chunk_tokens(max(student.vocab, teacher.vocab))
+    most = class_chunk_tokens(max(student.vocab, teacher.vocab), on_gpu)
     chunk = min(settings.loss_chunk_tokens or most, tokens)
     logits = 7 * FLOAT * chunk * (student.vocab + teacher.vocab)
     return replace(held, loss=logits + FLOAT * student.hidden * (tokens + student.vocab))

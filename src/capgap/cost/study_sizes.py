@@ -205,7 +205,7 @@ class StudySizes:
         held = self.training_memory(model, self.study.distill, taught_by, alone=alone)
         if taught_by is None or not self.study.teacher_tokenizer(teacher):
             return held
-        return device_memory.by_classes(held, model, taught_by, self.study.distill)
+        return device_memory.by_classes(held, model, taught_by, self.study.distill, self.on_gpu)
 
     def on_disk(self, model: Model, precision: str) -> bool:
         """Whether passes over text read a model's layers from disk, for the device cannot hold it."""

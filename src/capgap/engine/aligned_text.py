@@ -166,13 +166,33 @@ class AlignedText:
         begins = theirs[index] == mine
         nodes = np.where(begins, ROOT, NO_NODE)
         if self.inside:
-            before = np.asarray(self.student.tokens[start : start + length], np.int64)
-            within = np.append(False, np.diff(index) == 0) & ~begins
-            nodes = self.inside.walk(begins, np.append(NO_NODE, before), within)
-            nodes[(nodes > ROOT) & ~self.inside.is_continued(nodes)] = NO_NODE
+            nodes = self._inside(start, first + index, begins, nodes)
         real &= (np.diff(theirs)[index] > 0) & (index > 0)
         nodes = np.where(real, nodes, NO_NODE)[1:]
         return Window(first, last - first, np.where(nodes == NO_NODE, -1, index[1:] - 1), nodes)
+
+    def _inside(
+        self, start: int, around: np.ndarray, begins: np.ndarray, nodes: np.ndarray
+    ) -> np.ndarray:
+        """The same nodes with those of tokens that begin inside a teacher's entry and are taught there.
+
+        around: the teacher's tokens in which the student's begin, from token `start`. Not taught are
+        tokens of an entry of which the first byte is not counted, and those with which the text goes
+        on otherwise than the entry, because a token also holds what follows the entry.
+        """
+        tree, length = self.inside, len(around)
+        tokens = np.asarray(self.student.tokens[start : start + length], np.int64)
+        within = np.append(False, np.diff(around) == 0) & ~begins
+        whole = ~np.isin(around, self.teacher.shortened)
+        whole &= ~np.isin(start + np.arange(length), self.student.shortened)
+        walked = tree.walk(begins & whole, np.append(NO_NODE, tokens[:-1]), within)
+        at = np.flatnonzero(walked > ROOT)
+        follows = tree.step(walked[at], tokens[at])
+        entry = tree.place[np.asarray(self.teacher.tokens[around[at]], np.int64)]
+        same = (tree.low[follows] <= entry) & (entry < tree.high[follows])
+        at = at[(follows != NO_NODE) & same]
+        nodes[at] = walked[at]
+        return nodes
 
     def check_windows(self, length: int) -> None:
         """Raise CapgapError for windows of the student that the teacher cannot read at once.
@@ -207,24 +227,12 @@ class AlignedText:
         nodes = np.concatenate([window.nodes for window in found])
         return Windows(tokens, torch.from_numpy(rows).reshape(-1), torch.from_numpy(nodes))
 
-    def taught_inside(self) -> tuple[float, float]:
-        """The share of the student's tokens that are taught inside an entry of the teacher, and that of
-        these at which the text's next token is not the one with which the teacher's entry goes on.
-
-        Looked at are the first tokens of the text.
-        """
-        inside = self.inside
+    def taught_inside(self) -> float:
+        """The share of the student's tokens, of the first of the text, taught inside a teacher's entry."""
         length = min(len(self.student.tokens), BLOCK) - 2
-        if inside is None or length < 1:
-            return 0.0, 0.0
-        first, _, rows, nodes = self._meet(0, length)
-        at = np.flatnonzero(nodes > ROOT)
-        follows = inside.step(nodes[at], np.asarray(self.student.tokens[at + 1], np.int64))
-        place = np.full(len(self.teacher.lengths), -1)
-        place[inside.entries] = np.arange(len(inside.entries))
-        here = place[np.asarray(self.teacher.tokens[first + rows[at] + 1], np.int64)]
-        same = (follows != NO_NODE) & (inside.low[follows] <= here) & (here < inside.high[follows])
-        return len(at) / length, float(1 - same.mean()) if len(at) else 0.0
+        if self.inside is None or length < 1:
+            return 0.0
+        return float((self._meet(0, length).nodes > ROOT).mean())
 
 
 def aligned_text(

@@ -6,12 +6,15 @@ entries (`entry_classes`). The logit of a class is the log of the sum of the exp
 logits, so its softmax is the sum of their probabilities, and the teacher's term is the ordinary one
 (`losses.mixture_loss`) of these logits. Such a token counts
 
-  (1 - w) CE(student, data) + w tau^2 D(classes of the teacher, classes of the student).
+  (1 - w) CE(student, data) + w (tau^2 D(classes of the teacher, classes of the student) + R),
+
+where R = -log q(entry | its class) - log Q is learnt from the data: which entry of its class follows, and that
+one with a class does (Q). R is 0 if every entry of the student is a class of its own.
 
 At tokens inside an entry of the teacher, both are compared in what this entry may go on with
-(`continuations`), given that it goes on, and the student's probability Q that it does is learnt from the data:
+(`continuations`), given that it goes on, and that it does is learnt from the data (R = -log Q):
 
-  (1 - w) CE(student, data) + w (tau^2 D(continuations of the teacher, continuations of the student) - log Q).
+  (1 - w) CE(student, data) + w (tau^2 D(continuations of the teacher, continuations of the student) + R).
 
 Any other token counts CE(student, data) in full. If the data follow the teacher, the expected gradient of
 soft_ce and forward_kl (at tau = 1) is then not biased by where the boundaries meet, though that depends on
@@ -25,31 +28,42 @@ all tokens are taught, this is the ordinary loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
 from capgap.config import Distill
-from capgap.config.shapes import chunk_tokens
+from capgap.config.shapes import class_chunk_tokens
 from capgap.engine.continuations import ROOT, Continuations
 from capgap.engine.entry_classes import NO_CLASS, EntryClasses
 from capgap.engine.losses import IGNORED, LossParts, ModelOutput, mixture_loss
 from capgap.engine.onednn_matmul import use_onednn
 
-# Least share of a continuation in the probability of all: below it, a difference of sums is rounding error.
+# Least share of a continuation in the probability of its node: below it, a difference of sums is rounding error.
 LEAST_SHARE = 1e-6
 # Logit of a continuation that other nodes have: so far below the others that its probability is exactly
 # zero, but finite, so that zero times it is zero.
 ABSENT = -1e4
 
 
+class Term(NamedTuple):
+    """The part of the loss that has the weight of the teacher, for some tokens."""
+
+    value: torch.Tensor  # the teacher's term, summed over tokens
+    rest: torch.Tensor  # what is learnt from the data beside it (R), summed over tokens
+    grad_MV: torch.Tensor  # of both for the student's logits
+
+
 class Pool:
     """Logits of classes from logits of entries. classes: of every entry, NO_CLASS for none; count: K."""
 
     def __init__(self, classes: np.ndarray, count: int):
+        self.count = count
         self.class_V = torch.from_numpy(np.where(classes == NO_CLASS, count, classes))
-        self.own = bool(np.array_equal(classes, np.arange(count)))  # every entry is a class
+        self.own = bool(np.array_equal(classes, np.arange(count)))  # entry i is class i
+        self.single = len(classes) == count == len(np.unique(classes[classes != NO_CLASS]))
         members = np.flatnonzero(classes != NO_CLASS)
         members = members[np.argsort(classes[members], kind="stable")]
         sizes = np.bincount(classes[members], minlength=count)
@@ -112,51 +126,51 @@ class Inside:
             self.device = device
         return self
 
-    def _continued(self, nodes_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nodes that continue each node, I x K, and which of these places are none."""
-        first = self.arrays[-1]
-        counts_I = first[nodes_I + 1] - first[nodes_I]
-        places_K = torch.arange(int(counts_I.max()), device=nodes_I.device)
-        absent_IK = places_K >= counts_I[:, None]
-        return (first[nodes_I, None] + places_K).masked_fill_(absent_IK, ROOT), absent_IK
-
     def term(
         self,
         student_IV: torch.Tensor,
         teacher_IW: torch.Tensor,
         nodes_I: torch.Tensor,
         settings: Distill,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's term, summed over tokens, and its gradient, I x V."""
-        nodes_IK, absent_IK = self._continued(nodes_I)
+    ) -> Term:
+        """The part of the loss that has the weight of the teacher."""
+        _, token, _, _, first = self.arrays
+        nodes_IK, absent_IK = _ranges(first[nodes_I], first[nodes_I + 1])
         vocab = student_IV.shape[1]
-        token_IK = self.arrays[1][nodes_IK].masked_fill_(
-            absent_IK, vocab
-        )  # a column beyond the entries
-        mine_IK = student_IV.gather(1, token_IK.clamp_max(vocab - 1)).masked_fill_(
-            absent_IK, ABSENT
-        )
-        theirs_IK = self._teacher(teacher_IW, nodes_IK, absent_IK)
+        token_IK = token[nodes_IK].masked_fill_(absent_IK, vocab)  # a column beyond the entries
+        mine_IK = student_IV.gather(1, token_IK.clamp_max(vocab - 1))
+        mine_IK.masked_fill_(absent_IK, ABSENT)
+        theirs_IK = self._teacher(teacher_IW, nodes_I, nodes_IK).masked_fill_(absent_IK, ABSENT)
         value, grad_IK = _teacher_term(mine_IK, theirs_IK, settings)
         all_I1, these_I1 = (torch.logsumexp(z, 1, keepdim=True) for z in (student_IV, mine_IK))
-        grad_IK = grad_IK - (mine_IK - these_I1).exp_()  # with the likelihood of "one of these"
         grad_IV = torch.nn.functional.pad((student_IV - all_I1).exp_(), (0, 1))
-        grad_IV.scatter_add_(1, token_IK, grad_IK)
-        return value + (all_I1 - these_I1).sum(), grad_IV[:, :vocab]
+        grad_IV.scatter_add_(1, token_IK, grad_IK - (mine_IK - these_I1).exp_())
+        return Term(value, (all_I1 - these_I1).sum(), grad_IV[:, :vocab])
 
     def _teacher(
-        self, logits_IW: torch.Tensor, nodes_IK: torch.Tensor, absent_IK: torch.Tensor
+        self, logits_IW: torch.Tensor, nodes_I: torch.Tensor, nodes_IK: torch.Tensor
     ) -> torch.Tensor:
-        """The teacher's logits of continuations, I x K."""
+        """The teacher's logits of continuations, I x K, from those of the entries of their nodes."""
         entries, _, low, high, _ = self.arrays
-        p_IU = torch.softmax(logits_IW[:, entries], 1, dtype=torch.float64)
-        below_IU = p_IU.new_zeros(len(p_IU), len(entries) + 1)  # sums of the entries before each
-        torch.cumsum(p_IU, 1, out=below_IU[:, 1:])
-        mass_IK = below_IU.gather(1, high[nodes_IK]) - below_IU.gather(1, low[nodes_IK])
-        mass_IK.masked_fill_(absent_IK, 0)
-        least_I1 = LEAST_SHARE * mass_IK.sum(1, keepdim=True) + torch.finfo(torch.float64).tiny
-        logs_IK = torch.maximum(mass_IK, least_I1).log_().to(logits_IW.dtype)
-        return logs_IK.masked_fill_(absent_IK, ABSENT)
+        places_IU, absent_IU = _ranges(low[nodes_I], high[nodes_I])
+        of_node_IU = logits_IW.gather(1, entries[places_IU]).masked_fill_(absent_IU, -torch.inf)
+        p_IU = torch.softmax(of_node_IU, 1, dtype=torch.float64)
+        below_IU = torch.nn.functional.pad(
+            p_IU.cumsum(1), (1, 0)
+        )  # sums of the entries before each
+        starts_IK, stops_IK = (
+            (of[nodes_IK] - low[nodes_I, None]).clamp_(0, below_IU.shape[1] - 1)
+            for of in (low, high)
+        )
+        mass_IK = below_IU.gather(1, stops_IK) - below_IU.gather(1, starts_IK)
+        return mass_IK.clamp_min_(LEAST_SHARE).log_().to(logits_IW.dtype)
+
+
+def _ranges(start_I: torch.Tensor, stop_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers from each start to before its stop, beside each other, and which places have none."""
+    places = torch.arange(int((stop_I - start_I).max()), device=start_I.device)
+    absent = places >= (stop_I - start_I)[:, None]
+    return (start_I[:, None] + places).masked_fill_(absent, 0), absent
 
 
 @dataclass(frozen=True)
@@ -171,12 +185,28 @@ class Pools:
         return Pools(self.student.to(device), self.teacher.to(device))
 
     def term(
-        self, student_MV: torch.Tensor, teacher_MW: torch.Tensor, settings: Distill
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's term, summed over tokens, and its gradient, M x V."""
+        self,
+        student_MV: torch.Tensor,
+        teacher_MW: torch.Tensor,
+        labels_M: torch.Tensor,
+        settings: Distill,
+    ) -> Term:
+        """The part of the loss that has the weight of the teacher; all labels have a class."""
         mine_MK = self.student.logits(student_MV)
         value, grad_MK = _teacher_term(mine_MK, self.teacher.logits(teacher_MW), settings)
-        return value, self.student.spread(student_MV, mine_MK, grad_MK)
+        if self.student.single:
+            grad_MV = self.student.spread(student_MV, mine_MK, grad_MK)
+            return Term(value, value.new_zeros(()), grad_MV)
+        labels_M1 = labels_M.unsqueeze(1)
+        class_M1 = self.student.class_V[labels_M1]
+        all_M1, these_M1 = (torch.logsumexp(z, 1, keepdim=True) for z in (student_MV, mine_MK))
+        own_M1, entry_M1 = mine_MK.gather(1, class_M1), student_MV.gather(1, labels_M1)
+        grad_MK = grad_MK - (mine_MK - these_M1).exp_()
+        grad_MK.scatter_add_(1, class_M1, torch.ones_like(own_M1))
+        grad_MV = self.student.spread(student_MV, mine_MK, grad_MK)
+        grad_MV.add_((student_MV - all_M1).exp_())
+        grad_MV.scatter_add_(1, labels_M1, -torch.ones_like(own_M1))
+        return Term(value, (all_M1 - these_M1 + own_M1 - entry_M1).sum(), grad_MV)
 
     @classmethod
     def of(cls, classes: EntryClasses, vocab: int, teacher_vocab: int) -> Pools:
@@ -203,12 +233,13 @@ class Comparison:
         self,
         student_MV: torch.Tensor,
         teacher_MW: torch.Tensor,
+        labels_M: torch.Tensor,
         nodes_M: torch.Tensor,
         settings: Distill,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's term and its gradient, for tokens whose nodes are all ROOT or none."""
+    ) -> Term:
+        """The part of the loss that has the weight of the teacher; the nodes are all ROOT or none is."""
         if nodes_M[0] == ROOT:
-            return self.pools.term(student_MV, teacher_MW, settings)
+            return self.pools.term(student_MV, teacher_MW, labels_M, settings)
         return self.inside.term(student_MV, teacher_MW, nodes_M, settings)
 
 
@@ -232,12 +263,16 @@ class _ClassLoss(torch.autograd.Function):
     ):
         output = ModelOutput(hidden_ND, head_VD, cap)
         weight, tokens = settings.teacher_weight, len(hidden_ND)
-        chunk = settings.loss_chunk_tokens or chunk_tokens(max(output.vocab, teacher.vocab))
+        chunk = settings.loss_chunk_tokens or class_chunk_tokens(
+            max(output.vocab, teacher.vocab), hidden_ND.is_cuda
+        )
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         logits_CV = output.buffer(min(chunk, max(tokens, 1)))
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_head_VD = None if head_VD is None else torch.zeros_like(head_VD, dtype=wide)
-        sums = hidden_ND.new_zeros(3, dtype=torch.float32)  # all CE, teacher's term, CE untaught
+        sums = hidden_ND.new_zeros(
+            3, dtype=torch.float32
+        )  # all CE, teacher's term, R and CE untaught
         for start in range(0, tokens, chunk):
             part = slice(start, min(start + chunk, tokens))
             logits = output.read_chunk(part, logits_CV)[0].to(wide)
@@ -254,11 +289,12 @@ class _ClassLoss(torch.autograd.Function):
                 if not len(here_M):
                     continue
                 theirs_MW = teacher.keep(rows_C[here_M]).logits(slice(None)).to(wide)
-                value, grad_MV = comparison.term(
-                    logits[here_M], theirs_MW, nodes_C[here_M], settings
+                term = comparison.term(
+                    logits[here_M], theirs_MW, labels_C1[here_M, 0], nodes_C[here_M], settings
                 )
-                sums[1] += value.float()
-                grad_CV[here_M] += grad_MV.mul_(weight)
+                sums[1] += term.value.float()
+                sums[2] += term.rest.float()
+                grad_CV[here_M] += term.grad_MV.mul_(weight)
             if cap is not None:
                 grad_CV *= 1 - (logits / cap).square_()
             grad_CV = grad_CV.to(hidden_ND.dtype)
@@ -269,8 +305,8 @@ class _ClassLoss(torch.autograd.Function):
             grad_head_VD += grad_CV.T @ hidden_ND[part]
         ctx.scale, ctx.grads = scale, (grad_hidden_ND, grad_head_VD)
         ctx.mark_non_differentiable(sums)
-        ce, term, untaught = sums
-        return scale * ((1 - weight) * ce + weight * (term + untaught)), sums
+        ce, term, from_data = sums
+        return scale * ((1 - weight) * ce + weight * (term + from_data)), sums
 
     @staticmethod
     @once_differentiable
@@ -327,6 +363,8 @@ def class_loss(
     if not kept_N.all():
         student = student.keep(kept_N)
         labels_N, rows_N, nodes_N = labels_N[kept_N], rows_N[kept_N], nodes_N[kept_N]
+    unclassed_N = comparison.pools.student.class_V[labels_N] == comparison.pools.student.count
+    rows_N = rows_N.masked_fill(unclassed_N & (nodes_N == ROOT), -1)  # an event that no class is
     loss, sums = _ClassLoss.apply(
         *student, labels_N, teacher, rows_N, nodes_N, comparison, settings, scale
     )

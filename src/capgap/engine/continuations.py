@@ -34,6 +34,7 @@ class Continuations(NamedTuple):
     first: np.ndarray  # nodes first[n] to first[n + 1] - 1 continue node n
     keys: np.ndarray  # of all nodes but the root: parent x vocab + token, ascending
     vocab: int  # the student's entries
+    place: np.ndarray  # of each of the teacher's entries in `entries`, -1 for none
 
     def step(self, nodes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """The nodes that these tokens lead to; NO_NODE for a token that continues no entry."""
@@ -56,10 +57,6 @@ class Continuations(NamedTuple):
             nodes[at] = self.step(nodes[at - 1], tokens[at])
             at = at[nodes[at] != NO_NODE]
         return nodes
-
-    def is_continued(self, nodes: np.ndarray) -> np.ndarray:
-        """Whether any entry goes on after these nodes."""
-        return self.first[nodes + 1] > self.first[nodes]
 
 
 def continuations(paths: Sequence[Sequence[int] | None], vocab: int) -> Continuations:
@@ -88,4 +85,7 @@ def continuations(paths: Sequence[Sequence[int] | None], vocab: int) -> Continua
         node += 1
     arrays = [np.array(values, np.int64) for values in (token, low, high, first)]
     keys = np.array(parent[1:], np.int64) * vocab + arrays[0][1:]
-    return Continuations(np.array([entry for _, entry in order], np.int64), *arrays, keys, vocab)
+    entries = np.array([entry for _, entry in order], np.int64)
+    place = np.full(len(paths), -1)
+    place[entries] = np.arange(len(entries))
+    return Continuations(entries, *arrays, keys, vocab, place)

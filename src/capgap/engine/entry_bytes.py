@@ -46,15 +46,41 @@ def written_by(
 
     folder: see `entry_bytes`.
     """
-    byte_level, _ = _kind(tokenizer, folder)
-    own, model = entry_bytes(tokenizer, folder), tokenizer.backend_tokenizer.model
-    found: list[list[int] | None] = []
+    byte_level, data = _kind(tokenizer, folder)
+    own, vocab = entry_bytes(tokenizer, folder), tokenizer.get_vocab()
+    model = tokenizer.backend_tokenizer.model
+    added = {t["content"]: t["id"] for t in data["added_tokens"] if not t["special"]}
+    longest_first = sorted(added, key=len, reverse=True)
+    split = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    byte_entries = {chr(0xDC00 + byte): vocab.get(f"<0x{byte:02X}>") for byte in range(128, 256)}
+
+    def plain(text: str) -> list[int | None]:
+        """Of text without added tokens; bytes that are no characters are surrogates."""
+        if byte_level:
+            piece = "".join(CHARACTER[byte] for byte in text.encode(errors="surrogateescape"))
+            return [token.id for token in model.tokenize(piece)] if piece else []
+        ids: list[int | None] = []
+        for whole, byte in re.findall("([^\udc80-\udcff]+)|([\udc80-\udcff])", text):
+            if whole:
+                ids += [token.id for token in model.tokenize(whole.replace(" ", SPACE))]
+            else:
+                ids.append(byte_entries[byte])
+        return ids
+
+    def ids_of(part: bytes) -> list[int | None]:
+        text, at, ids = part.decode(errors="surrogateescape"), 0, []
+        for found in split.finditer(text):
+            ids += [*plain(text[at : found.start()]), added[found[0]]]
+            at = found.end()
+        return ids + plain(text[at:])
+
+    written: list[list[int] | None] = []
     for part in parts:
-        text = "".join(CHARACTER[byte] for byte in part or b"") if byte_level else _as_piece(part)
-        ids = [token.id for token in model.tokenize(text)] if text else []
-        spelled = b"".join((own[i] if i < len(own) else None) or b"" for i in ids)
-        found.append(ids if part and spelled == part else None)
-    return found
+        ids = ids_of(part) if part else []
+        real = [i for i in ids if i is not None and i < len(own)]
+        spelled = b"".join(own[i] or b"" for i in real)
+        written.append(real if part and len(real) == len(ids) and spelled == part else None)
+    return written
 
 
 def _kind(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[bool, dict]:
@@ -113,11 +139,3 @@ def _plain(piece: str) -> bytes:
     """Bytes of a piece that writes spaces as U+2581."""
     byte = BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace(SPACE, " ").encode()
-
-
-def _as_piece(part: bytes | None) -> str:
-    """Bytes as a piece that writes spaces as U+2581; empty if they are no whole characters."""
-    try:
-        return (part or b"").decode().replace(" ", SPACE)
-    except UnicodeDecodeError:
-        return ""

@@ -236,12 +236,12 @@ def _by_classes(
     text.check_windows(settings.sequence_length)
     entries = [entry_bytes(load_tokenizer(folder), folder) for folder, _ in (student, teacher)]
     classes = entry_classes(text, *entries)
-    inside, elsewhere = text.taught_inside()
+    inside = text.taught_inside()
     print(
         f"the teacher has another tokenizer: {classes.count:,} classes of {len(entries[0]):,} and "
         f"{len(entries[1]):,} entries, which it teaches at {classes.taught_share:.1%} of the tokens; of "
-        f"these, {classes.split_share:.2%} are pairs of two classes. It teaches a further {inside:.1%} "
-        f"inside its entries; of these, the text goes on otherwise than the entry at {elsewhere:.2%}"
+        f"these, {classes.split_share:.2%} are pairs of two classes. It teaches {inside:.1%} of the tokens "
+        f"inside its entries; {max(0.0, 1 - classes.taught_share - inside):.1%} learn from the data alone"
     )
     return CrossTokenizer(
         model,

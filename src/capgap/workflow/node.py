@@ -6,8 +6,8 @@ The launcher of one machine's processes of a job: torchrun, with an exit status 
 PROCESSES run on each of NODES machines. On several, srun starts one launcher on each; Slurm's variables
 name this machine's number and the address of the first, where a launcher listens on PORT.
 
-Status 75 (EX_TEMPFAIL of sysexits.h): the processes were told to end (SIGTERM), and one has ended with this
-status, which says that it saved its state, or all were ended before they had any.
+Status 75 (EX_TEMPFAIL of sysexits.h): the processes were told to end (SIGTERM), and none is known to have
+failed while it saved its state. The job may be tried again.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def wait_for_processes() -> int:
     """Wait until they have saved and ended. torchrun does so too, but not if it gets SIGTERM again.
 
     Slurm signals all processes of a node, and those that get the signal pass it on. Returns the job's
-    status: 1 if one failed and none saved, 75 otherwise.
+    status, by those that end here: torchrun keeps the status of processes that it waited for to itself. 1 if
+    one failed and none saved, 75 otherwise.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end, codes = time.monotonic() + SHUTDOWN_SECONDS, []
