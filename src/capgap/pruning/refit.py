@@ -14,8 +14,8 @@ and its targets are the outputs of the whole model:
 
 B maps the stream to that of the pruned model: principal components of the norms' inputs, absorbed into
 embeddings, readers and writers (residual_basis.py). Gains of single channels cannot be turned, so the
-readers take them over, and their norm gets one gain for all channels, such that the readers are as large
-as in the whole model. If embeddings and output head are tied, the last norm is refitted channel by channel
+readers take them over, and their norm gets one gain for all channels, at most 1, such that the readers are
+no smaller than in the whole model. If embeddings and output head are tied, the last norm is refitted channel by channel
 instead of the head. Shapes and architecture are those of the plain cut.
 
 Sources. Least squares on a layer's outputs after structured pruning: OSSCAR (arXiv 2403.12983),
@@ -190,14 +190,15 @@ class _Refit:
             small.bias.copy_(torch.linalg.pinv(widened) @ norm.bias.double())
 
     def _keep_scale(self, small, kind: NormKind, readers: list, whole: Sequence) -> None:
-        """Give a norm the factor by which its readers changed their size, and divide them by it.
+        """Give a norm the factor by which its readers became smaller, and divide them by it.
 
         The model computes the same. But steps of Adam do not depend on the size of a weight, so a short
-        training would overwrite readers that had taken over a small gain. readers: weights of the pruned
-        model, whole: those of the whole model, in parts.
+        training would overwrite readers that had taken over a small gain. (If they became larger, a gain
+        above 1 would make each step larger; they stay.) readers: weights of the pruned model, whole:
+        those of the whole model, in parts.
         """
         before, now = _rms(whole), _rms(readers)
-        if not before or not now:
+        if not 0 < now < before:
             return
         small.weight.fill_(now / before - kind.offset)
         if bias_of(small) is not None:
