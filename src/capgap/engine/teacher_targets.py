@@ -93,7 +93,7 @@ class Unfinished:
         dist: DistContext = ONE_PROCESS,
     ):
         each = settings.bytes_per_token(vocab) * settings.sequence_length
-        self.folder, self.vocab, self.size = folder, vocab, dist.size
+        self.folder, self.vocab, self.dist = folder, vocab, dist
         self.per_shard = max(1, SHARD_BYTES // each)
         self.ends = [*range(self.per_shard, windows, self.per_shard), windows]
         saved = self._saved()
@@ -162,13 +162,15 @@ def compute_targets(
 
     bos_id: first of every window, see `token_streams.begin`.
 
-    Raises Terminated when the process is told to end (SIGTERM).
+    Raises Terminated in all processes if one of them was told to end (SIGTERM) before its part was
+    whole: those that are done wait for the others, and learn it from them.
     """
     length, vocab = settings.sequence_length, unfinished.vocab
     starts = lattice(len(stream), length, settings.unique_tokens)
     batch = max(1, settings.batch_tokens // length)
     first, windows = unfinished.saved, unfinished.windows
-    whose = "" if unfinished.size == 1 else f" of one of {unfinished.size} processes"
+    processes = unfinished.dist.size
+    whose = "" if processes == 1 else f" of one of {processes} processes"
     if first:
         print(f"resumed after {first * length:,} tokens{whose}", flush=True)
     clock = last_said = last_saved = time.monotonic()
@@ -205,9 +207,11 @@ def compute_targets(
                 )
             if stop.asked:
                 break
-    if computed < windows:
-        if shard is not None and done > unfinished.done[shard]:  # to end between two layers
-            unfinished.save(shard, done, join(pieces))
+        if computed < windows and shard is not None and done > unfinished.done[shard]:
+            unfinished.save(shard, done, join(pieces))  # asked to end between two layers
+        # a signal to one that waits here must not end it, because the others would lose it
+        ended = unfinished.dist.any_process(computed < windows)[0]
+    if ended:
         raise Terminated(
             f"terminated after {computed * length:,} tokens{whose}; the state is saved in "
             f"{unfinished.folder}, run again to go on"

@@ -103,7 +103,6 @@ def run(
             f"{settings.batch_tokens} (in a study: distill.micro_batch_tokens), or set "
             "distill.teacher_precision to bfloat16"
         ) from None
-    dist.wait()
     if held is None:
         return None
     tokens = windows * length
