@@ -1,9 +1,9 @@
 """
 Checkpoints of an unfinished training run: written atomically, verified when read, few in number.
 
-A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors. Tensors
-are stored unsharded by parameter name, so any number of processes can write or read it. A torn one
-does not match its manifest and is skipped for the one before it.
+A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors, by parameter
+name. Processes that share a model write the parts that they hold (engine/saving.py). Any number of
+processes can read a state. A torn one does not match its manifest and is skipped for the one before it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,30 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from capgap.engine.parallel import ONE_PROCESS, DistContext, like, whole_tensor
+from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
+from capgap.engine.state_files import MOMENTS, WEIGHTS, StateFiles, name_of
 from capgap.errors import CapgapError
-from capgap.records.artifacts import intact, is_first_process, publish_folder
+from capgap.records.artifacts import is_first_process, publish_folder
+from capgap.records.checksums import read_manifest
+from capgap.records.paths import MANIFEST
+from capgap.records.reading import Unreadable, digest, read_json
 
 KEEP = 2
-WEIGHTS, MOMENTS, NOTES = "model.safetensors", "optimizer.safetensors", "notes.json"
+NOTES = "notes.json"
 
 
 def save(
     scratch: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
 ) -> None:
     """Save the state after `step` steps; `notes` is the loop's own state, as JSON."""
-    write(_folder_of(scratch, step), step, model, optimizer, notes)
+    write(folder_of(scratch, step), step, model, optimizer, notes)
+    prune(scratch)
+
+
+def prune(scratch: Path) -> None:
+    """Remove all but the newest states; the first process does it."""
     for old in _steps(scratch)[KEEP:] if is_first_process() else []:
         shutil.rmtree(old)
 
@@ -41,55 +50,102 @@ def load_latest(
 ) -> tuple[int, dict] | None:
     """Restore the newest intact state in place; returns (steps done, notes), None if there is none.
 
-    at_most: states after more steps than this are skipped. The first process checks the states.
+    at_most: states after more steps than this are skipped. Each process checks some of the files.
     """
-    step = dist.sum(torch.tensor(_newest_step(scratch, at_most) if dist.rank == 0 else 0)).item()
-    return None if step < 0 else load(_folder_of(scratch, step), model, optimizer)
+    skipped = False
+    while (step := _newest_step(scratch, at_most, dist)) >= 0:
+        folder = folder_of(scratch, step)
+        if is_whole(folder, dist):
+            return load(folder, model, optimizer)
+        _say(f"checkpoint {folder} is damaged and was skipped", dist)
+        skipped, at_most = True, step - 1
+    if skipped:
+        _say("no other checkpoint is left, so the run begins again", dist)
+    return None
 
 
-def _newest_step(scratch: Path, at_most: int | None) -> int:
-    """Steps done in the newest intact state, -1 if there is none."""
-    for folder in _steps(scratch):
-        step = int(folder.name.removeprefix("step-"))
-        if at_most is not None and step > at_most:
-            continue
-        if whole(folder):
-            return step
-        print(f"checkpoint {folder} is damaged and was skipped", flush=True)
-    return -1
+def _say(text: str, dist: DistContext) -> None:
+    if dist.rank == 0:
+        print(text, flush=True)
 
 
-def _folder_of(scratch: Path, step: int) -> Path:
+def _newest_step(scratch: Path, at_most: int | None, dist: DistContext) -> int:
+    """Steps done in the newest state that the first process finds, -1 if there is none."""
+    steps = (int(path.name.removeprefix("step-")) for path in _steps(scratch))
+    found = next((step for step in steps if at_most is None or step <= at_most), -1)
+    return int(dist.sum(torch.tensor(found if dist.rank == 0 else 0)).item())
+
+
+def folder_of(scratch: Path, step: int) -> Path:
+    """Where the state after some steps lies."""
     return scratch / f"step-{step:09d}"
 
 
-def whole(folder: Path) -> bool:
-    """Whether a checkpoint exists and none of its files is missing or damaged."""
-    return intact(folder, WEIGHTS, MOMENTS, NOTES)
+def is_whole(folder: Path, dist: DistContext = ONE_PROCESS) -> bool:
+    """Whether a checkpoint exists and none of its files is missing or damaged.
+
+    dist: the processes that share the reading; all get the same answer.
+    """
+    return not dist.any_process(not _matches(folder, dist))[0]
+
+
+def _matches(folder: Path, dist: DistContext) -> bool:
+    """Whether the manifest lists all files of a state, and this process's share of them matches it."""
+    try:
+        listed = read_manifest(folder / MANIFEST)
+        parts = read_json(folder / NOTES).get("parts", 1)
+        needed = {name_of(kind, i, parts) for kind in (WEIGHTS, MOMENTS) for i in range(parts)}
+        if not listed.keys() >= needed | {NOTES}:
+            return False
+        return all(
+            (folder / name).stat().st_size == listed[name].size
+            and digest(folder / name) == listed[name].sha256
+            for name in dist.deal(sorted(listed))
+        )
+    except (Unreadable, OSError):
+        return False
 
 
 def latest(scratch: Path) -> Path | None:
     """Folder of the newest checkpoint that can be resumed from, None if there is none."""
-    return next(filter(whole, _steps(scratch)), None)
+    return next(filter(is_whole, _steps(scratch)), None)
 
 
 def write(
     folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, notes: dict
 ) -> None:
-    """Write the state after `step` steps as one folder artifact; only the first process writes."""
-    weights = whole_weights(model)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    moments = {
-        f"{names[parameter]}/{key}": _on_first(value)
-        for parameter, entry in optimizer.state.items()
-        for key, value in entry.items()
-    }
+    """Write the state after `step` steps as one folder artifact; only the first process writes.
+
+    The model must not be shared among processes (see engine/saving.py).
+    """
     if not is_first_process():
         return
     with publish_folder(folder, ours=True) as temporary:
-        save_file(weights, temporary / WEIGHTS)
-        save_file(moments, temporary / MOMENTS)
-        (temporary / NOTES).write_text(json.dumps({"step": step} | notes), encoding="utf-8")
+        for kind, tensors in state(model, optimizer).items():
+            held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(held, temporary / name_of(kind))
+        write_notes(temporary, step, notes)
+
+
+def write_notes(folder: Path, step: int, notes: dict) -> None:
+    """Write the training loop's own state."""
+    (folder / NOTES).write_text(json.dumps({"step": step} | notes), encoding="utf-8")
+
+
+def state(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of a state by kind and name, where they are."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{names[parameter]}/{key}": value
+        for parameter, entry in optimizer.state.items()
+        for key, value in entry.items()
+    }
+    return {
+        WEIGHTS: {name: parameter.detach() for parameter, name in names.items()},
+        MOMENTS: moments,
+    }
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -103,31 +159,26 @@ def _on_first(tensor: torch.Tensor) -> torch.Tensor:
     return whole.contiguous().cpu() if is_first_process() else whole.new_empty(0)
 
 
+@torch.no_grad()
 def load(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict]:
-    """Restore a state in place; returns (steps done, notes)."""
+    """Restore a state in place; returns (steps done, notes). Each process reads what it holds."""
     if not folder.is_dir():
         raise CapgapError(
             f"{folder}: the first process has this state and another does not see it; put scratch "
             "where all processes see the same files"
         )
-    weights = load_file(folder / WEIGHTS)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(like(parameter, weights[name]))
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / MOMENTS).items():
-        name, key = key.rsplit("/", 1)
-        moments.setdefault(name, {})[key] = value
-    for name, parameter in model.named_parameters() if moments else ():  # none before a first step
-        optimizer.state[parameter] = {
-            key: like(parameter, value).to(parameter.device)
-            if value.shape == parameter.shape
-            else value.to(parameter.device)
-            for key, value in moments[name].items()
-        }
     notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    parts = notes.pop("parts", 1)
+    weights, moments = (StateFiles(folder, kind, parts) for kind in (WEIGHTS, MOMENTS))
+    keys: dict[str, list[str]] = {}
+    for name in moments:  # none before a first step
+        keys.setdefault(name.rsplit("/", 1)[0], []).append(name)
+    for name, parameter in model.named_parameters():
+        weights.fill(name, parameter)
+        for key in keys.get(name, ()):
+            optimizer.state[parameter][key.rsplit("/", 1)[1]] = moments.like(key, parameter)
     return notes["step"], notes
 
 

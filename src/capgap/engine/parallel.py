@@ -68,6 +68,12 @@ class DistContext:
         """Whether models are sharded over several processes."""
         return self.shard and self.size > 1
 
+    @property
+    def sharers(self) -> int:
+        """Processes that share one copy of a model: those of a node, or all if each has a node."""
+        each = self.size // self.nodes
+        return each if each > 1 else self.size
+
     def mesh(self) -> DeviceMesh:
         """The processes as FSDP2 wants them: nodes x processes of a node, or all in one row.
 
@@ -75,10 +81,9 @@ class DistContext:
         """
         from torch.distributed.device_mesh import init_device_mesh
 
-        each = self.size // self.nodes
-        if self.nodes > 1 and each > 1:
-            names = ("replicate", "shard")
-            return init_device_mesh(self.device.type, (self.nodes, each), mesh_dim_names=names)
+        if self.sharers < self.size:
+            names, shape = ("replicate", "shard"), (self.nodes, self.sharers)
+            return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
         return init_device_mesh(self.device.type, (self.size,))
 
     def distribute(
@@ -168,6 +173,12 @@ class DistContext:
             torch.distributed.all_reduce(values)
         return values.cpu()
 
+    def each(self, mine: bytes) -> list[bytes]:
+        """The bytes of every process, equally many, by rank."""
+        rows = torch.zeros(self.size, len(mine), dtype=torch.uint8)
+        rows[self.rank] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        return [bytes(row.tolist()) for row in self.sum(rows)]
+
     def any_process(self, *flags: bool) -> list[bool]:
         """For every flag, whether any process has set it; all processes get the same answer."""
         if self.size == 1:
@@ -226,13 +237,3 @@ def lost_process(error: RuntimeError) -> bool:
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of one that may be sharded; all processes must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def like(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A full tensor, sharded over the processes like `tensor`."""
-    if not hasattr(tensor, "full_tensor"):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    whole = whole.to(tensor.device)
-    return distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)  # pyright: ignore[reportAttributeAccessIssue]

@@ -30,6 +30,7 @@ from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
 from capgap.engine.resuming import Stop
 from capgap.engine.rounded_linear import Rounding, round_products
 from capgap.engine.run_plan import RunPlan
+from capgap.engine.saving import Saves
 from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
 from capgap.workflow.tracking import Watch, unwatched
@@ -153,7 +154,7 @@ def train(
         dist.reshard(ddp_model)
         return loss
 
-    before_fork = None if fork is None or checkpoints.whole(scratch / TRUNK) else fork
+    before_fork = None if fork is None or checkpoints.is_whole(scratch / TRUNK, dist) else fork
     restored = checkpoints.load_latest(scratch, model, optimizer, at_most=before_fork, dist=dist)
     if restored is None and trunk is not None:
         restored = checkpoints.load(trunk, model, optimizer)
@@ -165,7 +166,8 @@ def train(
     rounding.refresh()
     done = 0 if restored is None else restored[0]
     _check_same(done, dist, scratch)
-    with hints, Stop() as stop, use_onednn():
+    saves = Saves(scratch, model, optimizer, dist)
+    with hints, Stop() as stop, use_onednn(), saves:
         hints.step, hints.loading = done, False
         if restored is None:
             curve = [[0, 0, 0.0, math.nan, math.nan, validation_loss()]]
@@ -181,7 +183,7 @@ def train(
         for step, batch in zip(range(done, steps), batches, strict=True):
             hints.step = step
             if step == fork:
-                checkpoints.write(scratch / TRUNK, step, model, optimizer, {"curve": curve})
+                saves.at_once(step, {"curve": curve}, scratch / TRUNK)
             rate = plan.learning_rate(step)
             _seed(
                 model.device, (plan.seed << 32) + step + (dist.rank << 24)
@@ -198,8 +200,7 @@ def train(
                 lambda: stop.asked,
             )
             if means is None:
-                checkpoints.save(scratch, step, model, optimizer, {"curve": curve})
-                dist.wait()  # a process that ends takes the others with it, the one that saves too
+                saves.at_once(step, {"curve": curve})
                 raise _terminated(step, steps, scratch)
             data_ce, teacher_term = means
             if not math.isfinite(data_ce + teacher_term):
@@ -214,13 +215,15 @@ def train(
             if said and step + 1 not in plan.measured_steps:
                 tokens = (step + 1) * settings.batch_tokens
                 watch(tokens, dict(zip(WATCHED, (rate, data_ce, teacher_term), strict=False)))
-            due, ended = dist.any_process(saver.due, stop.asked)
-            if (due or ended) and step + 1 < steps:
+            due, ended, writing = dist.any_process(saver.due, stop.asked, saves.writing)
+            if not writing:
+                saves.finish()
+            if ended and step + 1 < steps:
+                saves.at_once(step + 1, {"curve": curve})
+                raise _terminated(step + 1, steps, scratch)
+            if due and not writing and step + 1 < steps:
                 with saver:
-                    checkpoints.save(scratch, step + 1, model, optimizer, {"curve": curve})
-                if ended:
-                    dist.wait()
-                    raise _terminated(step + 1, steps, scratch)
+                    saves.begin(step + 1, {"curve": curve})
     rounding.undo()
     model.eval()
     return Outcome(curve, steps, plan.tokens)

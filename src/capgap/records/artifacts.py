@@ -17,9 +17,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from capgap.errors import CapgapError
 from capgap.records.checksums import compare, enter, files_below, is_dropping, read_manifest
@@ -124,11 +125,18 @@ def _refuse_foreign(out: Path, real: Path) -> None:
 
 
 @contextmanager
-def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False) -> Iterator[Path]:
+def publish_folder(
+    out: str | Path,
+    *,
+    manifest: bool = True,
+    ours: bool = False,
+    known: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Path]:
     """Yield an empty temporary folder; on success write its manifest and put it in place of `out`.
 
     What was at `out` is replaced, see `check_folder`. manifest: whether to write one; exports have
-    none.
+    none. known: SHA-256, when the folder is filled, of files that need not be read for it; such files
+    may have been written on other machines.
     """
     named, out = folder_of(out), check_folder(out, ours=ours)
     with temporary_folder(out) as temporary:
@@ -136,8 +144,10 @@ def publish_folder(out: str | Path, *, manifest: bool = True, ours: bool = False
         new.mkdir()
         yield new
         if manifest:
-            text = json.dumps(describe(new), indent=1, sort_keys=True) + "\n"
+            text = json.dumps(describe(new, known), indent=1, sort_keys=True) + "\n"
             (new / MANIFEST).write_text(text, encoding="utf-8")
+        for path in {*new.rglob("*"), *(new / name for name in known)}:
+            _settle(path)
         _settle(new)
         _put(new, out)
     if manifest:
@@ -173,19 +183,19 @@ def write_text(out: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _settle(new: Path) -> None:
-    """Set the modes that the umask gives, whichever library wrote the files, and sync them to disk."""
+def _settle(path: Path) -> None:
+    """Set the mode that the umask gives, whichever library wrote it, and sync it to disk."""
+    if path.is_symlink():
+        return
     mask = os.umask(0o077)
     os.umask(mask)
-    for path in [*new.rglob("*"), new]:
-        if path.is_symlink():
-            continue
-        full = 0o777 | path.stat().st_mode & 0o2000 if path.is_dir() else 0o666
-        path.chmod(full & ~mask)
-        _sync(path)
+    full = 0o777 | path.stat().st_mode & 0o2000 if path.is_dir() else 0o666
+    path.chmod(full & ~mask)
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk (fsync)."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -206,7 +216,7 @@ def _put(new: Path, out: Path) -> None:
         except OSError:  # not on this system: two renames, and `_restore` after a kill between them
             os.rename(out, new.with_name(OLD))
             os.rename(new, out)
-    _sync(out.parent)
+    sync(out.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -234,6 +244,11 @@ def _temporary_of(out: Path) -> Path:
     return out.with_name(name)
 
 
+def new_folder_of(out: Path) -> Path:
+    """The folder that `publish_folder` fills in another process, before it becomes `out`."""
+    return _temporary_of(check_folder(out, ours=True)) / NEW
+
+
 @contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
     """An empty temporary folder beside an output, locked against other processes.
@@ -242,11 +257,11 @@ def temporary_folder(out: Path) -> Iterator[Path]:
     `capgap clean`.
     """
     folder = _temporary_of(out)
-    try:
+    with naming_full_disk(out):
         missing = [path for path in out.parents if not path.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
         for path in missing:
-            _sync(path.parent)
+            sync(path.parent)
         with _hold(folder, wait=True):
             _restore(out)
             _empty(folder)
@@ -254,6 +269,13 @@ def temporary_folder(out: Path) -> Iterator[Path]:
                 yield folder
             finally:
                 _remove(folder)
+
+
+@contextmanager
+def naming_full_disk(out: Path) -> Iterator[None]:
+    """Turn an error inside into a CapgapError that names an output, if the disk is full."""
+    try:
+        yield
     except CapgapError:
         raise
     except Exception as error:
@@ -341,13 +363,19 @@ def disk_is_full(path: str | Path, error: Exception | None = None) -> bool:
     )
 
 
-def describe(folder: Path) -> dict:
-    """The manifest of a folder: {"files": {name: {"bytes", "sha256"}}}."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+def describe(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict:
+    """The manifest of a folder: {"files": {name: {"bytes", "sha256"}}}.
+
+    known: SHA-256 of files that are not read for it.
+    """
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     return {
         "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)}
-            for name in names
+            name: {
+                "bytes": (folder / name).stat().st_size,
+                "sha256": known.get(name) or digest(folder / name),
+            }
+            for name in sorted(names | known.keys())
             if name != MANIFEST and not is_dropping(Path(name).name)
         }
     }
