@@ -7,18 +7,18 @@ import sys
 from ports import free_ports
 
 
-def start(script, *words, processes=2, launcher=(), **variables):
+def start(script, *words, processes=2, size=None, **variables):
     """Start a script in several processes that find each other on this machine, CPU and gloo.
 
-    launcher: words before Python, such as a limit.
+    size: of the job, if more processes belong to it than are started.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
-    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    sizes = dict.fromkeys(["WORLD_SIZE", "LOCAL_WORLD_SIZE"], str(size or processes))
     path = os.pathsep.join([str(script.parent), *filter(None, sys.path)])
-    shared = os.environ | address | size | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | variables
+    shared = os.environ | address | sizes | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | variables
     return [
         subprocess.Popen(
-            [*launcher, sys.executable, str(script), *map(str, words)],
+            [sys.executable, str(script), *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

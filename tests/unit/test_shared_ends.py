@@ -1,10 +1,20 @@
 """SIGTERM to some processes of a job whose others are done: all end as interrupted, nothing is lost."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import process_group
 import pytest
 from test_shared_stages import with_manifest
+
+from capgap.config.devices import COLLECTIVE_VARIABLE
+from capgap.config.study_file import load_study
+from capgap.engine.parallel import join
+from capgap.errors import CapgapError
+from capgap.workflow import rule_params
+from capgap.workflow.tracking import SETTINGS
 
 # Targets by two processes. The second gets SIGTERM in the middle of its part, while the first is
 # done and waits; it may get the signal, too.
@@ -71,3 +81,87 @@ def test_a_process_that_is_done_ends_with_those_that_are_told_to(
     assert "resumed after 128 tokens" in done[0][1]
     manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("cut", "whole")]
     assert manifests[0] == manifests[1]
+
+
+# Processes that exchange one number, of which the second hangs for longer than they wait.
+WAITING = """
+import os, sys, time
+from pathlib import Path
+from capgap.engine.parallel import join
+from capgap.stages.base import run_stage
+
+def main(argv):
+    with join() as dist:
+        dist.wait()
+        if argv[0] == "hang" and dist.rank == 1:
+            while not Path(argv[1]).exists():
+                time.sleep(0.05)
+        dist.wait()
+
+run_stage(main, sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+
+    def start(*words, wait_s=3.0, processes=2, **variables):
+        variables["CAPGAP_COLLECTIVE_MINUTES"] = str(wait_s / 60)
+        return process_group.start(script, *words, processes=processes, **variables)
+
+    return start
+
+
+def test_a_process_that_hangs_ends_the_job_with_what_to_look_at(waiting, tmp_path):
+    started = waiting("hang", tmp_path / "end")
+    errors = started[0].communicate(timeout=120)[1]
+    (tmp_path / "end").write_text("")
+    other = process_group.ends(started[1:])[0]
+    assert started[0].returncode == other[0] == 1
+    assert errors.startswith("error: process 0 of 2 has waited 0.05 minutes for another one")
+    assert "(GLOO_SOCKET_IFNAME chooses it)" in errors
+    assert "raise plan.collective_timeout_minutes" in errors
+    assert errors.count("\n") == 1
+    assert "process 1 of 2 lost another one, which has ended" in other[2]
+
+
+def test_a_process_that_never_comes_ends_the_job_too(waiting):
+    [[status, _, errors]] = process_group.ends(waiting("meet", processes=1, size=2))
+    assert status == 1
+    assert "process 0 of 2 has waited 0.05 minutes for another one" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan"])
+def test_a_bound_that_is_no_time_is_refused(monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("CAPGAP_COLLECTIVE_MINUTES", text)
+    with pytest.raises(CapgapError, match=f"CAPGAP_COLLECTIVE_MINUTES: '{text}' is not a number"):
+        join().__enter__()
+
+
+def test_a_network_interface_that_is_not_there_is_named(waiting, tmp_path):
+    """Started as a rule starts it, which hands the user's variables down."""
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    launch = [sys.executable, "-m", "capgap.workflow.launch", "--processes", "2", tmp_path / "time"]
+    ended = subprocess.run(
+        [*launch, "waiting", "meet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "nosuch0"},
+    )
+    assert ended.returncode == 1
+    assert "GLOO_SOCKET_IFNAME is nosuch0: name one that every machine has" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_bound_of_a_study_reaches_its_jobs(monkeypatch):
+    study = load_study(Path(__file__).parents[1] / "tiny" / "config.yaml")
+    for name in (SETTINGS, rule_params.SOURCES, COLLECTIVE_VARIABLE):
+        monkeypatch.setenv(name, "")
+    plan = study.plan.model_copy(update={"collective_timeout_minutes": 7})
+    rule_params.hand_down(study.model_copy(update={"plan": plan}))
+    assert os.environ[COLLECTIVE_VARIABLE] == "7"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 CPU = "cpu"
 FITS_SHARE = 0.8  # of the memory that is free, up to which a model is loaded whole
+COLLECTIVE_TIMEOUT_MINUTES = 60  # that processes of a job wait for one another, if not set
+COLLECTIVE_VARIABLE = "CAPGAP_COLLECTIVE_MINUTES"  # the variable that hands it to the jobs of a run
 STREAMS_SHARE = 0.25  # of it, for what passes between the layers of a model that lies on disk
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from capgap.config.devices import DEVICE_NAMES
+from capgap.config.devices import COLLECTIVE_TIMEOUT_MINUTES, DEVICE_NAMES
 from capgap.config.grid_settings import SEEDS_OR_REPLICAS, Draw, Grid
 from capgap.config.harness_settings import Harness, HarnessStage, task_of
 from capgap.config.law_settings import Law
@@ -138,6 +138,12 @@ class Plan(Section):
         ge=10,
         description="minutes that a cluster gives a job at most; longer jobs are sent again until they "
         "are finished, each time continuing from their last checkpoint",
+    )
+    collective_timeout_minutes: int = Field(
+        COLLECTIVE_TIMEOUT_MINUTES,
+        gt=0,
+        description="minutes that processes of a job wait for one that hangs or is slower, before the job "
+        "ends; it can be resumed",
     )
     mfu: float | None = Field(
         None,

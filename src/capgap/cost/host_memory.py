@@ -40,7 +40,7 @@ def host_mb(
     """Peak main memory of a job, MB of 10^6 bytes, given the wildcards of its rule.
 
     On a device, main memory holds only the weights as they are in files, once for all processes, and
-    in training the checkpoint that the first process writes.
+    in training the checkpoint that is being written, of which processes that share a model have parts.
     """
     base, on_device = base_mb(rule), sizes.study.plan.device != CPU
     if on_device and rule not in TEXT_RULES + OF_TEXTS + LAW_RULES:
@@ -106,7 +106,9 @@ def host_mb(
         return base + round(held.total / MEGA)
     processes = sizes.study.plan.processes_per_node
     if not on_device:
-        return processes * (base + round(held.total / MEGA))
+        # processes that share a model save copies of their parts, while training goes on
+        copied = held.weights + held.optimizer if held.optimizer and sizes.study.plan.shards > 1 else 0
+        return processes * (base + round((held.total + copied) / MEGA))
     if rule in SHARED:
         return processes * base + round(held.total / MEGA)
     size = held.weights + held.teacher + held.optimizer

@@ -11,6 +11,7 @@ A job that measures a model deals independent batches to its processes, which ha
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +23,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from capgap.config.devices import COLLECTIVE_TIMEOUT_MINUTES, COLLECTIVE_VARIABLE
 from capgap.engine.forward import decoder_layers
 from capgap.engine.models import compute_device
 from capgap.errors import CapgapError
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 CPU = torch.device("cpu")
-LONGEST_WAIT = timedelta(hours=1)  # for the first process, which writes and checks states
+INTERFACES = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}  # of the network to use
 
 
 class ForwardWrapper(torch.nn.Module):
@@ -198,7 +200,7 @@ def join(shard: bool = False) -> Iterator[DistContext]:
     """Yield this process's context, from the environment that torchrun sets.
 
     Each process of a machine uses the GPU of its local rank, or the CPU. Raises CapgapError if another
-    process of the job has ended or does not answer.
+    process of the job has ended, does not answer in time, or cannot be reached.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = compute_device()
@@ -208,30 +210,61 @@ def join(shard: bool = False) -> Iterator[DistContext]:
         yield DistContext(device=device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    minutes = _longest_wait_minutes()
     try:
-        torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+        torch.distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
         nodes = size // int(os.environ.get("LOCAL_WORLD_SIZE", size))
         yield DistContext(rank, size, device, shard, nodes)
     except RuntimeError as error:  # DistBackendError and DistNetworkError are of its kind
-        if not lost_process(error):
+        cause = _cause(str(error), backend, minutes)
+        if cause is None:
             raise
-        reason = " ".join(str(error).split())[:500]
-        raise CapgapError(
-            f"process {rank} of {size} lost another one, which has ended or does not answer ({reason}); "
-            "what ended it is said before or after this line. Run again to go on from the last checkpoint"
-        ) from error
+        said = " ".join(str(error).split())[:500]
+        raise CapgapError(f"process {rank} of {size} {cause} ({said})") from error
     torch.distributed.destroy_process_group()
 
 
+def _longest_wait_minutes() -> float:
+    """How long a process waits for others; see `plan.collective_timeout_minutes`."""
+    text = os.environ.get(COLLECTIVE_VARIABLE, str(COLLECTIVE_TIMEOUT_MINUTES))
+    try:
+        minutes = float(text)
+        if not 0 < minutes < math.inf:
+            raise ValueError(text)
+    except ValueError:
+        raise CapgapError(f"{COLLECTIVE_VARIABLE}: {text!r} is not a number of minutes above 0") from None
+    return minutes
+
+
 LOST = (
-    *("closed by peer", "reset by peer", "Timed out waiting", "Broken pipe", "Connection refused"),
-    *("remote process exited", "NCCL communicator was aborted", "Watchdog caught collective"),
+    *("closed by peer", "reset by peer", "Broken pipe", "Connection refused"),
+    *("remote process exited", "NCCL communicator was aborted"),
 )
+WAITED = ("Timed out", "timed out", "timeout after", "Watchdog caught collective")
+NO_INTERFACE = ("Unable to find address for", "no socket interface found")
 
 
-def lost_process(error: RuntimeError) -> bool:
-    """Whether an error says that another process of the job has ended or does not answer."""
-    return any(words in str(error) for words in LOST)
+def _cause(error: str, backend: str, minutes: float) -> str | None:
+    """What an error of the exchange says about the other processes of the job; None if nothing."""
+    interface = INTERFACES[backend]
+    if any(words in error for words in NO_INTERFACE):
+        return (
+            f"has no network interface to meet the others by; {interface} is "
+            f"{os.environ.get(interface, 'not set')}: name one that every machine has (ip link)"
+        )
+    if any(words in error for words in WAITED):
+        return (
+            f"has waited {minutes:g} minutes for another one, which hangs, is slower than that or cannot "
+            "be reached. Look at its machine (is the process there, does it compute, does its disk "
+            f"answer) and at the network between the machines ({interface} chooses it); if it is only "
+            "slow, raise plan.collective_timeout_minutes. Run again to go on from the last checkpoint"
+        )
+    if any(words in error for words in LOST):
+        return (
+            "lost another one, which has ended; what ended it is said before or after this line. Run "
+            "again to go on from the last checkpoint"
+        )
+    return None
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

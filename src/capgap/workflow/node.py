@@ -28,6 +28,11 @@ from capgap.records.reading import DIGESTS
 from capgap.terminal import die_with_parent
 
 SHUTDOWN_SECONDS = 300  # for processes to finish a micro-batch and save the step after SIGTERM
+REASONS = {
+    "SIGKILL": " (out of main memory?)",
+    "SIGABRT": " (by NCCL or CUDA, whose lines above name the cause; NCCL ends a process that has waited "
+    "for another longer than plan.collective_timeout_minutes)",
+}
 NODE, FIRST_ADDRESS = "SLURM_NODEID", "SLURM_LAUNCH_NODE_IPADDR"  # srun runs on the first machine
 
 
@@ -56,7 +61,7 @@ def status_of(failures: list[ProcessFailure]) -> int:
             name = signal.Signals(-failure.exitcode).name
             print(
                 f"error: process {failure.local_rank} on {socket.gethostname()} was ended by {name}"
-                + (" (out of main memory?)" if name == "SIGKILL" else "")
+                + REASONS.get(name, "")
                 + ", and the job with it; run again to go on from the last checkpoint",
                 file=sys.stderr,
                 flush=True,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capgap.config import Section, Study
+from capgap.config.devices import COLLECTIVE_VARIABLE
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
@@ -40,6 +41,7 @@ def hand_down(study: Study) -> None:
     """
     os.environ[SETTINGS] = study.model_dump_json(exclude_none=True)
     os.environ[SOURCES] = "{}"
+    os.environ[COLLECTIVE_VARIABLE] = str(study.plan.collective_timeout_minutes)
 
 
 def own_texts(workflow: Any) -> dict[str, str]:
