@@ -1,7 +1,6 @@
 """States of a model that processes share: written in parts, resumed to the same bits, never half."""
 
 import json
-import os
 import shutil
 
 import process_group
@@ -12,9 +11,7 @@ from training_runs import run, weights
 
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints
-from capgap.engine.saving import Saves
 from capgap.engine.state_files import WEIGHTS, StateFiles, name_of
-from capgap.engine.training import make_optimizer
 from capgap.errors import CapgapError
 
 # Runs of 12 steps, one after another, by the processes of one group. Of each the first one prints the

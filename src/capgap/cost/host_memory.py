@@ -107,7 +107,9 @@ def host_mb(
     processes = sizes.study.plan.processes_per_node
     if not on_device:
         # processes that share a model save copies of their parts, while training goes on
-        copied = held.weights + held.optimizer if held.optimizer and sizes.study.plan.shards > 1 else 0
+        copied = (
+            held.weights + held.optimizer if held.optimizer and sizes.study.plan.shards > 1 else 0
+        )
         return processes * (base + round((held.total + copied) / MEGA))
     if rule in SHARED:
         return processes * base + round(held.total / MEGA)

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from capgap.config.devices import COLLECTIVE_TIMEOUT_MINUTES, COLLECTIVE_VARIABLE
 from capgap.engine.forward import decoder_layers
 from capgap.engine.models import compute_device
+from capgap.engine.shared_loading import read_own
 from capgap.errors import CapgapError
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class DistContext:
     ) -> torch.nn.Module:
         """Wrap a model and move it to this process's device; with `shard`, only its own shard.
 
+        The weights of one that was loaded to be shared (`load_to_share`) are read now.
+
         prepare: called on every layer, then on the model, before it moves. precision: in bfloat16 the
         layers of a sharded model are gathered so; gradients are summed in float32.
         """
@@ -115,6 +118,7 @@ class DistContext:
                 fully_shard(layer, mesh=mesh, **options)
             prepare(model)
             fully_shard(whole, mesh=mesh)
+            read_own(whole, model, self.device)
         return whole
 
     def data_parallel(self, whole: torch.nn.Module) -> torch.nn.Module:
@@ -195,6 +199,11 @@ class DistContext:
 ONE_PROCESS = DistContext()
 
 
+def will_share(shard: bool) -> bool:
+    """Whether this job has several processes, which will share models if `shard` is set."""
+    return shard and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 @contextmanager
 def join(shard: bool = False) -> Iterator[DistContext]:
     """Yield this process's context, from the environment that torchrun sets.
@@ -232,7 +241,9 @@ def _longest_wait_minutes() -> float:
         if not 0 < minutes < math.inf:
             raise ValueError(text)
     except ValueError:
-        raise CapgapError(f"{COLLECTIVE_VARIABLE}: {text!r} is not a number of minutes above 0") from None
+        raise CapgapError(
+            f"{COLLECTIVE_VARIABLE}: {text!r} is not a number of minutes above 0"
+        ) from None
     return minutes
 
 

@@ -137,7 +137,9 @@ class Saves:
                     continue
                 mine = own(tensor)
                 if name not in copies:
-                    copies[name] = torch.empty(mine.shape, dtype=mine.dtype, pin_memory=mine.is_cuda)
+                    copies[name] = torch.empty(
+                        mine.shape, dtype=mine.dtype, pin_memory=mine.is_cuda
+                    )
                 copies[name].copy_(mine, non_blocking=True)
         if self.dist.device.type == "cuda":
             torch.cuda.synchronize()

@@ -63,18 +63,24 @@ class StoredTensors:
         """Bytes that these tensors have in the file."""
         return sum(_size(self.places[name]) for name in names)
 
-    def read(self, name: str, *, pinned: bool = False) -> torch.Tensor:
+    def read(self, name: str, *, rows: range | None = None, pinned: bool = False) -> torch.Tensor:
         """A tensor as it is stored. pinned: into memory that a GPU copies from by itself.
+
+        rows: only these, which follow one another along its first dimension.
 
         Raises CapgapError if the file ends too early, or a number is NaN or infinite.
         """
         path, start, shape, dtype = self.places[name]
+        shape = torch.Size(shape)
         kind = (DTYPES | INTEGERS).get(dtype)
         if kind is None:
             raise CapgapError(
                 f"{path}: {name} is stored as {dtype}, which cannot be read by layers; "
                 f"use one of {', '.join(DTYPES)}"
             )
+        if rows is not None:
+            start += rows.start * shape[1:].numel() * kind.itemsize
+            shape = (len(rows), *shape[1:])
         tensor = torch.empty(shape, dtype=kind, device="cpu", pin_memory=pinned)
         left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
         file = os.open(path, os.O_RDONLY)

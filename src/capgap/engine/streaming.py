@@ -156,7 +156,7 @@ class LayerByLayer:
             stream = output[0] if self.tuples else output
             more = [x for x in output[1:] if x is not None] if self.tuples else []
             if more or not isinstance(stream, torch.Tensor):
-                raise CapgapError(f"{name}: {CANNOT} (a layer returns more than one tensor){HINT}")
+                raise CannotStream(f"{name}: {CANNOT} (a layer returns more than one tensor){HINT}")
             return output
 
         ids_BT = torch.arange(2, device=self.model.device).view(1, 2)
@@ -179,7 +179,7 @@ class LayerByLayer:
         def act(place, args, kwargs):
             stream, args, kwargs = _stream_of(name, args, kwargs)
             if handed and (stream is not handed[-1] or _any_of(handed, (args, kwargs))):
-                raise CapgapError(f"{name}: {CANNOT} (something happens between its layers){HINT}")
+                raise CannotStream(f"{name}: {CANNOT} (something happens between its layers){HINT}")
             calls.append((args, kwargs))
             if place == last:
                 raise _Reached(stream)
@@ -192,7 +192,7 @@ class LayerByLayer:
         except _Reached as reached:
             if len(calls) == len(self.layers):
                 return Batch(calls, reached.args[0])
-        raise CapgapError(f"{name}: {CANNOT} (its layers are not called one after another){HINT}")
+        raise CannotStream(f"{name}: {CANNOT} (its layers are not called one after another){HINT}")
 
     def run(
         self, place: int, batch: Batch, stream: torch.Tensor, *, again: bool = False
@@ -272,6 +272,10 @@ class LayerByLayer:
             streams[number] = None
 
 
+class CannotStream(CapgapError):
+    """A model cannot be run layer by layer."""
+
+
 CANNOT = "it cannot be run layer by layer"
 HINT = "; run it where it fits whole"
 
@@ -281,7 +285,7 @@ def _stream_of(name: str, args: tuple, kwargs: dict) -> tuple[torch.Tensor, tupl
     if args:
         return args[0], args[1:], kwargs
     if "hidden_states" not in kwargs:
-        raise CapgapError(f"{name}: {CANNOT} (its layers take no hidden_states){HINT}")
+        raise CannotStream(f"{name}: {CANNOT} (its layers take no hidden_states){HINT}")
     return kwargs["hidden_states"], (), {k: v for k, v in kwargs.items() if k != "hidden_states"}
 
 
@@ -426,6 +430,24 @@ def load_by_layer(folder: Path, scratch: Path) -> PreTrainedModel:
 
 def _streamed(model, stored: StoredTensors, precision: str, device, scratch) -> PreTrainedModel:
     """A model with everything but its layers in memory."""
+    put_ends(model, stored, precision, device)
+    by_layer = LayerByLayer(model.eval(), stored, precision=precision, scratch=scratch)
+    _LAYER_BY_LAYER[model] = by_layer
+    try:
+        by_layer.probe()
+    except BaseException:
+        del _LAYER_BY_LAYER[model]
+        raise
+    return model
+
+
+def put_ends(
+    model: PreTrainedModel, stored: StoredTensors, precision: str, device: torch.device
+) -> None:
+    """Read everything of a model but its layers into memory.
+
+    Raises CannotStream if layers share weights.
+    """
     inside = {name for names in LayerByLayer(model).names for name in names}
     _refuse_shared_layers(model)
     for name, buffer in model.named_buffers():
@@ -445,14 +467,6 @@ def _streamed(model, stored: StoredTensors, precision: str, device, scratch) -> 
             filled[id(tensor)] = getattr(owner, own)
         elif own in owner._parameters:
             owner._parameters[own] = filled[id(tensor)]
-    by_layer = LayerByLayer(model.eval(), stored, precision=precision, scratch=scratch)
-    _LAYER_BY_LAYER[model] = by_layer
-    try:
-        by_layer.probe()
-    except BaseException:
-        del _LAYER_BY_LAYER[model]
-        raise
-    return model
 
 
 def _refuse_shared_layers(model: PreTrainedModel) -> None:
@@ -460,6 +474,6 @@ def _refuse_shared_layers(model: PreTrainedModel) -> None:
     for place, layer in enumerate(decoder_layers(model)):
         for parameter in layer.parameters():
             if seen.setdefault(id(parameter), place) != place:
-                raise CapgapError(
+                raise CannotStream(
                     f"{type(model).__name__}: {CANNOT} (its layers share weights){HINT}"
                 )

@@ -35,7 +35,9 @@ from capgap.engine.models import (
     vocabulary_rows,
 )
 from capgap.engine.objectives import Distillation, data_objective
+from capgap.engine.parallel import will_share
 from capgap.engine.resuming import RunPaths
+from capgap.engine.shared_loading import load_to_share
 from capgap.engine.teacher_targets import TargetStore
 from capgap.engine.training_job import TrainingJob, train_and_publish
 from capgap.errors import CapgapError
@@ -73,7 +75,8 @@ def run(
     store = None if targets is None else TargetStore(targets)
     settings = settings if store is None else _with_targets(settings, store)
     streams, init = Streams(tokens_folder), open_folder(init)
-    student = load_model(init)
+    load = load_to_share if will_share(run_paths.shard) else load_model
+    student = load(init)
     start = read_lineage(init, student)
     _check_model(settings, init, student, streams)
     vocab = min(streams.meta.vocab_size, vocabulary_rows(student))
@@ -91,7 +94,7 @@ def run(
         vocab = _rows_of(store, vocab)
         objective = Distillation(store, settings, vocab)
     elif teacher is not None and settings.teacher_targets == "online":
-        teacher_model = load_model(teacher, dtype=None)  # mapped: all processes hold it once
+        teacher_model = load(teacher, dtype=None)  # mapped: all processes hold it once
         taught = read_lineage(teacher, teacher_model)
         teacher_name, teacher_seed = taught.name, taught.seed
         if taught_apart is None:
