@@ -7,13 +7,15 @@ import process_group
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import run, weights
+from training_runs import dying, run, weights
 
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints
 from capgap.engine.state_files import WEIGHTS, StateFiles, name_of
+from capgap.engine.training import TRUNK
 from capgap.errors import CapgapError
 
+WSD = {"schedule": "wsd", "warmup_tokens": 64 * 4, "decay_share": 0.25}
 # Runs of 12 steps, one after another, by the processes of one group. Of each the first one prints the
 # digest of the whole model, the steps that were begun, and what was exchanged to save states.
 RUNS = """
@@ -77,7 +79,8 @@ with join(shard=True) as dist:
                                        bos_id=0, eos_id=0), 0)
         ended = None
         try:
-            train(model, streams, plan_run(settings(), 64 * 12), data_objective, scratch=work / name.split("-")[0],
+            chosen = settings(**json.loads(os.environ["WSD"]) if name == "trunk" else {})
+            train(model, streams, plan_run(chosen, 64 * 12), data_objective, scratch=work / name.split("-")[0],
                   checkpoint_seconds=1e9 if name == "told" else 0, dist=dist)
         except Terminated as error:
             ended = str(error)
@@ -101,7 +104,8 @@ def runs(script, token_streams, tmp_path):
     streams = token_streams()
 
     def start(*names, processes=2, statuses=(0, 0)):
-        started = process_group.start(script, tmp_path, streams, *names, processes=processes)
+        words = [script, tmp_path, streams, *names]
+        started = process_group.start(*words, processes=processes, WSD=json.dumps(WSD))
         ended = process_group.ends(started)
         assert [status for status, _, _ in ended] == [*statuses], ended
         lines = [line[4:] for line in ended[0][1].splitlines() if line.startswith("RUN ")]
@@ -135,13 +139,13 @@ def test_a_run_that_is_killed_while_it_writes_a_part_ends_in_the_same_bits(
     cut.write_bytes(cut.read_bytes()[:-7])
     for path in (tmp_path / "missing").glob("step-*"):
         (path / name_of(WEIGHTS, 1, 2)).unlink()
-    found, ended = runs("killed-again", "truncated", "missing", "told", "told-again")
+    found, ended = runs("killed-again", "truncated", "missing", "told", "told-again", "trunk")
     done = [int(path.name[5:]) for path in saved]
-    firsts = [done[-1], done[-2], 0, 0, 7]
+    firsts = [done[-1], done[-2], 0, 0, 7, 0]
     assert [steps[0] for _, _, steps, _, _ in found] == firsts
-    assert [steps[-1] for _, _, steps, _, _ in found] == [11, 11, 11, 6, 11]
+    assert [steps[-1] for _, _, steps, _, _ in found] == [11, 11, 11, 6, 11, 11]
     same = [digest == whole for _, digest, *_ in found]
-    assert same == [True, True, True, False, True]
+    assert same == [True, True, True, False, True, False]
     said = ended[0][1]
     assert f"truncated/{newest} is damaged and was skipped" in said
     assert "no other checkpoint is left, so the run begins again" in said
@@ -153,6 +157,11 @@ def test_a_run_that_is_killed_while_it_writes_a_part_ends_in_the_same_bits(
     assert checkpoints.latest(tmp_path / "alone").name == newest
     run(alone, Streams(token_streams()), tmp_path / "alone")
     torch.testing.assert_close(weights(alone), weights(model), rtol=1e-4, atol=1e-5)
+    trunk, steps = tmp_path / "trunk" / TRUNK, []
+    assert (trunk / name_of(WEIGHTS, 1, 2)).is_file()
+    branch = {"trunk": trunk, "plan": dying(lambda step: False, steps), **WSD}
+    run(tiny_model(), Streams(token_streams()), tmp_path / "branch", **branch)
+    assert steps == [9, 10, 11]
 
 
 @pytest.mark.slow
