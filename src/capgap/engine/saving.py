@@ -57,7 +57,7 @@ class Saves:
         self.thread: ThreadPoolExecutor | None = None
         self.pending: tuple[Path, Future[bytes], dict[str, str]] | None = None
         self.copies: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, MOMENTS: {}}
-        self.begun = -1  # steps of the newest state that was begun
+        self.begun: Path | None = None  # the last state
 
     def __enter__(self) -> Saves:
         return self
@@ -83,15 +83,12 @@ class Saves:
 
     def at_once(self, step: int, notes: dict, folder: Path | None = None) -> None:
         """Save the state after `step` steps and wait until it lies on disk. folder: another place."""
-        if not self.dist.is_sharded:
-            if folder is None:
-                self.begin(step, notes)
-            else:
-                checkpoints.write(folder, step, self.model, self.optimizer, notes)
-        elif folder is not None:
-            self._begin(folder, step, notes)
-        elif step != self.begun:
+        if folder is None and checkpoints.folder_of(self.scratch, step) != self.begun:
             self.begin(step, notes)
+        elif folder is not None and self.dist.is_sharded:
+            self._begin(folder, step, notes)
+        elif folder is not None:
+            checkpoints.write(folder, step, self.model, self.optimizer, notes)
         self.finish()
         self.dist.wait()  # a process that ends takes the others with it, the one that saves too
 
@@ -126,7 +123,7 @@ class Saves:
         else:
             written = Future()
             written.set_result(bytes(2 * DIGEST_BYTES))
-        self.pending, self.begun = (folder, written, known), step
+        self.pending, self.begun = (folder, written, known), folder
 
     def _copy(self) -> None:
         """Copy what this process holds to main memory; the first one, what is not shared as well."""
