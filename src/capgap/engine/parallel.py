@@ -250,6 +250,7 @@ def _longest_wait_minutes() -> float:
 LOST = (
     *("closed by peer", "reset by peer", "Broken pipe", "Connection refused"),
     *("remote process exited", "NCCL communicator was aborted"),
+    *("failed to recv", "failed to send"),  # the store of the first process
 )
 WAITED = ("Timed out", "timed out", "timeout after", "Watchdog caught collective")
 NO_INTERFACE = ("Unable to find address for", "no socket interface found")
