@@ -25,7 +25,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from capgap.config.shapes import LlamaShape, gpu_chunk_tokens
 from capgap.cost import device_memory, passes, roofline
 from capgap.cost.speed import GPU_CALIBRATION
 from capgap.records.artifacts import write_text
-from capgap.records.run_records import GpuCalibration
+from capgap.records.run_records import GpuCalibration, Reached
 
 # student and teacher from the largest on; the first that fits by the plan is taken
 PAIRS = [
@@ -334,13 +333,13 @@ def calibration(found: dict[str, list[Line]], tiny: bool) -> GpuCalibration | No
         return None
     [measured], known = found["rates"], DEVICES[str(name)]
     peak = 1e12 * known.peak_tflops_bfloat16
-    reached = replace(
-        roofline.ASSUMED,
+    reached = Reached(
         products=measured["product_flops_per_s"] / peak,
         attention=measured["attention_flops_per_s"] / peak,
         attention_backward=measured["attention_backward_flops_per_s"] / peak,
         bandwidth=measured["memory_bytes_per_s"] / (1e12 * known.memory_tb_per_s),
         launch_s=measured["launch_s"],
+        compiled_launch_s=roofline.ASSUMED.compiled_launch_s,
     )
     small, large = _pair(tiny)
     eager = next(line for line in found["step"] if not line["compiled"])
@@ -349,7 +348,7 @@ def calibration(found: dict[str, list[Line]], tiny: bool) -> GpuCalibration | No
     return GpuCalibration(
         gpu=gpu,
         device=str(name),
-        reached=asdict(reached),
+        reached=reached,
         measured_over_roofline=float(eager["seconds"]) / expected,
     )
 

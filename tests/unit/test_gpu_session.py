@@ -14,6 +14,7 @@ from capgap.cost.job_costs import StudyCost
 from capgap.cost.roofline import ASSUMED
 from capgap.cost.speed import GPU_CALIBRATION, OTHER_MFU, Assumed, speed_of
 from capgap.cost.teacher_configs import open_study
+from capgap.errors import CapgapError
 from capgap.records.artifacts import write_text
 from capgap.records.run_records import GpuCalibration
 
@@ -44,9 +45,9 @@ def test_all_parts_run_to_the_end_and_the_plan_takes_the_calibration(tmp_path, m
     assert whole[True] == whole[False]
     made = GpuCalibration.read(tmp_path / "scratch/tiny-calibration.json")
     [rates] = [line for line in lines if "launch_s" in line]
-    assert made.reached["launch_s"] == rates["launch_s"]
+    assert made.reached.launch_s == rates["launch_s"]
     peak = 1e12 * DEVICES[made.device].peak_tflops_bfloat16
-    assert made.reached["products"] * peak == pytest.approx(rates["product_flops_per_s"])
+    assert made.reached.products * peak == pytest.approx(rates["product_flops_per_s"])
 
 
 def test_a_part_that_fails_or_hangs_leaves_the_others_alone(monkeypatch):
@@ -78,7 +79,7 @@ def test_plan_counts_by_the_roofline_by_a_calibration_or_by_a_given_share(tmp_pa
     slow = GpuCalibration(
         gpu="NVIDIA A100",
         device="a100-80gb",
-        reached=dict(vars(ASSUMED)),
+        reached=ASSUMED,
         measured_over_roofline=2.0,
     )
     write_text(GPU_CALIBRATION, slow.to_json())
@@ -87,6 +88,13 @@ def test_plan_counts_by_the_roofline_by_a_calibration_or_by_a_given_share(tmp_pa
     startup_s = plain.startup_s * len(jobs)
     assert hours(measured) - startup_s == pytest.approx(2 * (hours(plain) - startup_s))
     assert "measured" not in speed_of(study, "h100-80gb").name.replace("not measured", "")
+    wrong = json.loads(slow.to_json())
+    wrong["reached"]["product"] = wrong["reached"].pop("products")
+    GPU_CALIBRATION.write_text(json.dumps(wrong))
+    refused = "scratch/gpu-calibration.json: .*reached.products.*gpu_session.py.*delete it"
+    with pytest.raises(CapgapError, match=refused):
+        speed_of(study, "a100-80gb")
+    GPU_CALIBRATION.unlink()
     data["plan"]["mfu"] = OTHER_MFU
     assert hours(speed_of(open_study(data), "a100-80gb")) == pytest.approx(
         hours(Assumed("a100-80gb", OTHER_MFU))

@@ -106,7 +106,7 @@ def test_smaller_chunks_models_and_slower_memory_reach_less():
     )
     assert share("pilot: 64M from 410M")[0] < share("minima: 3B from 7B")[0]
     one = Pass("train", as_model(SMALL), Shape(4096, 1024), "bfloat16", batch_tokens=8192)
-    slower = replace(ASSUMED, bandwidth=0.4)
+    slower = ASSUMED.model_copy(update={"bandwidth": 0.4})
     assert one.seconds_per_token("h100-80gb", slower) > one.seconds_per_token("h100-80gb")
 
 

@@ -2,7 +2,7 @@
 Seconds of a step on a GPU by its roofline: every operation takes the longest of its launch, its bytes
 at the memory's speed and its FLOPs at the speed of its kind.
 
-The rates are assumptions of what kernels reach of a maker's data sheet (`Reached`), stated for an H100
+The rates are assumptions of what kernels reach of a maker's data sheet (`ASSUMED`), stated for an H100
 and taken as the same shares elsewhere. The counts of operations and bytes are those of a Llama of
 transformers, layer by layer; `benchmarks/gpu_roofline.py` counts the same of the real step, operation by
 operation on tensors without memory, and a test holds the two together.
@@ -21,36 +21,25 @@ from typing import NamedTuple
 from capgap.config.devices import DEVICES, Device
 from capgap.config.shapes import gpu_chunk_tokens
 from capgap.cost.architectures import TRAITS, Model
+from capgap.records.run_records import Reached
 
 BYTES = {"float32": 4, "bfloat16": 2}
-ADAMW_BYTES = (
-    28  # of a parameter: weight, gradient and both moments read; all but the gradient written
-)
-CLIP_BYTES = (
-    12  # of a parameter: the gradient read for the norm, then read and written to be scaled
-)
+# of a parameter: weight, gradient and both moments read; all but the gradient written
+ADAMW_BYTES = 28
+# of a parameter: the gradient read for the norm, then read and written to be scaled
+CLIP_BYTES = 12
 COPY_BYTES = 6  # of a parameter: read in float32, written in bfloat16 once a step
 ADAMW_LAUNCHES = 40  # of the fused optimizer, the norm and the copy, which take lists of tensors
 
 
-@dataclass(frozen=True)
-class Reached:
-    """What kernels are assumed to reach: shares of the data sheet, and seconds of one launch.
-
-    products: of the peak, in matrix products of thousands of rows. attention, attention_backward: of
-    the peak in bfloat16, in FlashAttention-2. bandwidth: of the memory. launch_s: of an operation that
-    Python starts; compiled_launch_s: of one that a compiled layer starts.
-    """
-
-    products: float = 0.69
-    attention: float = 0.45
-    attention_backward: float = 0.33
-    bandwidth: float = 0.80
-    launch_s: float = 5e-6
-    compiled_launch_s: float = 2.5e-6
-
-
-ASSUMED = Reached()
+ASSUMED = Reached(
+    products=0.69,
+    attention=0.45,
+    attention_backward=0.33,
+    bandwidth=0.80,
+    launch_s=5e-6,
+    compiled_launch_s=2.5e-6,
+)
 
 
 class Rates(NamedTuple):

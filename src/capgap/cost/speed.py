@@ -8,7 +8,8 @@ from capgap.config import Study
 from capgap.config.devices import CPU, DEVICES
 from capgap.cost.host_memory import MEGA, base_mb
 from capgap.cost.one_job import Job, Work
-from capgap.cost.roofline import ASSUMED, Reached
+from capgap.cost.roofline import ASSUMED
+from capgap.errors import CapgapError
 from capgap.records.run_records import Calibration, GpuCalibration
 from capgap.workflow import job_host
 
@@ -50,7 +51,7 @@ class Assumed:
         full, half = DEVICES[device].peak_tflops_float32, DEVICES[device].peak_tflops_bfloat16
         share, how = mfu or OTHER_MFU, f"at {mfu:.0%}" if mfu else "by a roofline, not measured"
         if calibration is not None and mfu is None:
-            self.reached = Reached(**calibration.reached)
+            self.reached = calibration.reached
             self.slower = calibration.measured_over_roofline
             how = f"measured on {calibration.gpu}"
         self.name = f"{device}, {full:g} TFLOP/s in float32 and {half:g} in bfloat16 {how}"
@@ -143,7 +144,12 @@ def computed_as(study: Study) -> dict[str, dict[str, str | bool]]:
 
 def planned(study: Study, device: str) -> Assumed:
     """Speed of a device as the plan assumes it, or as one of its kind was measured in this folder."""
-    found = GpuCalibration.read(GPU_CALIBRATION) if GPU_CALIBRATION.is_file() else None
+    try:
+        found = GpuCalibration.read(GPU_CALIBRATION) if GPU_CALIBRATION.is_file() else None
+    except CapgapError as error:
+        raise CapgapError(
+            f"{error} (benchmarks/gpu_session.py), or delete it, so that the plan takes assumed rates"
+        ) from None
     fitting = found if found is not None and found.device == device else None
     return Assumed(device, study.plan.mfu, fitting)
 

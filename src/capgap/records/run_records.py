@@ -289,12 +289,22 @@ class Calibration(Record):
     matmul_gflops: float  # one thread, large matrices, float32
 
 
+class Reached(Record):
+    """What kernels reach: shares of the data sheet, and seconds of one launch (`capgap.cost.roofline`)."""
+
+    products: float = Field(gt=0)  # of the peak, in matrix products of thousands of rows
+    attention: float = Field(gt=0)  # of the peak in bfloat16, in FlashAttention-2
+    attention_backward: float = Field(gt=0)
+    bandwidth: float = Field(gt=0)  # of the memory
+    launch_s: float = Field(ge=0)  # of an operation that Python starts
+    compiled_launch_s: float = Field(ge=0)  # of one that a compiled layer starts
+
+
 class GpuCalibration(Record):
     """`scratch/gpu-calibration.json`: what `benchmarks/gpu_session.py` measured on one GPU."""
 
     gpu: str  # as the driver names it
     device: str  # as `plan.device` names it
-    reached: dict[str, float]  # see `capgap.cost.roofline.Reached`
-    measured_over_roofline: (
-        float  # seconds of a real step over those of the roofline at these rates
-    )
+    reached: Reached
+    # seconds of a real step over those of the roofline at these rates
+    measured_over_roofline: float = Field(gt=0)
