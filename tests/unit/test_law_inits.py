@@ -9,7 +9,7 @@ import capgap as cg
 from capgap.config import Law
 from capgap.config.run_grid import NONE, RANDOM, given_init
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import ask
+from capgap.law.answers.ask import open_law
 from capgap.law.make_record import law_record
 from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.table.grouped_runs import group_runs
@@ -107,7 +107,10 @@ def test_the_record_has_a_law_for_each_kind_and_answers_by_it(tmp_path):
     (tmp_path / "law.json").write_text(record.to_json())
     runs.to_csv(tmp_path / "runs.csv", index=False)
     best = {
-        kind: ask(tmp_path / "law.json", tmp_path / "runs.csv", 10_000, init=kind).ranked[0].teacher
+        kind: open_law(tmp_path / "law.json", tmp_path / "runs.csv", kind)
+        .teachers_for(10_000)
+        .ranked[0]
+        .teacher
         for kind in ("pruned", "random")
     }
     assert best == {"pruned": "t80000", "random": "t20000"}

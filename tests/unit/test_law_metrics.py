@@ -7,7 +7,7 @@ from law_worlds import TWO_KINDS_LADDER, holds, two_kinds
 
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import ask
+from capgap.law.answers.ask import open_law
 from capgap.law.make_record import law_record
 from capgap.law.table.column_names import LOSS
 from capgap.law.table.metric import METRICS, margin_of, title
@@ -74,7 +74,12 @@ def test_a_named_outcome_comes_first_and_answers(tmp_path):
     [found] = record.metric_comparisons
     assert (found.first, found.second) == ("bits per byte of news", "validation loss")
     (tmp_path / "law.json").write_text(record.to_json())
-    best = ask(tmp_path / "law.json", tmp_path / "runs.csv", 10_000).ranked[0].teacher
+    best = (
+        open_law(tmp_path / "law.json", tmp_path / "runs.csv")
+        .teachers_for(10_000)
+        .ranked[0]
+        .teacher
+    )
     assert best in ("t20000", "t40000")  # around 27k
     plain = fit.run(tmp_path / "runs.csv", Law())
     assert (plain.metric, plain.outcome) == ("loss", None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from capgap.config import Law
-from capgap.law.answers.ask import ask
+from capgap.law.answers.ask import open_law
 from capgap.law.answers.leading_law_answer import by_leading
 from capgap.law.law_record import LawRecord
 from capgap.law.table.read_runs import read_table
@@ -38,7 +38,7 @@ def test_the_fit_prints_both_causes_and_which_law_leads(fitted):
 
 def test_the_answer_is_that_of_the_two_causes(fitted):
     path, law = fitted
-    answer = ask(path, TABLE, 20_000, 700_000)
+    answer = open_law(path, TABLE).teachers_for(20_000, 700_000)
     assert answer.basis == "two_causes"
     assert answer.status == "recommended"
     assert answer.ranked[0].teacher in ("t44", "t60")
@@ -59,21 +59,22 @@ def test_the_answer_is_that_of_the_two_causes(fitted):
 def test_more_tokens_want_a_larger_teacher(fitted):
     path, _ = fitted
     stars = [
-        ask(path, TABLE, 20_000, tokens).target_params for tokens in (500_000, 700_000, 1_000_000)
+        open_law(path, TABLE).teachers_for(20_000, tokens).target_params
+        for tokens in (500_000, 700_000, 1_000_000)
     ]
     assert stars[0] < stars[1] < stars[2]
 
 
 def test_a_teacher_of_another_size_has_the_loss_of_the_family(fitted):
     path, _ = fitted
-    answer = ask(path, TABLE, 20_000, 700_000, ["t44", "100k", "283k"])
+    answer = open_law(path, TABLE).teachers_for(20_000, 700_000, ["t44", "100k", "283k"])
     assert answer.basis == "two_causes"
     assert answer.ranked[0].teacher == "100k"
 
 
 def test_beyond_the_family_the_power_law_answers(fitted):
     path, _ = fitted
-    answer = ask(path, TABLE, 20_000, 700_000, ["t44", "7B"])
+    answer = open_law(path, TABLE).teachers_for(20_000, 700_000, ["t44", "7B"])
     assert answer.basis != "two_causes"
     assert any(
         "the loss of 7B is not known: the family has 23.3k to 283k" in n for n in answer.notes
@@ -82,7 +83,7 @@ def test_beyond_the_family_the_power_law_answers(fitted):
 
 def test_a_rival_that_leads_is_used_without_intervals(fitted):
     path, law = fitted
-    answer = ask(path, TABLE, 20_000, 700_000)
+    answer = open_law(path, TABLE).teachers_for(20_000, 700_000)
     runs = read_table(TABLE, exclude=[BAD_RUN]).runs
     led = law.model_copy(update={"leading": "busbridge"})
     by_rival = by_leading(answer, led, cell_table(runs))

@@ -12,7 +12,7 @@ from law_worlds import simulate as simulate_shared
 from capgap.commands.recommend import main, published, text
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import ask as run
+from capgap.law.answers.ask import open_law
 from capgap.law.answers.power_law_answer import beyond
 from capgap.law.law_record import LawRecord
 from capgap.law.make_record import law_record
@@ -27,6 +27,10 @@ CURVATURE = 0.25
 def flops(student, teacher, tokens):
     """Training compute of a distillation: 6 S D + 2 T D."""
     return 6 * student * tokens + 2 * teacher * tokens
+
+
+def run(law, table, *question, **options):
+    return open_law(law, table).teachers_for(*question, **options)
 
 
 def simulate(seed=0, students=STUDENTS, ladder=LADDER, **world):
@@ -311,8 +315,24 @@ def test_the_inverse_on_the_command_line(pilot, capsys):
     assert "a teacher of 250k is the optimum of a student of" in sentence
     value = float(sentence.split("student of ")[1].split("k")[0])
     assert value == pytest.approx(100, abs=5)
-    with pytest.raises(SystemExit):
-        main(["--law", str(pilot[0]), "--runs", str(pilot[1])])
+    asked = ["--law", str(pilot[0]), "--runs", str(pilot[1])]
+    main([*asked, "--fits", "250k", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["student_params"]["value"] == pytest.approx(100e3, rel=0.05)
+    for wrong in ([], ["--fits", "250k", "--student", "20k"], ["--fits", "250k", "--flops", "1e9"]):
+        with pytest.raises(SystemExit):
+            main([*asked, *wrong])
+
+
+@pytest.mark.parametrize("question", [["--fits", "60k"], ["--student", "16k", "--flops", "1e11"]])
+def test_every_answer_of_the_published_study_has_its_note(question, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(question)
+    assert "\nNote: there is no study here, so the published study" in capsys.readouterr().out
+    main([*question, "--json", "--out", "answer.json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["notes"][0].startswith("there is no study here, so the published study")
+    assert answer == json.loads((tmp_path / "answer.json").read_text())
 
 
 def test_a_single_teacher_on_offer_is_ranked_alone(pilot):

@@ -14,7 +14,7 @@ from capgap.config.run_grid import NONE, collect_stage, runs_of, weight_level, w
 from capgap.config.study_file import load_study
 from capgap.cost.job_costs import StudyCost
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import ask, read_both
+from capgap.law.answers.ask import open_law
 from capgap.law.make_record import law_record
 from capgap.law.table.init_kinds import at_weight, weights_of
 from capgap.law.table.read_runs import read_table
@@ -138,11 +138,14 @@ def test_one_answers_by_the_law_of_a_weight(tmp_path):
     (tmp_path / "law.json").write_text(record.to_json())
     runs.to_csv(tmp_path / "runs.csv", index=False)
     law, table = tmp_path / "law.json", tmp_path / "runs.csv"
-    best = {w: ask(law, table, 10_000, weight=w).ranked[0].teacher for w in (None, 0.3, 0.9)}
+    best = {
+        w: open_law(law, table, weight=w).teachers_for(10_000).ranked[0].teacher
+        for w in (None, 0.3, 0.9)
+    }
     assert best == {None: "t80000", 0.3: "t80000", 0.9: "t20000"}
-    assert len(read_both(law, table, weight=0.9)[1]) == 40
+    assert len(open_law(law, table, weight=0.9).runs) == 40
     with pytest.raises(CapgapError, match=r"no runs at 0.4; it has 0.3, 0.9"):
-        ask(law, table, 10_000, weight=0.4)
+        open_law(law, table, weight=0.4)
     fitted = cg.fit_law(runs)
     assert cg.recommend(fitted.of_weight(0.9), 10_000).record.ranked[0].teacher == "t20000"
 

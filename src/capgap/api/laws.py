@@ -23,7 +23,7 @@ from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError, shown
 from capgap.law.answers.answer_records import Recommendation
-from capgap.law.answers.ask import answer, refit
+from capgap.law.answers.ask import OpenLaw, refit
 from capgap.law.fit_law import Fit
 from capgap.law.law_record import LawRecord
 from capgap.law.table.init_kinds import runs_of_law
@@ -230,14 +230,9 @@ def recommend(
     """
     law = law if init is None else law.of_init(init)
     offered = None if teachers is None else [str(teacher) for teacher in teachers]
-    found = answer(
-        law.fit,
-        law.record,
-        law.runs,
-        _count("student", student),
-        None if tokens is None else _count("tokens", tokens),
-        offered,
-    )
+    budget = None if tokens is None else _count("tokens", tokens)
+    asked = OpenLaw(law.record, law.runs, law.fit)
+    found = asked.teachers_for(_count("student", student), budget, offered)
     return Recommended(found, law.record)
 
 

@@ -16,12 +16,11 @@ import capgap
 from capgap.commands.verify import result_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import ask, ask_compute, best_student
-from capgap.law.law_record import LawRecord
+from capgap.law.answers.ask import open_law
 from capgap.law.table.init_kinds import KINDS
 from capgap.records import paths
 from capgap.records.artifacts import write_text
-from capgap.reporting.recommendation_text import compute_text, text
+from capgap.reporting.recommendation_text import compute_text, student_text, text
 from capgap.stages.base import StageParser, count_argument, out_file, run_stage
 
 DEFAULT = "config.yaml"
@@ -68,7 +67,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--law", help="law record, JSON (default: the study's)")
     parser.add_argument("--runs", help="table the law was fitted on, CSV (default: the study's)")
     parser.add_argument("--study", help=f"study file whose law is used (default {DEFAULT})")
-    parser.add_argument("--student", type=count_argument, help="student size without embeddings")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--student", type=count_argument, help="student size without embeddings")
+    question.add_argument(
+        "--fits",
+        type=count_argument,
+        metavar="TEACHER",
+        help="find the student size that this teacher suits best, instead of a teacher",
+    )
     parser.add_argument(
         "--teachers", help="names of the table or sizes, separated by commas (default: the table's)"
     )
@@ -89,12 +95,6 @@ def main(argv: list[str] | None = None) -> None:
         "(default 1: it runs online)",
     )
     parser.add_argument(
-        "--fits",
-        type=count_argument,
-        metavar="TEACHER",
-        help="print the student size that this teacher suits best",
-    )
-    parser.add_argument(
         "--init",
         choices=list(KINDS),
         help="what the student starts from: pruned from its teacher, given or random (default: what "
@@ -110,49 +110,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=out_file, help="also write the answer to this file, JSON")
     args, _ = parser.parse(argv)
-    if args.student is None and args.fits is None:
-        parser.error("--student or --fits is needed")
-    law_path, runs_path, note = law_paths(args)
-    if args.fits is not None:
-        print(
-            best_student(
-                law_path, runs_path, args.fits, args.tokens, args.init, args.teacher_weight
-            )
-        )
-    if args.student is None:
-        return
-    teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
     if args.flops is not None:
-        if args.tokens is not None:
-            parser.error("--flops and --tokens both set the budget; give one")
+        if args.tokens is not None or args.fits is not None:
+            other = "--fits" if args.tokens is None else "--tokens"
+            parser.error(f"--flops and {other} exclude each other; give one")
         if args.flops < 1 or args.shared_by < 1:
             parser.error("--flops and --shared-by must be at least 1")
-        found = ask_compute(
-            law_path,
-            runs_path,
-            args.student,
-            args.flops,
-            args.shared_by,
-            teachers,
-            args.init,
-            args.teacher_weight,
-        )
-        if args.out:
-            write_text(args.out, found.to_json())
-        law = LawRecord.read(law_path).of_weight(args.teacher_weight).of_init(args.init)
-        print(found.to_json().rstrip() if args.json else compute_text(found, law))
-        if note and not args.json:
-            print(f"Note: {note}.")
-        return
-    answer = ask(
-        law_path, runs_path, args.student, args.tokens, teachers, args.init, args.teacher_weight
-    )
+    law_path, runs_path, note = law_paths(args)
+    teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
+    asked = open_law(law_path, runs_path, args.init, args.teacher_weight)
+    if args.fits is not None:
+        answer, written = asked.student_for(args.fits, args.tokens), student_text
+    elif args.flops is not None:
+        answer = asked.at_compute(args.student, args.flops, args.shared_by, teachers)
+        written = compute_text
+    else:
+        answer, written = asked.teachers_for(args.student, args.tokens, teachers), text
     if note:
         answer = answer.model_copy(update={"notes": [note, *answer.notes]})
     if args.out:
         write_text(args.out, answer.to_json())
-    law = LawRecord.read(law_path).of_weight(args.teacher_weight).of_init(args.init)
-    print(answer.to_json().rstrip() if args.json else text(answer, law))
+    print(answer.to_json().rstrip() if args.json else written(answer, asked.law))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from capgap.law.answers.answer_records import (
     RankedTeacher,
     Recommendation,
     RuleRegret,
+    StudentAnswer,
 )
 from capgap.law.law_record import Interval, LawRecord
 from capgap.law.number_text import about, budget, span
@@ -70,7 +71,7 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         f"{answer.pilot_flops:.2g}. "
         "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
     ]
-    return "\n".join([*lines, *(f"Note: {note}." for note in answer.notes)])
+    return "\n".join([*lines, *_notes(answer.notes)])
 
 
 def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
@@ -113,7 +114,24 @@ def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
         "",
         f"A token costs three forward passes of the student and one of the teacher; {shared}.",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_notes(answer.notes)])
+
+
+def student_text(answer: StudentAnswer, _: LawRecord) -> str:
+    """The student size that a teacher suits best, as a sentence."""
+    teacher, tokens = about(answer.teacher_params_non_embedding), budget(answer.tokens)
+    text = f"No student size is known for a teacher of {teacher} at {tokens}: {answer.reason}."
+    if answer.student_params is not None:
+        size = answer.student_params
+        text = (
+            f"At {tokens} a teacher of {teacher} is the optimum of a student of {about(size.value)} "
+            f"({span(size)})."
+        )
+    return "\n".join([text, *_notes(answer.notes)])
+
+
+def _notes(notes: list[str]) -> list[str]:
+    return [f"Note: {note}." for note in notes]
 
 
 def _rule(rule: RuleRegret, answered: bool) -> str:

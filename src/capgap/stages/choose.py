@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from capgap.law.answers.answer_records import Choice
-from capgap.law.answers.ask import ask
+from capgap.law.answers.ask import open_law
 from capgap.law.law_record import LawRecord
 from capgap.law.table.init_kinds import KINDS
 from capgap.records.artifacts import write_text
@@ -28,11 +28,11 @@ def run(
 ) -> Choice:
     """Choose among the table's teachers larger than the student, as `capgap recommend` does.
 
-    student: parameters without embeddings. tokens: distillation budget of the final run. init: kind
-    of its init, that of the law's main arm if None. If the recommendation abstains, its first teacher is
-    still chosen, because a final run needs one, and the note states it. Raises CapgapError in the cases of `capgap.law.answers.ask.ask`.
+    If the recommendation abstains, its first teacher is still chosen, because a final run needs one, and
+    the note states it. Arguments and errors as in `capgap.law.answers.ask`.
     """
-    answer = ask(law_path, runs_path, student, tokens, init=init)
+    law = open_law(law_path, runs_path, init)
+    answer = law.teachers_for(student, tokens)
     sizes = {row.teacher: row.teacher_params_non_embedding for row in answer.ranked}
     chosen = answer.ranked[0].teacher
     note = answer.basis_note + _range_note(sizes, answer.target_params, chosen)
@@ -49,7 +49,7 @@ def run(
         neighbour=neighbour_of(chosen, sizes, answer.target_params),
         largest=max(sizes, key=lambda name: (sizes[name], name)),
         recommendation=answer,
-        **_noise(LawRecord.read(law_path).of_init(init)),
+        **_noise(law.law),
     )
 
 

@@ -45,6 +45,17 @@ class ComputeAnswer(Record):
     teacher_params: Interval | None = None  # T* at this compute
     place: Literal["inside", "smallest", "largest"] | None = None
     ranked: list[ComputeTeacher] = Field([])  # best first
+    notes: list[str] = Field([])
+
+
+class StudentAnswer(Record):
+    """What `capgap recommend --fits` answers."""
+
+    teacher_params_non_embedding: int
+    tokens: int
+    student_params: Interval | None  # size of the student whose T* is this teacher
+    reason: str | None  # why there is none; None if there is one
+    notes: list[str] = Field([])
 
 
 class RuleRegret(Record):

@@ -6,6 +6,7 @@ The record of a law does not keep its draws, so the same law is fitted again to 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,123 +14,120 @@ import pandas as pd
 from capgap.config import Law
 from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
-from capgap.law.answers.answer_records import ComputeAnswer, Recommendation
+from capgap.law.answers.answer_records import ComputeAnswer, Recommendation, StudentAnswer
 from capgap.law.answers.equal_compute import at_compute
 from capgap.law.answers.leading_law_answer import by_leading
 from capgap.law.answers.power_law_answer import recommend, student_for
 from capgap.law.fit_law import Fit, fit_law
 from capgap.law.law_record import LawRecord
-from capgap.law.number_text import about, budget, span
 from capgap.law.table.init_kinds import runs_of_law
 from capgap.law.table.read_runs import main_arm, read_runs, teacher_sizes
 from capgap.law.table.run_means import cell_table, spent_flops
 
 
-def ask(
-    law_path: str | Path,
-    runs_path: str | Path,
-    student: int,
-    tokens: int | None = None,
-    teachers: list[str] | None = None,
-    init: str | None = None,
-    weight: float | None = None,
-) -> Recommendation:
-    """Rank teachers for a student.
+@dataclass(frozen=True)
+class OpenLaw:
+    """A law with its table and the fit behind it.
 
-    student: parameters without embeddings. tokens: distillation budget, the largest of the table
-    if None. teachers: names of the table or sizes like 7B, all of the table if None; those not
-    larger than the student are left out. init: kind of its init, pruned, given or random; that of the
-    main arm if None. weight: of the teacher's term, that of the first law if None. Raises CapgapError if
-    a count is not positive, no teacher is larger than the student, a teacher is neither a name nor a
-    size, or the law was not fitted on this table.
+    Its answers raise CapgapError if a count is not positive, no teacher is larger than the student, or a
+    teacher is neither a name of the table nor a size. Sizes are parameters without embeddings; `tokens`
+    is a distillation budget, the largest of the table if None; `teachers` are names of the table or sizes
+    like 7B, all of the table if None, and those not larger than the student are left out.
     """
-    law, runs = read_both(law_path, runs_path, init, weight)
-    fit = refit(law, runs, f"{law_path} and {runs_path}")
-    return answer(fit, law, runs, student, tokens, teachers)
+
+    law: LawRecord
+    runs: pd.DataFrame
+    fit: Fit
+
+    def teachers_for(
+        self, student: int, tokens: int | None = None, teachers: list[str] | None = None
+    ) -> Recommendation:
+        """Rank teachers for a student."""
+        tokens = self._budget(tokens)
+        larger = self._larger(student, teachers)
+        cells = cell_table(self.runs, self.law.size)
+        slope = self.law.lines[0].published_slope
+        found = recommend(self.fit, self.law, larger, student, tokens, spent_flops(cells), slope)
+        return by_leading(found, self.law, cells)
+
+    def at_compute(
+        self, student: int, flops: float, shared_by: int = 1, teachers: list[str] | None = None
+    ) -> ComputeAnswer:
+        """Rank teachers for a student at a number of FLOPs, so that larger teachers leave fewer tokens.
+
+        shared_by: runs that share one pass of the teacher over the text, 1 if it runs online.
+        """
+        larger = self._larger(student, teachers)
+        fit, level = self.fit, self.law.confidence
+        return at_compute(
+            fit.power_law, fit.why_not, self.runs, larger, student, flops, shared_by, level
+        )
+
+    def student_for(self, teacher: int, tokens: int | None = None) -> StudentAnswer:
+        """Which student size a teacher suits best at a budget, by the power law."""
+        tokens, found = self._budget(tokens), None
+        reason = f"no law could be fitted: {self.fit.why_not}"
+        if self.fit.power_law is not None:
+            found = student_for(self.fit, teacher, tokens, self.law.confidence)
+            reason = "by the law no student has its optimum there"
+        return StudentAnswer(
+            teacher_params_non_embedding=teacher,
+            tokens=tokens,
+            student_params=found,
+            reason=reason if found is None else None,
+        )
+
+    def _budget(self, tokens: int | None) -> int:
+        if tokens is None:
+            return max(optimum.tokens for optimum in self.law.optima)
+        if tokens <= 0:
+            raise CapgapError(f"tokens is {tokens}, but must be greater than 0")
+        return tokens
+
+    def _larger(self, student: int, teachers: list[str] | None) -> dict[str, int]:
+        """Sizes of the teachers on offer that are larger than a student, by name."""
+        if student <= 0:
+            raise CapgapError(f"student is {student}, but must be greater than 0")
+        offered = known = teacher_sizes(self.runs)
+        if teachers is not None:
+            offered = {name: known.get(name) or _size(name, known) for name in teachers}
+        larger = {name: size for name, size in offered.items() if size > student}
+        if not larger:
+            raise CapgapError(
+                f"{'the table' if teachers is None else 'teachers'}: no teacher is larger than the "
+                f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
+                "a smaller student"
+            )
+        return larger
 
 
-def answer(
-    fit: Fit,
-    law: LawRecord,
-    runs: pd.DataFrame,
-    student: int,
-    tokens: int | None = None,
-    teachers: list[str] | None = None,
-) -> Recommendation:
-    """Rank teachers for a student by a fit, its record and its table; the rest as in `ask`."""
-    if tokens is None:
-        tokens = max(optimum.tokens for optimum in law.optima)
-    for name, value in (("student", student), ("tokens", tokens)):
-        if value <= 0:
-            raise CapgapError(f"{name} is {value}, but must be greater than 0")
-    larger = _larger(_offered(teachers, teacher_sizes(runs)), student, teachers)
-    cells = cell_table(runs, law.size)
-    slope = law.lines[0].published_slope
-    found = recommend(fit, law, larger, student, tokens, spent_flops(cells), slope)
-    return by_leading(found, law, cells)
+def _size(name: str, known: dict[str, int]) -> int:
+    try:
+        return int(parse_count(name))
+    except ValueError:
+        raise CapgapError(
+            f"teachers: '{name}' is neither a teacher of the table ({', '.join(known)}) nor a size "
+            "like 7B"
+        ) from None
 
 
-def ask_compute(
+def open_law(
     law_path: str | Path,
     runs_path: str | Path,
-    student: int,
-    flops: float,
-    shared_by: int = 1,
-    teachers: list[str] | None = None,
     init: str | None = None,
     weight: float | None = None,
-) -> ComputeAnswer:
-    """Rank teachers for a student at a number of FLOPs, so that larger teachers leave fewer tokens.
+) -> OpenLaw:
+    """A law and its table, read as it was when the law was fitted, and fitted again.
 
-    shared_by: runs that share one pass of the teacher over the text, 1 if it runs online. The rest and
-    errors as in `ask`.
-    """
-    law, runs = read_both(law_path, runs_path, init, weight)
-    fit = refit(law, runs, f"{law_path} and {runs_path}")
-    offered = _larger(_offered(teachers, teacher_sizes(runs)), student, teachers)
-    return at_compute(
-        fit.power_law, fit.why_not, runs, offered, student, flops, shared_by, law.confidence
-    )
-
-
-def best_student(
-    law_path: str | Path,
-    runs_path: str | Path,
-    teacher: int,
-    tokens: int | None,
-    init: str | None = None,
-    weight: float | None = None,
-) -> str:
-    """Which student size a teacher fits best at a budget, by the power law, as a sentence."""
-    law, runs = read_both(law_path, runs_path, init, weight)
-    fit = refit(law, runs, f"{law_path} and {runs_path}")
-    tokens = tokens or max(optimum.tokens for optimum in law.optima)
-    if fit.power_law is None:
-        return f"No law could be fitted: {fit.why_not}."
-    found = student_for(fit, teacher, tokens, law.confidence)
-    if found is None:
-        return f"By the law no student has its optimum at {about(teacher)} at {budget(tokens)}."
-    return (
-        f"At {budget(tokens)} a teacher of {about(teacher)} is the optimum of a student of "
-        f"{about(found.value)} ({span(found)})."
-    )
-
-
-def read_both(
-    law_path: str | Path,
-    runs_path: str | Path,
-    init: str | None = None,
-    weight: float | None = None,
-) -> tuple[LawRecord, pd.DataFrame]:
-    """A law and its table, read as it was when the law was fitted.
-
-    init, weight: kind of init, and weight of the teacher's term, whose law and runs are wanted; the
-    record's own if None.
+    init, weight: kind of init (pruned, given or random), and weight of the teacher's term, whose law and
+    runs are wanted; the record's own if None. Raises CapgapError if there is none, or if the law was not
+    fitted on this table.
     """
     whole = LawRecord.read(law_path)
     runs = read_runs(runs_path, whole.measured, whole.excluded)
     law = whole.of_weight(weight).of_init(init)
-    return law, runs_of_law(runs, law)
+    runs = runs_of_law(runs, law)
+    return OpenLaw(law, runs, refit(law, runs, f"{law_path} and {runs_path}"))
 
 
 def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
@@ -151,29 +149,3 @@ def refit(law: LawRecord, runs: pd.DataFrame, where: str) -> Fit:
     if found != recorded or len(main_arm(runs)) != law.n_runs:
         raise CapgapError(f"{where} do not belong together: fit the law again on this table")
     return fit
-
-
-def _larger(offered: dict[str, int], student: int, teachers: list[str] | None) -> dict[str, int]:
-    larger = {name: size for name, size in offered.items() if size > student}
-    if not larger:
-        raise CapgapError(
-            f"{'the table' if teachers is None else 'teachers'}: no teacher is larger than the "
-            f"student, {student:,} parameters without embeddings; add a larger teacher or choose "
-            "a smaller student"
-        )
-    return larger
-
-
-def _offered(teachers: list[str] | None, known: dict[str, int]) -> dict[str, int]:
-    if teachers is None:
-        return known
-    sizes = {}
-    for name in teachers:
-        try:
-            sizes[name] = known.get(name) or int(parse_count(name))
-        except ValueError:
-            raise CapgapError(
-                f"teachers: '{name}' is neither a teacher of the table ({', '.join(known)}) nor "
-                "a size like 7B"
-            ) from None
-    return sizes
