@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import difflib
 import os
-import runpy
 import signal
 import sys
+from importlib import import_module
 
 from capgap import __version__
 from capgap.command_table import COMMANDS, GROUPS, overview
@@ -48,7 +48,7 @@ def one_blas_thread() -> None:
 
 
 def dispatch() -> None:
-    """Hand over to the module that `python -m` would run."""
+    """Run the command that the first word names; it ends the process."""
     if sys.argv[1:2] == ["law"]:  # `capgap law fit` reads better if there is no study
         sys.argv.pop(1)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -60,7 +60,8 @@ def dispatch() -> None:
         if command in GROUPS["the law"]:
             one_blas_thread()
         sys.argv = [f"capgap {command}", *sys.argv[2:]]
-        runpy.run_module(COMMANDS[command].module, run_name="__main__", alter_sys=True)
+        main_of = import_module(COMMANDS[command].module).main
+        import_module("capgap.stages.base").run_stage(main_of)  # heavy, like the command itself
     else:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         meant = f"did you mean {close[0]}?" if close else "capgap --help lists them"

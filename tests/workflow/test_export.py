@@ -57,14 +57,16 @@ def test_final_student_is_exported_with_a_model_card(study):
 
 
 DYING = """
-import os, runpy, shutil, sys
+import os, shutil, sys
 real, copied = shutil.copyfile, []
 def copy(source, target):
     if len(copied) == 2:
         os._exit(9)
     copied.append(real(source, target))
 shutil.copyfile = copy
-runpy.run_module("capgap.commands.export", run_name="__main__", alter_sys=True)
+from capgap import cli
+sys.argv = ["capgap", "export", *sys.argv[1:]]
+cli.main()
 """
 
 

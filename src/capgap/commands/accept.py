@@ -21,7 +21,6 @@ from capgap.errors import CapgapError
 from capgap.records import checksums, paths
 from capgap.records.artifacts import write_text
 from capgap.records.reading import read_json
-from capgap.stages.base import run_stage
 from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 from capgap.workflow.leftovers import remove_temporary
@@ -115,7 +114,3 @@ def main(argv: list[str] | None = None) -> None:
             remove_temporary(results_of(study))
         lines = run(study, args.stage, args.reason, args.by)
     print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -12,7 +12,6 @@ from pathlib import Path
 from capgap.command_parser import CommandParser
 from capgap.engine import resuming
 from capgap.records.artifacts import collect_temporaries
-from capgap.stages.base import run_stage
 from capgap.workflow.digest import source_digest
 from capgap.workflow.locks import SCRATCH, only_run
 
@@ -41,7 +40,3 @@ def main(argv: list[str] | None = None) -> None:
     for path in removed:
         print(f"removed {path}")
     print(f"{len(removed)} leftovers removed" if removed else "nothing to remove")
-
-
-if __name__ == "__main__":
-    run_stage(main)

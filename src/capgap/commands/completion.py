@@ -16,7 +16,7 @@ import shtab
 
 from capgap.command_parser import DESCRIBE, CommandParser, Described
 from capgap.command_table import COMMANDS
-from capgap.stages.base import out_file, out_filled, out_folder, run_stage
+from capgap.stages.base import out_file, out_filled, out_folder
 
 FOLDERS = (out_folder, out_filled)
 FILES = (Path, out_file)
@@ -51,7 +51,3 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="your shell")
     shell = parser.parse_args(argv).shell
     print(shtab.complete(whole_parser(), shell=shell))
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -46,7 +46,6 @@ from capgap.records.reading import digest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.citation import PAPER_ARXIV
 from capgap.reporting.report_text import harness_name, harness_rows
-from capgap.stages.base import run_stage
 
 CARD = """
 # {name}
@@ -340,7 +339,3 @@ def main(argv: list[str] | None = None) -> None:
         message = f"{args.out.name} by capgap {version('capgap')}"
         commit = upload_model(args.out, args.push, private=args.private, message=message)
         print(f"{args.push}: pushed as commit {commit}")
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -42,7 +42,7 @@ from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
 from capgap.errors import CapgapError, shown
 from capgap.records.artifacts import publish_folder, temporary_folder, write_text
-from capgap.stages.base import count_argument, run_stage
+from capgap.stages.base import count_argument
 
 DEFAULT_TIME = "10m"
 UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -462,7 +462,3 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     interactive = not args.yes and sys.stdin.isatty() and sys.stdout.isatty()
     run(args, Console(soft_wrap=True, highlight=False, markup=False), interactive=interactive)
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -16,7 +16,6 @@ from capgap.config import HubCorpus, HubTeacher, HubText, Study
 from capgap.config.study_file import load_study
 from capgap.data.hub import download_config, open_gate
 from capgap.errors import CapgapError
-from capgap.stages.base import run_stage
 
 
 def pins(study: Study) -> list[tuple[str, str, str]]:
@@ -74,7 +73,3 @@ def main(argv: list[str] | None = None) -> None:
             download_config(name, revision)
     if missing:
         raise CapgapError(f"{missing} pinned commit(s) are not available; see above")
-
-
-if __name__ == "__main__":
-    run_stage(main)

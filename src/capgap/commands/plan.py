@@ -30,7 +30,6 @@ from capgap.cost.study_sizes import check_shapes
 from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 from capgap.records import paths
-from capgap.stages.base import run_stage
 from capgap.workflow.pending import not_done
 
 EXACT_CPU_TIME_S = 15.0
@@ -312,7 +311,3 @@ def main(argv: list[str] | None = None) -> None:
         chain = [job for job in plan.schedule.chain if plan.speed.seconds(job) > 0]
         console.print("\ncritical path: " + " > ".join(job.rule for job in chain) + "\n")
     console.print(short(plan))
-
-
-if __name__ == "__main__":
-    run_stage(main)

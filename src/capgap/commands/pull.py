@@ -15,7 +15,6 @@ from capgap.command_parser import CommandParser
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
-from capgap.stages.base import run_stage
 from capgap.workflow import remote
 from capgap.workflow.locks import only_run
 
@@ -80,7 +79,3 @@ def named(names: Iterable[str], wanted: list[Path]) -> list[str]:
             raise CapgapError(f"{path}: dvc.lock names no such file; capgap pull brings all")
         chosen.update(found)
     return sorted(chosen)
-
-
-if __name__ == "__main__":
-    run_stage(main)

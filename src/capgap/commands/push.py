@@ -8,7 +8,6 @@ from pathlib import Path
 
 from capgap.command_parser import CommandParser
 from capgap.config.study_file import load_study
-from capgap.stages.base import run_stage
 from capgap.workflow import remote
 from capgap.workflow.locks import only_run
 
@@ -32,7 +31,3 @@ def main(argv: list[str] | None = None) -> None:
             f"but nobody sees it before {remote.LOCK} is committed: git add {remote.LOCK} && git "
             'commit -m "results", then git push'
         )
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -21,7 +21,7 @@ from capgap.law.table.init_kinds import KINDS
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.reporting.recommendation_text import compute_text, student_text, text
-from capgap.stages.base import StageParser, count_argument, out_file, run_stage
+from capgap.stages.base import StageParser, count_argument, out_file
 
 DEFAULT = "config.yaml"
 
@@ -131,7 +131,3 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         write_text(args.out, answer.to_json())
     print(answer.to_json().rstrip() if args.json else written(answer, asked.law))
-
-
-if __name__ == "__main__":
-    run_stage(main)

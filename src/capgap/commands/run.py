@@ -31,7 +31,6 @@ from capgap.cost.teacher_configs import open_study
 from capgap.errors import CapgapError
 from capgap.records import checksums, paths
 from capgap.records.artifacts import disk_is_full
-from capgap.stages.base import run_stage
 from capgap.terminal import die_with_parent
 from capgap.workflow import ledger, private
 from capgap.workflow.leftovers import remove_temporary
@@ -196,7 +195,3 @@ def main(argv: list[str] | None = None) -> None:
     if under_dvc and status == 0:  # DVC takes whatever is there
         check(load_study(args.study).study, "DVC is given nothing")
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    run_stage(main)

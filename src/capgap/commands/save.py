@@ -19,7 +19,6 @@ from capgap.commands.verify import check, results_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import checksums
-from capgap.stages.base import run_stage
 from capgap.terminal import die_with_parent
 from capgap.workflow import remote
 from capgap.workflow.leftovers import remove_temporary
@@ -118,7 +117,3 @@ def main(argv: list[str] | None = None) -> None:
     parser.parse_args(argv)
     run(Path("config.yaml"))
     print("saved; now: git add dvc.lock && git commit, and capgap push")
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -24,7 +24,7 @@ from capgap.law.law_record import LawRecord
 from capgap.records import paths
 from capgap.reporting import comparison_text, report_text
 from capgap.reporting.answer_text import answer_of
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser
 
 
 def run(study: Study, console: Console) -> None:
@@ -75,7 +75,3 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_study()
     args, _ = parser.parse(argv)
     run(load_study(args.study), Console())
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -19,7 +19,7 @@ from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import paths
 from capgap.records.artifacts import publish_folder
-from capgap.stages.base import StageParser, out_folder, run_stage
+from capgap.stages.base import StageParser, out_folder
 
 
 def run(runs: Path, out: Path) -> int:
@@ -61,7 +61,3 @@ def main(argv: list[str] | None = None) -> None:
     args, _ = parser.parse(argv)
     runs = args.runs or Path(paths.ROOT.format(study=load_study(args.study).study))
     print(f"{run(runs, args.out)} curves; look at them with: tensorboard --logdir {args.out}")
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -20,7 +20,7 @@ from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.records.artifacts import open_folder, publish_folder
 from capgap.records.run_records import ParamGroups
-from capgap.stages.base import StageParser, count_argument, out_folder, run_stage
+from capgap.stages.base import StageParser, count_argument, out_folder
 
 
 def run(model_folder: Path, texts: Iterable[str], entries: int | None, out: Path) -> ParamGroups:
@@ -55,7 +55,3 @@ def main(argv: list[str] | None = None) -> None:
     texts = [read_text(args.text)] if args.text else split_texts(args.corpus, "train")
     params = run(args.model, texts, args.entries, args.out)
     print(f"{params.embedding:,} embedding parameters, {params.total:,} in all")
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -28,7 +28,7 @@ from capgap.reporting import two_studies_text
 from capgap.reporting.report_text import nats, nats_interval, size
 from capgap.reporting.two_studies_chart import two_laws
 from capgap.stages import report
-from capgap.stages.base import StageParser, run_stage
+from capgap.stages.base import StageParser
 from capgap.stages.fit import fit
 
 PAGE = "two_studies.html.j2"
@@ -199,7 +199,3 @@ def main(argv: list[str] | None = None) -> None:
     theirs = read_side(args.against)
     write_text(args.out, page(side_here(args), theirs))
     print(f"wrote {args.out}")
-
-
-if __name__ == "__main__":
-    run_stage(main)

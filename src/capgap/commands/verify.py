@@ -14,7 +14,6 @@ from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import checksums, paths
 from capgap.records.reading import Unreadable
-from capgap.stages.base import run_stage
 from capgap.workflow import ledger
 
 
@@ -79,7 +78,3 @@ def main(argv: list[str] | None = None) -> None:
     study = load_study(parser.parse_args(argv).study).study
     check(study, f"study {study}")
     print(f"study {study}: all results are as recorded")
-
-
-if __name__ == "__main__":
-    run_stage(main)
