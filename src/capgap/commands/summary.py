@@ -42,12 +42,8 @@ def run(study: Study, console: Console) -> None:
         ("which law", answer.leads),
         ("final student", answer.final),
     ]
-    for label, comparisons, title in (
-        ("by init", law.init_comparisons, comparison_text.compared_inits),
-        ("by metric", law.metric_comparisons, comparison_text.compared_metrics),
-        ("by weight", law.weight_comparisons, comparison_text.compared_weights),
-    ):
-        rows += [(label, comparison_text.in_short(found, title)) for found in comparisons]
+    for what, comparisons in comparison_text.comparisons(law).items():
+        rows += [(f"by {what}", comparison_text.in_short(found, what)) for found in comparisons]
     rows.append(("published law", report_text.verdict(law)))
     for i, experiment in enumerate(answer.experiments):
         cost = price(study, experiment, on_this_machine)

@@ -26,8 +26,8 @@ from capgap.cost.speed import planned
 from capgap.cost.study_sizes import StudySizes
 from capgap.cost.teacher_configs import complete, open_study
 from capgap.errors import CapgapError
-from capgap.law.number_text import about
-from capgap.reporting.answer_text import Experiment, step_of, two_digits
+from capgap.law.number_text import about, two_digits
+from capgap.reporting.answer_text import Experiment, step_of
 
 LEAST_TEACHERS = 3  # of a student, or its curve shows no optimum
 OUTSIDE = 1.2  # times beyond the students there are; a nearer one would tell little more

@@ -50,6 +50,11 @@ def listed(names: Iterable[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def two_digits(value: float) -> int:
+    """A round number near a size: 41248 -> 41000."""
+    return round(float(f"{value:.2g}"))
+
+
 def budget(tokens: int) -> str:
     """A token budget: 2000000 -> '2M tokens'."""
     return f"{format_count(tokens)} tokens"

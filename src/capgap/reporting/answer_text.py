@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from capgap.law.answers.answer_records import Choice, FinalRecord
 from capgap.law.answers.extrapolation import nearest
 from capgap.law.law_record import Claim, LawRecord, Optimum
-from capgap.law.number_text import about, bracketed, budget, listed
+from capgap.law.number_text import about, bracketed, budget, listed, two_digits
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
 from capgap.law.verdicts.claims import beyond
@@ -309,8 +309,3 @@ def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
 def two_figures(value: float) -> str:
     """1.5738 -> '1.6'."""
     return f"{value:.2g}"
-
-
-def two_digits(value: float) -> int:
-    """A round number near a size."""
-    return round(float(two_figures(value)))

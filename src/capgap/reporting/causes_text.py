@@ -12,6 +12,7 @@ from typing import NamedTuple
 from capgap.law.law_record import CausesOptimum, Interval, LawRecord, LeftOut, TeacherCauses
 from capgap.law.number_text import LAW_NAMES, about, bracketed, budget, listed
 from capgap.law.table.metric import METRICS
+from capgap.reporting.report_text import number, sentence
 
 KINDS = {"students": "students", "budgets": "budgets", "teachers": "teachers"}
 
@@ -42,7 +43,7 @@ def leads(law: LawRecord) -> str:
         return ""
     best = regrets.pop(law.leading)
     text = (
-        f"{_capital(LAW_NAMES[law.leading])} predicts best: for runs left out of its fit, the teacher that "
+        f"{sentence(LAW_NAMES[law.leading])} predicts best: for runs left out of its fit, the teacher that "
         f"it chose cost {loss(best)} {METRICS[law.metric].short} on average"
     )
     others = listed(f"that of {LAW_NAMES[name]} {loss(regret)}" for name, regret in regrets.items())
@@ -181,9 +182,4 @@ def spread(found: Interval) -> str:
 
 def loss(value: float) -> str:
     """A difference of losses, with a true minus sign."""
-    text = f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
-    return text.replace("-", "−") if float(text) else text.removeprefix("-")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return number(value, 4 if 0 < abs(value) < 0.01 else 3)

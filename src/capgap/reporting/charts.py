@@ -45,13 +45,14 @@ from capgap.reporting.theme import (
     Figure,
     arm_scales,
     case,
+    clipped,
     close_ends,
     facet,
     limits,
     log_scale,
     loss_y,
     of_kind,
-    ramp,
+    round_ticks,
     size_axis,
     size_x,
     student_colour,
@@ -226,8 +227,7 @@ def ratios(law: LawRecord) -> Figure | None:
             "tokens": o.tokens,
             "tokens_per_param": o.tokens / o.student_params_non_embedding,
             "ratio": o.ratio.value,
-            "ratio_low": least if o.ratio.low is None else max(o.ratio.low, least),
-            "ratio_high": most if o.ratio.high is None else min(o.ratio.high, most),
+            **dict(zip(("ratio_low", "ratio_high"), clipped(o.ratio, least, most), strict=True)),
         }
         for o in found
     ]
@@ -315,7 +315,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, axis: str = PLAIN_LOSS
         "kind teacher arm student student_params tokens seed train_flops loss_nats_per_token name",
     )
     compute = [row["train_flops"] for row in rows]
-    ticks = _flop_ticks(compute)
+    ticks = round_ticks(min(compute) / 1.3, max(compute) * 1.3)
     x = alt.X(
         "train_flops:Q",
         title="Training compute, FLOPs",
@@ -323,13 +323,7 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, axis: str = PLAIN_LOSS
         axis=alt.Axis(labelExpr=_flop_labels(ticks), values=ticks),
     )
     _, shape = arm_scales(run.arm for run in runs)
-    ordered = data.sort_values("student_params").student.unique().tolist()
-    colour = alt.Color(
-        "student:N",
-        sort=ordered,
-        scale=alt.Scale(domain=ordered, range=ramp(len(ordered))),
-        legend=alt.Legend(title="student", titleOrient="left"),
-    )
+    colour = student_colour(data)
     base = alt.Chart(data).encode(x=x, y=loss_y())
     hover = tips("student teacher arm tokens seed", loss="loss_nats_per_token", FLOPs="train_flops")
     chart = alt.layer(
@@ -351,11 +345,6 @@ def pareto(runs: list[RunRow], final: FinalRecord | None, axis: str = PLAIN_LOSS
         ),
     ).properties(**WIDE)
     return Figure("pareto", titled(chart, axis), data)
-
-
-def _flop_ticks(values: list[float]) -> list[float]:
-    low, high = min(values) / 1.3, max(values) * 1.3
-    return [d * 10.0**e for e in range(31) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
 
 
 def _flop_labels(ticks: list[float]) -> str:

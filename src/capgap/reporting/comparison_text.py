@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from capgap.law.law_record import Interval, LawComparison, LawRecord
 from capgap.law.table.metric import METRICS, title
 from capgap.reporting.report_text import interval
 
-COMPARED_METRICS = {
-    "equal": "the same best teacher by {} and by {}",
-    "different": "another best teacher by {} than by {}",
-    "not_told_apart": "not shown whether {} and {} have the same best teacher",
+COMPARED = {  # by what was compared and by verdict
+    "metric": {
+        "equal": "the same best teacher by {} and by {}",
+        "different": "another best teacher by {} than by {}",
+        "not_told_apart": "not shown whether {} and {} have the same best teacher",
+    },
+    "weight": {
+        "equal": "the same best teacher at the weights {} and {}",
+        "different": "another best teacher at the weight {} than at {}",
+        "not_told_apart": "not shown whether the weights {} and {} have the same best teacher",
+    },
+    "init": {
+        "equal": "the same best teacher for {} and {} students",
+        "different": "another best teacher for {} than for {} students",
+        "not_told_apart": "not shown whether {} and {} students have the same best teacher",
+    },
 }
-COMPARED_WEIGHTS = {
-    "equal": "the same best teacher at the weights {} and {}",
-    "different": "another best teacher at the weight {} than at {}",
-    "not_told_apart": "not shown whether the weights {} and {} have the same best teacher",
-}
-COMPARED = {
-    "equal": "the same best teacher for {} and {} students",
-    "different": "another best teacher for {} than for {} students",
-    "not_told_apart": "not shown whether {} and {} students have the same best teacher",
-}
-
-
-def compared_metrics(found: LawComparison) -> str:
-    """The verdict on two metrics in a few words."""
-    return COMPARED_METRICS[found.verdict].format(found.first, found.second)
 
 
 class MetricRow(NamedTuple):
@@ -71,18 +67,23 @@ def metric_rows(law: LawRecord) -> list[MetricRow]:
     ]
 
 
-def compared_weights(found: LawComparison) -> str:
-    """The verdict on two weights of the teacher's term in a few words."""
-    return COMPARED_WEIGHTS[found.verdict].format(found.first, found.second)
+def comparisons(law: LawRecord) -> dict[str, list[LawComparison]]:
+    """The comparisons of a law by what was compared, a key of `COMPARED`."""
+    return {
+        "init": law.init_comparisons,
+        "metric": law.metric_comparisons,
+        "weight": law.weight_comparisons,
+    }
 
 
-def compared_inits(found: LawComparison) -> str:
-    """The verdict on two kinds of init in a few words."""
-    return COMPARED[found.verdict].format(found.first, found.second)
+def compared(found: LawComparison, what: str) -> str:
+    """The verdict of a comparison in a few words; what: see `comparisons`."""
+    return COMPARED[what][found.verdict].format(found.first, found.second)
 
 
-def in_short(found: LawComparison, verdict: Callable[[LawComparison], str]) -> str:
-    """The verdict by one of the functions above, with its reason, or with T*'s ratio alone if it is equal."""
+def in_short(found: LawComparison, what: str) -> str:
+    """The verdict with its reason, or with the ratio of the sizes T* alone if it is equal."""
+    reason = found.reason
     if found.verdict == "equal":
-        return f"{verdict(found)}: the sizes differ by the factor {interval(found.ratio)}"
-    return f"{verdict(found)}: {found.reason}"
+        reason = f"the sizes differ by the factor {interval(found.ratio)}"
+    return f"{compared(found, what)}: {reason}"

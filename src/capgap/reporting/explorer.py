@@ -16,6 +16,7 @@ from capgap.law.answers.leading_law_answer import LeadingLaw
 from capgap.law.answers.power_law_answer import recommend
 from capgap.law.fit_law import Fit
 from capgap.law.law_record import Interval, LawRecord
+from capgap.law.number_text import two_digits
 
 STUDENTS, BUDGETS = 13, 9  # points of the grid
 BEYOND = 2.0  # times outside of what was measured
@@ -49,7 +50,7 @@ def explorer(
 def _grid(measured: list[float], points: int) -> list[int]:
     """Round numbers from below the smallest to beyond the largest, evenly spaced in the logarithm."""
     ends = min(measured) / BEYOND, max(measured) * BEYOND
-    return sorted({round(float(f"{x:.2g}")) for x in np.geomspace(*ends, points)})
+    return sorted({two_digits(x) for x in np.geomspace(*ends, points)})
 
 
 def _answer(

@@ -21,7 +21,7 @@ from capgap.reporting.theme import (
     limits,
     log_scale,
     of_kind,
-    ramp,
+    ordered_colour,
     size_axis,
     table,
     tips,
@@ -79,12 +79,7 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     y = _axis(alt.Y, "teacher_params", None, [bottom, top])
     y_low = _axis(alt.Y, "params_low", None, [bottom, top])
     levels = list(dict.fromkeys(names.values()))
-    colour = alt.Color(
-        "level:N",
-        sort=levels,
-        scale=alt.Scale(domain=levels, range=ramp(len(levels))),
-        legend=alt.Legend(title=None),
-    )
+    colour = ordered_colour("level", levels)
     fitted = of_kind(data, "power law").encode(x=x, color=colour)
     hover = tips("student level kind", size="teacher_params", low="params_low", high="params_high")
     layers = [

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from capgap.law.law_record import Interval, LawComparison, LawRecord
+from capgap.law.law_record import Interval, LawRecord
 from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.table.metric import METRICS
 from capgap.law.table.read_runs import RunTable
 from capgap.law.verdicts.claims import sentence
 from capgap.reporting import causes_text, comparison_text, report_text
+
+COMPARED = {
+    "metric": "what one measures",
+    "init": "what the student starts from",
+    "weight": "the weight of its term in the student's loss",
+}
 
 
 def inputs_text(table: RunTable) -> str:
@@ -33,16 +39,7 @@ def text(record: LawRecord) -> str:
     if record.curve is not None:
         blocks += [_law(record), _noise(record)]
     blocks += [_optima(record), _lines(record), _causes(record), _equal_compute(record)]
-    for what, comparisons, verdict in (
-        ("what one measures", record.metric_comparisons, comparison_text.compared_metrics),
-        ("what the student starts from", record.init_comparisons, comparison_text.compared_inits),
-        (
-            "the weight of its term in the student's loss",
-            record.weight_comparisons,
-            comparison_text.compared_weights,
-        ),
-    ):
-        blocks.append(_compared(f"The best teacher by {what}", comparisons, verdict))
+    blocks += [_compared(record, what) for what in COMPARED]
     blocks += [_scores(record), _rivals(record)]
     return "\n\n".join(filter(None, blocks))
 
@@ -207,14 +204,10 @@ def _equal_compute(record: LawRecord) -> str:
     )
 
 
-def _compared(
-    heading: str,
-    comparisons: list[LawComparison],
-    verdict: Callable[[LawComparison], str],
-) -> str:
+def _compared(record: LawRecord, what: str) -> str:
     """Whether the best teacher differs between kinds, a paragraph for every two; '' without any."""
     lines = []
-    for found in comparisons:
+    for found in comparison_text.comparisons(record)[what]:
         rows = (
             (
                 at.student,
@@ -227,9 +220,9 @@ def _compared(
             )
             for at in found.at
         )
-        title = f"{verdict(found)}: {found.reason}"
+        title = f"{comparison_text.compared(found, what)}: {found.reason}"
         lines.append(_aligned(title, rows) or title)
-    return "\n".join([heading, *lines]) if lines else ""
+    return "\n".join([f"The best teacher by {COMPARED[what]}", *lines]) if lines else ""
 
 
 def _scores(record: LawRecord) -> str:

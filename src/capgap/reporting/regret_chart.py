@@ -6,20 +6,8 @@ import altair as alt
 
 from capgap.law.law_record import LawRecord
 from capgap.law.table.metric import METRICS
-from capgap.reporting.report_text import (
-    nats,
-    ordered,
-    several_budgets,
-)
-from capgap.reporting.theme import (
-    INK,
-    WIDE,
-    Figure,
-    case,
-    table,
-    tips,
-    titled,
-)
+from capgap.reporting.report_text import nats, ordered, several_budgets
+from capgap.reporting.theme import INK, WIDE, Figure, case, table, tips, titled
 
 
 def regret(law: LawRecord) -> Figure:

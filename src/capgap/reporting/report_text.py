@@ -99,10 +99,13 @@ def nats(loss: float) -> str:
 
 def flops(value: float) -> str:
     """A FLOP count: 2.13e12 -> '2.1 × 10¹²'."""
-    if value <= 0:
-        return "0"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return _power(value, 1) if value > 0 else "0"
+
+
+def _power(value: float, decimals: int) -> str:
+    """A number with its power of ten, in a true minus sign: '2.43 × 10⁴'."""
+    mantissa, exponent = f"{value:.{decimals}e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace("-", "−")
 
 
 def interval(estimate: Interval, as_size: bool = False) -> str:
@@ -182,9 +185,10 @@ def nats_interval(found: Interval | None) -> str:
     """A predicted loss with its interval: '3.512 [3.498, 3.526]'."""
     if found is None:
         return "unknown"
-    if found.low is None or found.high is None:
-        return f"{nats(found.value)} [no interval]"
-    return f"{nats(found.value)} [{nats(found.low)}, {nats(found.high)}]"
+    ends = "no interval"
+    if found.low is not None and found.high is not None:
+        ends = f"{nats(found.low)}, {nats(found.high)}"
+    return f"{nats(found.value)} [{ends}]"
 
 
 def ordered(optima: list[Optimum]) -> list[Optimum]:
@@ -237,8 +241,7 @@ def number_or_power(value: float) -> str:
     """Three digits: '0.452', '2.43 × 10⁴'."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.3g}".replace("-", "−")
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace("-", "−")
+    return _power(value, 2)
 
 
 def held(score: Score) -> str:

@@ -131,9 +131,13 @@ def size_axis(values: Iterable[float] | None = None) -> alt.Axis:
     """An axis of counts, labelled 100k, 1M; ticks at 1, 2 and 5 over the span of `values`."""
     if values is None:
         return alt.Axis(labelExpr=SIZE_LABEL, tickCount=5)
-    low, high = min(values) / 1.25, max(values) * 1.25
-    ticks = [d * 10.0**e for e in range(19) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
+    ticks = round_ticks(min(values) / 1.25, max(values) * 1.25)
     return alt.Axis(labelExpr=SIZE_LABEL, values=ticks) if len(ticks) > 1 else size_axis()
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between two values of at least 1."""
+    return [d * 10.0**e for e in range(31) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
 
 
 def log_scale(low: float, high: float) -> alt.Scale:
@@ -216,9 +220,24 @@ def ramp(n: int) -> list[str]:
 def student_colour(data: pd.DataFrame) -> alt.Color:
     """The colour of a row by its student, darker for larger ones; rows may have none."""
     names = data.dropna(subset="student").sort_values("student_params").student.unique().tolist()
+    return ordered_colour("student", names, title="student")
+
+
+def ordered_colour(
+    field: str, names: list[str], colours: list[str] | None = None, title: str | None = None
+) -> alt.Color:
+    """The colour of a row by a name, light to dark blue in their order unless colours are given."""
     return alt.Color(
-        "student:N",
+        f"{field}:N",
         sort=names,
-        scale=alt.Scale(domain=names, range=ramp(len(names))),
-        legend=alt.Legend(title="student", titleOrient="left"),
+        scale=alt.Scale(domain=names, range=colours or ramp(len(names))),
+        legend=alt.Legend(title=title, titleOrient="left") if title else alt.Legend(title=None),
+    )
+
+
+def clipped(found: Interval, least: float, most: float) -> tuple[float, float]:
+    """The ends of an interval; those without a limit, or beyond a figure, end with the figure."""
+    return (
+        least if found.low is None else max(found.low, least),
+        most if found.high is None else min(found.high, most),
     )

@@ -18,6 +18,7 @@ from capgap.reporting.theme import (
     WIDE,
     Figure,
     loss_y,
+    ordered_colour,
     ramp,
     size_axis,
     table,
@@ -70,12 +71,7 @@ def training(
     scale = alt.param(
         name="scale", value=LOSS, bind=alt.binding_select(options=[LOSS, GAP], name="Show the ")
     )
-    colour = alt.Color(
-        "teacher:N",
-        sort=lines,
-        scale=alt.Scale(domain=lines, range=colours),
-        legend=alt.Legend(title="teacher", titleOrient="left"),
-    )
+    colour = ordered_colour("teacher", lines, colours, "teacher")
     x = alt.X(
         "tokens:Q",
         title="Tokens trained on",
@@ -169,18 +165,10 @@ def learning_curves(curves: dict[str, pd.DataFrame]) -> Figure:
         for name, curve in curves.items()
     ]
     data = pd.concat(rows, ignore_index=True)
-    x = alt.X(
-        "tokens:Q",
-        title="Tokens trained on",
-        scale=alt.Scale(nice=False),
-        axis=size_axis(),
-    )
-    colour = alt.Color(
-        "run:N",
-        sort=list(curves),
-        scale=alt.Scale(domain=list(curves), range=ramp(len(curves))),
-        legend=alt.Legend(title=None) if len(curves) > 1 else None,
-    )
+    x = alt.X("tokens:Q", title="Tokens trained on", scale=alt.Scale(nice=False), axis=size_axis())
+    colour = ordered_colour("run", list(curves))
+    if len(curves) < 2:
+        colour = colour.legend(None)
     base = alt.Chart(data).encode(x=x, y=loss_y("val_loss_nats_per_token:Q"), color=colour)
     chart = alt.layer(
         base.mark_line(strokeWidth=2),

@@ -14,6 +14,7 @@ from capgap.reporting.theme import (
     WIDE,
     Figure,
     log_scale,
+    ordered_colour,
     size_axis,
     table,
     tips,
@@ -94,20 +95,10 @@ def _figure(
         **{low: data[low].fillna(least).clip(least, most), high: data[high].fillna(most).clip(least, most)}
     )  # fmt: skip
     span = [data[x[0]].min() / 1.25, data[x[0]].max() * 1.25]
-    along = alt.X(
-        f"{x[0]}:Q",
-        title=x[1],
-        scale=log_scale(*span),
-        axis=size_axis(span),
-    )
+    along = alt.X(f"{x[0]}:Q", title=x[1], scale=log_scale(*span), axis=size_axis(span))
     scale = log_scale(least, most)
     up = alt.Y(f"{value}:Q", title=None, scale=scale, axis=size_axis([least, most]))
-    colour = alt.Color(
-        "study:N",
-        sort=studies,
-        scale=alt.Scale(domain=studies, range=[BLUE, ORANGE]),
-        legend=alt.Legend(title=None),
-    )
+    colour = ordered_colour("study", studies, [BLUE, ORANGE])
     groups = list(dict.fromkeys(data[line]))
     shape = alt.Shape(
         f"{line}:N",

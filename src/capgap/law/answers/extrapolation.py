@@ -13,7 +13,7 @@ import math
 
 from capgap.law.answers.answer_records import RankedTeacher, Recommendation
 from capgap.law.law_record import Interval, LawRecord, Optimum
-from capgap.law.number_text import about, budget, span
+from capgap.law.number_text import about, budget, span, two_digits
 from capgap.law.table.run_means import SAME_LOG_SIZE
 
 LEAST_REACH = 2.0  # factor beyond the runs that is always allowed
@@ -127,14 +127,10 @@ def _censored_note(near: Optimum, here: bool, answer: Recommendation) -> str | N
     if near.status == "lower_bound":
         return (
             f"the largest teacher measured at {at}, {near.best_teacher}, is the best there, so the "
-            f"optimum may be larger: add a teacher of about {about(_round(size * STEP))}"
+            f"optimum may be larger: add a teacher of about {about(two_digits(size * STEP))}"
         )
     smaller = max(size / STEP, math.sqrt(size * student))
     text = f"the smallest teacher measured at {at}, {near.best_teacher}, is the best there"
     if smaller >= size / 1.1:
         return f"{text}, and it is barely larger than the student"
-    return f"{text}, so the optimum may be smaller: add a teacher of about {about(_round(smaller))}"
-
-
-def _round(value: float) -> int:
-    return round(float(f"{value:.2g}"))
+    return f"{text}, so the optimum may be smaller: add a teacher of about {about(two_digits(smaller))}"
