@@ -41,6 +41,16 @@ def out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def at_most(lines: list[str], most: int) -> list[str]:
+    """The first of some lines for a message, and how many more there are."""
+    return [*lines[:most], *[f"and {len(lines) - most} more"] * (len(lines) > most)]
+
+
 def shown(value: object, limit: int = 80) -> str:
     """A value in a message: at most `limit` characters of it, for a value may be a whole document."""
     text = value if isinstance(value, str) else reprlib.repr(value)

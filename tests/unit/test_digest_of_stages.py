@@ -82,7 +82,7 @@ def insert(path: Path, function: str) -> str:
         ("workflow/locks", "claim_output", set()),
         ("config/study_file", "load_study", {"report"}),  # to price further runs
         ("cost/next_runs", "price", {"report"}),
-        ("stages/fit", "text", set()),
+        ("reporting/law_text", "with_inputs", set()),
         ("stages/distill", "pack_text", set()),
         ("stages/prune", "find_model", set()),
         ("commands/export", "run", set()),

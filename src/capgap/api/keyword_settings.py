@@ -1,17 +1,35 @@
-"""Settings of the configuration as keyword arguments, described where they are defined."""
+"""Settings of the configuration as keyword arguments, described where they are defined; and counts."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import textwrap
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from pydantic.fields import FieldInfo
 
+from capgap.config.counts import parse_count
 from capgap.config.section import Section
+from capgap.errors import CapgapError, shown
 
 F = TypeVar("F", bound=Callable)
+PathLike: TypeAlias = str | os.PathLike[str]
+Count: TypeAlias = int | str  # 2_500_000 or "2.5M"
+
+
+def checked_count(name: str, value: Count) -> int:
+    """A count that a parameter was given; CapgapError, naming the parameter, for anything else."""
+    try:
+        count = parse_count(value)
+    except ValueError as error:
+        raise CapgapError(f"{name}: {error}, got {shown(value)}") from None
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise CapgapError(
+            f"{name}: a whole number above 0, or text like '2.5M', got {shown(value)}"
+        )
+    return count
 
 
 def takes_settings(section: type[Section], *left_out: str) -> Callable[[F], F]:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import altair as alt
 import pandas as pd
 
-from capgap.api.keyword_settings import takes_settings
+from capgap.api.keyword_settings import Count, PathLike, checked_count, takes_settings
 from capgap.config import Law
-from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError, shown
 from capgap.law.answers.answer_records import Recommendation
@@ -44,8 +43,6 @@ from capgap.stages.report import rows_of
 if TYPE_CHECKING:  # models need torch, which laws do not
     from capgap.api.results_returned import Trained
 
-PathLike: TypeAlias = str | os.PathLike[str]
-Count: TypeAlias = int | str  # 60_000 or "60k"
 Init: TypeAlias = Literal["pruned", "given", "random"]
 Figure: TypeAlias = Literal["law", "curves", "controls", "ratios", "pareto", "regret", "headline"]
 
@@ -131,9 +128,7 @@ class FittedLaw:
         write_text(Path(path), self.record.to_json())
 
     def __str__(self) -> str:
-        return "\n\n".join(
-            filter(None, [law_text.inputs_text(self.table), law_text.text(self.record)])
-        )
+        return law_text.with_inputs(self.table, self.record)
 
 
 @dataclass(frozen=True)
@@ -230,9 +225,9 @@ def recommend(
     """
     law = law if init is None else law.of_init(init)
     offered = None if teachers is None else [str(teacher) for teacher in teachers]
-    budget = None if tokens is None else _count("tokens", tokens)
+    budget = None if tokens is None else checked_count("tokens", tokens)
     asked = OpenLaw(law.record, law.runs, law.fit)
-    found = asked.teachers_for(_count("student", student), budget, offered)
+    found = asked.teachers_for(checked_count("student", student), budget, offered)
     return Recommended(found, law.record)
 
 
@@ -288,12 +283,3 @@ def _themed(chart: Any) -> alt.TopLevelMixin:
     chart = chart.copy()
     chart.config = alt.Config(**THEME)
     return chart
-
-
-def _count(name: str, value: Count) -> int:
-    try:
-        return int(parse_count(value))
-    except (TypeError, ValueError):
-        raise CapgapError(
-            f"{name}: a whole number or text like '60k' is wanted, got {shown(value)}"
-        ) from None

@@ -25,11 +25,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from capgap.api.keyword_settings import takes_settings
+from capgap.api.keyword_settings import Count, PathLike, checked_count, takes_settings
 from capgap.api.results_returned import Pruned, Scores, Targets, Tokens, Trained
 from capgap.api.undisturbed import undisturbed
 from capgap.config import Distill, Evaluate, Prune, Score, TargetsStage
-from capgap.config.counts import parse_count
 from capgap.config.study_file import check_section
 from capgap.engine.models import load_model
 from capgap.engine.resuming import RunPaths
@@ -45,9 +44,7 @@ from capgap.stages import score as score_stage
 from capgap.stages.prune import find_model, init_of_hub, score_and_prune
 from capgap.workflow.digest import source_digest
 
-PathLike: TypeAlias = str | os.PathLike[str]
 Text: TypeAlias = PathLike | Sequence[str]
-Count: TypeAlias = int | str  # 2_500_000 or "2.5M"
 
 
 @undisturbed
@@ -229,7 +226,7 @@ def distill(
             text, the budget is less than a step, a setting is out of its limits, or the loss diverges.
     """
     chosen = check_section(Distill, settings, "distill")
-    budget = _count("tokens", tokens)
+    budget = checked_count("tokens", tokens)
     if not (isinstance(seed, int) and 0 <= seed < 2**31):
         raise CapgapError(f"seed: a whole number from 0 to {2**31 - 1:,}, got {shown(seed)}")
     start, out = _model_folder(student), folder_of(Path(out))
@@ -292,18 +289,6 @@ def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _count(name: str, value: Count) -> int:
-    try:
-        count = parse_count(value)
-    except ValueError as error:
-        raise CapgapError(f"{name}: {error}, got {shown(value)}") from None
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise CapgapError(
-            f"{name}: a whole number above 0, or text like '2.5M', got {shown(value)}"
-        )
-    return count
-
-
 def _target(**sizes: Any) -> Target:
     """The one size that is given."""
     given = {kind: value for kind, value in sizes.items() if value is not None}
@@ -313,7 +298,7 @@ def _target(**sizes: Any) -> Target:
             f"shall be, got {len(given)}"
         )
     [(kind, value)] = given.items()
-    return Target(kind, _count(kind, value) if kind in ("params", "total") else value)
+    return Target(kind, checked_count(kind, value) if kind in ("params", "total") else value)
 
 
 @contextmanager

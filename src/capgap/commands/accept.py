@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 from capgap.command_parser import CommandParser
@@ -25,6 +23,7 @@ from capgap.workflow import ledger
 from capgap.workflow.digest import source_digest
 from capgap.workflow.leftovers import remove_temporary
 from capgap.workflow.locks import only_run
+from capgap.workflow.own_places import git
 from capgap.workflow.rule_params import digests
 
 
@@ -85,12 +84,10 @@ def run(study: str, stages: list[str], reason: str | None, by: str | None) -> li
 
 def _git_user() -> str:
     """The name that git would sign with."""
-    command = ["git", "config", "user.name"]
-    git = shutil.which("git")
-    name = subprocess.run(command, capture_output=True, text=True).stdout if git else ""
-    if not name.strip():
+    name = git("config", "user.name")
+    if not name:
         raise CapgapError("--by is missing: give --by NAME, or set git's: git config user.name")
-    return name.strip()
+    return name
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,8 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         "accept",
         "Keep existing results after a source change that does not affect them, after checking their "
-        "contents. "
-        "Without --reason, it only shows what would be accepted.",
+        "contents. Without --reason, it only shows what would be accepted.",
     )
     parser.add_study()
     parser.add_argument(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
@@ -36,71 +35,15 @@ from capgap.errors import CapgapError
 from capgap.law.answers.answer_records import FinalRecord
 from capgap.law.law_record import LawRecord
 from capgap.records import paths
-from capgap.records.artifacts import (
-    check_folder,
-    open_folder,
-    publish_folder,
-)
+from capgap.records.artifacts import check_folder, open_folder, publish_folder
 from capgap.records.checksums import read_manifest
 from capgap.records.reading import digest
 from capgap.records.run_records import HarnessRecord, Lineage, Metrics
 from capgap.reporting.citation import PAPER_ARXIV
 from capgap.reporting.report_text import harness_name, harness_rows
+from capgap.workflow.own_places import git
 
-CARD = """
-# {name}
-
-A language model of {params:,} parameters without embeddings ({total:,} in all), {start} by capgap {version}. The teacher is the choice of the study `{study}`,
-which measures the law of capacity gap ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})): how the size
-of the best teacher grows with that of the student.
-
-| | |
-|---|---|
-| teacher | {teacher} |
-| distillation tokens | {tokens:,} |
-| seed | {seed} |
-| law | {law} |
-| study's revision | {revision} |
-| choice | {choice} |
-| test loss | {loss:.4f} nats per token |
-| test bits per byte | {bits:.4f} |
-| regret of the choice | {regret:.4f} nats above the best teacher tried, mean over seeds |
-| teacher's test loss | {teacher_loss:.4f} nats per token |
-
-{sentence}
-
-![Best teacher size by student size: runs of the study, fitted law and published law](law.png)
-{tasks}
-## Limits
-
-It was made to measure the law: it completes text like its data, follows no instructions that they do not
-teach, and nobody has tested whether what it says is true or safe.
-
-## Data
-
-{data}. Licence of the data: {data_licence}.
-
-## Licences
-
-Licence of the teacher: {teacher_licence}. {start_licence}Licence of this model: {licence}.
-
-## How it was made
-
-```bash
-capgap run --study {study_file}
-{command}
-```
-
-SHA-256 of `model.safetensors`: `{weights}`
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{out_name}")
-tokenizer = AutoTokenizer.from_pretrained("{out_name}")
-```
-{gguf}"""
-
+CARD = Path(__file__).with_name("model_card.md")
 GGUF = """
 `{file}` is the same model for llama.cpp: `llama-cli -m {file} -p "..."`.
 """
@@ -168,7 +111,7 @@ def run(
         "tags": ["knowledge-distillation", *["pruning"] * (kind == "pruned"), "capgap"],
         **_hub_sources(study, lineage.teacher),
     }
-    card = CARD.format(
+    card = CARD.read_text(encoding="utf-8").format(
         name=repo.split("/")[-1] if repo else out.name,
         version=version("capgap"),
         arxiv=PAPER_ARXIV,
@@ -216,14 +159,10 @@ def run(
 
 def _revision() -> str:
     """The commit of the repository that the study is in, and whether files differ from it."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        if commit.returncode == 0:
-            changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True)
-            return commit.stdout.strip() + (" with changes" if changed.returncode else "")
-    except FileNotFoundError:
-        pass  # no git here
-    return "not in a Git repository"
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return "not in a Git repository"
+    return commit if git("diff", "--quiet", "HEAD") is not None else f"{commit} with changes"
 
 
 def _required(licence: str | None, what: str, source: str) -> str:

@@ -40,7 +40,7 @@ from capgap.cost.teacher_configs import open_study, size_of
 from capgap.data.hub import Absent
 from capgap.data.packages import files_in_package
 from capgap.data.sources import corpus_files
-from capgap.errors import CapgapError, shown
+from capgap.errors import CapgapError, first_line, shown
 from capgap.records.artifacts import publish_folder, temporary_folder, write_text
 from capgap.stages.base import count_argument
 
@@ -168,9 +168,8 @@ def _on_hub(kind: str, name: str) -> tuple[str, str]:
     try:
         return name, HfApi().repo_info(name, repo_type=kind).sha
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CapgapError(
-            f"hub {kind} {name}: its newest commit cannot be looked up ({reason}); give one, as "
+            f"hub {kind} {name}: its newest commit cannot be looked up ({first_line(error)}); give one, as "
             f"{name}@<40 digits>, or check the name and the network"
         ) from None
 

@@ -74,22 +74,10 @@ def make_plan(
         notes.append(
             "the final runs are counted in full, because their teachers are not chosen yet"
         )
-    return Plan(
-        study,
-        device,
-        workers,
-        speed,
-        jobs,
-        left,
-        schedule(
-            left,
-            speed.seconds,
-            workers,
-            uses_worker=None if device == CPU else lambda job: job.device is not None,
-        ),
-        device_fit.misfits(study, left, device),
-        notes,
-    )
+    uses_worker = None if device == CPU else lambda job: job.device is not None
+    times = schedule(left, speed.seconds, workers, uses_worker=uses_worker)
+    misfits = device_fit.misfits(study, left, device)
+    return Plan(study, device, workers, speed, jobs, left, times, misfits, notes)
 
 
 def _left(study: Study, jobs: list[Job], not_done: set[str]) -> list[Job]:
@@ -253,17 +241,19 @@ def _flops(flops: int) -> str:
 
 
 def _count(tokens: int) -> str:
-    for suffix, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if tokens >= factor:
-            return f"{tokens / factor:,.1f}{suffix}"
-    return str(tokens) if tokens else ""
+    return _scaled(tokens, {"B": 1e9, "M": 1e6, "k": 1e3, "": 1})
 
 
 def _bytes(size: int) -> str:
-    for suffix, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:,.1f} {suffix}"
-    return f"{size} B" if size else ""
+    return _scaled(size, {" TB": 1e12, " GB": 1e9, " MB": 1e6, " kB": 1e3, " B": 1})
+
+
+def _scaled(amount: int, units: dict[str, float]) -> str:
+    """An amount in the largest unit that it has one of, '' for none; units: largest first."""
+    for unit, factor in units.items():
+        if amount >= factor:
+            return f"{amount / factor:,.1f}{unit}" if factor > 1 else f"{amount}{unit}"
+    return ""
 
 
 def _print_whole(console: Console, rows: Table) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 from capgap.command_parser import CommandParser
 from capgap.config.study_file import load_study
 from capgap.workflow import remote
 from capgap.workflow.locks import only_run
+from capgap.workflow.own_places import git
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,8 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         remote.restore_lock()
         new = remote.push(study)
     print(f"the remote has all of the last capgap save; {new} objects were new")
-    command = ["git", "status", "--porcelain", "--", str(remote.LOCK)]
-    if shutil.which("git") and subprocess.run(command, capture_output=True, text=True).stdout:
+    if git("status", "--porcelain", "--", str(remote.LOCK)):
         print(
             f"but nobody sees it before {remote.LOCK} is committed: git add {remote.LOCK} && git "
             'commit -m "results", then git push'

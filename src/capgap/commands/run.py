@@ -28,7 +28,7 @@ from capgap.config.study_file import load_study
 from capgap.cost.requests import Requests
 from capgap.cost.saved_work import saved_work
 from capgap.cost.teacher_configs import open_study
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, at_most
 from capgap.records import checksums, paths
 from capgap.records.artifacts import disk_is_full
 from capgap.terminal import die_with_parent
@@ -79,7 +79,7 @@ def check_results(root: Path, *, look: bool) -> None:
     # a folder whose manifest alone is here was left out by a pull; jobs that need it name it
     missing = [text for name, text in found.missing.items() if not os.path.isfile(name)]
     notes = [] if not records else [*missing, *found.unlisted.values()]
-    for line in [*notes[:NOTES], *[f"and {len(notes) - NOTES} more"] * (len(notes) > NOTES)]:
+    for line in at_most(notes, NOTES):
         print(f"note: {line}", file=sys.stderr)
     if not look:
         known.save()
@@ -136,15 +136,14 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
         planned = None
         if planned_file.is_file():
             planned = planned_file.read_text(encoding="utf-8").splitlines()
-        if status == 0 and private.is_whole(
-            snakemake_options
-        ):  # what is missing now is no longer of the study
+        whole = status == 0 and private.is_whole(snakemake_options)
+        if whole:  # what is missing now is no longer of the study
             checksums.fold(root, forget=lambda output: True)
     if status and disk_is_full(root):
         raise CapgapError(
             f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
         )
-    if status == 0 and private.is_whole(snakemake_options):
+    if whole:
         print_summary(study, Console())
     if status == 0 and planned:
         note = saved_work(study, dict.fromkeys(planned))

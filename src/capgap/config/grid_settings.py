@@ -14,6 +14,10 @@ Size = Annotated[Count, Field(gt=0)]
 SEEDS_OR_REPLICAS = (
     "seeds and replicas are both given; a replica has an order of the data of its own, so give one"
 )
+UNIQUE = (  # lists of the grid without repeats
+    *("students", "inits", "given", "tokens", "tokens_per_param", "teacher_weights"),
+    *("seeds", "replicas", "arms", "arm_seeds"),
+)
 
 
 class Draw(NamedTuple):
@@ -147,6 +151,12 @@ class Grid(Section):
         return sorted(larger, key=lambda name: (sizes[name], name))
 
 
+def repeats(key: str, values: list | None) -> Iterator[str]:
+    """A problem if a value stands twice in a list of settings."""
+    if values and len(set(values)) < len(values):
+        yield f"{key}: the same value stands twice in {values}; leave one out"
+
+
 def grid_problems(
     grid: Grid, sizes: dict[str, int], given: dict[str, int] | None = None
 ) -> Iterator[str]:
@@ -155,21 +165,8 @@ def grid_problems(
     sizes: by teacher. given: sizes of the given students.
     """
     given = given or {}
-    lists = (
-        "students",
-        "inits",
-        "given",
-        "tokens",
-        "tokens_per_param",
-        "teacher_weights",
-        "seeds",
-        "replicas",
-        "arms",
-    )
-    for key in (*lists, "arm_seeds"):
-        values = getattr(grid, key) or []
-        if len(set(values)) < len(values):
-            yield f"grid.{key}: the same value stands twice in {values}; leave one out"
+    for key in UNIQUE:
+        yield from repeats(f"grid.{key}", getattr(grid, key))
     if "pruned" not in grid.inits:
         if "cross_teacher" in grid.arms:
             yield (

@@ -22,11 +22,8 @@ def _from_text(value: Any) -> Any:
 
 def _names(value: Any) -> Any:
     """Names of metrics, on the command line separated by commas."""
-    return (
-        [part.strip() for part in value.split(",")]
-        if isinstance(value, str) and "," in value
-        else value
-    )
+    several = isinstance(value, str) and "," in value
+    return [part.strip() for part in value.split(",")] if several else value
 
 
 Margin = Annotated[float, Field(ge=0)]

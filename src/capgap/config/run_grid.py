@@ -30,7 +30,6 @@ NONE = "none"  # the teacher of the arm without a teacher
 RANDOM = "random"  # the init with random weights
 GIVEN = "given-"  # begins the name of the init that is a given student
 
-
 ROUND_SEEDS = 1000  # between the seeds of one round's order of the text and the next one's
 
 
@@ -134,12 +133,8 @@ def _draws(study: Study, names: Iterable[str]) -> list[tuple[str, str]]:
 
 def scored_teachers(runs: Iterable[Run]) -> list[tuple[str, str]]:
     """The teachers whose units are scored for the inits of runs: (name, level of the init's draw)."""
-    pruned = {
-        (run.init.removeprefix(pruned_from("")), run.replica)
-        for run in runs
-        if init_kind(run.init) == "pruned"
-    }
-    return sorted(pruned)
+    pruned = (run for run in runs if init_kind(run.init) == "pruned")
+    return sorted({(run.init.removeprefix(pruned_from("")), run.replica) for run in pruned})
 
 
 class Round(NamedTuple):

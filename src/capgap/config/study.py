@@ -14,17 +14,8 @@ from capgap.config.pruning_settings import Score, StudyPrune
 from capgap.config.sample_settings import Sample
 from capgap.config.section import Count, Precision, Section, Seed
 from capgap.config.study_problems import inconsistencies
-from capgap.config.teacher_settings import (
-    ModelShape,
-    PretrainedTeacher,
-    Teacher,
-)
-from capgap.config.text_settings import (
-    Corpus,
-    HeldOutText,
-    OfTeachers,
-    Tokenizer,
-)
+from capgap.config.teacher_settings import ModelShape, PretrainedTeacher, Teacher
+from capgap.config.text_settings import Corpus, HeldOutText, OfTeachers, Tokenizer
 from capgap.config.training_settings import LOSS_ON, Distill, LossOn, Pretrain, PretrainStage
 
 

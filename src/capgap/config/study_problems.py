@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from capgap.config.counts import format_count
-from capgap.config.grid_settings import grid_problems
+from capgap.config.grid_settings import grid_problems, repeats
 from capgap.config.metric_problems import metric_problems
 from capgap.config.teacher_settings import (
     HubTeacher,
@@ -14,7 +14,7 @@ from capgap.config.teacher_settings import (
     PathTeacher,
     PretrainedTeacher,
 )
-from capgap.config.teacher_tokenizers import tokenizer_problems
+from capgap.config.teacher_tokenizers import brings_problems, tokenizer_problems
 from capgap.config.text_settings import TeacherTokenizer
 
 if TYPE_CHECKING:
@@ -38,19 +38,11 @@ def inconsistencies(study: Study):
     yield from _given_problems(study)
     yield from tokenizer_problems(study)
     if isinstance(study.tokenizer, TeacherTokenizer):
-        teacher = study.teachers.get(study.tokenizer.teacher)
-        if teacher is None or isinstance(teacher, PretrainedTeacher):
-            yield (
-                f"tokenizer.teacher: '{study.tokenizer.teacher}' is not a teacher that brings a "
-                "tokenizer; name one with source hub, package or path"
-            )
+        yield from brings_problems(study, "tokenizer", study.tokenizer)
     for key in ("pretrain", "distill", "evaluate"):
         section = getattr(study, key)
-        if (
-            section
-            and section.loss_on != "all"
-            and not getattr(study.corpus, "messages_column", None)
-        ):
+        plain = not getattr(study.corpus, "messages_column", None)
+        if section and section.loss_on != "all" and plain:
             yield (
                 f"{key}.loss_on: {section.loss_on} needs conversations; name their column "
                 "(corpus.messages_column), or set it to all"
@@ -99,10 +91,8 @@ def inconsistencies(study: Study):
     if known:
         yield from grid_problems(study.grid, sizes, given)
         yield from _final_init_problems(study, given)
-    for key in ("seeds", "replicas"):
-        values = (study.final and getattr(study.final, key)) or []
-        if len(set(values)) < len(values):
-            yield f"final.{key}: the same value stands twice in {values}; leave one out"
+    for key in ("seeds", "replicas") if study.final else ():
+        yield from repeats(f"final.{key}", getattr(study.final, key))
     for replica in (study.final and study.final.replicas) or []:
         if replica not in (study.grid.replicas or []):
             yield (
@@ -113,11 +103,10 @@ def inconsistencies(study: Study):
     yield from _round_problems(study)
     for key, tokens in _shortest(study):
         distill = study.distill
+        stable = tokens * (1 - distill.decay_share)
         if tokens < distill.batch_tokens:
             yield f"{key}: {tokens} is less than one step, distill.batch_tokens is {distill.batch_tokens}"
-        elif distill.schedule == "wsd" and distill.warmup_tokens > tokens * (
-            1 - distill.decay_share
-        ):
+        elif distill.schedule == "wsd" and distill.warmup_tokens > stable:
             yield (
                 f"distill.warmup_tokens: {distill.warmup_tokens} is more than {key} of {tokens} has "
                 f"before the learning rate falls over its last {distill.decay_share:.0%}"

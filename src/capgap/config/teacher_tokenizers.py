@@ -29,12 +29,7 @@ def tokenizer_problems(study: Any) -> Iterator[str]:
                 fix = "source: train and vocab_size" if not trained else "source: teacher"
                 yield f"{where}: teacher {name} {was}, so its tokenizer needs {fix}"
         if isinstance(tokenizer, TeacherTokenizer):
-            brings = study.teachers.get(tokenizer.teacher)
-            if brings is None or isinstance(brings, PretrainedTeacher):
-                yield (
-                    f"{where}.teacher: '{tokenizer.teacher}' is not a teacher that brings a tokenizer; "
-                    "name one with source hub, package or path"
-                )
+            yield from brings_problems(study, where, tokenizer)
         elif getattr(study.tokenizer, "vocab_size", None) == tokenizer.vocab_size:
             yield (
                 f"{where}.vocab_size: {tokenizer.vocab_size} is that of the study's tokenizer, which is "
@@ -45,6 +40,16 @@ def tokenizer_problems(study: Any) -> Iterator[str]:
             yield f"teacher_tokenizers: teacher {name} stands in {times} of them; leave it in one"
     if named:
         yield from _uses(study, set(named))
+
+
+def brings_problems(study: Any, where: str, tokenizer: TeacherTokenizer) -> Iterator[str]:
+    """A problem if the teacher that a tokenizer is taken from brings none. where: key of the tokenizer."""
+    brings = study.teachers.get(tokenizer.teacher)
+    if brings is None or isinstance(brings, PretrainedTeacher):
+        yield (
+            f"{where}.teacher: '{tokenizer.teacher}' is not a teacher that brings a tokenizer; "
+            "name one with source hub, package or path"
+        )
 
 
 def _uses(study: Any, named: set[str]) -> Iterator[str]:

@@ -12,7 +12,6 @@ from capgap.cost.roofline import Pass
 from capgap.cost.study_sizes import StudySizes
 from capgap.records import paths
 
-ROUND_RULES = ("cut_round", "distill_round", "score_round")
 CHECKPOINTS = 3  # two are kept while a third is written
 
 
@@ -26,12 +25,7 @@ class InitCosts(StudySizes):
 
     def _validation(self, model: Model, settings: Training) -> Work:
         tokens = (settings.validations + 1) * settings.validation_tokens
-        through = passes.measured(
-            model,
-            settings.micro_batch_tokens or settings.batch_tokens,
-            settings.sequence_length,
-            settings.precision,
-        )
+        through = passes.measured(model, settings, settings.micro_batch_tokens)
         flops = tokens * model.forward_flops(settings.sequence_length)
         return Work("evaluate", tokens, flops, through=through)
 
@@ -134,9 +128,7 @@ class InitCosts(StudySizes):
         settings = self.study.prune
         tokens = settings.calibration_sequences * settings.sequence_length
         flops = 3 * tokens * model.forward_flops(settings.sequence_length)
-        through = passes.scored(
-            model, device_memory.SCORE_TOKENS, settings.sequence_length, settings.precision
-        )
+        through = passes.scored(model, settings, device_memory.SCORE_TOKENS)
         units = model.layers * (model.neurons + model.key_value) + model.hidden
         return Job(
             rule,

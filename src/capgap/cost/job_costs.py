@@ -9,23 +9,18 @@ no attention and embeddings these are the 6 N_S D + 2 N_T D of `config.shapes.si
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from capgap.config import (
-    HubTeacher,
-    PackageTeacher,
-    PretrainedTeacher,
-    TeacherTokenizer,
-    run_grid,
-)
+from capgap.config import HubTeacher, PackageTeacher, PretrainedTeacher, TeacherTokenizer, run_grid
 from capgap.config.counts import parse_count
 from capgap.cost import device_memory, own_tokenizers, passes
 from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT
 from capgap.cost.host_memory import host_mb
-from capgap.cost.init_costs import CHECKPOINTS, ROUND_RULES, InitCosts, training_passes
+from capgap.cost.init_costs import CHECKPOINTS, InitCosts, training_passes
 from capgap.cost.metric_jobs import metric_jobs, student_tasks, task_tokens, text_job
 from capgap.cost.one_job import COMPRESSED, Job, Work
 from capgap.engine.run_plan import plan_run
@@ -52,63 +47,52 @@ class StudyCost(InitCosts):
                 return choice.teachers()
         return large_enough[-FINAL_TEACHERS:]
 
-    def job(
-        self,
-        rule: str,
-        *,
-        teacher="",
-        student="",
-        init="",
-        tokens="",
-        seed=0,
-        replica="",
-        number=0,
-        tokenizer="",
-        text="",
-        **_,
-    ) -> Job:
-        """The job of a rule with these wildcards, for its cost.
+    def job(self, rule: str, **names: str | int) -> Job:
+        """The job of a rule with these wildcards, for its cost; those left out are empty.
 
         Runs that differ in the weight of the teacher's term alone cost the same, so it is not asked for,
         and outputs are those of the usual weight.
         """
-        if rule in ("prepare_corpus", "make_tokenizer", "pack_tokens"):
-            make = {"prepare_corpus": self._corpus, "make_tokenizer": self._tokenizer}
-            return make.get(rule, self._pack)()
-        if rule in ("make_own_tokenizer", "pack_own_tokens"):
-            return next(job for job in self._own_tokenizer(tokenizer) if job.rule == rule)
-        if rule in ("pretrain_teacher", "fetch_teacher"):
-            return self._teacher(teacher, replica)
-        if rule == "evaluate_teacher":
-            return self._evaluate_teacher(teacher, replica)
-        if rule == "score_importance":
-            return self._score(teacher, replica)
-        if rule == "cache_teacher":
-            return self._targets(teacher, replica)
-        if rule == "random_init_student":
-            return self._start(student, run_grid.RANDOM, replica)
-        if rule == "given_student":
-            return self._start(student, init, replica)
-        if rule == "prune_student":
-            return self._start(student, init or run_grid.pruned_from(teacher), replica)
-        if rule in ROUND_RULES:
-            place = run_grid.Round(student, run_grid.pruned_from(teacher), int(number), replica)
-            return next(job for job in self._round(place) if job.rule == rule)
-        if rule in ("distill_student", "evaluate_student"):
-            run = run_grid.Run(student, init, teacher, tokens, int(seed), replica)
-            trained, measured = self._run(run)
-            return trained if rule == "distill_student" else measured
-        if rule in ("harness_teacher", "harness_final"):
-            return self._harness(teacher, replica)
-        if rule in ("prepare_text", "pack_text", "evaluate_teacher_text", "evaluate_student_text"):
-            run = run_grid.Run(student, init, teacher, tokens, int(seed), replica)
-            return text_job(self, rule, text, run)
-        if rule == "harness_student":
-            return student_tasks(
-                self, run_grid.Run(student, init, teacher, tokens, int(seed), replica)
-            )
-        if rule == "sample_final":
-            return self._sample(run_grid.final_runs(self.study, self.final_teachers()))
+        at = defaultdict(str, {name: str(value) for name, value in names.items()})
+        teacher, student, init, replica = (at[n] for n in ("teacher", "student", "init", "replica"))
+        run = run_grid.Run(student, init, teacher, at["tokens"], int(at["seed"] or 0), replica)
+        match rule:
+            case "prepare_corpus":
+                return self._corpus()
+            case "make_tokenizer":
+                return self._tokenizer()
+            case "pack_tokens":
+                return self._pack()
+            case "make_own_tokenizer" | "pack_own_tokens":
+                return next(j for j in self._own_tokenizer(at["tokenizer"]) if j.rule == rule)
+            case "pretrain_teacher" | "fetch_teacher":
+                return self._teacher(teacher, replica)
+            case "evaluate_teacher":
+                return self._evaluate_teacher(teacher, replica)
+            case "score_importance":
+                return self._score(teacher, replica)
+            case "cache_teacher":
+                return self._targets(teacher, replica)
+            case "random_init_student":
+                return self._start(student, run_grid.RANDOM, replica)
+            case "given_student" | "prune_student":
+                return self._start(student, init or run_grid.pruned_from(teacher), replica)
+            case "cut_round" | "distill_round" | "score_round":
+                number = int(at["number"])
+                place = run_grid.Round(student, run_grid.pruned_from(teacher), number, replica)
+                return next(job for job in self._round(place) if job.rule == rule)
+            case "distill_student":
+                return self._run(run)[0]
+            case "evaluate_student":
+                return self._run(run)[1]
+            case "harness_teacher" | "harness_final":
+                return self._harness(teacher, replica)
+            case "prepare_text" | "pack_text" | "evaluate_teacher_text" | "evaluate_student_text":
+                return text_job(self, rule, at["text"], run)
+            case "harness_student":
+                return student_tasks(self, run)
+            case "sample_final":
+                return self._sample(run_grid.final_runs(self.study, self.final_teachers()))
         return Job(rule, "", (), host_mb=host_mb(self, rule))
 
     @cached_property
@@ -293,7 +277,7 @@ class StudyCost(InitCosts):
         if text is not None:
             stream, tokens = text
         length = settings.sequence_length
-        through = passes.measured(model, settings.batch_tokens, length, settings.precision)
+        through = passes.measured(model, settings)
         return Job(
             rule,
             output,
@@ -328,9 +312,7 @@ class StudyCost(InitCosts):
         settings, model = self.study.distill.targets_stage(), self.architecture(name).whole()
         tokens = settings.unique_tokens
         flops = tokens * model.forward_flops(settings.sequence_length)
-        through = passes.measured(
-            model, settings.batch_tokens, settings.sequence_length, settings.precision
-        )
+        through = passes.measured(model, settings)
         return Job(
             "cache_teacher",
             self.teacher_path(paths.TEACHER_TARGETS, name, level),

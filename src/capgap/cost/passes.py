@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capgap.config import Distill, Training
+from capgap.config import Distill, Evaluate, Prune, TargetsStage, Training
 from capgap.cost.architectures import Model
 from capgap.cost.roofline import Pass, Shape
 
@@ -34,11 +34,15 @@ def trained(
     )
 
 
-def measured(model: Model, batch_tokens: int, length: int, precision: str) -> Pass:
+def measured(
+    model: Model, settings: Evaluate | TargetsStage | Training, batch_tokens: int | None = None
+) -> Pass:
     """A forward pass over text, for its loss or for the teacher's targets."""
-    return Pass("evaluate", model, Shape(max(batch_tokens, length), length), precision)
+    length, tokens = settings.sequence_length, batch_tokens or settings.batch_tokens
+    return Pass("evaluate", model, Shape(max(tokens, length), length), settings.precision)
 
 
-def scored(model: Model, batch_tokens: int, length: int, precision: str) -> Pass:
+def scored(model: Model, settings: Prune, batch_tokens: int) -> Pass:
     """A forward pass, and each layer again with its backward pass."""
-    return Pass("score", model, Shape(max(batch_tokens, length), length), precision)
+    length = settings.sequence_length
+    return Pass("score", model, Shape(max(batch_tokens, length), length), settings.precision)

@@ -24,6 +24,8 @@ TIME_MARGIN = 3.0
 LEAST_MINUTES = 10
 SAVE_FIRST = "--signal=TERM@120"  # seconds before the time limit
 FAILURES = 3  # after which a job is given up, as `retries` of the profiles
+# wildcards besides the init that decide what a job costs
+NAMES = ("teacher", "student", "tokens", "number", "text", "tokenizer")
 CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading each have a thread
 
 
@@ -105,23 +107,12 @@ class Requests:
         return math.ceil(max(LEAST_MINUTES, TIME_MARGIN * self.speed.seconds(job) / 60))
 
     def _of(self, rule: str, wildcards) -> tuple[int, int]:
-        names = ("teacher", "student", "init", "tokens", "given", "number", "text", "tokenizer")
-        return self._needs(rule, *(wildcards.get(name, "") for name in names))
+        given = wildcards.get("given", "")
+        init = run_grid.given_init(given) if given else wildcards.get("init", "")
+        return self._needs(rule, init, *(wildcards.get(name, "") for name in NAMES))
 
-    def _needs(
-        self, rule, teacher, student, init, tokens, given, number, text, tokenizer
-    ) -> tuple[int, int]:
-        init = run_grid.given_init(given) if given else init
-        job = self.cost.job(
-            rule,
-            teacher=teacher,
-            student=student,
-            init=init,
-            tokens=tokens,
-            number=number or 0,
-            text=text,
-            tokenizer=tokenizer,
-        )
+    def _needs(self, rule: str, init: str, *values: str) -> tuple[int, int]:
+        job = self.cost.job(rule, init=init, **dict(zip(NAMES, values, strict=True)))
         return math.ceil(MEMORY_MARGIN * job.host_mb), self._minutes(job)
 
 

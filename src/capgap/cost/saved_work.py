@@ -50,20 +50,12 @@ def saved_work(study: Study, wanted: dict[str, dict | None]) -> str | None:
     seconds, outputs, complete = found
     if not outputs:
         return None
-    work = (
-        f"{seconds:,.0f} CPU seconds"
-        if seconds
-        else f"{_planned_s(study, outputs):,.0f} CPU seconds"
-    )
-    how = "`capgap pull --models --force` puts them in place"
-    how += (
-        ", from DVC's cache on this machine"
-        if complete
-        else f", from the remote {_remote_name(settings)}"
-    )
+    source = "DVC's cache on this machine" if complete else f"the remote {_remote_name(settings)}"
     return (
-        f"{len(outputs)} of the results that this run would make are saved in dvc.lock, {work} of "
-        f"finished work; {how}. Ctrl-C and pull, or let this run compute them anew"
+        f"{len(outputs)} of the results that this run would make are saved in dvc.lock, "
+        f"{seconds or _planned_s(study, outputs):,.0f} CPU seconds of finished work; `capgap pull "
+        f"--models --force` puts them in place, from {source}. Ctrl-C and pull, or let this run compute "
+        "them anew"
     )
 
 

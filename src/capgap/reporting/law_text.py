@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from capgap.command_parser import by_hand
 from capgap.law.law_record import Interval, LawRecord
 from capgap.law.number_text import about, bracketed, budget, listed
 from capgap.law.table.metric import METRICS
@@ -31,6 +32,12 @@ def inputs_text(table: RunTable) -> str:
     if table.ignored:
         lines.append(f"Columns that are not used: {', '.join(table.ignored)}")
     return "\n".join(lines)
+
+
+@by_hand
+def with_inputs(table: RunTable, record: LawRecord) -> str:
+    """What `capgap fit` prints: notes on the table, then the law."""
+    return "\n\n".join(filter(None, [inputs_text(table), text(record)]))
 
 
 def text(record: LawRecord) -> str:

@@ -15,7 +15,7 @@ from capgap.law.law_record import LawRecord
 from capgap.law.make_record import law_record
 from capgap.law.table.read_runs import RunTable, read_table
 from capgap.records.artifacts import write_text
-from capgap.reporting import law_text
+from capgap.reporting.law_text import with_inputs
 from capgap.stages.base import StageParser, out_file, run_stage
 
 
@@ -29,12 +29,6 @@ def fit(table: RunTable, settings: Law) -> LawRecord:
     """Fit the law on the main arm of a table that was read."""
     record = law_record(table.runs, table.settings(settings), table.name, table.compared(settings))
     return record.throughout(metric=table.metric.name, excluded=table.excluded)
-
-
-@by_hand
-def text(table: RunTable, record: LawRecord) -> str:
-    """What the command prints."""
-    return "\n\n".join(filter(None, [law_text.inputs_text(table), law_text.text(record)]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.spec:
         print(record.verdict)
     else:
-        print(text(table, record))
+        print(with_inputs(table, record))
 
 
 if __name__ == "__main__":

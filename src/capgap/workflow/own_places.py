@@ -19,6 +19,15 @@ WRITTEN = (".dvc", "dvc.lock", "results", "scratch", "logs", "timings")  # no li
 LINK = "120000"  # mode of a symbolic link in git's index
 
 
+def git(*words: str) -> str | None:
+    """What a command of git prints in this folder; None if it fails, or without git."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def check_own_places() -> None:
     """Raise CapgapError if git tracks a file of this machine, or a link in a place that is written.
 

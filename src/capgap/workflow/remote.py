@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from capgap.errors import CapgapError, hide_secrets
+from capgap.errors import CapgapError, first_line, hide_secrets
 from capgap.records import checksums, paths
 from capgap.records.artifacts import write_text
 from capgap.records.reading import Unreadable, read_text
@@ -32,13 +32,8 @@ LOCK = Path("dvc.lock")
 KEPT = Path(".dvc/tmp/capgap-dvc.lock")  # copy of dvc.lock from before an unfinished save
 
 REFUSED = {"PermissionError", "NoCredentialsError", "PermissionDenied", "AuthError"}
-SILENT = {
-    "ConnectionError",
-    "ConnectTimeoutError",
-    "EndpointConnectionError",
-    "TimeoutError",
-    "gaierror",
-}
+SILENT = {"ConnectionError", "ConnectTimeoutError", "EndpointConnectionError", "TimeoutError"}
+SILENT |= {"gaierror"}
 
 
 class Saved(NamedTuple):
@@ -331,8 +326,7 @@ def _hint(
     answered: bool,
 ) -> str:
     """A hint for the user on an error of DVC or one of its plugins."""
-    lines = str(error).strip().splitlines()
-    cause = lines[0] if lines else type(error).__name__
+    cause = first_line(error)
     if remote is None:
         name = settings.get("core", {}).get("remote")
         url = settings.get("remote", {}).get(name, {}).get("url", "")

@@ -14,7 +14,7 @@ from typing import Any
 from capgap.config import Section, Study
 from capgap.config.devices import COLLECTIVE_VARIABLE
 from capgap.config.study_file import load_study
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, at_most
 from capgap.records import paths
 from capgap.records.checksums import read_manifest
 from capgap.records.reading import Unreadable
@@ -162,13 +162,9 @@ def check_inputs(jobs: Iterable[Any]) -> None:
             read.update(map(str, job.input))
     left_out = sorted(str(Path(p).parent) for p in read - made if _is_left_out(Path(p)))
     if left_out:
-        shown = [
-            *left_out[:SHOWN],
-            *([f"and {len(left_out) - SHOWN} more"] * (len(left_out) > SHOWN)),
-        ]
         raise CapgapError(
             "nothing was started: jobs of this run read folders that are incomplete here:\n"
-            + "\n".join(f"  {line}" for line in shown)
+            + "\n".join(f"  {line}" for line in at_most(left_out, SHOWN))
             + "\nFetch all (capgap pull --models) or one (capgap pull FOLDER), or delete a folder so "
             "that the run makes it again"
         )

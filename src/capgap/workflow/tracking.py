@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, first_line
 
 if TYPE_CHECKING:  # trackers take seconds to import, and few runs use one
     from accelerate.tracking import GeneralTracker
@@ -116,5 +116,4 @@ def _run_name(out: Path) -> str:
 
 
 def _give_up(name: str, error: Exception) -> None:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    print(f"tracking by {name} stopped, training continues: {reason}", flush=True)
+    print(f"tracking by {name} stopped, training continues: {first_line(error)}", flush=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from capgap.errors import CapgapError
+from capgap.errors import CapgapError, at_most
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 SHOWN = 20  # problems in one message
@@ -47,9 +47,7 @@ class Problems:
         lines: dict[str, list[int]] = {}  # that have the same problem
         for line, text in sorted(self.found, key=lambda problem: problem[0]):
             lines.setdefault(text, []).append(line)
-        texts = [f"{_lines(lines[text])}{text}" for text in list(lines)[:SHOWN]]
-        if len(lines) > SHOWN:
-            texts.append(f"and {len(lines) - SHOWN} more")
+        texts = at_most([f"{_lines(lines[text])}{text}" for text in lines], SHOWN)
         if self.path is not None:
             head = f"{self.path}, read as separated by {SEPARATORS[self.separator]}"
             head += f" into the columns {', '.join(self.header)}" if self.header else ""
