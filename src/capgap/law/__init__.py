@@ -9,6 +9,7 @@ table/       read_runs reads and checks a table of runs; delimited_text is its f
              column_names the synonyms of its columns, metric the scale of the fit, init_kinds the
              runs of one kind of init or weight, run_means means over seeds, grouped_runs the runs as
              arrays; task_scores scores of lm-eval as outcomes of runs
+loss_plane   means of groups of runs, and a plane in log size and log tokens through them
 power_law/   power_law alternates curve_fit (all runs at once) and noise (variance components);
              loss_curve is the curve over teacher sizes. teacher_jackknife leaves teachers out;
              diagnostics finds outliers, misfit, teachers off the law

@@ -28,6 +28,12 @@ class Interval(Record):
     low: float | None
     high: float | None
 
+    @classmethod
+    def around(cls, value: float, half: float | None) -> Interval:
+        """A value with its interval to either side; half: None if there is no limit."""
+        low, high = (None, None) if half is None else (float(value - half), float(value + half))
+        return cls(value=float(value), low=low, high=high)
+
     @property
     def width(self) -> float:
         """Distance of the ends, infinite if one is open."""
@@ -243,9 +249,8 @@ class TeacherCauses(Record):
     teacher: str
     teacher_params_non_embedding: float
     damage: Interval  # of the cut
-    teacher_part: (
-        Interval  # g times the teacher's loss, above the smallest teacher's; below 0 helps
-    )
+    # g times the teacher's loss, above the smallest teacher's; below 0 helps
+    teacher_part: Interval
 
 
 class TwoCausesFit(Record):
@@ -408,9 +413,8 @@ class LawRecord(Record):
     effects: list[ArmEffects] = Field([])  # of students and budgets with a control arm
     init_explains: InitExplains | None = None  # None without losses of the inits
     other_inits: list[LawRecord] = Field([])  # one law for each further kind of init
-    other_weights: list[LawRecord] = Field(
-        []
-    )  # one law for each further weight of the teacher's term
+    # one law for each further weight of the teacher's term
+    other_weights: list[LawRecord] = Field([])
     weight_comparisons: list[LawComparison] = Field([])  # of every two weights
     equal_compute: list[EqualCompute] = Field([])  # empty if the runs do not determine it
     init_comparisons: list[LawComparison] = Field([])  # of every two kinds

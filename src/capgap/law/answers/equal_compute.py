@@ -83,9 +83,8 @@ class _Level:
 
     def at(self, size: float, tokens: np.ndarray) -> np.ndarray:
         """Nats per token."""
-        return (
-            _columns(self.centre, np.full_like(tokens, size), tokens, self.use) @ self.coefficient
-        )
+        columns = _columns(self.centre, np.full_like(tokens, size), tokens, self.use)
+        return columns @ self.coefficient
 
 
 def _columns(centre: np.ndarray, size: np.ndarray, tokens: np.ndarray, use: np.ndarray):
@@ -163,10 +162,8 @@ def _asked(
 
 
 def _refits(law: PowerLaw) -> list[Refitted]:
-    found = [without(law, draw) for draw in draws_of(law)]
-    return [
-        one for one in found if one is not None and len(one.runs.first_G) == len(law.runs.first_G)
-    ]
+    found = filter(None, (without(law, draw) for draw in draws_of(law)))
+    return [one for one in found if len(one.runs.first_G) == len(law.runs.first_G)]
 
 
 def equal_compute(law: PowerLaw | None, runs: pd.DataFrame, settings: Law) -> list[EqualCompute]:
@@ -233,10 +230,10 @@ def _row(
 
 def _open(star: Interval, log_I: np.ndarray) -> Interval:
     """T* whose limits at the ends of the ladder, where it is only bounded, are None."""
-    assert star.low is not None
-    assert star.high is not None
-    low = star.low if math.log(star.low) > log_I[0] + LAST * (log_I[1] - log_I[0]) else None
-    high = star.high if math.log(star.high) < log_I[-1] - LAST * (log_I[1] - log_I[0]) else None
+    assert None not in (star.low, star.high)
+    step = LAST * (log_I[1] - log_I[0])
+    low = star.low if math.log(star.low) > log_I[0] + step else None
+    high = star.high if math.log(star.high) < log_I[-1] - step else None
     return Interval(value=star.value, low=low, high=high)
 
 

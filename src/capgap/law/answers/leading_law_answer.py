@@ -114,9 +114,8 @@ def _two_causes(answer: Recommendation, by: LeadingLaw, losses) -> Recommendatio
     star, note = None, "without pruning, the best teacher is the one with the lowest loss"
     if size_K is not None:
         star, place = causes.best_teacher(student, tokens, family.loss_of, family.ends)
-        where = (
-            "" if place == "interior" else f", the {place} of the family, which gives only a bound"
-        )
+        bound = f", the {place} of the family, which gives only a bound"
+        where = "" if place == "interior" else bound
         note = (
             f"a teacher better by 1 makes its student better by {causes.theta_P[0]:.2f}, against which "
             f"stands the damage of pruning; in the table's family of teachers the optimum for "
@@ -136,15 +135,11 @@ def _rival(answer: Recommendation, by: LeadingLaw, losses) -> Recommendation:
     )
     loss_K = np.exp(by.rival.predict(frame))
     names = [one.teacher for one in answer.ranked]
-    predicted = {n: _alone(loss) for n, loss in zip(names, loss_K, strict=True)}
-    regrets = {n: _alone(loss - loss_K.min()) for n, loss in zip(names, loss_K, strict=True)}
+    predicted = {n: Interval.around(loss, None) for n, loss in zip(names, loss_K, strict=True)}
+    regrets = {n: Interval.around(predicted[n].value - loss_K.min(), None) for n in names}
     return _ranked(
         answer, by.law, regrets, predicted, None, "it predicts the loss of every teacher"
     )
-
-
-def _alone(value: float) -> Interval:
-    return Interval(value=float(value), low=None, high=None)
 
 
 def _ranked(

@@ -23,6 +23,7 @@ from capgap.config.shapes import simple_training_flops
 from capgap.law.answers.answer_records import RankedTeacher, Recommendation, RuleRegret
 from capgap.law.fit_law import Fit
 from capgap.law.law_record import Interval, LawRecord
+from capgap.law.loss_plane import group_means, predict_plane
 from capgap.law.number_text import about, budget, listed, span
 from capgap.law.power_law.power_law import PowerLaw, weighted_quantiles
 from capgap.law.table.metric import METRICS
@@ -142,19 +143,11 @@ def _nearest(
 
 
 def regrets(
-    fit: Fit,
-    found: Prediction,
-    size_K: np.ndarray,
-    student: float,
-    tokens: float,
-    confidence: float,
+    fit: Fit, found: Prediction, size_K: np.ndarray, student: float, confidence: float
 ) -> list[Interval] | None:
     """Loss of every teacher above the best of those on offer, nats; None without a power law."""
-    excess = (
-        None
-        if fit.power_law is None
-        else _excess(fit.power_law, found, size_K, student, confidence)
-    )
+    law = fit.power_law
+    excess = None if law is None else _excess(law, found, size_K, student, confidence)
     if excess is None:
         return None
     excess_K, excess_RK, weight_R = excess
@@ -205,28 +198,16 @@ def level_of(fit: Fit, student: float, tokens: float, confidence: float) -> Inte
     runs = law.runs
     floor_N = runs.loss_N - law.curves.evaluate(law.x_P[None])[0][0]
     group_N = runs.group_N
-    floor_G = np.bincount(group_N, floor_N) / np.bincount(group_N)
+    floor_G = group_means(floor_N, group_N)
     size_G, tokens_G = runs.size_N[runs.first_G], runs.tokens_N[runs.first_G]
     t = stats.t.ppf((1 + confidence) / 2, law.noise_df)
     same = np.flatnonzero((np.abs(np.log(size_G / student)) < SAME_LOG_SIZE) & (tokens_G == tokens))
     if len(same):
         own = group_N == same[0]
         half = t * math.sqrt(law.run_noise_NN[np.ix_(own, own)].mean())
-        value = float(floor_G[same[0]])
-        return Interval(value=value, low=value - half, high=value + half)
-    columns = np.log(np.column_stack([size_G, tokens_G]))
-    use = np.ptp(columns, axis=0) > SAME_LOG_SIZE
-    centre = columns.mean(axis=0)
-    design = np.column_stack([np.ones(len(columns)), (columns - centre)[:, use]])
-    row = np.concatenate([[1.0], (np.log([student, tokens]) - centre)[use]])
-    fitted, _, rank, _ = np.linalg.lstsq(design, floor_G, rcond=1e-8)
-    value, df = float(row @ fitted), len(floor_G) - rank
-    if df < 1:
-        return Interval(value=value, low=None, high=None)
-    sd = math.sqrt(float(np.sum((floor_G - design @ fitted) ** 2)) / df)
-    spread = math.sqrt(1 + float(row @ np.linalg.pinv(design.T @ design) @ row))
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * sd * spread
-    return Interval(value=value, low=value - half, high=value + half)
+        return Interval.around(floor_G[same[0]], half)
+    logs_G2, at_2 = np.log(np.column_stack([size_G, tokens_G])), np.log([student, tokens])
+    return Interval.around(*predict_plane(logs_G2, floor_G, at_2, confidence))
 
 
 def student_for(fit: Fit, teacher: float, tokens: float, confidence: float) -> Interval | None:
@@ -279,7 +260,7 @@ def recommend(
     found = predict(fit, student, tokens, law.confidence)
     names = sorted(teachers, key=lambda name: (teachers[name], name))
     size_K = np.array([teachers[name] for name in names], dtype=float)
-    regret_K = regrets(fit, found, size_K, student, tokens, law.confidence)
+    regret_K = regrets(fit, found, size_K, student, law.confidence)
     level = level_of(fit, student, tokens, law.confidence)
     order = _order(regret_K, found, size_K)
     if law.status == "flat":

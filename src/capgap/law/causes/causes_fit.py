@@ -17,6 +17,7 @@ from scipy.stats import qmc
 from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.causes.causes_form import MEAN_P, NAMES, SD_P, CauseCells, above_level, jacobian_of
 from capgap.law.causes.two_causes import TwoCauses
+from capgap.law.loss_plane import group_means
 from capgap.law.table.read_runs import UNSTATED
 
 STARTS = 8  # a power of two
@@ -111,7 +112,7 @@ def fit_two_causes(
     if np.bincount(arrays.group_N).max() < 2:
         return "no student has two teachers at one budget"
     box = qmc.scale(qmc.Sobol(len(NAMES), seed=0).random(STARTS), MEAN_P - SD_P, MEAN_P + SD_P)
-    within = arrays.loss_N - _group_mean(arrays, arrays.loss_N)
+    within = arrays.loss_N - group_means(arrays.loss_N, arrays.group_N)[arrays.group_N]
     rough = max(NOISE_FLOOR, float(np.std(within)) / 3)
     starts = np.vstack([MEAN_P, box]) if near is None else near.theta_P[None]
     x, noise = _solve(arrays, starts, near.noise if near else rough, PASSES)
@@ -206,19 +207,13 @@ def _left_open(theta_P: np.ndarray, cells: CauseCells, noise: float) -> np.ndarr
     """
     slope_NP = jacobian_of(theta_P, cells)
     weight_N = cells.weight_N**2
-    totals_G = np.bincount(cells.group_N, weight_N)
     for p in range(len(theta_P)):
-        mean_G = np.bincount(cells.group_N, weight_N * slope_NP[:, p]) / totals_G
+        mean_G = group_means(slope_NP[:, p], cells.group_N, weight_N)
         slope_NP[:, p] -= mean_G[cells.group_N]
     slope_NP = slope_NP * cells.weight_N[:, None] / noise
     runs_PP = slope_NP.T @ slope_NP
     resolved_PP = np.linalg.solve(runs_PP + np.diag(SD_P**-2.0), runs_PP)
     return (np.eye(len(theta_P)) - resolved_PP) * SD_P
-
-
-def _group_mean(cells: CauseCells, value_N: np.ndarray) -> np.ndarray:
-    totals = np.bincount(cells.group_N, value_N) / np.bincount(cells.group_N)
-    return totals[cells.group_N]
 
 
 def _judge(fitted: TwoCauses, cells: CauseCells) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from scipy import stats
 
 from capgap.law.causes.causes_form import NAMES, SD_P, CauseCells, above_level, damage
 from capgap.law.law_record import Interval, TwoCausesFit
+from capgap.law.loss_plane import group_means, predict_plane
 
 # share of a prior's standard deviation; a parameter known no better is held by its prior
 HELD = 0.5
@@ -153,24 +154,14 @@ class TwoCauses:
         """(level of pruned and taught students, half width of the plane's prediction), nats."""
         rest_N = self.cells.loss_N - above_level(theta_P, self.cells)
         weight_N = self.cells.weight_N**2 / np.sqrt(1 + self.rest["z"].to_numpy() ** 2)
-        value_G = np.bincount(self.cells.group_N, weight_N * rest_N)
-        value_G = value_G / np.bincount(self.cells.group_N, weight_N)
+        value_G = group_means(rest_N, self.cells.group_N, weight_N)
         here, value_G = self.groups.to_numpy(), value_G[self.groups.index]
         at = np.array([np.log(student), np.log(tokens)])
         same = (np.abs(here - at) < 0.01).all(axis=1)
         if same.any():
             return float(value_G[same].mean()), 0.0
-        use = np.ptp(here, axis=0) > 0.01
-        design = np.column_stack([np.ones(len(here)), (here - here.mean(axis=0))[:, use]])
-        row = np.concatenate([[1.0], (at - here.mean(axis=0))[use]])
-        fit, _, rank, _ = np.linalg.lstsq(design, value_G, rcond=None)
-        free = len(value_G) - rank
-        if free < 1:
-            return float(row @ fit), np.nan
-        variance = np.sum((value_G - design @ fit) ** 2) / free
-        leverage = row @ np.linalg.pinv(design.T @ design) @ row
-        t = stats.t.ppf((1 + self.confidence) / 2, free)
-        return float(row @ fit), float(t * np.sqrt(variance * (1 + leverage)))
+        value, half = predict_plane(here, value_G, at, self.confidence)
+        return value, np.nan if half is None else half
 
     def best_teacher(
         self, student: float, tokens: float, loss_of: Callable[[np.ndarray], np.ndarray], ends
@@ -197,18 +188,17 @@ class TwoCauses:
     def record(self) -> TwoCausesFit:
         """The record for `law.json`, without optima and cells."""
         value_P, half_P = self.interval(lambda theta_P: theta_P)
-        help_, _, by_tokens, by_size, _ = _intervals(value_P, half_P)
-        rate, ceiling = (self._exponential(i, value_P, half_P) for i in (1, 4))
+        help_, log_rate, by_tokens, by_size, log_ceiling = _intervals(value_P, half_P)
         known_P = np.linalg.norm(self.open_PP, axis=1) < HELD * SD_P
         far = self.rest[self.rest["z"].abs() > FAR]
         return TwoCausesFit(
             status=self.status,
             reason=self.reason,
             help=help_,
-            damage_rate_nats=rate,
+            damage_rate_nats=log_rate.apply(np.exp),
             damage_by_tokens=by_tokens,
             damage_by_size=by_size,
-            damage_ceiling_nats=ceiling,
+            damage_ceiling_nats=log_ceiling.apply(np.exp),
             held=[name for name, known in zip(NAMES, known_P, strict=True) if not known],
             centre_student_params=float(np.exp(self.centre[0])),
             centre_tokens=float(np.exp(self.centre[1])),
@@ -221,21 +211,9 @@ class TwoCauses:
             ],
         )
 
-    def _exponential(self, i: int, value_P: np.ndarray, half_P: np.ndarray) -> Interval:
-        logs = _intervals(value_P[[i]], half_P[[i]])[0]
-        return Interval(
-            value=float(np.exp(logs.value)),
-            low=None if logs.low is None else float(np.exp(logs.low)),
-            high=None if logs.high is None else float(np.exp(logs.high)),
-        )
-
 
 def _intervals(value_K: np.ndarray, half_K: np.ndarray) -> list[Interval]:
     return [
-        Interval(
-            value=float(value),
-            low=None if np.isnan(half) else float(value - half),
-            high=None if np.isnan(half) else float(value + half),
-        )
+        Interval.around(value, None if np.isnan(half) else half)
         for value, half in zip(value_K, half_K, strict=True)
     ]

@@ -74,12 +74,8 @@ def outlier_in(law: PowerLaw, settings: Law) -> None:
         chance = 2 * stats.t.sf(abs(distance), df) * len(keep_N)
         if abs(distance) > OUTLIER and chance < RARE:
             columns = ", ".join(
-                f"{name}: {getattr(law.runs, field)[run]}"
-                for name, field in (
-                    ("student", "student_N"),
-                    ("teacher", "teacher_N"),
-                    ("seed", "seed_N"),
-                )
+                f"{name}: {getattr(law.runs, f'{name}_N')[run]}"
+                for name in ("student", "teacher", "seed")
             )
             tokens = f"tokens: {law.runs.tokens_N[run]:.0f}"
             raise CapgapError(
@@ -177,7 +173,7 @@ def teacher_effects(law: PowerLaw) -> list[TeacherEffect]:
                 teacher=str(name[run]),
                 teacher_params_non_embedding=float(law.runs.teacher_size_N[run]),
                 effect_nats=value,
-                effect=Interval(value=value, low=value - half, high=value + half),
+                effect=Interval.around(value, half),
                 off_family=abs(value) > half,
             )
         )

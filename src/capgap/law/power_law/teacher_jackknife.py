@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from capgap.law.law_record import Interval
+from capgap.law.loss_plane import group_means
 from capgap.law.power_law import curve_fit
 from capgap.law.power_law.loss_curve import bowl
 from capgap.law.power_law.power_law import PowerLaw
@@ -54,7 +55,7 @@ class Refitted:
         curves = curve_fit.Curves(self.runs, self.law.axes)
         floor_N = self.runs.loss_N - curves.evaluate(self.x_P[None])[0][0]
         group_N, first = self.runs.group_N, self.runs.first_G
-        floor_G = np.bincount(group_N, floor_N) / np.bincount(group_N)
+        floor_G = group_means(floor_N, group_N)
         return self.runs.size_N[first], self.runs.tokens_N[first], floor_G
 
 

@@ -44,9 +44,8 @@ class Case:
     student: str
     size: float
     tokens: int
-    teachers: (
-        pd.DataFrame
-    )  # main arm by teacher size: teacher, teacher_params, teacher_loss, loss, ...
+    # main arm by teacher size: teacher, teacher_params, teacher_loss, loss, ...
+    teachers: pd.DataFrame
     no_teacher: float | None  # observed loss of the init of the smallest teacher without one
     own: Interval | None  # T* by its own curve, if that is interior
 
@@ -76,7 +75,7 @@ class _Answer:
     @property
     def regret(self) -> float:
         """Regret of the choice, nats; without a choice, that of a random teacher."""
-        above = (self.case.teachers["loss"] - self.case.teachers["loss"].min()).to_numpy()
+        above = _above(self.case)
         return float(above.mean() if self.choice is None else above[self.choice])
 
 
@@ -95,12 +94,7 @@ def score_laws(
     cases = _cases(cells, own)
     contenders = {name: _if_runs(law) for name, law in laws.items()} | _rules(settings)
     out = [
-        (
-            kind,
-            out_of(runs),
-            out_of(cells),
-            [case for case in cases if out_of(case.rows).any()],
-        )
+        (kind, out_of(runs), out_of(cells), [c for c in cases if out_of(c.rows).any()])
         for kind, out_of in _left_out(cells, cases)
     ]
     scores = [
@@ -290,8 +284,7 @@ def _score(law: str, answers: list[_Answer], cells: pd.DataFrame, settings: Law)
     tie, picks, pilot, chosen, chance, inside = settings.tie_nats, [], [], [], [], []
     for answer in given:
         case, row = answer.case, answer.case.teachers.iloc[answer.choice]
-        above = case.teachers["loss"] - case.teachers["loss"].min()
-        chance.append(float((above <= tie).mean()))
+        chance.append(float((_above(case) <= tie).mean()))
         chosen.append(float(row["flops"]))
         pilot.append(_pilot(law, case, cells))
         if answer.interval is not None and case.own is not None:
@@ -362,7 +355,7 @@ def _mean_regret(answers: list[_Answer], confidence: float) -> Interval:
     pull = share.groupby(frame["student"]).sum()
     n = len(pull)
     if n < 2:
-        return Interval(value=mean, low=None, high=None)
+        return Interval.around(mean, None)
     error = np.sqrt(n / (n - 1) * np.sum(pull**2))
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
     return Interval(value=mean, low=max(0.0, mean - half), high=mean + half)
@@ -389,20 +382,14 @@ def _no_teacher(cases: list[Case], settings: Law) -> Score:
     have = [case for case in cases if case.no_teacher is not None]
     if not have:
         return _empty("no_teacher", "the table has no arm without a teacher")
-    regrets = [max(0.0, c.no_teacher - float(c.teachers["loss"].min())) for c in have]
-    flops = [6 * c.size * c.tokens for c in have]
-    return Score(
-        law="no_teacher",
-        status="scored",
-        reason=f"{len(have)} of {len(cases)} students and budgets",
-        n_cases=len(have),
-        mean_regret_nats=float(np.mean(regrets)),
-        max_regret_nats=float(np.max(regrets)),
-        hit_rate=float(np.mean([r <= settings.tie_nats for r in regrets])),
-        chance_hit_rate=_chance(have, settings).hit_rate,
-        pilot_flops=0.0,
-        choice_flops=float(np.mean(flops)),
-        exhaustive_flops=float(np.mean([c.teachers["flops"].sum() for c in have])),
+    above = [np.array([max(0.0, c.no_teacher - float(c.teachers["loss"].min()))]) for c in have]
+    return _expected(
+        "no_teacher",
+        f"{len(have)} of {len(cases)} students and budgets",
+        have,
+        above,
+        [6 * c.size * c.tokens for c in have],
+        settings,
     )
 
 
@@ -410,18 +397,39 @@ def _chance(cases: list[Case], settings: Law) -> Score:
     """A random teacher: expectations over the teachers of each case."""
     if not cases:
         return _empty("chance", "no student has two teachers")
-    regret = [(c.teachers["loss"] - c.teachers["loss"].min()) for c in cases]
-    hit = float(np.mean([(r <= settings.tie_nats).mean() for r in regret]))
+    reason = f"expected over the teachers of {len(cases)} students and budgets"
+    flops = [c.teachers["flops"].mean() for c in cases]
+    return _expected("chance", reason, cases, list(map(_above, cases)), flops, settings)
+
+
+def _above(case: Case) -> np.ndarray:
+    """Losses of the teachers of a case above the best one's, nats."""
+    return (case.teachers["loss"] - case.teachers["loss"].min()).to_numpy()
+
+
+def _expected(
+    law: str,
+    reason: str,
+    cases: list[Case],
+    above: list[np.ndarray],
+    flops: list[float],
+    settings: Law,
+) -> Score:
+    """The score of a rule that names no teacher. above: nats, of the outcomes it can have in each case."""
+
+    def hits(regrets: list[np.ndarray]) -> float:
+        return float(np.mean([(r <= settings.tie_nats).mean() for r in regrets]))
+
     return Score(
-        law="chance",
+        law=law,
         status="scored",
-        reason=f"expected over the teachers of {len(cases)} students and budgets",
+        reason=reason,
         n_cases=len(cases),
-        mean_regret_nats=float(np.mean([r.mean() for r in regret])),
-        max_regret_nats=float(np.max([r.max() for r in regret])),
-        hit_rate=hit,
-        chance_hit_rate=hit,
+        mean_regret_nats=float(np.mean([r.mean() for r in above])),
+        max_regret_nats=float(np.max([r.max() for r in above])),
+        hit_rate=hits(above),
+        chance_hit_rate=hits(list(map(_above, cases))),
         pilot_flops=0.0,
-        choice_flops=float(np.mean([c.teachers["flops"].mean() for c in cases])),
+        choice_flops=float(np.mean(flops)),
         exhaustive_flops=float(np.mean([c.teachers["flops"].sum() for c in cases])),
     )

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from capgap.law.law_record import InitExplains
+from capgap.law.loss_plane import group_means
 
 
 def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
@@ -33,8 +34,7 @@ def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
 
     def within(values) -> np.ndarray:
         values = np.asarray(values, dtype=float)
-        totals = np.bincount(group_N, values) / np.bincount(group_N)
-        return values - totals[group_N]
+        return values - group_means(values, group_N)[group_N]
 
     log_size = np.log((use["teacher_params"] / use["student_params"]).to_numpy(float))
     loss_N = within(use["loss"])
