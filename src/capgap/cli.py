@@ -29,7 +29,7 @@ def main() -> None:
             dispatch()
         finally:  # here, where a reader that is gone can still be met; not at the very end
             sys.stdout.flush()
-    except KeyboardInterrupt:  # while a command is loaded; later each says how to go on
+    except KeyboardInterrupt:  # while a command is loaded; later each command prints how to go on
         end_by_signal(signal.SIGINT)
     except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
         end_unread()

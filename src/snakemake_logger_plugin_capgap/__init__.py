@@ -1,8 +1,8 @@
 """
 Live progress of a study, in place of Snakemake's wall of text: `snakemake --logger capgap ...`.
 
-On a terminal each finished job is one line, above an area that shows how far the study is and what
-the log of every running job says. Elsewhere (CI, a file) the same lines come without the area, and
+On a terminal each finished job is one line, above an area that shows how far the study is and
+the last line of every running job's log. Elsewhere (CI, a file) the same lines come without the area, and
 a heartbeat once a minute. Failures, errors and warnings are always shown. Snakemake's own full
 record of the run is in `.snakemake/log/`. A dry run writes the outputs that it would make, one a line,
 into the file that CAPGAP_PLANNED names.
@@ -91,7 +91,7 @@ class LogHandler(LogHandlerBase):
         )
         self.progress = Progress()
         self.planned: list[str] = []  # outputs, of a dry run
-        self.finished: list[Any] = []  # shown when PROGRESS tells the new total
+        self.finished: list[Any] = []  # shown when PROGRESS brings the new total
         self.command_errors: list[re.Match] = []  # shown with the failure of their job
         self.warnings: set[str] = set()
         self.had_error = False
@@ -223,7 +223,7 @@ class LogHandler(LogHandlerBase):
             self.say(text)
 
     def on_detail(self, record: Any) -> None:
-        """Show an event of another kind if an option asks for it, or if it is a problem."""
+        """Show an event of another kind if an option requests it, or if it is a problem."""
         commands = self.options.printshellcmds and Quietness.RULES not in self.quiet
         asked = {LogEvent.SHELLCMD: commands, LogEvent.DEBUG_DAG: self.options.debug_dag}
         if asked.get(record.event, self.options.verbose) or record.levelno >= WARNING:

@@ -29,7 +29,7 @@ class Job:
     def __str__(self) -> str:
         return f"{self.rule} {self.identity}".rstrip()
 
-    def says(self) -> str:
+    def last_line(self) -> str:
         """Last line of the log, empty while there is none."""
         return "".join(log_tail(self.logs[0], 1)) if self.logs else ""
 
@@ -87,7 +87,9 @@ class Progress:
     def heartbeat(self, now: float) -> str:
         """Say in one line how far the study is and what the running jobs do."""
         active = list(self.running.values())
-        jobs = [": ".join(filter(None, [str(job), job.says()])) for job in active[:HEARTBEAT_JOBS]]
+        jobs = [
+            ": ".join(filter(None, [str(job), job.last_line()])) for job in active[:HEARTBEAT_JOBS]
+        ]
         more = len(active) - HEARTBEAT_JOBS
         return "; ".join(
             [", ".join(self.status(now)), *jobs, *([f"{job_count(more)} more"] if more > 0 else [])]
@@ -104,7 +106,10 @@ class Progress:
         shown = active[: max(1, (height - 3) // 2)]
         lines = []
         for job in shown:
-            lines += [(f"{job}  {duration(now - job.started)}", ""), (f"  {job.says()}", "dim")]
+            lines += [
+                (f"{job}  {duration(now - job.started)}", ""),
+                (f"  {job.last_line()}", "dim"),
+            ]
         if len(active) > len(shown):
             lines.append((f"and {job_count(len(active) - len(shown))} more", ""))
         rows = [Text(text, style, no_wrap=True, overflow="ellipsis") for text, style in lines]

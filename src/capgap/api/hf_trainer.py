@@ -193,7 +193,7 @@ def _next_tokens(inputs: dict[str, Any]) -> torch.Tensor:
 
 
 def _inputs_of(model: torch.nn.Module):
-    """A function that tells whether a model's forward pass takes an input of this name."""
+    """A function of a name: whether a model's forward pass takes an input that is called so."""
     parameters = inspect.signature(model.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return lambda name: True

@@ -204,7 +204,7 @@ def distill(
     checkpoint_seconds: float = 60.0,
     **settings: Any,
 ) -> Trained:
-    """Train a student on text and on what a teacher says of it.
+    """Train a student on text and on a teacher's probabilities for it.
 
     Prints its progress. A call that was interrupted goes on where it was when it is made again.
 
@@ -294,8 +294,8 @@ def _target(**sizes: Any) -> Target:
     given = {kind: value for kind, value in sizes.items() if value is not None}
     if len(given) != 1:
         raise CapgapError(
-            "exactly one of params, total_params, sparsity and shape says how large the pruned model "
-            f"shall be, got {len(given)}"
+            "exactly one of params, total_params, sparsity and shape sets how large the pruned model "
+            f"will be, got {len(given)}"
         )
     [(kind, value)] = given.items()
     return Target(kind, checked_count(kind, value) if kind in ("params", "total") else value)

@@ -1,7 +1,7 @@
 """
 Start a study of your own: a folder with a commented config.yaml, ready for git and DVC.
 
-On a terminal, it asks for what no option gives: a text, teachers, a student, a time and a device. Then it
+On a terminal, it prompts for what no option gives: a text, teachers, a student, a time and a device. Then it
 proposes a ladder of teachers and students with its cost, and checks it as `capgap plan` does. Nothing
 that exists is overwritten.
 
@@ -313,7 +313,7 @@ def write_folder(folder: Path, file: Path, text: str, study: str) -> tuple[list[
     """
     check_new(folder, file)  # again, since a person may have taken minutes to answer
     beside = folder_files(file, study)
-    if file != Path("config.yaml"):  # the only one that DVC's stage knows
+    if file != Path("config.yaml"):  # the only one that DVC's stage names
         beside = {name: content for name, content in beside.items() if name not in DVC_FILES}
     files = {**beside, file: text}
     if not any(folder.iterdir()) and not folder.samefile("."):

@@ -46,7 +46,7 @@ def clear_leftovers(root: Path) -> None:
     """Remove what a killed run left: locks, temporary artifacts, outputs that were not recorded,
     states that nothing resumes.
 
-    Snakemake remakes unfinished outputs that it knows of at its start, not those behind the
+    Snakemake remakes the unfinished outputs of its records at its start, not those behind the
     checkpoint: it would take them as they are, and without a record.
     """
     shutil.rmtree(private.SNAKEMAKE_LOCKS, ignore_errors=True)
@@ -74,7 +74,7 @@ def check_results(root: Path, *, look: bool) -> None:
     damaged = {k: v for k, v in found.damaged.items() if not k.startswith(open_folders)}
     listed = checksums.read(root) if not damaged else records
     for name in records.keys() - listed.keys():
-        damaged[name] = f"{name} has no checksum, so nothing tells whether it is as it was made"
+        damaged[name] = f"{name} has no checksum, so it cannot be compared with what was made"
     refuse(sorted(damaged.values()), "nothing was started")
     # a folder whose manifest alone is here was left out by a pull; jobs that need it name it
     missing = [text for name, text in found.missing.items() if not os.path.isfile(name)]

@@ -197,7 +197,7 @@ def grid_problems(
             yield f"grid.arm_inits: no teacher is called {name}; {_known(sizes)}"
     for student in students:
         if student >= max(sizes.values()):
-            continue  # the study says so itself
+            continue  # reported by study_problems
         for tokens in grid.budgets(student):
             ladder, cell = grid.ladder(student, tokens, sizes), f"student {format_count(student)}"
             if not ladder and grid.teacher_ratio:

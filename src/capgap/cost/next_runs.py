@@ -6,7 +6,7 @@ depend on the machine; the summary takes this machine's.
 
 An experiment as the law proposes it need not be one that the study can run: pruning may not give
 the student's size, too few teachers may be larger, or no control may be named for it. So the nearest
-values that the plan accepts are taken, and the step says which they are.
+values that the plan accepts are taken, and the step names them.
 """
 
 from __future__ import annotations

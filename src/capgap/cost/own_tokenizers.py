@@ -39,7 +39,7 @@ def jobs(sizes: StudySizes, name: str, made: Any, packed: Any) -> list[Any]:
 
 
 def note(sizes: StudySizes, name: str) -> str:
-    """What the plan says about the teachers of such a tokenizer."""
+    """A note of the plan on the teachers of such a tokenizer."""
     teachers = ", ".join(sizes.study.teacher_tokenizers[name].names())
     return (
         f"{teachers}: tokenizer {name} of {sizes.own_vocab(name):,} entries, the students have another one "

@@ -72,7 +72,7 @@ DESIGNS = (  # from the whole one to the least, which still has an interval of e
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person asks for; what is None is chosen here."""
+    """The study that a person wants; what is None is chosen here."""
 
     name: str
     corpus: dict[str, Any]  # the section, without shares

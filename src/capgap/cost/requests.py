@@ -70,15 +70,15 @@ class Requests:
         return asked
 
     def on_slurm(self, given: Mapping[str, str]) -> dict[str, int | str]:
-        """What a job that can be resumed asks of Slurm's plugin in addition.
+        """Additional resources, for Slurm's plugin, of a job that can be resumed.
 
-        Slurm tells it to save some time before the limit, because at the limit srun kills what it has
+        Slurm sends it SIGTERM some time before the limit, so that it saves, because at the limit srun kills what it has
         started. given: the run's default resources.
         """
         return {"slurm_extra": _joined(given.get("slurm_extra"), SAVE_FIRST)}
 
     def on_slurm_nodes(self, given: Mapping[str, str]) -> dict[str, int | str]:
-        """What a training job asks of Slurm's plugin in addition.
+        """Additional resources, for Slurm's plugin, of a training job.
 
         On several nodes the job's script runs on the first one and starts a launcher on each
         (`workflow.launch`), with the devices of that node.

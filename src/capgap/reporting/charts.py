@@ -1,7 +1,7 @@
 """
 The report's figures: records -> an Altair specification and the table behind it.
 
-Each figure has one table; its column `kind` says which layer of the figure a row belongs to.
+Each figure has one table; its column `kind` is the layer of the figure that a row belongs to.
 Sizes are parameters without embeddings, losses nats per token, compute FLOPs.
 """
 

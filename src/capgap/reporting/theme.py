@@ -163,7 +163,7 @@ def loss_y(field: str = "loss_nats_per_token:Q") -> alt.Y:
 
 
 def tips(names: str, **numbers: str) -> list[alt.Tooltip]:
-    """What a mark tells on hover: columns by name, then numbers as title=column."""
+    """What a mark shows on hover: columns by name, then numbers as title=column."""
     shown = [alt.Tooltip(f"{name}:N") for name in names.split()]
     return shown + [
         alt.Tooltip(f"{column}:Q", title=title.replace("_", " "), format=",.5~r")
@@ -202,9 +202,9 @@ def facet(
     )
 
 
-def titled(chart: alt.TopLevelMixin, text: str, says: list[str] = ()) -> alt.TopLevelMixin:
+def titled(chart: alt.TopLevelMixin, text: str, notes: list[str] = ()) -> alt.TopLevelMixin:
     """The chart with the name and unit of its vertical axis on top, and sentences if any."""
-    title = alt.Title(text=text, subtitle=list(says)) if says else alt.Title(text=text)
+    title = alt.Title(text=text, subtitle=list(notes)) if notes else alt.Title(text=text)
     return chart.properties(title=title)
 
 

@@ -1,4 +1,4 @@
-"""What the comparison of two laws says in words."""
+"""The comparison of two laws in words."""
 
 from __future__ import annotations
 

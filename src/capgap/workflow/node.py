@@ -1,5 +1,5 @@
 """
-The launcher of one machine's processes of a job: torchrun, with an exit status that says why it ended.
+The launcher of one machine's processes of a job: torchrun, with an exit status by the reason of its end.
 
     python -m capgap.workflow.node NODES PROCESSES PORT MODULE [OPTION...]
 
@@ -90,7 +90,7 @@ def wait_for_processes() -> int:
 
 
 def main() -> None:
-    """Run the processes and exit with a status that says how they ended."""
+    """Run the processes and exit with a status by how they ended."""
     nodes, processes, port, module, *options = sys.argv[1:]
     if os.environ.get("CAPGAP_UNDER_WORKFLOW"):
         die_with_parent()

@@ -3,7 +3,7 @@ A recommendation by the law that leads, if it is a law of the loss and not the p
 
 The law of two causes needs the losses of the teachers on offer: those of the table's teachers are
 known, those of others are interpolated in the table's family. If a teacher lies beyond the family, the
-answer of the power law stands, and a note says why.
+answer of the power law stands, with the reason in a note.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def log_pruned(
 def free_constants(sizes: int, budgets: int, sources: int, cells: int) -> list[str]:
     """Constants that a study may determine; the others drop their terms (ABSENT).
 
-    One budget says nothing about D, two give a power law without floor, three a floor. The term
-    in N0 alone is told from delta by many cells only.
+    One budget determines nothing about D, two give a power law without floor, three a floor. The term
+    in N0 alone needs many cells to be separated from delta.
     """
     free = ["E"] if budgets == 1 else ["Dc", "beta"]
     free += ["gamma"] * (sources >= 2) + ["delta"] * (sources >= 2 and sizes >= 2)

@@ -49,7 +49,7 @@ def runs_of_law(runs: pd.DataFrame, law: LawRecord) -> pd.DataFrame:
 def as_main(runs: pd.DataFrame, kind: str) -> pd.DataFrame:
     """The table in which the runs of a kind are the main arm, with their controls.
 
-    Given students of one size are told apart by their names.
+    Given students of one size keep different names.
     """
     if kind == "pruned":
         return runs

@@ -133,7 +133,7 @@ def read_table(
 
 
 def key_of(runs: pd.DataFrame) -> list[str]:
-    """The columns that tell the runs of a table apart."""
+    """The columns that identify a run of a table."""
     return [*KEY, *({WEIGHT} & {*runs.columns})]
 
 
@@ -212,7 +212,7 @@ def _identities(
     if WEIGHT in columns.known:
         column = columns.known[WEIGHT]
         weights = _numbers(text[column], header[column], _weight_problem, problems)
-        if weights.nunique() > 1:  # a constant tells no runs apart
+        if weights.nunique() > 1:  # a constant distinguishes no runs
             found[WEIGHT] = weights
     runs = pd.DataFrame(found, index=text.index)
     for name in SEEDS:
