@@ -176,7 +176,7 @@ def _curve(
     init: str | None = None,
     weighted: bool = False,
 ) -> list[CurveRow]:
-    """The measurements in one curve.csv; weighted: with the weight of the teacher's term. Raises CapgapError if it is damaged."""
+    """The measurements in one curve.csv; weighted: with the weight of the teacher's term."""
     try:
         return [
             CurveRow(

@@ -287,11 +287,7 @@ def _rows_of(store: TargetStore, vocab: int) -> int:
 def pack_text(
     pattern: str, student: Path, out: Path, teacher: Path | None = None
 ) -> tuple[Path, Path | None]:
-    """Pack text files into token streams of the student's tokenizer; returns their folder.
-
-    teacher: if it has another tokenizer, the text is packed with that as well, and the second folder
-    is returned, too.
-    """
+    """Pack text files into token streams; returns their folder, and that in a teacher's other tokenizer."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise CapgapError(
             "--data is for one process; pack the text before (capgap corpus, capgap pack) and name "

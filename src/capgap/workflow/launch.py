@@ -3,13 +3,10 @@ Start a stage as one process or several, and measure what it took.
 
     python -m capgap.workflow.launch [--gpus N] [--processes N] [--nodes N] ... TIMING MODULE [OPTION...]
 
-GPUs and processes are those of the whole job. A stage of one process that needs no GPU is forked from the run's job host if there is one (see
-`capgap.workflow.job_host`). Wall time, CPU time and peak memory are written to the file TIMING.
-
-If the variable CAPGAP_GPUS lists devices of this machine, the stage claims GPUS of them that no other
-job of this user holds, and sees only those. If it is not set, the cluster assigns devices. Several
-processes are started by torchrun (`capgap.workflow.node`), on several machines through srun within the
-job's allocation.
+GPUs and processes are those of the whole job. Several processes are started by torchrun (node.py), on several
+machines through srun; one that needs no GPU is forked from the run's job host if there is one (job_host.py).
+Wall time, CPU time and peak memory are written to the file TIMING. If the variable CAPGAP_GPUS lists devices
+of this machine, the stage claims some that no other job of this user holds; else the cluster assigns them.
 """
 
 from __future__ import annotations

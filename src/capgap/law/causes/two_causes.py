@@ -5,23 +5,13 @@ The law of two causes: a better teacher helps, and the pruning that made the ini
     damage        = A (1 - exp(-z)),   z = c / A (D / D0)^-q (S / S0)^-r log(T / S)
 
 L_T is the teacher's own loss, T the size of the model that the init was pruned from, S and D student
-size and tokens, S0 and D0 their geometric means over the runs. The damage is 0 without a cut, grows as
-c log(T/S) while it is small, shrinks with training tokens, and cannot exceed A, the loss of an init
-without anything left of its teacher. Beyond the best teacher, the better loss of the next one no longer
-makes up for the heavier pruning, so T* depends on tokens and on how well the family is trained.
+size and tokens, S0 and D0 their geometric means over the runs. Student, budget, kind of init (pruned, random,
+or a given model by its name) and whether there is a teacher have a level of their own. Random and given inits
+have no damage, and runs without a teacher no g L_T. docs/method.md explains the form, its fit and its choice.
 
-Every group of runs that differ only in what the law describes has a level of its own: student, budget,
-how the init was made (pruned, random, or a given model by its name), and whether there is a teacher.
-Random and given inits have no damage, and runs without a teacher no g L_T. So the arm with crossed
-teachers separates teacher and cut, and the arm without a teacher shows the damage alone.
-
-The fit is robust (soft L1 about the noise of the runs), with weak normal priors on what runs may leave
-open. Intervals are those of the jackknife over teachers: all runs that a draw of a teacher taught, or
-whose init was pruned from it, are left out together, because they share its noise (the cluster-robust
-variance CR3; MacKinnon, Nielsen and Webb 2023, arXiv 2205.03285), with t limits of teachers less one.
-
-The form was chosen by its predictions for students, budgets and teachers left out of three pilot studies;
-docs/method.md has the table.
+Intervals are those of the jackknife over draws of teachers: all runs that one taught, or whose init was pruned
+from it, are left out together (the cluster-robust variance CR3; MacKinnon, Nielsen and Webb 2023, arXiv
+2205.03285), with t limits of teachers less one.
 
 Shapes: N cells (means over seeds), G groups, P parameters, K draws of teachers.
 """

@@ -1,19 +1,14 @@
 """
-Score every law by what it has not seen: students, budgets and teachers left out.
+Score every law by what it has not seen: students, budgets and teachers left out (docs/method.md, Scores).
 
-A law is fitted without one student size, one budget or one teacher (one family of teachers, if the
-table names them), and chooses a teacher for every student and budget that lost runs. Regret is the
-observed mean loss of its choice above the best observed one, which is the lowest of noisy means: regrets
-are a little too large, alike for every law. If a law gives no answer, a random teacher is scored instead.
-Intervals are t intervals over students, because the cases of one student share their noise.
+Regret is the observed mean loss of a law's choice above the best observed one, which is the lowest of noisy
+means: regrets are a little too large, alike for every law. If a law gives no answer, a random teacher is
+scored instead. Intervals are t intervals over students, because the cases of one student share their noise.
 
 LEARNED are laws that are fitted (contenders.py; `ratio` is one T*/S for each budget), RULES learn
 nothing: `least_damage` takes the init with the lowest loss before training, `fixed_ratio` the published
 ratio times S; `no_teacher` trains the init of the smallest teacher on the data alone, by its observed loss;
-`chance` is the mean over all teachers.
-
-FLOPs are the column of the table, else 6 S D + 2 T D. Pilot: all runs that the law needed. Choice: one
-run with the chosen teacher. Exhaustive: one run with each. Rules need no pilot.
+`chance` is the mean over all teachers. Rules need no pilot runs.
 """
 
 from __future__ import annotations

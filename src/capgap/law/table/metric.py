@@ -1,7 +1,5 @@
 """
-The metric of the runs, and the scale on which the law is fitted.
-
-The law is fitted to values for which lower is better and differences add up:
+The metric of the runs, and the scale on which the law is fitted: lower is better, and differences add up.
 
   loss           nats per token, as it is
   perplexity     its logarithm, which is the loss in nats per token
@@ -11,16 +9,9 @@ The law is fitted to values for which lower is better and differences add up:
   higher         the negative of a score of which more is better, such as BLEU, in points
   lower          a score of which less is better, as it is, in points
 
-The logit is used for shares because they are bounded: one point of accuracy means much more at 98 %
-than at 50 %, and a curve that is smooth in the size of a teacher would bend at the bounds. For small
-errors the logit is the logarithm of the error, on which scaling laws are straight, and a table of
-accuracies gives the same law as the table of the errors. The logit of a loss has no meaning, so loss
-and perplexity share the scale of nats and the two shares that of logits.
-
-A table can hold several outcomes of a run. One is plain, under a header like `loss`; the others have
-headers of the form `<metric>:<name>`, such as `bits_per_byte:news` or `accuracy:arc_easy`, and are chosen
-by their name. The plain one is called validation if it is not the chosen one, and the column
-test_loss_nats_per_token is called test.
+docs/tables.md has the reasons. A table can hold several outcomes of a run. One is plain, under a header like
+`loss`; the others have headers `<metric>:<name>`, such as `accuracy:arc_easy`, and are chosen by name. The
+plain one is called validation if it is not the chosen one, and test_loss_nats_per_token is called test.
 """
 
 from __future__ import annotations

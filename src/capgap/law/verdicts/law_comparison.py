@@ -1,17 +1,11 @@
 """
 Does the best teacher differ between kinds of init, between weights of the teacher's term in the loss, or
-by what one measures of a student?
+by what one measures of a student? All are called kinds below; docs/method.md has the rules.
 
-Two laws are compared: of two kinds of init, of two weights, or of the same runs by two outcomes (losses on
-two texts, or the score of a task); all are called kinds below. For every student and budget of both, T* is
-compared as a ratio, within the teachers tried
-under both: a T* beyond them counts as the last of them, but the width of its interval is that of T* up to a
-factor of BEYOND outside, because a number that stops at an end would seem to be known. What the other
-kind's best teacher costs is compared with the equivalence margin. Both kinds learned from the same
+For every student and budget of both, T* is compared as a ratio, within the teachers tried under both: a T*
+beyond them counts as the last of them, but the width of its interval is that of T* up to a factor of BEYOND
+outside, because a number that stops at an end would seem to be known. Both kinds learned from the same
 teachers, so intervals leave out each draw under both kinds at once (teacher_jackknife.py).
-
-Verdict, by the geometric mean of the ratios: *equal* if its whole interval lies within law.ratio_margin
-of 1, *different* if wholly outside, else *not_told_apart*, and always if both have the same end as best.
 
 Shapes: G students and budgets, K draws of teachers.
 """
