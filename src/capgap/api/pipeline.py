@@ -306,11 +306,9 @@ def _streams(text: Text | None, tokenizer: Path) -> Iterator[Path | None]:
     """The folder of token streams: the one that is given, or packed for the time of a call."""
     if text is None:
         yield None
-    elif isinstance(text, str | os.PathLike) and (Path(text) / TOKENS_RECORD).is_file():
-        yield Path(text)
     else:
-        with tempfile.TemporaryDirectory() as temporary, _as_files(text) as pattern:
-            yield distill_stage.pack_text(pattern, tokenizer, Path(temporary) / "tokens")[0]
+        with _streams_of_two(text, tokenizer, None, None) as (streams, _):
+            yield streams
 
 
 @contextmanager

@@ -114,17 +114,22 @@ def short(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _table(*numbers: str) -> Table:
+    """A table with a column for the rule and columns of numbers."""
+    out = Table(box=None, pad_edge=False)
+    out.add_column("rule", no_wrap=True)
+    for name in numbers:
+        out.add_column(name, justify="right", no_wrap=True)
+    return out
+
+
 def table(plan: Plan) -> Table:
     """One row per rule with its remaining jobs and their cost."""
     on_device = plan.device != CPU
-    out = Table(box=None, pad_edge=False)
-    out.add_column("rule", no_wrap=True)
-    for name in ("jobs", "done", "tokens", "FLOPs", "GPU h" if on_device else "CPU s"):
-        out.add_column(name, justify="right", no_wrap=True)
-    if on_device:
-        out.add_column("device GB", justify="right")
-    for name in ("memory MB", "disk", "scratch", "download"):
-        out.add_column(name, justify="right", no_wrap=True)
+    worked = ["GPU h", "device GB"] if on_device else ["CPU s"]
+    out = _table(
+        "jobs", "done", "tokens", "FLOPs", *worked, "memory MB", "disk", "scratch", "download"
+    )
     rules = list(dict.fromkeys(job.rule for job in plan.jobs))
     for rule in rules:
         every = [job for job in plan.jobs if job.rule == rule]
@@ -137,10 +142,7 @@ def table(plan: Plan) -> Table:
 
 def comparison(plan: Plan) -> Table:
     """Expected and measured cost, one row per rule, over the jobs that were timed."""
-    out = Table(box=None, pad_edge=False)
-    out.add_column("rule", no_wrap=True)
-    for name in ("jobs", "CPU s", "measured", "ratio", "memory MB", "measured", "ratio"):
-        out.add_column(name, justify="right", no_wrap=True)
+    out = _table("jobs", "CPU s", "measured", "ratio", "memory MB", "measured", "ratio")
     for rule in dict.fromkeys(job.rule for job in plan.jobs):
         timed = [(job, measured(job)) for job in plan.jobs if job.rule == rule]
         timed = [(job, found) for job, found in timed if found]

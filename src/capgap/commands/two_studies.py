@@ -86,8 +86,7 @@ def _side(name: str, law_file: Path, table_file: Path) -> Side:
 def _located(path: Path) -> tuple[Path | None, Path, str]:
     """Law, table and name of the study that a path stands for."""
     if path.is_file():
-        folder = path.resolve().parent
-        name = folder.parent.name if folder.name == "law" else folder.name
+        name = _name(path)
         if path.suffix == ".json":
             return path, path.with_name("runs.csv"), name
         return path.with_name("law.json"), path, name if path.name == "runs.csv" else path.stem
@@ -106,6 +105,12 @@ def _located(path: Path) -> tuple[Path | None, Path, str]:
     raise CapgapError(
         f"--against: {path} has no runs.csv, no law/ and no finished study in results/{several}"
     )
+
+
+def _name(file: Path) -> str:
+    """Name of the study that a law or a table belongs to, by its folder."""
+    folder = file.resolve().parent
+    return folder.parent.name if folder.name == "law" else folder.name
 
 
 def page(ours: Side, theirs: Side) -> str:
@@ -183,10 +188,7 @@ def side_here(args: argparse.Namespace) -> Side:
     law, table, note = law_paths(args)  # the published study's if there is none here
     if note:
         print(f"note: {note}", file=sys.stderr)
-    law_file = Path(law)
-    folder = law_file.resolve().parent
-    name = folder.parent.name if folder.name == "law" else folder.name
-    return _side(args.study_name or name, law_file, Path(table))
+    return _side(args.study_name or _name(Path(law)), Path(law), Path(table))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -156,13 +156,16 @@ def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
     if TEST_LOSS in known:
         named[TEST] = METRICS["loss"], known[TEST_LOSS]
     name = asked if asked in named and asked not in METRICS else None
+    plain_ones = {
+        name: first[f"measured:{name}"] for name in METRICS if f"measured:{name}" in first
+    }
     if name is not None:
         metric, outcome = named[name]
-        plain_one = _plain(first)
-        if plain_one is not None:
-            named[VALIDATION] = plain_one
+        for kind in list(plain_ones)[:1]:  # the loss if there are several
+            named[VALIDATION] = METRICS[kind], plain_ones[kind]
     else:
-        metric, outcome = _outcome(header, first, asked, [*named], problems)
+        unnamed = first.get("measured:any")
+        metric, outcome = _outcome(header, plain_ones, unnamed, asked, [*named], problems)
     if any(text.startswith("no column") for _, text in problems.found):
         problems.header = header
     problems.check()
@@ -181,25 +184,19 @@ def assign(header: list[str], asked: str | None, problems: Problems) -> Columns:
     )
 
 
-def _plain(first: dict[str, int]) -> tuple[Metric, int] | None:
-    """Metric and column of the plain outcome, the loss if there are several; None without one."""
-    found = [name for name in METRICS if f"measured:{name}" in first]
-    return (METRICS[found[0]], first[f"measured:{found[0]}"]) if found else None
-
-
 def _outcome(
     header: list[str],
-    first: dict[str, int],
+    found: dict[str, int],
+    unnamed: int | None,
     asked: str | None,
     named: list[str],
     problems: Problems,
 ) -> tuple[Metric, int | None]:
     """Metric and column of the plain outcome; a column headed loss holds whatever metric is asked for.
 
-    named: the outcomes that could be asked for by name.
+    found: columns of plain outcomes by metric; unnamed: one that could be any. named: the outcomes that
+    could be asked for by name.
     """
-    found = {name: first[f"measured:{name}"] for name in METRICS if f"measured:{name}" in first}
-    unnamed = first.get("measured:any")
     if asked is not None:
         if asked not in METRICS:
             known = ", ".join([*METRICS, *named])

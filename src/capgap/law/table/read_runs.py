@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,44 +232,51 @@ def _identities(
 
 def _counts(text: pd.Series, header: str, name: str, problems: Problems) -> pd.Series:
     """A column of counts or seeds; NaN for what is empty or a problem, else int64."""
-    may_be_empty = name not in (STUDENT_SIZE, "tokens", "seed")
     least, most = (0, LARGEST_SEED) if name in SEEDS else (1, 10**18)
-    values = []
-    for line, entry in text.items():
-        value = None
-        if entry == "":
-            if not may_be_empty:
-                problems.add(f"{header} is empty", line)
-        else:
-            value = _count(entry, problems.separator)
-            if value is None:
-                problems.add(
-                    f"{header} is '{entry}', not a whole number like 60k, 7B or 1,000,000", line
-                )
-            elif not least <= value <= most:
-                fix = "; number the seeds 0, 1, 2" if name in SEEDS and value > most else ""
-                problems.add(
-                    f"{header} is {entry}, but must be at least {least} and at most {most:,}{fix}",
-                    line,
-                )
-                value = None
-        values.append(value)
+
+    def problem(value: int) -> str | None:
+        fix = "; number the seeds 0, 1, 2" if name in SEEDS and value > most else ""
+        wrong = f"but must be at least {least} and at most {most:,}{fix}"
+        return None if least <= value <= most else wrong
+
+    if name in (STUDENT_SIZE, "tokens", "seed"):
+        for line in text.index[text == ""]:
+            problems.add(f"{header} is empty", line)
+    kind = "a whole number like 60k, 7B or 1,000,000"
+    values = _parsed(text, header, _count, kind, problem, problems)
     if None in values:
         return pd.Series([np.nan if v is None else float(v) for v in values], text.index)
     return pd.Series(values, text.index, dtype=np.int64)
 
 
-def _count(entry: str, separator: str) -> int | None:
-    """A count, also with points between thousands or a decimal comma; None if it is none."""
+def _parsed(
+    text: pd.Series, header: str, parse: Callable, kind: str, problem: Callable, problems: Problems
+) -> list:
+    """Entries of a column; None for what is empty or has a problem. kind: what an entry must be."""
+    values = []
+    for line, entry in text.items():
+        value = None
+        if entry:
+            try:
+                value = parse(entry, problems.separator)
+            except ValueError:
+                problems.add(f"{header} is '{entry}', not {kind}", line)
+            else:
+                if (found := problem(value)) is not None:
+                    problems.add(f"{header} is {entry}, {found}", line)
+                    value = None
+        values.append(value)
+    return values
+
+
+def _count(entry: str, separator: str) -> int:
+    """A count, also with points between thousands or a decimal comma; ValueError if it is none."""
     sign, digits = (-1, entry[1:]) if entry.startswith("-") else (1, entry)
     if re.fullmatch(r"\d{1,3}(\.\d{3}){2,}", digits):
         digits = digits.replace(".", "")
     elif separator != "," and re.fullmatch(r"\d+,\d{1,2}[kMBT]", digits, re.IGNORECASE):
         digits = digits.replace(",", ".")
-    try:
-        return sign * parse_count(digits)
-    except ValueError:
-        return None
+    return sign * parse_count(digits)
 
 
 def _values(
@@ -331,22 +339,10 @@ def _numbers(
     text: pd.Series, header: str, problem: Callable[[float], str | None], problems: Problems
 ) -> pd.Series:
     """A column of numbers; NaN for what is empty or has a problem."""
-    values = []
-    for line, entry in text.items():
-        value = np.nan
-        if entry:
-            try:
-                value = parse_number(entry, problems.separator)
-            except ValueError:
-                problems.add(
-                    f"{header} is '{entry}', not a number; correct it, or leave the row out", line
-                )
-            else:
-                if (found := problem(value)) is not None:
-                    problems.add(f"{header} is {entry}, {found}", line)
-                    value = np.nan
-        values.append(value)
-    return pd.Series(values, text.index, dtype=float)
+    kind = "a number; correct it, or leave the row out"
+    return pd.Series(
+        _parsed(text, header, parse_number, kind, problem, problems), text.index, dtype=float
+    )
 
 
 def _matching(
@@ -363,10 +359,10 @@ def _matching(
                 names = ", ".join(key_of(runs))
                 problems.add(f"law.exclude[{i}]: '{given}' is not one of {names}, arm")
                 break
-            if name == WEIGHT:
-                wanted = value
-            else:
-                wanted = str(value) if name in TEXT else _count(str(value), ",")
+            wanted = value if name == WEIGHT else str(value)
+            if name not in (WEIGHT, *TEXT):
+                with suppress(ValueError):  # which no run has
+                    wanted = _count(str(value), ",")
             same_N = (runs[name] == wanted).to_numpy()
             if not same_N.any():
                 there = sorted(map(str, runs[name].dropna().unique()))
