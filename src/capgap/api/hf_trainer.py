@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, Trainer
 
-from capgap.api.own_loop import loss_settings
+from capgap.api.own_loop import loss_of, loss_settings
 from capgap.config.training_settings import Objective
 from capgap.data.token_streams import IGNORED
 from capgap.engine.forward import model_output
-from capgap.engine.losses import ModelOutput, mixture_loss
+from capgap.engine.losses import ModelOutput
 from capgap.engine.models import load_model, vocabulary_rows
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.errors import CapgapError
@@ -132,21 +132,7 @@ class DistillationMixin(_TrainerLike):
                 self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             )
             scale = shares / max(1, float(num_items_in_batch))
-        settings = self.distillation
-        with torch.autocast(ids_BT.device.type, enabled=False):
-            loss, parts = mixture_loss(
-                learnt.hidden,
-                learnt.head,
-                labels_N,
-                targets,
-                cap=learnt.cap,
-                objective=settings.objective,
-                weight=settings.teacher_weight,
-                temperature=settings.temperature,
-                beta=settings.beta,
-                scale=scale,
-                chunk=settings.loss_chunk_tokens,
-            )
+        loss, parts = loss_of(self.distillation, learnt, targets, labels_N, scale)
         sums = torch.stack([*parts, parts.data_ce.new_tensor(counted)])
         mode = "train" if model.training else "eval"
         self._parts[mode] += sums

@@ -159,13 +159,27 @@ def distillation_loss(
             f"are {learnt.vocab} logits; tokens that shall not count have the label {ignore_index}"
         )
     scale = 1 / max(1, counted) if reduction == "mean" else 1.0
-    with torch.autocast(student.device.type, enabled=False):
-        loss, sums = mixture_loss(
-            learnt.hidden,
-            learnt.head,
+    loss, sums = loss_of(settings, learnt, taught, labels_N, scale)
+    if not return_parts:
+        return loss
+    return loss, LossParts(*(scale * part for part in sums))
+
+
+def loss_of(
+    settings: Distill,
+    student: ModelOutput,
+    teacher: ModelOutput,
+    labels_N: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, LossParts]:
+    """The loss of some tokens and its parts, which are neither weighted nor scaled, outside of autocast."""
+    with torch.autocast(labels_N.device.type, enabled=False):
+        return mixture_loss(
+            student.hidden,
+            student.head,
             labels_N,
-            taught,
-            cap=student_cap,
+            teacher,
+            cap=student.cap,
             objective=settings.objective,
             weight=settings.teacher_weight,
             temperature=settings.temperature,
@@ -173,9 +187,6 @@ def distillation_loss(
             scale=scale,
             chunk=settings.loss_chunk_tokens,
         )
-    if not return_parts:
-        return loss
-    return loss, LossParts(*(scale * part for part in sums))
 
 
 def _output(name: str, states: torch.Tensor, head: Head | None, cap: float | None) -> ModelOutput:

@@ -22,7 +22,15 @@ import numpy as np
 import torch
 
 from capgap.commands.rates import LARGEST_PARAMS, Rates, random_model
-from capgap.config import FilesCorpus, PackageCorpus, PretrainedTeacher, Study, Training, run_grid
+from capgap.config import (
+    FilesCorpus,
+    PackageCorpus,
+    PretrainedTeacher,
+    Section,
+    Study,
+    Training,
+    run_grid,
+)
 from capgap.config.counts import format_count
 from capgap.config.devices import CPU
 from capgap.cost.host_memory import BASE_MB, MEGA, host_mb
@@ -244,10 +252,7 @@ class _Probe:
             budgets=study.grid.budgets(min(students)), seeds=len(study.grid.draws()),
             arms=study.grid.arms,
         ).to_csv(table, index=False)  # fmt: skip
-        student, tokens = (
-            min(students),
-            min(study.grid.budgets(min(students))),
-        )
+        student, tokens = min(students), min(study.grid.budgets(min(students)))
         if study.final:
             student, tokens = study.final.student, study.final.tokens
         found = {}
@@ -286,21 +291,19 @@ class _Probe:
         startup: dict[str, float] = {}
         base: dict[str, float] = {}
 
-        def stage(rule: str, words: list, work: dict[str, int]) -> None:
-            run = run_stage_process(words, self.folder)
-            spent = sum(
-                tokens * rates[kind][0][1] for kind, tokens in work.items() if kind in rates
-            )
+        def stage(rule: str, module: str, *words, settings: Section, **work: int) -> None:
+            options = [f"capgap.stages.{module}", *words, *self._options(settings)]
+            run = run_stage_process(options, self.folder)
+            spent = sum(n * rates[kind][0][1] for kind, n in work.items() if kind in rates)
             startup[rule] = max(0.1, run.cpu_s - spent - imports_s)
             base[rule] = run.peak_mb - self._counted_mb(jobs[rule], name)
 
         tokens = ["--token-streams", self.streams_folder]
+        state = ["--scratch", self.folder / "state"]
         length = len(Streams(self.streams_folder)["test"])
         stage(
-            "evaluate_teacher",
-            ["capgap.stages.evaluate", "--model", teacher, *tokens, "--out", self.folder / "metrics.json",
-             *self._options(study.evaluate)],
-            {"evaluate": 2 * length},
+            "evaluate_teacher", "evaluate", "--model", teacher, *tokens,
+            "--out", self.folder / "metrics.json", settings=study.evaluate, evaluate=2 * length,
         )  # fmt: skip
         startup["evaluate_student"] = startup["evaluate_teacher"]
         base["evaluate_student"] = base["evaluate_teacher"]
@@ -309,51 +312,38 @@ class _Probe:
             targets = ["--targets", self.folder / "targets"]
             settings = study.distill.targets_stage()
             stage(
-                "cache_teacher",
-                ["capgap.stages.cache_teacher", "--teacher", teacher, *tokens, "--out", self.folder / "targets",
-                 "--scratch", self.folder / "state", *self._options(settings)],
-                {"targets": settings.unique_tokens},
+                "cache_teacher", "cache_teacher", "--teacher", teacher, *tokens,
+                "--out", self.folder / "targets", *state,
+                settings=settings, targets=settings.unique_tokens,
             )  # fmt: skip
         scored = study.prune.scoring().model_copy(update={"calibration_sequences": 1})
         importance = self.folder / "importance"
         stage(
-            "score_importance",
-            ["capgap.stages.score", "--model", teacher, *tokens, "--out", importance,
-             *self._options(scored)],
-            {"score": scored.sequence_length},
+            "score_importance", "score", "--model", teacher, *tokens, "--out", importance,
+            settings=scored, score=scored.sequence_length,
         )  # fmt: skip
         cut = study.grid.sizes(run_grid.given_sizes(study))
         students = [size for size in cut if size < sizes[name]]
         if "prune_student" in jobs and students:
-            start, plain = (
-                self.folder / "start",
-                {"refit": "none"},
-            )  # a refit counts as work of its own
+            start = self.folder / "start"  # without a refit, which counts as work of its own
             stage(
-                "prune_student",
-                ["capgap.stages.prune", teacher, "--importance", importance, "--params", min(students),
-                 "--out", start, *self._options(study.prune.cutting().model_copy(update=plain))],
-                {},
+                "prune_student", "prune", teacher, "--importance", importance,
+                "--params", min(students), "--out", start,
+                settings=study.prune.cutting().model_copy(update={"refit": "none"}),
             )  # fmt: skip
             stage(
-                "distill_student",
-                ["capgap.stages.distill", "--init", start, "--teacher", teacher, *targets, *tokens,
-                 "--tokens", study.distill.batch_tokens, "--out", self.folder / "run",
-                 "--scratch", self.folder / "state", *self._options(study.distill)],
-                {"distill": study.distill.batch_tokens,
-                 "evaluate": self._validated(study.distill, length)},
+                "distill_student", "distill", "--init", start, "--teacher", teacher, *targets, *tokens,
+                "--tokens", study.distill.batch_tokens, "--out", self.folder / "run", *state,
+                settings=study.distill, distill=study.distill.batch_tokens,
+                evaluate=self._validated(study.distill, length),
             )  # fmt: skip
         if "pretrain_teacher" in jobs and isinstance(study.teachers[name], PretrainedTeacher):
-            settings = study.pretrain_stage(name).model_copy(
-                update={"tokens": study.pretrain.batch_tokens}
-            )
+            settings = study.pretrain_stage(name)
+            settings = settings.model_copy(update={"tokens": study.pretrain.batch_tokens})
             stage(
-                "pretrain_teacher",
-                ["capgap.stages.pretrain", "--name", name, *tokens, "--tokenizer", self.tokenizer,
-                 "--out", self.folder / "trained", "--scratch", self.folder / "state",
-                 *self._options(settings)],
-                {"pretrain": settings.batch_tokens,
-                 "evaluate": self._validated(settings, length)},
+                "pretrain_teacher", "pretrain", "--name", name, *tokens, "--tokenizer", self.tokenizer,
+                "--out", self.folder / "trained", *state, settings=settings,
+                pretrain=settings.batch_tokens, evaluate=self._validated(settings, length),
             )  # fmt: skip
         for rule in {*jobs} & {*LIKE}:
             for found in (startup, base):

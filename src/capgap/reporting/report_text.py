@@ -14,14 +14,7 @@ from typing import NamedTuple, get_args
 
 from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.answers.answer_records import FinalRecord, Recommendation
-from capgap.law.law_record import (
-    Interval,
-    LawRecord,
-    Optimum,
-    RivalFit,
-    RivalName,
-    Score,
-)
+from capgap.law.law_record import Interval, LawRecord, Optimum, RivalFit, RivalName, Score
 from capgap.law.number_text import LAW_NAMES, about, listed
 from capgap.law.table.metric import METRICS
 from capgap.records.run_records import HarnessRecord, HarnessScore, Metrics, RunRow

@@ -17,14 +17,7 @@ from pathlib import Path
 
 from capgap.command_parser import by_hand
 from capgap.config import CollectStage
-from capgap.config.run_grid import (
-    NONE,
-    Run,
-    arm_of,
-    collect_stage,
-    grid_runs,
-    replica_level,
-)
+from capgap.config.run_grid import NONE, Run, arm_of, collect_stage, grid_runs, replica_level
 from capgap.errors import CapgapError
 from capgap.law.table.task_scores import task_outcome
 from capgap.records import paths

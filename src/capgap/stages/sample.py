@@ -20,11 +20,7 @@ from capgap.data.encoding import Encoder
 from capgap.data.prompts import prompts
 from capgap.data.text_store import is_chat
 from capgap.data.token_streams import Streams
-from capgap.engine.models import (
-    check_reads,
-    load_tokenizer,
-    read_lineage,
-)
+from capgap.engine.models import check_reads, load_tokenizer, read_lineage
 from capgap.engine.sampling import continuations
 from capgap.engine.streaming import load_frozen
 from capgap.records.artifacts import open_folder, write_text

@@ -200,26 +200,23 @@ def _row(
 ) -> EqualCompute:
     log_I = question.log_I
 
-    def both(one: Refitted, flops: float | None = None) -> np.ndarray:
-        """log T* at equal tokens and at the compute of that run."""
-        at = float(np.clip(one.log_star(question.size, tokens), log_I[0], log_I[-1]))
-        price = question.token_flops.per_token(question.size, math.exp(at), question.shared_by)
-        return np.array([at, replace(question, flops=flops or float(price * tokens)).log_star(one)])
+    def at_tokens(one: Refitted) -> float:
+        """log T* at equal tokens."""
+        return float(np.clip(one.log_star(question.size, tokens), log_I[0], log_I[-1]))
 
-    at = both(whole(law))
-    flops = float(
-        question.token_flops.per_token(question.size, math.exp(at[0]), question.shared_by) * tokens
-    )
+    best = math.exp(at_tokens(whole(law)))
+    price = question.token_flops.per_token(question.size, best, question.shared_by)
     # the compute is the same in every refit: it is what was asked
-    spread = Spread(at, np.array([both(one, flops) for one in left]), confidence)
+    here = replace(question, flops=float(price * tokens))
+    at, *others = (np.array([at_tokens(one), here.log_star(one)]) for one in (whole(law), *left))
+    spread = Spread(at, np.array(others), confidence)
     star = spread.interval(lambda v: v[1], math.exp)
-    here = replace(question, flops=flops)
     return EqualCompute(
         student=student,
         student_params_non_embedding=question.size,
         tokens=round(tokens),
         shared_by=int(question.shared_by),
-        flops=flops,
+        flops=here.flops,
         teacher_params=_open(star, log_I),
         place=_place(at[1], log_I),
         tokens_there=float(here.tokens(np.exp(at[1]))),
