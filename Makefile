@@ -1,4 +1,5 @@
-# `make` sets up and runs the default study; `make STUDY=configs/x.yaml` another one.
+# `make` sets up (some minutes, once) and runs the default study (fourteen to eighteen minutes on two cores);
+# `make STUDY=configs/x.yaml` runs another one, `make plan` prints the cost before.
 STUDY ?= config.yaml
 PYTHON ?= python3
 VENV := .venv
