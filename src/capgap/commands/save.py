@@ -67,9 +67,9 @@ def _whole_lock() -> Iterator[None]:
 def _commit() -> None:
     """Have DVC store the stage's outputs; CapgapError with its reason if it cannot."""
     command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", "study"]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
-    )  # or it would go on after a kill, without the lock
+    # it dies with this process, or it would go on after a kill, without the lock
+    options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": die_with_parent}
+    process = subprocess.Popen(command, **options)
     try:
         errors = _errors_of(process)
     except BaseException:

@@ -1,6 +1,6 @@
 """
-The cost of a study before it runs, by arithmetic: no torch, no network and no model is needed, except
-by `probe` and `rates`, which measure.
+The cost of a study before it runs, by arithmetic: no torch, no network and no model is needed. The
+measurements of `capgap plan --calibrate` are in commands/ (probe, rates).
 
 architectures    shape of a model that need not exist yet, and of the students cut from it
 teacher_configs  sizes and shapes of fetched teachers, from their config.json or GGUF header
@@ -12,7 +12,6 @@ job_costs        every job of a study; init_costs those that make inits
 makespan         critical path, and the time on N workers
 device_fit       jobs that a device cannot hold, and what would make them fit
 speed            seconds of a job, assumed or measured
-probe, rates     calibration: seconds and memory on this machine, measured in a minute
 requests         resources that a job requests from Snakemake
 proposal         a study that fits into a budget of time, for `capgap init`
 saved_work       finished work that a pull would bring instead

@@ -189,17 +189,14 @@ def _law_of_outcome(
 ) -> tuple[PowerLaw | None, str, MetricLaw]:
     """The law of an outcome, why there is none, and its record; an outlier is a reason for none."""
     margin = margin_of(settings, metric, name)
-    own = settings.model_copy(
-        update={"metric": metric.name, "tie_nats": margin, "noise_sd": None}
-    )  # a stated noise is that of the first outcome
+    # a stated noise is that of the first outcome
+    changed = {"metric": metric.name, "tie_nats": margin, "noise_sd": None}
+    own = settings.model_copy(update=changed)
     table = runs.assign(**{LOSS: metric.to_scale(runs[column])})
     if "sd" in table:
         table = table.assign(sd=np.nan)
     missing = int(main_arm(table)[column].isna().sum())
-    fit, why_not = (
-        None,
-        f"{missing} runs of the main arm were not measured by it" if missing else "",
-    )
+    fit, why_not = None, f"{missing} runs of the main arm were not measured by it"
     if not missing:
         try:
             fit = fit_law(table, own)

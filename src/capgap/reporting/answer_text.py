@@ -117,26 +117,22 @@ def _advice(
         )
     answer = choice.recommendation
     best = answer.ranked[0]
-    size = (
-        f"{about(best.teacher_params_non_embedding)} parameters, {best.ratio:.1f} times the student"
-    )
+    params = about(best.teacher_params_non_embedding)
+    size = f"{params} parameters, {best.ratio:.1f} times the student"
     if answer.status == "abstains":
         return (
             f"The runs do not settle which teacher is best for {who} ({answer.reason}). The best "
             f"guess is {best.teacher} ({size})."
         )
+    others = answer.ranked[1:]
     seconds = [
-        row.teacher
-        for row in answer.ranked[1:]
-        if row.teacher in answer.within_tie or (row.within_tie is None)
+        row.teacher for row in others if row.teacher in answer.within_tie or row.within_tie is None
     ]
-    text = f"For {who}, take the teacher {best.teacher}: {size}." + _agreeing(
-        law, near, best.teacher
-    )
-    if answer.teacher_params_star is not None:
-        text += (
-            f" The law puts the best size, T*, at {bracketed(answer.teacher_params_star, about)}."
-        )
+    text = f"For {who}, take the teacher {best.teacher}: {size}."
+    text += _agreeing(law, near, best.teacher)
+    star = answer.teacher_params_star
+    if star is not None:
+        text += f" The law puts the best size, T*, at {bracketed(star, about)}."
     if seconds:
         text += (
             f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be as good "
@@ -184,9 +180,8 @@ class TeacherCost(NamedTuple):
     teacher: str
     size: str  # parameters, in words
     cost: str  # loss above the best, or 'best'
-    perplexity: (
-        str  # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
-    )
+    # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
+    perplexity: str
     share: float  # of the largest cost, from 0 to 1
 
 
