@@ -156,7 +156,7 @@ def _curve_rows(
 def controls(runs: list[RunRow], axis: str = PLAIN_LOSS) -> Figure | None:
     """All arms against teacher size, a panel for each student size and budget.
 
-    None where there is no arm that `curves` does not show already.
+    None if there is no arm that `curves` does not show already.
     A run without a teacher stands at the size of the teacher its start was pruned from; the
     random start without a teacher has no size and is a rule across the panel.
     """

@@ -97,7 +97,7 @@ def table(rows: list[dict], columns: str) -> pd.DataFrame:
 
 
 def case(student: str | None, tokens: int, several: bool) -> str:
-    """Name of a panel: the student size, and the budget where there are several."""
+    """Name of a panel: the student size, and the budget if there are several."""
     parts = [f"{student} student" if student else "", f"{size(tokens)} tokens" if several else ""]
     return ", ".join(part for part in parts if part)
 

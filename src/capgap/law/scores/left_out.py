@@ -84,7 +84,7 @@ def score_laws(
     """Scores of all laws and rules, in the order of LEARNED and RULES.
 
     runs: as `read_runs`; cells: as `run_means.cell_table`. own: T* that the runs of a student and budget
-    show alone, where it is interior. laws: how those of LEARNED are fitted.
+    show alone, if it is interior. laws: how those of LEARNED are fitted.
     """
     cases = _cases(cells, own)
     contenders = {name: _if_runs(law) for name, law in laws.items()} | _rules(settings)
