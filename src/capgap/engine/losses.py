@@ -415,6 +415,8 @@ def mixture_loss(
         hidden_ND, targets = hidden_ND[rows_N], targets.keep(rows_N)
     term = Term(objective, weight, temperature, beta)
     kernels = None if isinstance(targets, PartialTargets) else loss_kernels(hidden_ND)
+    if kernels and objective not in kernels.KINDS:
+        kernels = None
     loss, sums = _Fused.apply(
         hidden_ND,
         head_VD,

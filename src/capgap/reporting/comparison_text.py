@@ -85,5 +85,5 @@ def in_short(found: LawComparison, what: str) -> str:
     """The verdict with its reason, or with the ratio of the sizes T* alone if it is equal."""
     reason = found.reason
     if found.verdict == "equal":
-        reason = f"the sizes differ by the factor {interval(found.ratio)}"
+        reason = f"T* differs by the factor {interval(found.ratio)}"
     return f"{compared(found, what)}: {reason}"

@@ -36,7 +36,7 @@ HELP_CALLS = {"Field", "add_argument", "add_argument_group"}
 HIDING_CALLS = {"exec", "eval", "__import__", "import_module"}
 NOT_FOLLOWED = "capgap.workflow"
 STATES = 8  # of the package, whose digests are kept
-BY_HAND = "by_hand"  # the decorator, see capgap.stages.base
+BY_HAND = "by_hand"  # the decorator, see capgap.command_parser
 
 
 @cache
