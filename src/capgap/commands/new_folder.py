@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def _content(kind: str) -> str:
-    """One of the files new_study.* beside this module."""
-    return Path(__file__).with_name(f"new_study.{kind}").read_text(encoding="utf-8")
+def _content(name: str) -> str:
+    """A file beside this module."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 DVC_FILES = {
-    Path("dvc.yaml"): _content("stage.yaml"),
-    Path(".dvcignore"): _content("dvcignore"),
-    Path(".dvc/config"): _content("dvc_config"),
+    Path("dvc.yaml"): _content("new_study.stage.yaml"),
+    Path(".dvcignore"): _content("new_study.dvcignore"),
+    Path(".dvc/config"): _content("new_study.dvc_config"),
     Path(".dvc/.gitignore"): "/config.local\n/tmp\n/cache\n",
 }
 
@@ -21,7 +21,7 @@ DVC_FILES = {
 def folder_files(file: Path, study: str) -> dict[Path, str]:
     """Contents by name of all files beside the study file `file`."""
     return {
-        Path(".gitignore"): _content("gitignore"),
-        Path("README.md"): _content("readme.md").format(study=study, file=file),
+        Path(".gitignore"): _content("new_study.gitignore"),
+        Path("README.md"): _content("new_study.readme.md").format(study=study, file=file),
         **DVC_FILES,
     }
