@@ -11,6 +11,7 @@ from training_runs import dying, run, weights
 
 from capgap.data.token_streams import Streams
 from capgap.engine import checkpoints
+from capgap.engine.parallel import DistContext
 from capgap.engine.state_files import WEIGHTS, StateFiles, name_of
 from capgap.engine.training import TRUNK
 from capgap.errors import CapgapError
@@ -19,7 +20,7 @@ WSD = {"schedule": "wsd", "warmup_tokens": 64 * 4, "decay_share": 0.25, "micro_b
 # Runs of 12 steps, one after another, by the processes of one group. Of each the first one prints the
 # digest of the whole model, the steps that were begun, and what was exchanged to save states.
 RUNS = """
-import hashlib, json, os, signal, sys, time
+import errno, hashlib, json, os, signal, sys, time
 from functools import partial
 from pathlib import Path
 import torch
@@ -64,6 +65,8 @@ def slow(tensors, path):
     while name == "whole" and last and max(begun) < min(saved + 2, 11) and time.monotonic() < end:
         time.sleep(0.01)
     assert time.monotonic() < end
+    if name == "full" and last and saved >= 6:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     save_file(tensors, path)
     if name == "killed" and last and saved >= 6:
         path.write_bytes(path.read_bytes()[:-100])
@@ -88,6 +91,7 @@ with join(shard=True) as dist:
         if dist.rank == 0:
             digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in whole.values())).hexdigest()
             print("RUN", json.dumps([name, digest, begun, exchanged, ended]), flush=True)
+            save_file(whole, work / f"{name}.safetensors")
 """
 
 
@@ -168,11 +172,57 @@ def test_a_run_that_is_killed_while_it_writes_a_part_ends_in_the_same_bits(
 
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_from_a_state_in_parts(runs, tmp_path):
-    [[_, whole, *_]], _ = runs("whole")
+    runs("whole")
     runs("told")
-    [[_, digest, steps, *_]], _ = runs("told-again", processes=4, statuses=(0,) * 4)
+    [[_, _, steps, *_]], _ = runs("told-again", processes=4, statuses=(0,) * 4)
     assert steps == list(range(7, 12))
-    assert len(digest) == len(whole)
+    found, expected = (load_file(tmp_path / f"{n}.safetensors") for n in ("told-again", "whole"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_disk_that_is_full_for_one_process_ends_all(runs, tmp_path):
+    """Each with a message, at the end of the same step, and the state before stays."""
+    _, ended = runs("full", statuses=(1, 1))
+    assert "saving failed in another process of the job" in ended[0][2]
+    assert "no space left on the disk" in ended[1][2]
+    states = sorted(path for path in (tmp_path / "full").iterdir() if path.is_dir())
+    assert [path for path in states if not checkpoints.is_whole(path)] == []
+    assert states
+
+
+def test_new_states_outlive_damaged_ones_of_later_steps(tiny_model, tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in (10, 11):
+        checkpoints.save(tmp_path, step, model, optimizer, {})
+        (checkpoints.folder_of(tmp_path, step) / name_of(WEIGHTS)).write_bytes(b"torn")
+    assert checkpoints.load_latest(tmp_path, model, optimizer) is None
+    checkpoints.save(tmp_path, 1, model, optimizer, {})
+    assert checkpoints.load_latest(tmp_path, model, optimizer)[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+class Beside(DistContext):
+    """One of two processes; `other` has the other one's flags of each exchange."""
+
+    def __init__(self, *other):
+        super().__init__(rank=0, size=1)
+        object.__setattr__(self, "other", list(other))
+
+    def any_process(self, *flags):
+        return [mine or theirs for mine, theirs in zip(flags, self.other.pop(0), strict=True)]
+
+
+def test_a_state_that_only_some_processes_see_is_no_damage(tiny_model, tmp_path):
+    model = tiny_model()
+    checkpoints.save(tmp_path, 3, model, torch.optim.AdamW(model.parameters()), {})
+    folder = checkpoints.folder_of(tmp_path, 3)
+    with pytest.raises(CapgapError, match="others do not; put scratch where all"):
+        checkpoints.is_whole(folder, Beside([False], [False, True, True]))
+    with pytest.raises(CapgapError, match="reading it failed in another process"):
+        checkpoints.is_whole(folder, Beside([True]))
+    assert checkpoints.is_whole(folder, Beside([False], [True, False, False]))
+    assert not checkpoints.is_whole(folder, Beside([False], [True, False, True]))
 
 
 def test_rows_of_all_parts_are_the_tensor(tmp_path):
@@ -183,8 +233,9 @@ def test_rows_of_all_parts_are_the_tensor(tmp_path):
     stored, found = StateFiles(tmp_path, WEIGHTS, 3), torch.zeros(3, 2)
     stored.fill("a", found)
     assert torch.equal(found, tensor)
-    with pytest.raises(CapgapError, match="a has 3 rows there and 4 in the model"):
-        stored.fill("a", torch.zeros(4, 2))
+    for shape in ((4, 2), (3, 1), (3, 4)):
+        with pytest.raises(CapgapError, match=r"a has the shape \[3, 2\] there and"):
+            stored.fill("a", torch.zeros(shape))
     (tmp_path / name_of(WEIGHTS, 2, 3)).unlink()
-    with pytest.raises(CapgapError, match="another does not see all of it"):
+    with pytest.raises(CapgapError, match="does not see all of this state"):
         StateFiles(tmp_path, WEIGHTS, 3)

@@ -85,14 +85,12 @@ class ByteStream:
 class Window(NamedTuple):
     """What a teacher reads for one window of the student, and where they meet."""
 
-    first: int  # token of the teacher
-    count: int  # of its tokens that it reads
-    rows: (
-        np.ndarray
-    )  # (T,) which of these predicts what the student predicts, from the first; -1: none
+    first: int  # of the teacher's tokens that it reads
+    count: int  # of these tokens
+    rows: np.ndarray  # (T,) which of these predicts what each token of the student does; -1: none
     nodes: (
         np.ndarray
-    )  # (T,) where in the teacher's entry (`Continuations`); NO_NODE where rows are -1
+    )  # (T,) where in the teacher's entry (`Continuations`) it begins; NO_NODE: none
 
 
 class Windows(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from capgap.engine.parallel import ONE_PROCESS, DistContext, whole_tensor
-from capgap.engine.state_files import MOMENTS, WEIGHTS, StateFiles, name_of
+from capgap.engine.state_files import MOMENTS, SAME_FILES, WEIGHTS, StateFiles, name_of
 from capgap.errors import CapgapError
 from capgap.records.artifacts import is_first_process, publish_folder
 from capgap.records.checksums import read_manifest
@@ -32,13 +32,19 @@ def save(
 ) -> None:
     """Save the state after `step` steps; `notes` is the loop's own state, as JSON."""
     write(folder_of(scratch, step), step, model, optimizer, notes)
-    prune(scratch)
+    prune(scratch, step)
 
 
-def prune(scratch: Path) -> None:
-    """Remove all but the newest states; the first process does it."""
-    for old in _steps(scratch)[KEEP:] if is_first_process() else []:
-        shutil.rmtree(old)
+def prune(scratch: Path, step: int) -> None:
+    """Remove all but the newest states up to this step; the first process does it.
+
+    States of later steps were skipped when the run was resumed, and would outlast every new one.
+    """
+    newest, states = folder_of(scratch, step), _steps(scratch)
+    kept = [path for path in states if path.name <= newest.name][:KEEP]
+    for path in states if is_first_process() else []:
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def load_latest(
@@ -84,9 +90,21 @@ def folder_of(scratch: Path, step: int) -> Path:
 def is_whole(folder: Path, dist: DistContext = ONE_PROCESS) -> bool:
     """Whether a checkpoint exists and none of its files is missing or damaged.
 
-    dist: the processes that share the reading; all get the same answer.
+    dist: the processes that share the reading; all get the same answer. Raises CapgapError if only some
+    of them see the folder, or if it cannot be read.
     """
-    return not dist.any_process(not _matches(folder, dist))[0]
+    error, matches, there = None, False, (folder / MANIFEST).is_file()
+    try:
+        matches = there and _matches(folder, dist)
+    except OSError as failure:
+        error = failure
+    dist.agree(error, f"{folder}: reading it")
+    some, not_all, damaged = dist.any_process(there, not there, not matches)
+    if some and not_all:
+        raise CapgapError(
+            f"{folder}: some processes of the job see this state and others do not; {SAME_FILES}"
+        )
+    return not damaged
 
 
 def _matches(folder: Path, dist: DistContext) -> bool:
@@ -102,7 +120,7 @@ def _matches(folder: Path, dist: DistContext) -> bool:
             and digest(folder / name) == listed[name].sha256
             for name in dist.deal(sorted(listed))
         )
-    except (Unreadable, OSError):
+    except (Unreadable, FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -164,11 +182,6 @@ def load(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict]:
     """Restore a state in place; returns (steps done, notes). Each process reads what it holds."""
-    if not folder.is_dir():
-        raise CapgapError(
-            f"{folder}: the first process has this state and another does not see it; put scratch "
-            "where all processes see the same files"
-        )
     notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
     parts = notes.pop("parts", 1)
     weights, moments = (StateFiles(folder, kind, parts) for kind in (WEIGHTS, MOMENTS))

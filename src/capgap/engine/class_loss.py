@@ -155,9 +155,7 @@ class Inside:
         places_IU, absent_IU = _ranges(low[nodes_I], high[nodes_I])
         of_node_IU = logits_IW.gather(1, entries[places_IU]).masked_fill_(absent_IU, -torch.inf)
         p_IU = torch.softmax(of_node_IU, 1, dtype=torch.float64)
-        below_IU = torch.nn.functional.pad(
-            p_IU.cumsum(1), (1, 0)
-        )  # sums of the entries before each
+        below_IU = torch.nn.functional.pad(p_IU.cumsum(1), (1, 0))  # of the entries before each
         starts_IK, stops_IK = (
             (of[nodes_IK] - low[nodes_I, None]).clamp_(0, below_IU.shape[1] - 1)
             for of in (low, high)
@@ -270,9 +268,8 @@ class _ClassLoss(torch.autograd.Function):
         logits_CV = output.buffer(min(chunk, max(tokens, 1)))
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_head_VD = None if head_VD is None else torch.zeros_like(head_VD, dtype=wide)
-        sums = hidden_ND.new_zeros(
-            3, dtype=torch.float32
-        )  # all CE, teacher's term, R and CE untaught
+        # of CE of all tokens, of the teacher's term, of R and CE of tokens that are not taught
+        sums = hidden_ND.new_zeros(3, dtype=torch.float32)
         for start in range(0, tokens, chunk):
             part = slice(start, min(start + chunk, tokens))
             logits = output.read_chunk(part, logits_CV)[0].to(wide)

@@ -191,6 +191,16 @@ class DistContext:
             return list(flags)
         return (self.sum(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
+    def agree(self, error: Exception | None, what: str) -> None:
+        """Raise this process's error, or CapgapError if another one has an error; else go on together.
+
+        An error that one process raises alone leaves the others waiting for it. what: that failed.
+        """
+        if self.any_process(error is not None)[0]:
+            raise error or CapgapError(
+                f"{what} failed in another process of the job, whose message gives the reason"
+            )
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.sum(torch.zeros(1))
@@ -225,7 +235,8 @@ def join(shard: bool = False) -> Iterator[DistContext]:
         nodes = size // int(os.environ.get("LOCAL_WORLD_SIZE", size))
         yield DistContext(rank, size, device, shard, nodes)
     except RuntimeError as error:  # DistBackendError and DistNetworkError are of its kind
-        cause = _cause(str(error), backend, minutes)
+        lost = isinstance(error, torch.distributed.DistError)
+        cause = _cause(str(error), backend, minutes, lost)
         if cause is None:
             raise
         said = " ".join(str(error).split())[:500]
@@ -252,13 +263,21 @@ LOST = (
     *("remote process exited", "NCCL communicator was aborted"),
     *("failed to recv", "failed to send"),  # the store of the first process
 )
-WAITED = ("Timed out", "timed out", "timeout after", "Watchdog caught collective")
+WAITED = (
+    *("Timed out waiting", "timed out waiting", "timeout after", "socket has timed out"),
+    *("waiting for clients", "Application timeout", "Watchdog caught collective"),
+)
 NO_INTERFACE = ("Unable to find address for", "no socket interface found")
 
 
-def _cause(error: str, backend: str, minutes: float) -> str | None:
-    """What an error of the exchange says about the other processes of the job; None if nothing."""
+def _cause(error: str, backend: str, minutes: float, lost: bool) -> str | None:
+    """What an error says about the other processes of the job; None if nothing.
+
+    lost: whether the library that exchanges has raised it, which it also does for a process that ended.
+    """
     interface = INTERFACES[backend]
+    if "CUDA error" in error:
+        return None
     if any(words in error for words in NO_INTERFACE):
         return (
             f"has no network interface to meet the others by; {interface} is "
@@ -271,7 +290,7 @@ def _cause(error: str, backend: str, minutes: float) -> str | None:
             f"answer) and at the network between the machines ({interface} chooses it); if it is only "
             "slow, raise plan.collective_timeout_minutes. Run again to go on from the last checkpoint"
         )
-    if any(words in error for words in LOST):
+    if lost or any(words in error for words in LOST):
         return (
             "lost another one, which has ended; what ended it is said before or after this line. Run "
             "again to go on from the last checkpoint"

@@ -12,6 +12,7 @@ Otherwise the first process writes the state, which all have, and the others go 
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from capgap.engine import checkpoints
 from capgap.engine.parallel import DistContext
-from capgap.engine.state_files import MOMENTS, WEIGHTS, is_shared, name_of, own
+from capgap.engine.state_files import MOMENTS, SAME_FILES, WEIGHTS, is_shared, name_of, own
 from capgap.errors import CapgapError
 from capgap.records.artifacts import (
     is_first_process,
@@ -30,7 +31,6 @@ from capgap.records.artifacts import (
     publish_folder,
     sync,
 )
-from capgap.records.reading import digest
 
 DIGEST_BYTES = 32  # SHA-256
 
@@ -57,7 +57,7 @@ class Saves:
         self.thread: ThreadPoolExecutor | None = None
         self.pending: tuple[Path, Future[bytes], dict[str, str]] | None = None
         self.copies: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, MOMENTS: {}}
-        self.begun: Path | None = None  # the last state
+        self.step: int | None = None  # of the state begun last; None for one in another place
 
     def __enter__(self) -> Saves:
         return self
@@ -71,7 +71,7 @@ class Saves:
 
     @property
     def writing(self) -> bool:
-        """Whether this process is still writing."""
+        """Whether this process is still writing; not if it could not."""
         return self.pending is not None and not self.pending[1].done()
 
     def begin(self, step: int, notes: dict) -> None:
@@ -83,7 +83,7 @@ class Saves:
 
     def at_once(self, step: int, notes: dict, folder: Path | None = None) -> None:
         """Save the state after `step` steps and wait until it lies on disk. folder: another place."""
-        if folder is None and checkpoints.folder_of(self.scratch, step) != self.begun:
+        if folder is None and step != self.step:
             self.begin(step, notes)
         elif folder is not None and self.dist.is_sharded:
             self._begin(folder, step, notes)
@@ -93,29 +93,42 @@ class Saves:
         self.dist.wait()  # a process that ends takes the others with it, the one that saves too
 
     def finish(self) -> None:
-        """Publish what is being written, if anything is, as soon as all processes have written it."""
+        """Wait until all processes have written what is being written, if anything is, and publish it.
+
+        If one cannot write, or the first one cannot publish, all raise, and the state is given up.
+        """
         if self.pending is None:
             return
         folder, written, known = self.pending
-        with self.publishing:  # which gives up if a process cannot write or has ended
-            digests = self.dist.each(written.result())
-            for part in range(self.dist.sharers if is_first_process() else 0):
-                for i, kind in enumerate((WEIGHTS, MOMENTS)):
-                    name = name_of(kind, part, self.dist.sharers)
-                    _require(new_folder_of(folder) / name)
-                    at = digests[part][i * DIGEST_BYTES :]
-                    known[name] = at[:DIGEST_BYTES].hex()
-        self.pending = None
-        checkpoints.prune(self.scratch)
+        self.pending, failure = None, None
+        try:
+            with self.publishing:
+                self.dist.agree(written.exception(), f"{folder}: saving")
+                digests = self.dist.each(written.result())
+                for part in range(self.dist.sharers if is_first_process() else 0):
+                    for i, kind in enumerate((WEIGHTS, MOMENTS)):
+                        name = name_of(kind, part, self.dist.sharers)
+                        _require(new_folder_of(folder) / name)
+                        at = digests[part][i * DIGEST_BYTES :]
+                        known[name] = at[:DIGEST_BYTES].hex()
+        except (CapgapError, OSError) as error:
+            failure = error
+        self.dist.agree(failure, f"{folder}: saving")
+        if self.step is not None:
+            checkpoints.prune(self.scratch, self.step)
 
     def _begin(self, folder: Path, step: int, notes: dict) -> None:
         """Copy what this process holds and begin to write it."""
         self.finish()
         known: dict[str, str] = {}
-        if is_first_process():
-            new = self.publishing.enter_context(publish_folder(folder, ours=True, known=known))
-            checkpoints.write_notes(new, step, notes | {"parts": self.dist.sharers})
-        self.dist.wait()  # for the folder
+        failure = None
+        try:
+            if is_first_process():
+                new = self.publishing.enter_context(publish_folder(folder, ours=True, known=known))
+                checkpoints.write_notes(new, step, notes | {"parts": self.dist.sharers})
+        except (CapgapError, OSError) as error:
+            failure = error
+        self.dist.agree(failure, f"{folder}: saving")  # and the folder is there
         if self.dist.rank < self.dist.sharers:
             self._copy()
             self.thread = self.thread or ThreadPoolExecutor(1)
@@ -123,7 +136,8 @@ class Saves:
         else:
             written = Future()
             written.set_result(bytes(2 * DIGEST_BYTES))
-        self.pending, self.begun = (folder, written, known), folder
+        self.pending = folder, written, known
+        self.step = step if folder == checkpoints.folder_of(self.scratch, step) else None
 
     def _copy(self) -> None:
         """Copy what this process holds to main memory; the first one, what is not shared as well."""
@@ -149,13 +163,12 @@ class Saves:
             _require(new)
             with naming_full_disk(path):
                 save_file(copies, path)
-            sync(path)
-            digests += bytes.fromhex(digest(path))
+                sync(path)
+            with open(path, "rb") as file:  # not by the cache of digests, for nobody else reads it
+                digests += hashlib.file_digest(file, "sha256").digest()
         return digests
 
 
 def _require(path: Path) -> None:
     if not path.exists():
-        raise CapgapError(
-            f"{path}: not all processes of the job see this; put scratch where all see the same files"
-        )
+        raise CapgapError(f"{path}: not all processes of the job see this; {SAME_FILES}")

@@ -28,12 +28,14 @@ CPU = torch.device("cpu")
 def load_to_share(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
     """A model in float32 whose weights are read when it has been cut.
 
-    If its tensors cannot be read one by one, or it cannot be probed so, it is loaded whole, with this
+    If its tensors cannot be read one by one (as those in 8 bits), or it cannot be probed so, it is loaded whole, with this
     dtype (see `load_model`). Raises CapgapError as `load_model` does, except that numbers are checked
     when they are read.
     """
     try:
         model, stored = load_hollow(folder)
+        if not stored.is_of_known_types:
+            return load_model(folder, dtype=dtype)
         with _whole_tables(model, stored):
             LayerByLayer(model, stored).probe()
     except (NotOneByOne, CannotStream):

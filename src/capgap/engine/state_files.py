@@ -18,6 +18,7 @@ from safetensors import safe_open
 from capgap.errors import CapgapError
 
 WEIGHTS, MOMENTS = "model", "optimizer"  # kinds of tensors, each in files of its own
+SAME_FILES = "put scratch where all processes see the same files"
 
 
 def name_of(kind: str, part: int = 0, parts: int = 1) -> str:
@@ -60,8 +61,7 @@ class StateFiles:
                     self.pieces.setdefault(name, []).append(file)
         except FileNotFoundError as error:
             raise CapgapError(
-                f"{folder}: the first process has this state and another does not see all of it "
-                f"({error}); put scratch where all processes see the same files"
+                f"{folder}: this process does not see all of this state ({error}); {SAME_FILES}"
             ) from None
 
     def __iter__(self) -> Iterator[str]:
@@ -72,20 +72,21 @@ class StateFiles:
         if not tensor.ndim:
             tensor.copy_(self.pieces[name][0].get_tensor(name))
             return
+        pieces = [file.get_slice(name) for file in self.pieces[name]]
+        counts = [piece.get_shape()[0] for piece in pieces]
+        shape = [sum(counts), *pieces[0].get_shape()[1:]]
+        if shape != list(tensor.shape):
+            raise CapgapError(
+                f"{self.folder}: {name} has the shape {shape} there and {list(tensor.shape)} in the model; "
+                "delete the folder and run again"
+            )
         into, rows, before = own(tensor), own_rows(tensor), 0
-        for file in self.pieces[name]:
-            stored = file.get_slice(name)
-            count = stored.get_shape()[0]
+        for piece, count in zip(pieces, counts, strict=True):
             first, last = max(rows.start, before), min(rows.stop, before + count)
             if first < last:
-                piece = stored[first - before : last - before]
-                into[first - rows.start : last - rows.start].copy_(piece)
+                read = piece[first - before : last - before]
+                into[first - rows.start : last - rows.start].copy_(read)
             before += count
-        if before != len(tensor):
-            raise CapgapError(
-                f"{self.folder}: {name} has {before} rows there and {len(tensor)} in the model; delete "
-                "the folder and run again"
-            )
 
     def like(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """A tensor of the parameter's shape, shared as it is, or one of another shape as it is."""

@@ -59,6 +59,11 @@ class StoredTensors:
                     self.places[name] = place
         self.checked: set[str] = set()
 
+    @property
+    def is_of_known_types(self) -> bool:
+        """Whether all tensors are stored as numbers that `read` knows."""
+        return all(place.dtype in DTYPES | INTEGERS for place in self.places.values())
+
     def nbytes(self, names: Iterable[str]) -> int:
         """Bytes that these tensors have in the file."""
         return sum(_size(self.places[name]) for name in names)

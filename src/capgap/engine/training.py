@@ -31,6 +31,7 @@ from capgap.engine.resuming import Stop
 from capgap.engine.rounded_linear import Rounding, round_products
 from capgap.engine.run_plan import RunPlan
 from capgap.engine.saving import Saves
+from capgap.engine.state_files import SAME_FILES
 from capgap.engine.time_left import duration
 from capgap.errors import CapgapError, Terminated
 from capgap.workflow.tracking import Watch, unwatched
@@ -204,12 +205,14 @@ def train(
                 raise _terminated(step, steps, scratch)
             data_ce, teacher_term = means
             if not math.isfinite(data_ce + teacher_term):
+                saves.finish()
                 raise hints.diverged("loss or gradient", rate, batch)
             if step + 1 in plan.measured_steps:
                 row = [step + 1, (step + 1) * settings.batch_tokens, rate, data_ce, teacher_term]
                 curve.append([*row, validation_loss()])
                 watch(row[1], dict(zip(WATCHED, curve[-1][2:], strict=True)))
                 if not math.isfinite(curve[-1][-1]):
+                    saves.finish()
                     raise hints.diverged("validation loss", rate, batch)
             said = clock.tick(step + 1, data_ce, teacher_term, curve[-1][-1], rate, say)
             if said and step + 1 not in plan.measured_steps:
@@ -224,6 +227,7 @@ def train(
             if due and not writing and step + 1 < steps:
                 with saver:
                     saves.begin(step + 1, {"curve": curve})
+        saves.finish()
     rounding.undo()
     model.eval()
     return Outcome(curve, steps, plan.tokens)
@@ -271,7 +275,7 @@ def _check_same(done: int, dist: DistContext, scratch: Path) -> None:
     if dist.sum(torch.tensor(done)).item() != done * dist.size:
         raise CapgapError(
             f"{scratch}: process {dist.rank} found a state after {done} steps and others found "
-            "another; put scratch where all processes see the same files"
+            f"another; {SAME_FILES}"
         )
 
 

@@ -6,8 +6,8 @@ The launcher of one machine's processes of a job: torchrun, with an exit status 
 PROCESSES run on each of NODES machines. On several, srun starts one launcher on each; Slurm's variables
 name this machine's number and the address of the first, where a launcher listens on PORT.
 
-Status 75 (EX_TEMPFAIL of sysexits.h): the processes were told to end (SIGTERM), and none is known to have
-failed while it saved its state. The job may be tried again.
+Status 75 (EX_TEMPFAIL of sysexits.h): the processes were told to end (SIGTERM), and one is known to have
+saved its state, or none to have failed. The job may be tried again.
 """
 
 from __future__ import annotations
