@@ -65,13 +65,22 @@ def text(answer: Recommendation, law: LawRecord) -> str:
         f"Rules of thumb, with the {metric.noun} expected above the best teacher (regret), {metric.unit}",
         *(_rule(rule, answer.status != "abstains") for rule in answer.rules),
         "",
-        f"Compute: training with the first teacher takes {answer.ranked[0].train_flops:.2g} FLOPs instead of "
-        f"{answer.exhaustive_flops:.2g} with each of them, which saves "
-        f"{answer.saved_flops / answer.exhaustive_flops:.0%}. The runs behind the law took "
-        f"{answer.pilot_flops:.2g}. "
-        "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)",
+        _compute(answer),
     ]
     return "\n".join([*lines, *_notes(answer.notes)])
+
+
+def _compute(answer: Recommendation) -> str:
+    """What the runs cost: the advised one against a run with each teacher, and those behind the law."""
+    each, pilots = f"{answer.exhaustive_flops:.2g}", f"{answer.pilot_flops:.2g}"
+    formula = "(A run takes 6 S D + 2 T D; the teacher's own training is not counted.)"
+    if answer.status == "abstains":
+        return f"Compute: training with each of them takes {each} FLOPs. The runs behind the law took {pilots}. {formula}"
+    return (
+        f"Compute: training with the first teacher takes {answer.ranked[0].train_flops:.2g} FLOPs instead of "
+        f"{each} with each of them, which saves {answer.saved_flops / answer.exhaustive_flops:.0%}. The runs "
+        f"behind the law took {pilots}. {formula}"
+    )
 
 
 def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
