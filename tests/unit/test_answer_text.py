@@ -48,7 +48,7 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
     ]
     near = near.model_copy(update={"teachers": cells, "best_teacher": "b"})
     law = law.model_copy(update={"noise": []})
-    assert costs(law, near) == (
+    assert costs(law, near, None) == (
         "Measured for the student 60k at 1.5M tokens, the loss is 0.012 nats per token higher with the "
         "next best teacher, c, and 0.030 higher with the worst, a."
     )

@@ -21,7 +21,7 @@ def fitted():
 def test_every_answer_is_that_of_the_law_for_teachers_larger_than_the_student(fitted):
     fit, law, cells = fitted
     law = law.model_copy(update={"leading": "power_law"})
-    found = explorer(fit, law, TEACHERS, cells)
+    found = explorer(fit, law, TEACHERS, cells, (21e3, 400_000))
     assert found["tokens"] == [TOKENS]  # with one budget the law cannot move along the other axis
     assert min(found["students"]) == 31_000
     assert max(found["students"]) <= 320_000
@@ -43,13 +43,13 @@ def test_without_a_joint_law_there_is_no_explorer():
     table = pd.DataFrame([row.model_dump() for row in runs])
     law = law.model_copy(update={"leading": "power_law"})
     fit = refit(law, table, "here")
-    assert explorer(fit, law, TEACHERS, cell_table(table)) is None
+    assert explorer(fit, law, TEACHERS, cell_table(table), (21e3, 400_000)) is None
 
 
 def test_the_explorer_and_the_recommendation_ask_the_law_that_leads(fitted):
     fit, law, cells = fitted
     law = law.model_copy(update={"leading": "two_causes"})
-    found = explorer(fit, law, TEACHERS, cells)
+    found = explorer(fit, law, TEACHERS, cells, (21e3, 400_000))
     size = found["students"][5]
     larger = {name: params for name, params in TEACHERS.items() if params > size}
     power = recommend(fit, law, larger, size, TOKENS, 0.0)

@@ -1,6 +1,7 @@
 """Verdicts with a margin on both sides, and the tests behind them."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from capgap.law.simulate import simulate_study
 from capgap.law.table.grouped_runs import group_runs
 from capgap.law.verdicts import claims
 from capgap.law.verdicts.claims import overall_of
+from capgap.law.verdicts.control_arms import effects_of
 from capgap.law.verdicts.flatness import is_flat, pooled_differences
 
 WIDE = np.geomspace(70e3, 1.3e6, 7)
@@ -242,6 +244,28 @@ def test_effects_of_control_arms_are_spans_of_means():
     assert effect.init_nats == pytest.approx(observed.max() - observed.min(), rel=1e-9)
     assert effect.noise_nats < effect.init_nats
     assert record.overall.cause in ("init", "both", "unknown")
+
+
+def test_worth_of_a_teacher_compares_runs_that_share_init_and_order():
+    losses = {"a": (3.00, 3.10), "b": (2.90, 2.96)}
+    rows = [
+        ("main", f"pruned-{name}", name, draw, loss)
+        for name, both in losses.items()
+        for draw, loss in enumerate(both, 1)
+    ]
+    rows.append(("no_teacher", "pruned-a", "none", 1, 3.02))
+    columns = ["arm", "init", "teacher", "seed", "val_loss_nats_per_token"]
+    runs = pd.DataFrame(rows, columns=columns).assign(student="s", tokens=1000)
+    runs["init_seed"] = runs["seed"]
+    runs["teacher_params_non_embedding"] = runs["teacher"].map({"a": 100, "b": 200})
+    (found,) = effects_of(runs, None, Law())
+    assert found.gain_nats == pytest.approx(0.02)
+    # 3.05 + 0.02 for the init of a without a teacher, less 2.93 with b; below any control's own loss
+    assert (found.alone.value, found.alone.low) == (pytest.approx(0.14), None)
+    law = SimpleNamespace(component_variances={"order": 1e-4, "teacher": 2e-4}, noise_df=10)
+    (found,) = effects_of(runs, law, Law())
+    half = 2.2281 * ((2 * 1e-4 + 2e-4) + 2 * (1e-4 + 2e-4) / 2) ** 0.5
+    assert found.alone.high - found.alone.value == pytest.approx(half, rel=1e-4)
 
 
 def test_order_of_rows_does_not_matter():

@@ -7,9 +7,8 @@ from capgap.config import Law
 from capgap.config.study_file import check_section
 from capgap.errors import CapgapError
 from capgap.law.law_record import LawRecord
-from capgap.law.make_record import law_record
 from capgap.law.table.metric import METRICS
-from capgap.law.table.read_runs import family_monotone, read_runs, read_table
+from capgap.law.table.read_runs import read_runs, read_table, teacher_losses
 from capgap.records.run_records import RunRow
 from capgap.stages.collect import to_csv
 from capgap.stages.fit import main, run
@@ -47,7 +46,7 @@ def test_a_table_from_elsewhere_needs_no_optional_columns(runs_table):
         "pruned-a/b": "cross_teacher",
     }
     assert (runs[["teacher_seed", "init_seed"]] == 0).all(axis=None)
-    assert family_monotone(runs) is None
+    assert teacher_losses(runs) == []
 
 
 def test_sizes_separators_and_headers_as_people_write_them(runs_table):
@@ -212,15 +211,13 @@ def test_what_collect_writes_is_read_back(runs_table):
     assert back == row
 
 
-@pytest.mark.parametrize(
-    ("losses", "falls"), [([4, 3.5, 3.2, 3.1, 3], True), ([4, 3.5, 3.2, 3.3, 3], False)]
-)
-def test_family_monotone(runs_table, losses, falls):
-    runs = simulate()
-    by_teacher = dict(zip([f"t{size:.0f}" for size in LADDER], losses, strict=True))
-    runs["teacher_val_loss_nats_per_token"] = runs["teacher"].map(by_teacher)
-    assert run(runs_table(runs), Law()).family_monotone is falls
-    assert law_record(simulate(), Law()).family_monotone is None
+def test_losses_of_teachers_are_means_over_their_draws_smallest_first():
+    size, loss = "teacher_params_non_embedding", "teacher_val_loss_nats_per_token"
+    rows = [("t9k", 9000, 3.0), ("t10k", 10_000, 2.8), ("t9k", 9000, 3.2), ("none", None, None)]
+    runs = pd.DataFrame(rows, columns=["teacher", size, loss])
+    assert teacher_losses(runs) == [("t9k", pytest.approx(3.1)), ("t10k", pytest.approx(2.8))]
+    runs.loc[1, loss] = None
+    assert teacher_losses(runs) == []
 
 
 # --- replicas -------------------------------------------------------------------------------------

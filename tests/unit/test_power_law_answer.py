@@ -5,7 +5,7 @@ import pytest
 from law_worlds import FIVE, LADDER, QUICK, STUDENTS, case, noise_free, simulate
 
 from capgap.config import Law
-from capgap.law.answers.power_law_answer import level_of, predict, recommend, regrets, student_for
+from capgap.law.answers.power_law_answer import costs_of, level_of, predict, recommend, student_for
 from capgap.law.fit_law import fit_law
 from capgap.law.make_record import law_record
 from capgap.law.power_law.loss_curve import bowl
@@ -52,7 +52,7 @@ def test_regrets_are_those_of_the_true_curve():
     found = predict(exact, 120e3, 1e6, 0.95)
     sizes = np.array([150e3, 300e3, 600e3])
     true = 0.2 * bowl(np.log(sizes / 300e3), np.float64(0))
-    given = regrets(exact, found, sizes, 120e3, 0.95)
+    given = costs_of(exact, found, sizes, 120e3, 0.95)[1]
     assert [r.value for r in given] == pytest.approx(true - true.min(), abs=0.002)
     for regret, truth in zip(given, true, strict=True):
         assert regret.low <= truth + 0.003
@@ -117,7 +117,7 @@ def test_the_recommendation_is_no_worse_than_the_nearest_student_s_best():
         runs = simulate(seed, students=STUDENTS, ladder=WIDE, between_init_sd=0.005)
         fit = fit_law(runs, QUICK)
         true = 0.25 * np.log(WIDE / (2.5 * 130e3)) ** 2 / 2
-        values = regrets(fit, predict(fit, 130e3, 1e6, 0.95), WIDE, 130e3, 0.95)
+        values = costs_of(fit, predict(fit, 130e3, 1e6, 0.95), WIDE, 130e3, 0.95)[1]
         own.append(true[int(np.argmin([r.value for r in values]))] - true.min())
         close = min(fit.located, key=lambda place: abs(np.log(place.size / 130e3)))
         best = close.means.size_U[close.means.mean_U.argmin()]
@@ -128,5 +128,5 @@ def test_the_recommendation_is_no_worse_than_the_nearest_student_s_best():
 def test_the_published_tables_recommend_what_was_best():
     fit = fit_law(case("published_default"), Law())
     sizes = np.array([23256, 41248, 64000, 126000])
-    values = regrets(fit, predict(fit, 18e3, 5e5, 0.95), sizes, 18e3, 0.95)
+    values = costs_of(fit, predict(fit, 18e3, 5e5, 0.95), sizes, 18e3, 0.95)[1]
     assert int(np.argmin([r.value for r in values])) == 1

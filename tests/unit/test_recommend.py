@@ -12,7 +12,7 @@ from law_worlds import simulate as simulate_shared
 from capgap.commands.recommend import main, published, text
 from capgap.config import Law
 from capgap.errors import CapgapError
-from capgap.law.answers.ask import open_law
+from capgap.law.answers.ask import OpenLaw, open_law
 from capgap.law.answers.power_law_answer import beyond
 from capgap.law.law_record import LawRecord
 from capgap.law.make_record import law_record
@@ -135,9 +135,32 @@ def test_rules_of_thumb_are_held_against_it(pilot):
 
 def test_the_arm_without_a_teacher_prices_doing_without(armed):
     rules = {rule.rule: rule for rule in run(*armed, student=100_000, tokens=10**6).rules}
-    sizes = np.geomspace(75e3, 2e6, 6)[1:]
-    gain = 0.2 * np.mean(1 - 100e3 / sizes)
-    assert rules["no teacher"].expected_regret_nats == pytest.approx(gain, abs=0.005)
+    runs = pd.read_csv(armed[1])
+    here = runs[(runs["student_params_non_embedding"] == 100_000) & (runs["tokens"] == 10**6)]
+    loss = here.groupby(["arm", "init"])["val_loss_nats_per_token"].mean()
+    alone = loss["no_teacher"].filter(like="pruned").min() - loss["main"].min()
+    assert alone > 0.02
+    assert rules["no teacher"].expected_regret_nats == pytest.approx(alone)
+
+
+def test_the_loss_of_a_teacher_does_not_depend_on_the_others_on_offer(pilot):
+    every = {row.teacher: row for row in run(*pilot, student=125_000).ranked}
+    for name in ("t150000", "t990000"):
+        (one,) = run(*pilot, student=125_000, teachers=[name]).ranked
+        assert one.predicted_loss.value == pytest.approx(every[name].predicted_loss.value)
+        assert one.predicted_loss.value > every["t280000"].predicted_loss.value + 0.01
+        assert one.predicted_regret.value == 0
+
+
+def test_a_teacher_whose_student_would_be_out_of_reach_has_none(pilot):
+    law = open_law(*pilot)
+    answer = law.student_for(20_000_000)
+    assert answer.student_params is None
+    assert "beyond the runs" in answer.reason
+    with pytest.raises(CapgapError, match="teacher is 0, but must be greater than 0"):
+        law.student_for(0)
+    flat = OpenLaw(law.law.model_copy(update={"status": "flat"}), law.runs, law.fit)
+    assert "no difference beyond noise" in flat.student_for(250_000).reason
 
 
 def test_compute_saved_is_that_of_the_other_teachers(pilot):

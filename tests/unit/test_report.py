@@ -25,7 +25,7 @@ from capgap.law.law_record import Interval
 from capgap.records.artifacts import differences
 from capgap.records.run_records import HarnessRecord
 from capgap.reporting import report_text
-from capgap.reporting.answer_text import answer_of
+from capgap.reporting.answer_text import answer_of, caution
 from capgap.stages.report import main, run
 
 FIGURES = ["headline", "curves", "law", "pareto", "final", "teachers", "regret"]
@@ -159,18 +159,16 @@ def test_optima_beyond_the_ladder_are_named_by_its_end():
 
 
 def test_family_says_where_teacher_loss_rises():
-    teachers = make_teachers()
     law = make_law(make_runs())
-    assert report_text.family(law, teachers).startswith("Teacher loss falls")
-    worse = teachers[3].validation.model_copy(update={"loss_nats_per_token": 3.9})
-    teachers[3] = teachers[3].model_copy(update={"validation": worse})
-    assert "rises from t340k (3.6" in report_text.family(law, teachers)
-    assert "t600k (3.900)." in report_text.family(law, teachers)
-    unknown = law.model_copy(update={"family_monotone": None})
-    assert report_text.family(unknown, []).startswith("Too few")
-    assert report_text.family(law.model_copy(update={"family_monotone": False}), []).startswith(
-        "Teacher loss does not fall over the whole family. "
+    falls = [("t170k", 3.8), ("t340k", 3.6), ("t600k", 3.5)]
+    rises = [*falls[:2], ("t600k", 3.9)]
+    assert report_text.family(law.model_copy(update={"teacher_losses": falls})).startswith(
+        "Teacher loss falls"
     )
+    worse = law.model_copy(update={"teacher_losses": rises})
+    assert "t600k (loss 3.900) is no better than t340k (3.600)" in report_text.family(worse)
+    assert "how well the teachers are trained" in caution(worse)
+    assert report_text.family(law.model_copy(update={"teacher_losses": []})).startswith("Too few")
 
 
 def test_recommendation_tells_a_win_from_a_tie():

@@ -285,6 +285,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--short", action="store_true", help="totals only")
     args = parser.parse_args(argv)
+    if args.gpus is not None and args.gpus < 1:
+        parser.error(f"--gpus is {args.gpus}, but must be at least 1")
     study = open_study(args.study)
     if args.calibrate:
         from capgap.commands.probe import calibrate  # imports torch

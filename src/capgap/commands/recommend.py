@@ -116,16 +116,23 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--flops and {other} exclude each other; give one")
         if args.flops < 1 or args.shared_by < 1:
             parser.error("--flops and --shared-by must be at least 1")
+    elif args.shared_by != 1:
+        parser.error("--shared-by belongs to --flops, which is missing")
+    if args.fits is not None and args.teachers is not None:
+        parser.error("--fits asks for a student, so --teachers does not go with it")
     law_path, runs_path, note = law_paths(args)
     teachers = [name.strip() for name in args.teachers.split(",")] if args.teachers else None
-    asked = open_law(law_path, runs_path, args.init, args.teacher_weight)
-    if args.fits is not None:
-        answer, written = asked.student_for(args.fits, args.tokens), student_text
-    elif args.flops is not None:
-        answer = asked.at_compute(args.student, args.flops, args.shared_by, teachers)
-        written = compute_text
-    else:
-        answer, written = asked.teachers_for(args.student, args.tokens, teachers), text
+    try:
+        asked = open_law(law_path, runs_path, args.init, args.teacher_weight)
+        if args.fits is not None:
+            answer, written = asked.student_for(args.fits, args.tokens), student_text
+        elif args.flops is not None:
+            answer = asked.at_compute(args.student, args.flops, args.shared_by, teachers)
+            written = compute_text
+        else:
+            answer, written = asked.teachers_for(args.student, args.tokens, teachers), text
+    except CapgapError as error:
+        raise CapgapError(f"{error} ({note})" if note else str(error)) from error
     if note:
         answer = answer.model_copy(update={"notes": [note, *answer.notes]})
     if args.out:

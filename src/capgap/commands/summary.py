@@ -38,7 +38,9 @@ def run(study: Study, console: Console) -> None:
         ("answer", answer.advice),
         ("cost of another", answer.costs),
         ("how it grows", answer.growth),
+        ("no teacher", answer.alone),
         ("two causes", answer.causes),
+        ("teachers", answer.caution),
         ("which law", answer.leads),
         ("final student", answer.final),
     ]

@@ -35,6 +35,11 @@ class Interval(Record):
         return cls(value=float(value), low=low, high=high)
 
     @property
+    def limited(self) -> bool:
+        """Whether the data set a limit on either side."""
+        return self.low is not None or self.high is not None
+
+    @property
     def width(self) -> float:
         """Distance of the ends, infinite if one is open."""
         return math.inf if self.low is None or self.high is None else self.high - self.low
@@ -328,7 +333,10 @@ class ArmEffects(Record):
     teacher_nats: float | None  # span over teachers at a fixed init
     noise_nats: float | None  # span that noise alone exceeds in 5 % of cases
     fixed_init_shapes: dict[str, str]  # by init
-    gain_nats: float | None  # own teacher against none at the same init
+    gain_nats: float | None  # own teacher against none at the same init and order of the data
+    alone: Interval | None = (
+        None  # loss without a teacher above that with the best; below 0 is better
+    )
 
 
 class Claim(Record):
@@ -401,7 +409,8 @@ class LawRecord(Record):
     sizes: list[SizeCount]  # of the counts whose columns are in the table
     optima: list[Optimum]  # by budget and student size
     lines: list[Line]  # one for each budget, or for each number of tokens per parameter
-    family_monotone: bool | None  # teacher loss falls with teacher size over the whole family
+    # validation loss of every teacher, smallest first, nats per token; empty if not known
+    teacher_losses: list[tuple[str, float]] = Field([])
     verdict: str  # one sentence
     overall: Overall
     rivals: list[RivalFit] = Field([])

@@ -29,7 +29,7 @@ from capgap.law.table.column_names import LOSS
 from capgap.law.table.grouped_runs import GroupedRuns
 from capgap.law.table.init_kinds import as_main, at_weight, kinds_of, weights_of
 from capgap.law.table.metric import Metric, margin_of, measure_of, title
-from capgap.law.table.read_runs import WEIGHT, family_monotone, further_outcomes, main_arm
+from capgap.law.table.read_runs import WEIGHT, further_outcomes, main_arm, teacher_losses
 from capgap.law.table.run_means import cell_table
 from capgap.law.verdicts.claims import overall_of
 from capgap.law.verdicts.control_arms import effects_of
@@ -150,7 +150,7 @@ def _record_of(
         sizes=[] if law is None else size_counts(runs, settings),
         optima=optima,
         lines=lines,
-        family_monotone=family_monotone(runs),
+        teacher_losses=teacher_losses(runs),
         verdict=_verdict(exponents, fit.why_not),
         overall=overall,
         **scores_of(runs, cells, own_optima(fit), settings),
@@ -344,9 +344,9 @@ def _verdict(exponents: Exponents, why_not: str) -> str:
     if why_not:
         return f"The law is not identifiable: {why_not}."
     each = (("S", exponents.by_size), ("D", exponents.by_tokens))
-    parts = [f"{symbol}^{bracketed(found)}" for symbol, found in each if found is not None]
+    parts = [f"{symbol}^{bracketed(found)}" for symbol, found in each if found and found.limited]
     text = [f"T* ~ {' '.join(parts)}"] if parts else []
     together = exponents.by_size_at_fixed_tokens_per_param
-    if together is not None:
+    if together is not None and together.limited:
         text.append(f"T* ~ S^{bracketed(together)} at equal tokens per parameter")
     return f"{', and '.join(text) or 'One student at one budget gives an optimum, but no law'}."

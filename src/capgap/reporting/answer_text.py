@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from capgap.law.answers.answer_records import Choice, FinalRecord
+from capgap.law.answers.answer_records import Choice, FinalRecord, Recommendation
 from capgap.law.answers.extrapolation import nearest
 from capgap.law.law_record import Claim, LawRecord, Optimum
 from capgap.law.number_text import about, bracketed, budget, listed, two_digits
@@ -19,7 +19,7 @@ from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
 from capgap.law.verdicts.claims import beyond
 from capgap.reporting.causes_text import effects, leads
-from capgap.reporting.report_text import nats, size
+from capgap.reporting.report_text import nats, size, worse_teachers
 
 
 class Experiment(NamedTuple):
@@ -53,6 +53,8 @@ class Answer(NamedTuple):
     advice: str  # what to do
     costs: str  # what another teacher costs, as measured; '' if nothing was measured nearby
     growth: str  # how the best size moves with student and tokens
+    alone: str  # what training without a teacher costs, as measured; '' without such runs
+    caution: str  # teachers that are no better models than smaller ones; '' without
     causes: str  # what a better teacher gains and a heavier cut costs; '' without that law
     leads: str  # which law predicts best and why; '' if none was scored
     final: str  # how the chosen teacher did in the final run; '' without one
@@ -62,13 +64,15 @@ class Answer(NamedTuple):
 def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
     """The answer of a study. final: its final student and what the law chose for it, if there is one."""
     choice = None if final is None else final.choice
-    student, tokens = _subject(law, choice)
+    student, tokens = subject(law, final)
     near = nearest(law, student, tokens)
     return Answer(
         headline=_headline(law, choice, student, tokens, near),
         advice=_advice(law, choice, student, tokens, near),
-        costs=costs(law, near),
+        costs=costs(law, near, choice),
         growth=growth(law),
+        alone=alone(law, near),
+        caution=caution(law),
         causes=effects(law),
         leads=leads(law),
         final="" if final is None else final.sentence,
@@ -76,10 +80,10 @@ def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
     )
 
 
-def _subject(law: LawRecord, choice: Choice | None) -> tuple[float, int]:
+def subject(law: LawRecord, final: FinalRecord | None) -> tuple[float, int]:
     """Student size and budget that the answer is for: the final ones, else the largest measured."""
-    if choice is not None:
-        return choice.student_params_non_embedding, choice.tokens
+    if final is not None:
+        return final.choice.student_params_non_embedding, final.choice.tokens
     largest = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
     return largest.student_params_non_embedding, largest.tokens
 
@@ -90,11 +94,24 @@ def _headline(
     who = f"a student of {about(student)} at {budget(tokens)}"
     if law.status == "flat":
         return f"For {who}, the size of the teacher hardly matters"
+    if law.status == "not_identifiable":
+        return f"For {who}, these runs give no law; {near.best_teacher} was the best teacher tried"
     if choice is None:
         return f"For {who}, take the teacher {near.best_teacher}"
     if choice.recommendation is not None and choice.recommendation.status == "abstains":
         return f"These runs do not settle the teacher for {who}"
-    return f"For {who}, take the teacher {choice.chosen}"
+    text = f"For {who}, take the teacher {choice.chosen}"
+    cheaper = _cheaper(choice.recommendation)
+    return f"{text}, or {cheaper}, which is as good and cheaper" if cheaper else text
+
+
+def _cheaper(answer: Recommendation | None) -> str | None:
+    """The cheapest teacher that is predicted to be as good as the best; None if it is the best."""
+    if answer is None or len(answer.within_tie) < 2:
+        return None
+    rows = [row for row in answer.ranked if row.teacher in answer.within_tie]
+    least = min(rows, key=lambda row: (row.train_flops, row.teacher)).teacher
+    return None if least == answer.ranked[0].teacher else least
 
 
 def _advice(
@@ -110,10 +127,17 @@ def _advice(
     if choice is None or choice.recommendation is None:
         one = next(one for one in near.teachers if one.teacher == near.best_teacher)
         ratio = one.teacher_params_non_embedding / near.student_params_non_embedding
+        size = (
+            f"{about(one.teacher_params_non_embedding)} parameters, {ratio:.1f} times the student"
+        )
+        if law.status == "not_identifiable":
+            return (
+                f"These runs give no law ({law.reason}). For {who}, the best of the {len(near.teachers)} "
+                f"teachers tried was {one.teacher}: {size}."
+            )
         return (
             f"For {who}, take the teacher {one.teacher}, the best of the {len(near.teachers)} that were "
-            f"tried: {about(one.teacher_params_non_embedding)} parameters, {ratio:.1f} times the student."
-            + _agreeing(law, near, one.teacher)
+            f"tried: {size}." + _agreeing(law, near, one.teacher)
         )
     answer = choice.recommendation
     best = answer.ranked[0]
@@ -155,12 +179,13 @@ def _agreeing(law: LawRecord, near: Optimum, teacher: str) -> str:
     )
 
 
-def costs(law: LawRecord, near: Optimum) -> str:
-    """What another teacher cost the nearest student that was measured: the next best, and the worst."""
+def costs(law: LawRecord, near: Optimum, choice: Choice | None) -> str:
+    """What the next best teacher and the worst cost: predicted for the answer, measured nearby."""
+    predicted = _predicted_costs(law, choice)
     _, *others = sorted(near.teachers, key=lambda one: (one.regret_nats, one.teacher))
-    if not others:
-        return ""
-    text = (
+    if not others or law.status == "flat":
+        return predicted
+    text = predicted + (
         f"Measured for the student {near.student} at {budget(near.tokens)}, the loss is "
         f"{others[0].regret_nats:.3f} {METRICS[law.metric].unit} higher with the next best teacher, "
         f"{others[0].teacher}"
@@ -170,8 +195,63 @@ def costs(law: LawRecord, near: Optimum) -> str:
     text += "."
     noise = noise_sd(law)
     if noise is not None:
-        text += f" A repeated run varies by {noise:.3f} (standard deviation)."
+        runs = max(1, min(one.n_runs for one in near.teachers))
+        text += (
+            f" Drawing both teachers anew would move such a difference by "
+            f"{noise * math.sqrt(2 / runs):.3f} (standard deviation)."
+        )
     return text
+
+
+def _predicted_costs(law: LawRecord, choice: Choice | None) -> str:
+    """What the law expects for the student of the answer; '' without a prediction."""
+    rows = [] if choice is None or choice.recommendation is None else choice.recommendation.ranked
+    found = [(row.teacher, row.predicted_regret) for row in rows[1:] if row.predicted_regret]
+    if not found:
+        return ""
+    (second, near_cost), (worst, far_cost) = found[0], found[-1]
+    text = (
+        f"Predicted for this student, the loss is higher by {bracketed(near_cost, nats)} "
+        f"{METRICS[law.metric].unit} with {second}"
+    )
+    if worst != second:
+        text += f" and by {bracketed(far_cost, nats)} with the worst, {worst}"
+    return f"{text}. "
+
+
+def alone(law: LawRecord, near: Optimum) -> str:
+    """What training without a teacher costs at the nearest budget that was measured."""
+    size_of = {o.student: o.student_params_non_embedding for o in law.optima}
+    known = sorted(
+        (e for e in law.effects if e.alone is not None and e.student in size_of),
+        key=lambda e: (e.tokens, size_of[e.student]),
+    )
+    here = [e for e in known if e.tokens == near.tokens]
+    if not here:
+        return ""
+    each = listed(f"{bracketed(e.alone, nats)} for {e.student}" for e in here)
+    text = (
+        f"Without a teacher, from the same init and on the same {budget(near.tokens)}, the loss is above that "
+        f"with the best teacher by {each}."
+    )
+    doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
+    if doubtful:
+        text += f" For {listed(doubtful)} a teacher is not shown to help."
+    first = [e for e in known if e.tokens == known[0].tokens]
+    if known[0].tokens < near.tokens:
+        gains = listed(nats(e.alone.value) for e in first)
+        text += f" After {budget(first[0].tokens)} it was {gains}."
+    return text
+
+
+def caution(law: LawRecord) -> str:
+    """Why the optimum may be one of how well the teachers are trained."""
+    worse = worse_teachers(law)
+    if not worse:
+        return ""
+    return (
+        f"As a model, {worse}: part of the optimum may come from how well the teachers are trained."
+    )
 
 
 class TeacherCost(NamedTuple):
@@ -183,6 +263,9 @@ class TeacherCost(NamedTuple):
     # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
     perplexity: str
     share: float  # of the largest cost, from 0 to 1
+    predicted: (
+        str  # loss above the best that the law expects for the student asked for; '' if unknown
+    )
 
 
 class TeacherCosts(NamedTuple):
@@ -192,6 +275,7 @@ class TeacherCosts(NamedTuple):
     tokens: str
     tokens_seen: int  # the same as a number
     rows: list[TeacherCost]  # from the smallest teacher to the largest
+    asked: str  # student and budget of the predictions; '' without one
 
 
 def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
@@ -199,9 +283,11 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
 
     Costs are mean losses above that of the best teacher, on the scale of the law's metric.
     """
-    near = nearest(law, *_subject(law, None if final is None else final.choice))
+    near = nearest(law, *subject(law, final))
     worst = max(one.regret_nats for one in near.teachers) or 1.0
     in_nats = METRICS[law.metric].unit == "nats per token"
+    answer = None if final is None else final.choice.recommendation
+    expected = {row.teacher: row.predicted_regret for row in answer.ranked} if answer else {}
     rows = [
         TeacherCost(
             teacher=one.teacher,
@@ -211,10 +297,14 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
             if in_nats and one.teacher != near.best_teacher
             else "",
             share=one.regret_nats / worst,
+            predicted=bracketed(expected[one.teacher], nats) if expected.get(one.teacher) else "",
         )
         for one in sorted(near.teachers, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
     ]
-    return TeacherCosts(near.student, budget(near.tokens), near.tokens, rows)
+    asked = ""
+    if any(row.predicted for row in rows):
+        asked = f"{about(answer.student_params_non_embedding)} at {budget(answer.tokens)}"
+    return TeacherCosts(near.student, budget(near.tokens), near.tokens, rows, asked)
 
 
 def noise_sd(law: LawRecord) -> float | None:
@@ -225,6 +315,8 @@ def noise_sd(law: LawRecord) -> float | None:
 
 def growth(law: LawRecord) -> str:
     """How T* moves with student size and with tokens."""
+    if law.status == "flat":
+        return ""
     exponents, parts = law.exponents, []
     moves = [
         (exponents.by_tokens, "twice the tokens"),
@@ -234,7 +326,7 @@ def growth(law: LawRecord) -> str:
         both = exponents.by_size_at_fixed_tokens_per_param
         moves.append((both, "a student of twice the size with twice the tokens"))
     for found, what in moves:
-        if found is not None:
+        if found is not None and found.limited:
             times = bracketed(found.apply(lambda exponent: 2.0**exponent), two_figures)
             parts.append(f"{times} times as large for {what}")
     text = f"The best teacher is {listed(parts)}." if parts else ""
@@ -247,6 +339,8 @@ def growth(law: LawRecord) -> str:
 
 def experiments(law: LawRecord) -> list[Experiment]:
     """The questions that the runs leave open, with the runs that would settle them."""
+    if law.status == "flat":
+        return []
     claims = {claim.name: claim for claim in law.overall.claims}
     students = sorted({o.student_params_non_embedding for o in law.optima})
     budgets = sorted({o.tokens for o in law.optima})

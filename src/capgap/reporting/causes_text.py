@@ -83,10 +83,10 @@ def effects(law: LawRecord) -> str:
         first, last = same[0], same[-1]
         text += (
             f" Pruning {first.largest.teacher} down to {first.student} costs "
-            f"{loss(first.largest.damage.value)} {unit} after {budget(first.tokens)}"
+            f"{spread(first.largest.damage)} {unit} after {budget(first.tokens)}"
         )
         if last.tokens > first.tokens:
-            text += f" and {loss(last.largest.damage.value)} after {budget(last.tokens)}"
+            text += f" and {spread(last.largest.damage)} after {budget(last.tokens)}"
         text += "."
     if "by_tokens" in held:
         text += " These runs do not determine how fast further training repairs the damage."

@@ -70,9 +70,7 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
     pruned = pruned_sizes(runs)
     rows, panels = [], []
     for found in ordered(law.optima):
-        panels.append(
-            case(found.student, found.tokens, several) + f"|best teacher: {optimum(found)}"
-        )
+        panels.append(case(found.student, found.tokens, several) + f"|T*: {optimum(found)}")
         known = {"student": found.student, "tokens": found.tokens, "panel": panels[-1]}
         rows += [known | row for row in _curve_rows(found, runs, pruned, law.tie_nats)]
     data = table(

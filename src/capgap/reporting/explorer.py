@@ -23,11 +23,16 @@ BEYOND = 2.0  # times outside of what was measured
 
 
 def explorer(
-    fit: Fit, law: LawRecord, teachers: dict[str, int], cells: pd.DataFrame
+    fit: Fit,
+    law: LawRecord,
+    teachers: dict[str, int],
+    cells: pd.DataFrame,
+    subject: tuple[float, int],
 ) -> dict[str, Any] | None:
     """Answers by student and budget, those of `capgap recommend`; None if no law could be fitted.
 
-    teachers: parameters by name. cells: `run_means.cell_table` of the table of the law.
+    teachers: parameters by name. cells: `run_means.cell_table` of the table of the law. subject: student
+    size and budget that the page asks for at first.
     """
     by = LeadingLaw(law, cells)
     if fit.power_law is None and not by.of_losses:
@@ -40,6 +45,7 @@ def explorer(
     return {
         "students": sizes,
         "tokens": budgets,
+        "start": [_nearest(sizes, subject[0]), _nearest(budgets, subject[1])],
         "tie_nats": law.tie_nats,
         "answers": [
             [_answer(fit, by, teachers, size, tokens) for tokens in budgets] for size in sizes
@@ -51,6 +57,10 @@ def _grid(measured: list[float], points: int) -> list[int]:
     """Round numbers from below the smallest to beyond the largest, evenly spaced in the logarithm."""
     ends = min(measured) / BEYOND, max(measured) * BEYOND
     return sorted({two_digits(x) for x in np.geomspace(*ends, points)})
+
+
+def _nearest(values: list[float], value: float) -> int:
+    return int(np.abs(np.log(np.array(values) / value)).argmin())
 
 
 def _answer(

@@ -94,9 +94,10 @@ def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
         lines = [f"For {what}: {answer.ranked[0].teacher}."]
     if answer.teacher_params is not None:
         star = answer.teacher_params
-        end = (
-            "" if answer.place == "inside" else f", the {answer.place} teacher tried: only a bound"
-        )
+        bound = f"the {answer.place} teacher tried"
+        if star.value <= 1.02 * answer.student_params_non_embedding:
+            bound = "barely more than the student itself"
+        end = "" if answer.place == "inside" else f", {bound}: only a bound"
         lines.append(
             f"Best teacher size T* at this compute = {about(star.value)} ({law.confidence:.0%} interval: "
             f"{span(star)}{end})."

@@ -17,7 +17,7 @@ from capgap.law.answers.answer_records import FinalRecord, Recommendation
 from capgap.law.law_record import Interval, LawRecord, Optimum, RivalFit, RivalName, Score
 from capgap.law.number_text import LAW_NAMES, about, listed
 from capgap.law.table.metric import METRICS
-from capgap.records.run_records import HarnessRecord, HarnessScore, Metrics, RunRow
+from capgap.records.run_records import HarnessRecord, HarnessScore, RunRow
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 ARMS = {
@@ -262,28 +262,28 @@ def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-def family(law: LawRecord, teachers: list[Metrics]) -> str:
+def family(law: LawRecord) -> str:
     """Whether teacher loss falls with teacher size over the whole family."""
-    losses = [
-        (found.lineage.name, found.validation.loss_nats_per_token)
-        for found in sorted(teachers, key=lambda m: m.lineage.params.non_embedding)
-    ]
-    rises = [
-        f"{small} ({nats(at_small)}) to {large} ({nats(at_large)})"
-        for (small, at_small), (large, at_large) in pairwise(losses)
-        if at_large >= at_small
-    ]
-    if rises or law.family_monotone is False:
-        where = f": it rises from {listed(rises)}" if rises else ""
+    if len(law.teacher_losses) < 2:
+        return "Too few teachers were measured to tell whether loss falls with size."
+    rises = worse_teachers(law)
+    if rises:
         return (
-            f"Teacher loss does not fall over the whole family{where}. A student that does worse "
+            f"Teacher loss does not fall over the whole family: {rises}. A student that does worse "
             "with one of these teachers may only have learned from a worse model."
         )
-    if len(losses) < 2 and law.family_monotone is None:
-        return "Too few teachers were measured to tell whether loss falls with size."
     return (
         "Teacher loss falls with size over the whole family: every larger teacher is also the "
         "better model, so a student that does worse with it was not held back by a worse teacher."
+    )
+
+
+def worse_teachers(law: LawRecord) -> str:
+    """The teachers that are no better models than the next smaller one; '' if there are none."""
+    return listed(
+        f"{large} (loss {nats(at_large)}) is no better than {small} ({nats(at_small)})"
+        for (small, at_small), (large, at_large) in pairwise(law.teacher_losses)
+        if at_large >= at_small
     )
 
 

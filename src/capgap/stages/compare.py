@@ -71,6 +71,7 @@ def _row(choice: Choice, teacher: str, runs: dict[Path, RunRow], perplexity) -> 
         teacher_params_non_embedding=next(iter(own.values())).teacher_params_non_embedding,
         student_params_non_embedding=mean(r.student_params_non_embedding for r in own.values()),
         n_seeds=len(own),
+        n_draws=len({(r.teacher_seed, r.init_seed) for r in own.values()}),
         val_loss_nats_per_token=mean(r.val_loss_nats_per_token for r in own.values()),
         test_loss_nats_per_token=mean(r.test_loss_nats_per_token for r in own.values()),
         test_bits_per_byte=mean(r.test_bits_per_byte for r in own.values()),
@@ -87,12 +88,12 @@ def resolved(choice: Choice, chosen: FinalRow, rival: FinalRow) -> bool | None:
     """Whether chosen and best alternative differ by more than the noise of their difference.
 
     Two-sided t test at 95 %. With the components of the law's noise, each teacher's mean varies with
-    the order of the data, averaged over seeds, and with its own draw and that of its init, which all
-    seeds share. Without them the paired differences of seeds are used; None with fewer than two.
+    the order of the data, averaged over seeds, and with its own draw and that of its init, averaged
+    over replicas. Without them the paired differences of seeds are used; None with fewer than two.
     """
     if choice.order_sd is not None:
         variance = sum(
-            choice.order_sd**2 / row.n_seeds + (choice.redraw_sd or 0.0) ** 2
+            choice.order_sd**2 / row.n_seeds + (choice.redraw_sd or 0.0) ** 2 / row.n_draws
             for row in (chosen, rival)
         )
         gap = abs(chosen.test_loss_nats_per_token - rival.test_loss_nats_per_token)

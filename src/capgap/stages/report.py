@@ -41,7 +41,7 @@ from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes_text, comparison_text, glossary, report_text
-from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, teacher_costs
+from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, subject, teacher_costs
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
@@ -98,7 +98,9 @@ def run(
     figures += [learned] if learned else []
     table = pd.DataFrame([row.flat() for row in runs])
     fit = refit(law, table, "the table and the law")
-    answers = explorer(fit, law, teacher_sizes(table), cell_table(table, law.size))
+    answers = explorer(
+        fit, law, teacher_sizes(table), cell_table(table, law.size), subject(law, final)
+    )
     specs = {figure.name: specification(figure) for figure in figures}
     with publish_folder(out) as folder:
         pictures = {}

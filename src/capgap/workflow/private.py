@@ -1,7 +1,8 @@
 """
 The undocumented parts of Snakemake and DVC that capgap uses. No other module may use any.
 
-Snakemake: the path of a record, the columns of --summary, the names of its parsed options.
+Snakemake: the path of a record, the columns of --summary, the names of its parsed options, when its
+scheduler looks for jobs to start.
 DVC: the name of an object in a store, the formats of a folder's listing and of dvc.lock, how the
 file system of a remote is made. A test names the versions that were checked.
 """
@@ -13,6 +14,7 @@ import io
 import os
 import re
 import sys
+import threading
 from base64 import b64decode, urlsafe_b64encode
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,12 +131,35 @@ def saved_outs(lock: Any) -> dict[str, dict[str, Any]]:
     return {out["path"]: out for out in outs}
 
 
+def look_again(scheduler: Any, delay_s: float) -> None:
+    """Let the scheduler look for jobs to start after a while, unless it will anyway.
+
+    Snakemake's own `_schedule_reevalutation` starts a timer each time that it has looked, and every timer
+    makes it look again. So each finished job adds a timer that never ends, and after 500 jobs the
+    scheduler used half a core. Here one timer waits at a time, and none while all cores are busy,
+    because a job that finishes wakes the scheduler.
+    """
+    if scheduler.resources["_cores"] == 0 or vars(scheduler).get("looks_again"):
+        return
+
+    def wake() -> None:
+        scheduler.looks_again = False
+        scheduler._open_jobs.release()
+
+    scheduler.looks_again = True
+    timer = threading.Timer(delay_s, wake)
+    timer.daemon = True
+    timer.start()
+
+
 def main() -> None:
     """Snakemake's command line, without a traceback if it is interrupted while it loads."""
     try:
         from snakemake.cli import main as snakemake
+        from snakemake.scheduling.job_scheduler import JobScheduler
     except KeyboardInterrupt:
         os._exit(130)
+    JobScheduler._schedule_reevalutation = look_again
     sys.argv[0] = "snakemake"
     snakemake()
 

@@ -122,6 +122,7 @@ class FinalRow(Record):
     teacher_params_non_embedding: int
     student_params_non_embedding: float
     n_seeds: int
+    n_draws: int = 1  # of its teacher and init
     val_loss_nats_per_token: float
     test_loss_nats_per_token: float
     test_bits_per_byte: float

@@ -16,10 +16,12 @@ from capgap.config.counts import parse_count
 from capgap.errors import CapgapError
 from capgap.law.answers.answer_records import ComputeAnswer, Recommendation, StudentAnswer
 from capgap.law.answers.equal_compute import at_compute
+from capgap.law.answers.extrapolation import too_far_for
 from capgap.law.answers.leading_law_answer import by_leading
 from capgap.law.answers.power_law_answer import recommend, student_for
 from capgap.law.fit_law import Fit, fit_law
 from capgap.law.law_record import LawRecord
+from capgap.law.number_text import about
 from capgap.law.table.init_kinds import runs_of_law
 from capgap.law.table.read_runs import main_arm, read_runs, teacher_sizes
 from capgap.law.table.run_means import cell_table, spent_flops
@@ -59,23 +61,43 @@ class OpenLaw:
         """
         larger = self._larger(student, teachers)
         fit, level = self.fit, self.law.confidence
-        return at_compute(
+        found = at_compute(
             fit.power_law, fit.why_not, self.runs, larger, student, flops, shared_by, level
         )
+        unfit = self._unfit_for(student)
+        if unfit is None or self.fit.power_law is None:
+            return found
+        unknown = {"status": "abstains", "reason": unfit, "teacher_params": None, "ranked": []}
+        return found.model_copy(update=unknown)
 
     def student_for(self, teacher: int, tokens: int | None = None) -> StudentAnswer:
         """Which student size a teacher suits best at a budget, by the power law."""
+        if teacher <= 0:
+            raise CapgapError(f"teacher is {teacher}, but must be greater than 0")
         tokens, found = self._budget(tokens), None
         reason = f"no law could be fitted: {self.fit.why_not}"
         if self.fit.power_law is not None:
             found = student_for(self.fit, teacher, tokens, self.law.confidence)
             reason = "by the law no student has its optimum there"
+        if found is not None:
+            size = about(found.value)
+            unfit = self._unfit_for(found.value, tokens)
+            if unfit is None and found.value >= teacher:
+                unfit = "that is no smaller than the teacher"
+            if unfit is not None:
+                found, reason = None, f"by the law it would be the optimum of {size}, but {unfit}"
         return StudentAnswer(
             teacher_params_non_embedding=teacher,
             tokens=tokens,
             student_params=found,
             reason=reason if found is None else None,
         )
+
+    def _unfit_for(self, student: float, tokens: int | None = None) -> str | None:
+        """Why the law has no answer for this student and budget; None if it has one."""
+        if self.law.status == "flat":
+            return "teacher size makes no difference beyond noise in these runs"
+        return too_far_for(self.law, student, tokens)
 
     def _budget(self, tokens: int | None) -> int:
         if tokens is None:

@@ -26,7 +26,7 @@ def limited(answer: Recommendation, law: LawRecord) -> Recommendation:
     here = near if _same(near, answer) else None
     reason = answer.reason
     if law.status == "fitted":
-        too_far = _too_far(answer, law)
+        too_far = too_far_for(law, answer.student_params_non_embedding, answer.tokens)
         if too_far:
             answer = _without_predictions(answer)
         reason = too_far or _below_student(answer) or reason
@@ -81,16 +81,16 @@ def _below_student(answer: Recommendation) -> str | None:
     )
 
 
-def _too_far(answer: Recommendation, law: LawRecord) -> str | None:
-    for what, factor, studied in (
-        (
-            "student",
-            answer.student_extrapolation,
-            [o.student_params_non_embedding for o in law.optima],
-        ),
-        ("token budget", answer.tokens_extrapolation, [o.tokens for o in law.optima]),
-    ):
+def too_far_for(law: LawRecord, student: float, tokens: float | None = None) -> str | None:
+    """Why the law does not reach this student (parameters) or budget (tokens); None if it does."""
+    sizes, budgets = zip(
+        *((o.student_params_non_embedding, o.tokens) for o in law.optima), strict=False
+    )
+    for what, value, studied in (("student", student, sizes), ("token budget", tokens, budgets)):
+        if value is None:
+            continue
         reach = max(studied) / min(studied)
+        factor = max(value / max(studied), min(studied) / value)
         if factor > max(LEAST_REACH, reach) * (1 + SAME_LOG_SIZE):
             return (
                 f"the {what} lies {factor:.3g} times beyond the runs, which themselves span only a "

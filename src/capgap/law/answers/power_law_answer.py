@@ -142,10 +142,13 @@ def _nearest(
     return Prediction("nearest_student", None, ratio * student, law_tokens, note, like, bounded)
 
 
-def regrets(
+def costs_of(
     fit: Fit, found: Prediction, size_K: np.ndarray, student: float, confidence: float
-) -> list[Interval] | None:
-    """Loss of every teacher above the best of those on offer, nats; None without a power law."""
+) -> tuple[list[Interval], list[Interval]] | None:
+    """Loss of every teacher above that of T*, and above the best of those on offer, nats.
+
+    None without a power law.
+    """
     law = fit.power_law
     excess = None if law is None else _excess(law, found, size_K, student, confidence)
     if excess is None:
@@ -153,7 +156,10 @@ def regrets(
     excess_K, excess_RK, weight_R = excess
     value_K = excess_K - excess_K.min()
     value_RK = excess_RK - excess_RK.min(axis=1, keepdims=True)
-    return [_around(value_K[k], value_RK[:, k], weight_R, confidence) for k in range(len(size_K))]
+    return tuple(
+        [_around(at_K[k], at_RK[:, k], weight_R, confidence) for k in range(len(size_K))]
+        for at_K, at_RK in ((excess_K, excess_RK), (value_K, value_RK))
+    )
 
 
 def _excess(
@@ -260,7 +266,7 @@ def recommend(
     found = predict(fit, student, tokens, law.confidence)
     names = sorted(teachers, key=lambda name: (teachers[name], name))
     size_K = np.array([teachers[name] for name in names], dtype=float)
-    regret_K = regrets(fit, found, size_K, student, law.confidence)
+    above_K, regret_K = costs_of(fit, found, size_K, student, law.confidence) or (None, None)
     level = level_of(fit, student, tokens, law.confidence)
     order = _order(regret_K, found, size_K)
     if law.status == "flat":
@@ -273,7 +279,7 @@ def recommend(
             teacher=names[k],
             teacher_params_non_embedding=int(size_K[k]),
             ratio=float(size_K[k] / student),
-            predicted_loss=None if regret_K is None else _loss(level, regret_K[k]),
+            predicted_loss=None if regret_K is None else _loss(level, above_K[k]),
             predicted_regret=None if regret_K is None else regret_K[k],
             within_tie=None if regret_K is None else names[k] in tie,
             train_flops=simple_training_flops(student, size_K[k], tokens),
@@ -306,14 +312,15 @@ def recommend(
     )
 
 
-def _loss(level: Interval, regret: Interval) -> Interval:
-    value = level.value + regret.value
+def _loss(level: Interval, above: Interval) -> Interval:
+    """The loss of a teacher from that of T* and its distance to it, as independent errors."""
+    value = level.value + above.value
     if level.low is None or level.high is None:
         return Interval(value=value, low=None, high=None)
     return Interval(
         value=value,
-        low=value - math.hypot(level.value - level.low, regret.value - regret.low),
-        high=value + math.hypot(level.high - level.value, regret.high - regret.value),
+        low=value - math.hypot(level.value - level.low, above.value - above.low),
+        high=value + math.hypot(level.high - level.value, above.high - above.value),
     )
 
 
@@ -383,9 +390,9 @@ def _rules(
 
 
 def _without(law: LawRecord, student: int, tokens: int) -> float | None:
-    """Loss above that with the own teacher if there is none, nats: of the nearest control run."""
+    """Loss without a teacher above that with the best one, nats, of the nearest control; below 0 is better."""
     sizes = {o.student: o.student_params_non_embedding for o in law.optima}
-    known = [e for e in law.effects if e.gain_nats is not None and e.student in sizes]
+    known = [e for e in law.effects if e.alone is not None and e.student in sizes]
     if not known:
         return None
     near = min(
@@ -395,12 +402,14 @@ def _without(law: LawRecord, student: int, tokens: int) -> float | None:
             e.tokens,
         ),
     )
-    return max(0.0, near.gain_nats)
+    return near.alone.value
 
 
 def _notes(fit: Fit, law: LawRecord, found: Prediction, ranked: list[RankedTeacher], tokens: int):
     """What a reader must know beside the ranking by the power law."""
     notes, budgets = [], {place.tokens for place in fit.located}
+    if len(ranked) == 1:
+        notes.append("only one teacher is on offer, so there is nothing to choose")
     sizes = [one.teacher_params_non_embedding for one in ranked]
     if len(budgets) == 1 and tokens not in budgets:
         notes.append(

@@ -7,7 +7,8 @@ scored instead. Intervals are t intervals over students, because the cases of on
 
 LEARNED are laws that are fitted (contenders.py; `ratio` is one T*/S for each budget), RULES learn
 nothing: `least_damage` takes the init with the lowest loss before training, `fixed_ratio` the published
-ratio times S; `no_teacher` trains the init of the smallest teacher on the data alone, by its observed loss;
+ratio times S; `no_teacher` trains the init of the smallest teacher that has such a control on the data alone,
+by its observed loss, which may be below that with every teacher: a negative regret;
 `chance` is the mean over all teachers. Rules need no pilot runs.
 """
 
@@ -41,7 +42,7 @@ class Case:
     tokens: int
     # main arm by teacher size: teacher, teacher_params, teacher_loss, loss, ...
     teachers: pd.DataFrame
-    no_teacher: float | None  # observed loss of the init of the smallest teacher without one
+    no_teacher: float | None  # observed loss without a teacher
     own: Interval | None  # T* by its own curve, if that is interior
 
     @property
@@ -157,14 +158,15 @@ def _cases(cells: pd.DataFrame, own: Mapping[tuple[str, int], Interval]) -> list
         teachers["init"] = main.groupby("teacher")["init"].first()
         teachers = teachers.reset_index().sort_values(["teacher_params", "teacher"])
         teachers = teachers.reset_index(drop=True).assign(tokens=int(tokens))
-        alone = group[(group["arm"] == "no_teacher") & (group["init"] == teachers["init"].iloc[0])]
+        without = group[group["arm"] == "no_teacher"].groupby("init")["loss"].mean()
+        alone = without.reindex(teachers["init"]).dropna()
         cases.append(
             Case(
                 student=str(student),
                 size=float(main["student_params"].mean()),
                 tokens=int(tokens),
                 teachers=teachers,
-                no_teacher=float(alone["loss"].mean()) if len(alone) else None,
+                no_teacher=float(alone.iloc[0]) if len(alone) else None,
                 own=own.get((str(student), int(tokens))),
             )
         )
@@ -377,7 +379,7 @@ def _no_teacher(cases: list[Case], settings: Law) -> Score:
     have = [case for case in cases if case.no_teacher is not None]
     if not have:
         return _empty("no_teacher", "the table has no arm without a teacher")
-    above = [np.array([max(0.0, c.no_teacher - float(c.teachers["loss"].min()))]) for c in have]
+    above = [np.array([c.no_teacher - float(c.teachers["loss"].min())]) for c in have]
     return _expected(
         "no_teacher",
         f"{len(have)} of {len(cases)} students and budgets",

@@ -174,14 +174,14 @@ def teacher_sizes(runs: pd.DataFrame) -> dict[str, int]:
     return {name: int(sizes[name]) for name in sorted(sizes.index, key=lambda n: (sizes[n], n))}
 
 
-def family_monotone(runs: pd.DataFrame) -> bool | None:
-    """Whether validation loss falls strictly with size over all teachers; None if not known."""
+def teacher_losses(runs: pd.DataFrame) -> list[tuple[str, float]]:
+    """Validation loss of every teacher, smallest first, mean over its draws; empty if one is not known."""
     name = "teacher_val_loss_nats_per_token"
     taught = runs[runs["teacher"] != NONE]
-    if name not in runs or taught[name].isna().any() or taught["teacher"].nunique() < 2:
-        return None
-    loss = taught.groupby("teacher")[name].mean()  # over its draws
-    return bool((np.diff([loss[teacher] for teacher in teacher_sizes(runs)]) < 0).all())
+    if name not in runs or taught[name].isna().any():
+        return []
+    loss = taught.groupby("teacher")[name].mean()
+    return [(teacher, float(loss[teacher])) for teacher in teacher_sizes(runs)]
 
 
 def _identities(
