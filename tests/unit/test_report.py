@@ -166,7 +166,10 @@ def test_family_says_where_teacher_loss_rises():
         "Teacher loss falls"
     )
     worse = law.model_copy(update={"teacher_losses": rises})
-    assert "t600k (loss 3.900) is no better than t340k (3.600)" in report_text.family(worse)
+    assert "t600k (loss 3.900) is no better model than t340k (3.600)" in report_text.family(worse)
+    both = [*rises, ("t1m", 3.7)]
+    text = report_text.family(law.model_copy(update={"teacher_losses": both}))
+    assert "t600k (loss 3.900) and t1m (loss 3.700) are no better models than t340k" in text
     assert "how well the teachers are trained" in caution(worse)
     assert report_text.family(law.model_copy(update={"teacher_losses": []})).startswith("Too few")
 

@@ -160,7 +160,8 @@ def _advice(
     if seconds:
         text += (
             f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be as good "
-            f"(within {law.tie_nats:g} {METRICS[law.metric].unit})."
+            f"(within {law.tie_nats:g} {METRICS[law.metric].unit})"
+            + (f"; {_cheaper(answer)} is the cheapest." if _cheaper(answer) else ".")
         )
     return text
 
@@ -249,9 +250,7 @@ def caution(law: LawRecord) -> str:
     worse = worse_teachers(law)
     if not worse:
         return ""
-    return (
-        f"As a model, {worse}: part of the optimum may come from how well the teachers are trained."
-    )
+    return f"{worse}: part of the optimum may come from how well the teachers are trained."
 
 
 class TeacherCost(NamedTuple):

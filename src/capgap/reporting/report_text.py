@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple, get_args
 
 from capgap.config.run_grid import NONE, pruned_from
@@ -279,11 +278,18 @@ def family(law: LawRecord) -> str:
 
 
 def worse_teachers(law: LawRecord) -> str:
-    """The teachers that are no better models than the next smaller one; '' if there are none."""
+    """The teachers that are no better models than a smaller one; '' if there are none."""
+    groups: dict[tuple[str, float], list[str]] = {}
+    best = law.teacher_losses[0] if law.teacher_losses else None
+    for name, loss in law.teacher_losses[1:]:
+        if loss >= best[1]:
+            groups.setdefault(best, []).append(f"{name} (loss {nats(loss)})")
+        else:
+            best = name, loss
     return listed(
-        f"{large} (loss {nats(at_large)}) is no better than {small} ({nats(at_small)})"
-        for (small, at_small), (large, at_large) in pairwise(law.teacher_losses)
-        if at_large >= at_small
+        f"{listed(worse)} {'is no better model' if len(worse) == 1 else 'are no better models'} than "
+        f"{name} ({nats(loss)})"
+        for (name, loss), worse in groups.items()
     )
 
 
