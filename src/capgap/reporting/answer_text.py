@@ -158,11 +158,14 @@ def _advice(
     if star is not None:
         text += f" The law puts the best size, T*, at {bracketed(star, about)}."
     if seconds:
+        many, cheaper = len(seconds) > 1, _cheaper(answer)
         text += (
-            f" {listed(seconds)} {'is' if len(seconds) == 1 else 'are'} predicted to be as good "
+            f" {listed(seconds)} {'are' if many else 'is'} predicted to be as good "
             f"(within {law.tie_nats:g} {METRICS[law.metric].unit})"
-            + (f"; {_cheaper(answer)} is the cheapest." if _cheaper(answer) else ".")
         )
+        if cheaper:
+            text += f"; {cheaper} is the cheapest" if many else " and is cheaper"
+        text += "."
     return text
 
 
