@@ -105,7 +105,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "capgap random-init --like t64k/model --params 20k --out random-20k",
         ),
         "given": _stage(
-            "make a student's init of a model that exists already",
+            "make a student's init from an existing model",
             "capgap given --model my-student --tokenizer t64k/model --name mine --out init",
         ),
         "distill": _stage(

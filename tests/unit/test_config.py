@@ -111,7 +111,7 @@ def test_a_long_value_is_not_printed_whole(tiny):
         ),
         (
             lambda d: d["grid"].update(teachers={"3k": ["t6k", "t6k", "t5"]}),
-            "grid.teachers.3k: the same teacher stands twice",
+            "grid.teachers.3k: the same teacher occurs twice",
         ),
         (
             lambda d: d["grid"].update(teachers={"3k": ["t5"]}),
@@ -147,7 +147,7 @@ def test_a_long_value_is_not_printed_whole(tiny):
             ),
             "teachers.twin: the same model as teachers.t6k (in replicas 2 and 1)",
         ),
-        (lambda d: d["grid"].update(seeds=[1, 1]), "grid.seeds: the same value stands twice"),
+        (lambda d: d["grid"].update(seeds=[1, 1]), "grid.seeds: the same value occurs twice"),
         (lambda d: d["grid"].update(arm_seeds=[7]), "grid.arm_seeds: 7 is not in grid.seeds"),
         (lambda d: d.pop("pretrain"), "the section 'pretrain' is needed"),
         (lambda d: d["teachers"]["t6k"].update(hidden=18), "hidden must be a multiple of heads"),
@@ -167,7 +167,7 @@ def test_a_long_value_is_not_printed_whole(tiny):
         (lambda d: d["corpus"].update(packag="x"), "corpus.packag: unknown key"),
         (lambda d: d["distill"].update(learning_rate=float("inf")), "should be a finite number"),
         (lambda d: d["grid"].update(seeds=[2**31]), "grid.seeds.0: input should be less than"),
-        (lambda d: d["final"].update(seeds=[1, 1]), "final.seeds: the same value stands twice"),
+        (lambda d: d["final"].update(seeds=[1, 1]), "final.seeds: the same value occurs twice"),
         (lambda d: d["grid"].update(arms=["no_teacher"] * 2), "grid.arms: the same value"),
         (
             lambda d: d["teachers"].update(twin=d["teachers"]["t6k"]),
@@ -214,7 +214,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(CapgapError, match=r"bad\.yaml, line 1, column 6: not valid YAML"):
         load_study(path)
     path.write_text("teachers:\n  a: 1\n  b: 2\n  a: 3\n")
-    with pytest.raises(CapgapError, match="line 4, column 3: .*'a' stands twice"):
+    with pytest.raises(CapgapError, match="line 4, column 3: .*'a' occurs twice"):
         load_study(path)
     path.write_text("- a")
     with pytest.raises(CapgapError, match="mapping"):

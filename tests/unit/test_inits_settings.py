@@ -146,7 +146,7 @@ def test_the_final_student_can_be_given():
         ),
         (
             lambda d: d["grid"].update(inits=["given", "given"]),
-            "grid.inits: the same value stands twice",
+            "grid.inits: the same value occurs twice",
         ),
     ],
 )

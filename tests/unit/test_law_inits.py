@@ -86,7 +86,7 @@ def test_kinds_without_a_common_student_are_not_compared():
     runs.loc[runs["arm"] == "given", "student"] += "x"
     found = compared(runs)
     assert found.verdict == "not_told_apart"
-    assert found.reason == "no student size and budget is both pruned and given"
+    assert found.reason == "pruned and given share no student size and budget"
 
 
 def test_intervals_of_the_ratio_hold_the_truth():

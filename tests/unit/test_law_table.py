@@ -163,7 +163,7 @@ def test_what_is_no_text_with_columns_is_named(tmp_path):
 
 def test_a_misspelt_seed_is_named_where_runs_repeat(runs_table):
     text = FOREIGN.replace("seed", "sede", 1) + FOREIGN.splitlines()[1] + "\n"
-    with pytest.raises(CapgapError, match=r"stands twice.*columns that are not used: sede"):
+    with pytest.raises(CapgapError, match=r"occurs twice.*columns that are not used: sede"):
         read_runs(runs_table(text))
 
 
@@ -235,7 +235,7 @@ def test_draws_of_a_teacher_are_runs_of_one_teacher(runs_table):
     wrong = REPLICAS.replace("4.7,", "4.7,3.2")
     with pytest.raises(CapgapError, match="'a of teacher_seed 1' has two losses, 3.1 in line 3"):
         read_runs(runs_table(wrong))
-    with pytest.raises(CapgapError, match="stands twice"):
+    with pytest.raises(CapgapError, match="occurs twice"):
         read_runs(runs_table(REPLICAS.replace("0,1,1,100", "0,1,0,100")))
 
 

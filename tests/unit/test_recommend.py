@@ -304,7 +304,7 @@ def test_without_a_study_the_published_one_answers_and_says_how_far_it_reaches(
     main(["--student", "16k", "--tokens", "400k"])
     shown = capsys.readouterr().out
     assert shown.startswith("For a student of 16k at 400k tokens: t64k.")
-    assert "there is no study here, so the published study answers" in shown
+    assert "there is no study here, so this is the law of the published study" in shown
     main(["--student", "3B", "--teachers", "7B,13B,70B", "--tokens", "126B"])
     shown = capsys.readouterr().out
     assert shown.startswith(

@@ -154,7 +154,7 @@ def named(data):
         (own(teachers=["t17k"]), "b320: no teacher is called t17k; there are t6k, t9k, t16k"),
         (own(vocab_size=300), "b320.vocab_size: 300 is that of the study's tokenizer"),
         (own(teachers=[]), "teacher_tokenizers.b320.teachers: at least one is needed"),
-        (twice, "teacher t16k stands in 2 of them; leave it in one"),
+        (twice, "teacher t16k is in 2 of them; leave it in one"),
         (brought, "b320: teacher t9k is trained here, so its tokenizer needs source: train"),
         (brought, "b320.teacher: 't9k' is not a teacher that brings a tokenizer"),
         (

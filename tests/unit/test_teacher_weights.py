@@ -89,7 +89,7 @@ def test_the_plan_counts_a_job_for_every_weight():
             None,
             "grid.teacher_weights: 0.2, 0.9 are without distill.teacher_weight, 0.5",
         ),
-        ((0.5, 0.5), None, "grid.teacher_weights: the same value stands twice"),
+        ((0.5, 0.5), None, "grid.teacher_weights: the same value occurs twice"),
         ((0.0, 0.5), None, "grid.teacher_weights"),
         ((0.5, 1.5), None, "grid.teacher_weights"),
         ((0.2, 0.5), {"teacher_weight": 0.3}, "law.teacher_weight: no run has the weight 0.3"),
@@ -123,7 +123,7 @@ def test_best_teachers_that_differ_between_weights_are_told_apart():
     assert holds(found.ratio, 3.0)
     assert "T* for weight 0.3 is" in found.reason
     text = law_text.text(record)
-    assert "another best teacher at the weight 0.3 than at 0.9" in text
+    assert "different best teachers at the weights 0.3 and 0.9" in text
 
 
 def test_equal_best_teachers_are_equal_and_the_middle_weight_comes_first():
@@ -153,7 +153,7 @@ def test_one_answers_by_the_law_of_a_weight(tmp_path):
 def test_tables_are_checked():
     runs = weighted(1.0)
     same = runs.assign(teacher_weight=0.4)
-    with pytest.raises(CapgapError, match="stands twice"):
+    with pytest.raises(CapgapError, match="occurs twice"):
         read_table(same)  # a constant weight tells no runs apart
     once = runs[runs["teacher_weight"] == 0.3]
     assert "teacher_weight" not in read_table(once).runs

@@ -133,7 +133,7 @@ def test_a_text_is_measured_by_all_and_a_task_only_if_the_law_asks():
     ("change", "problem"),
     [
         (lambda d: d["law"].update(metric="newz"), "law.metric: 'newz' is neither .* there are loss, test, news"),
-        (lambda d: d["law"].update(metric=["loss", "loss"]), "law.metric: loss stands twice"),
+        (lambda d: d["law"].update(metric=["loss", "loss"]), "law.metric: loss occurs twice"),
         (lambda d: d["law"].update(margins={"x": 0.1}), "law.margins.x: no metric has this name"),
         (lambda d: d["evaluate"]["texts"].update(loss={"source": "files", "pattern": "x"}), "evaluate.texts.loss: a name"),
         (lambda d: d["evaluate"]["texts"].update({"No!": {"source": "files", "pattern": "x"}}), "evaluate.texts.No!: a name"),

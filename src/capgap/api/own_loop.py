@@ -156,7 +156,7 @@ def distillation_loss(
     if counted and not (kept.amin() >= 0 and kept.amax() < learnt.vocab):
         raise CapgapError(
             f"distillation_loss: labels go from {kept.amin().item()} to {kept.amax().item()}, but there "
-            f"are {learnt.vocab} logits; tokens that shall not count have the label {ignore_index}"
+            f"are {learnt.vocab} logits; tokens that do not count have the label {ignore_index}"
         )
     scale = 1 / max(1, counted) if reduction == "mean" else 1.0
     loss, sums = loss_of(settings, learnt, taught, labels_N, scale)

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         "pull",
         "Fetch the records and small results of the study in config.yaml, enough to "
-        "plan, to read the report and to ask the law.",
+        "plan, to read the report and to recommend teachers.",
     )
     parser.add_argument(
         "paths",

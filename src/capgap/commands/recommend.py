@@ -55,7 +55,7 @@ def law_paths(args: argparse.Namespace) -> tuple[str, str, str]:
         missing = "there is no study here"
     folder = published()
     note = (
-        f"{missing}, so the published study answers, whose models are small; `make` or "
+        f"{missing}, so this is the law of the published study, whose models are small; `make` or "
         "`capgap run` measures yours"
     )
     return str(folder / "law.json"), str(folder / "runs.csv"), note

@@ -152,9 +152,9 @@ class Grid(Section):
 
 
 def repeats(key: str, values: list | None) -> Iterator[str]:
-    """A problem if a value stands twice in a list of settings."""
+    """A problem if a value occurs twice in a list of settings."""
     if values and len(set(values)) < len(values):
-        yield f"{key}: the same value stands twice in {values}; leave one out"
+        yield f"{key}: the same value occurs twice in {values}; leave one out"
 
 
 def grid_problems(
@@ -249,7 +249,7 @@ def _listed_problems(grid: Grid, sizes: dict[str, int], students: list[int]) -> 
             if not names:
                 yield f"{where}: no teacher is named; name at least one"
             if len(set(names)) < len(names):
-                yield f"{where}: the same teacher stands twice in {names}; leave one out"
+                yield f"{where}: the same teacher occurs twice in {names}; leave one out"
             for name in names:
                 if name not in sizes:
                     yield f"{where}: no teacher is called {name}; {_known(sizes)}"

@@ -48,7 +48,7 @@ def metric_problems(study: Study) -> Iterator[str]:
             )
     for name in metrics:
         if metrics.count(name) > 1:
-            yield f"law.metric: {name} stands twice; leave one out"
+            yield f"law.metric: {name} occurs twice; leave one out"
             break
     for name in study.law.margins:
         if name not in ("validation", *known, *metrics):

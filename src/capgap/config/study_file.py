@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
             if key in keys[:i]:
                 mark = node.value[i][0].start_mark
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice in one section", mark
+                    None, None, f"the key '{key}' occurs twice in one section", mark
                 )
         return super().construct_mapping(node, deep)
 

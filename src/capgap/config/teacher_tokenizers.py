@@ -37,7 +37,7 @@ def tokenizer_problems(study: Any) -> Iterator[str]:
             )
     for name, times in Counter(named).items():
         if times > 1:
-            yield f"teacher_tokenizers: teacher {name} stands in {times} of them; leave it in one"
+            yield f"teacher_tokenizers: teacher {name} is in {times} of them; leave it in one"
     if named:
         yield from _uses(study, set(named))
 
@@ -86,6 +86,6 @@ def _uses(study: Any, named: set[str]) -> Iterator[str]:
         )
     if isinstance(study.tokenizer, TeacherTokenizer) and study.tokenizer.teacher in named:
         yield (
-            f"tokenizer.teacher: {study.tokenizer.teacher} stands in teacher_tokenizers, too; leave it out "
+            f"tokenizer.teacher: {study.tokenizer.teacher} is in teacher_tokenizers, too; leave it out "
             "of one"
         )

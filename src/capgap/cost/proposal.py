@@ -64,8 +64,8 @@ DESIGNS = (  # from the whole one to the least, which still has an interval of e
         control=False,
         replicas=(1,),
         missing="two budgets, no control without a teacher, and one replica. With one replica the law "
-        "cannot tell a teacher's size from its luck in training; expect wide intervals that may hold an "
-        "exponent of 0. For an answer, take more time or a smaller student",
+        "cannot separate the effect of a teacher's size from chance in its training; expect wide intervals "
+        "that may hold an exponent of 0. For an answer, take more time or a smaller student",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Words on laws that were compared: of kinds of init, of weights of the teacher's term, of metrics."""
+"""Comparisons of laws in words: by kind of init, weight of the teacher's term, or metric."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from capgap.reporting.report_text import interval
 COMPARED = {  # by what was compared and by verdict
     "metric": {
         "equal": "the same best teacher by {} and by {}",
-        "different": "another best teacher by {} than by {}",
+        "different": "different best teachers by {} and by {}",
         "not_told_apart": "not shown whether {} and {} have the same best teacher",
     },
     "weight": {
         "equal": "the same best teacher at the weights {} and {}",
-        "different": "another best teacher at the weight {} than at {}",
+        "different": "different best teachers at the weights {} and {}",
         "not_told_apart": "not shown whether the weights {} and {} have the same best teacher",
     },
     "init": {
         "equal": "the same best teacher for {} and {} students",
-        "different": "another best teacher for {} than for {} students",
+        "different": "different best teachers for {} and {} students",
         "not_told_apart": "not shown whether {} and {} students have the same best teacher",
     },
 }

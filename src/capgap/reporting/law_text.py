@@ -13,9 +13,9 @@ from capgap.law.verdicts.claims import sentence
 from capgap.reporting import causes_text, comparison_text, report_text
 
 COMPARED = {
-    "metric": "what one measures",
-    "init": "what the student starts from",
-    "weight": "the weight of its term in the student's loss",
+    "metric": "metric",
+    "init": "kind of init",
+    "weight": "weight of its term in the student's loss",
 }
 
 
@@ -25,7 +25,7 @@ def inputs_text(table: RunTable) -> str:
     if table.metric.name != "loss":
         lines.append(
             f"Runs are measured by {table.metric.name}. The law is fitted to the "
-            f"{table.metric.noun}, in {table.metric.unit}; what is called a loss below is that."
+            f"{table.metric.noun}, in {table.metric.unit}, which is called a loss below."
         )
     for run in table.excluded:
         lines.append("Left out: " + ", ".join(f"{name} {value}" for name, value in run.items()))
@@ -235,10 +235,10 @@ def _compared(record: LawRecord, what: str) -> str:
 def _scores(record: LawRecord) -> str:
     title = (
         f"{record.leading or 'No law'} leads ({record.leading_reason}).\nRegret: loss of the choice above "
-        f"the best teacher tried, {METRICS[record.metric].unit}, over students, budgets and teachers left "
-        "out of the fit, each\nkind alike. For left-out students also: hits (regrets up to "
-        f"{record.tie_nats:g}), intervals that hold the T* left out, and FLOPs of the\nruns that it was "
-        "fitted on with one run of its choice, against those of one run with every teacher"
+        f"the best teacher tried, {METRICS[record.metric].unit}, mean over students, budgets and teachers "
+        "left out of the\nfit, with equal weight for each kind. For left-out students also: hits (regrets up "
+        f"to {record.tie_nats:g}), intervals that hold the T* left\nout, and FLOPs of the runs that it was "
+        "fitted on with one run of its choice, against one run with every teacher"
     )
     rows = [("law or rule", "regret", "cases", "worst", "hits", "held", "FLOPs", "all", "by kind")]
     for score in record.scores:

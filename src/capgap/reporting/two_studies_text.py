@@ -25,7 +25,7 @@ def headline(found: Comparison, ours: str, theirs: str) -> str:
     known = [q for q in found.quantities if q.verdict != "not_known"]
     differ = [q for q in known if q.verdict in ("different", "different_within_margin")]
     if not known:
-        return f"{ours} and {theirs} have no quantity in common that both know"
+        return f"{ours} and {theirs} have no quantity that both determine"
     if differ:
         return f"The laws of {ours} and {theirs} differ in {len(differ)} of {len(known)} quantities"
     if all(q.verdict == "equal" for q in known):
@@ -66,8 +66,8 @@ def noise(found: Comparison) -> str:
             parts.append(f"{shared.teachers} trained teachers")
         return (
             f"The tables have {listed(parts)} in common, so part of their noise is the same. The "
-            "intervals of the differences do not count on that and are too wide: a difference that they "
-            "show stands, but more of them may exist."
+            "intervals of the differences ignore that and are too wide: a difference that they show is "
+            "real, but there may be more."
         )
     return (
         "The tables have no run and no trained teacher in common, and the intervals of the differences "

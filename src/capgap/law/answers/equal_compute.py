@@ -1,5 +1,5 @@
 """
-The best teacher at equal compute, beside the one at equal tokens (docs/method.md, Equal compute).
+The best teacher at equal compute instead of equal tokens (docs/method.md, Equal compute).
 
 A larger teacher costs more for every token, so at C FLOPs its student sees fewer:
 
@@ -226,7 +226,7 @@ def _row(
 
 
 def _open(star: Interval, log_I: np.ndarray) -> Interval:
-    """T* whose limits at the ends of the ladder, where it is only bounded, are None."""
+    """T* with None for a limit at an end of the ladder, where it is only bounded."""
     assert None not in (star.low, star.high)
     step = LAST * (log_I[1] - log_I[0])
     low = star.low if math.log(star.low) > log_I[0] + step else None
@@ -258,7 +258,7 @@ def at_compute(
     question = why_not if law is None else _asked(law, runs, float(student), flops, shared_by)
     left = [] if law is None else _refits(law)
     if not isinstance(question, str) and len(left) < LEAST_DRAWS:
-        question = f"{len(left)} teachers, and intervals need {LEAST_DRAWS}"
+        question = f"intervals need {LEAST_DRAWS} teachers, there are {len(left)}"
     if law is None or isinstance(question, str):
         return ComputeAnswer(status="abstains", reason=str(question), **common)
     names = sorted(

@@ -117,9 +117,9 @@ def _two_causes(answer: Recommendation, by: LeadingLaw, losses) -> Recommendatio
         bound = f", the {place} of the family, which gives only a bound"
         where = "" if place == "interior" else bound
         note = (
-            f"a teacher better by 1 makes its student better by {causes.theta_P[0]:.2f}, against which "
-            f"stands the damage of pruning; in the table's family of teachers the optimum for "
-            f"{about(student)} at {budget(tokens)} is {about(star.value)} ({span(star)}){where}"
+            f"a teacher better by 1 makes its student better by {causes.theta_P[0]:.2f}, but heavier pruning "
+            f"makes it worse; in the table's family of teachers the optimum for {about(student)} at "
+            f"{budget(tokens)} is {about(star.value)} ({span(star)}){where}"
         )
     return _ranked(answer, law, regrets, predicted, star, note)
 
@@ -167,8 +167,8 @@ def _ranked(
     why_not = None
     if len(ranked) > 1 and not sure:
         why_not = (
-            f"no teacher on offer is worse than the best by more than {law.tie_nats:g} "
-            f"{METRICS[law.metric].short} with its whole interval"
+            f"no teacher on offer is shown to be worse than the best by more than {law.tie_nats:g} "
+            f"{METRICS[law.metric].short}"
         )
     rules = [
         rule.model_copy(update={"expected_regret_nats": regrets[rule.teacher].value})

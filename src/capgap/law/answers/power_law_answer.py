@@ -48,7 +48,7 @@ class Prediction:
 def predict(fit: Fit, student: float, tokens: float, confidence: float) -> Prediction:
     """T* of a student (parameters without embeddings) at a budget (tokens).
 
-    If the table cannot say how T* moves with tokens, it is taken at the nearest budget.
+    If the table does not show how T* moves with tokens, it is taken at the nearest budget.
     """
     budgets = sorted({place.tokens for place in fit.located})
     near_tokens = min(budgets, key=lambda d: (abs(math.log(d / tokens)), -d))
@@ -353,8 +353,8 @@ def _abstain(
     sure = any(regret.low > law.tie_nats for regret in regret_K or [])
     if spans and not sure:
         return (
-            "the interval of T* spans all teachers on offer, and none of them is worse than the best "
-            f"by more than {law.tie_nats:g} {METRICS[law.metric].short} with its whole interval"
+            "the interval of T* spans all teachers on offer, and none of them is shown to be worse than "
+            f"the best by more than {law.tie_nats:g} {METRICS[law.metric].short}"
         )
     return None
 
@@ -406,7 +406,7 @@ def _without(law: LawRecord, student: int, tokens: int) -> float | None:
 
 
 def _notes(fit: Fit, law: LawRecord, found: Prediction, ranked: list[RankedTeacher], tokens: int):
-    """What a reader must know beside the ranking by the power law."""
+    """Notes on a ranking by the power law."""
     notes, budgets = [], {place.tokens for place in fit.located}
     if len(ranked) == 1:
         notes.append("only one teacher is on offer, so there is nothing to choose")
@@ -423,7 +423,7 @@ def _notes(fit: Fit, law: LawRecord, found: Prediction, ranked: list[RankedTeach
 
 
 def notes_of(law: LawRecord, ranked: list[RankedTeacher]) -> list[str]:
-    """What a reader must know beside a ranking by whatever law: ties, and what made the optimum."""
+    """Notes on a ranking by any law: ties, and what made the optimum."""
     notes, tie = [], [one for one in ranked if one.within_tie]
     if len(tie) > 1:
         cheapest = min(tie, key=lambda one: (one.train_flops, one.teacher))

@@ -406,7 +406,7 @@ def _check_rows(
     for _, same in runs[runs.duplicated(key, keep=False)].groupby(key, dropna=False):
         run = ", ".join(f"{name} {same[name].iloc[0]}" for name in key)
         problems.add(
-            f"the run ({run}) stands twice, first in line {same.index[0]}; keep one row, or number "
+            f"the run ({run}) occurs twice, first in line {same.index[0]}; keep one row, or number "
             f"repeats in a column seed{unused}",
             same.index[1],
         )

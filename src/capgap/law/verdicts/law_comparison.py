@@ -84,7 +84,7 @@ def _compare(
         laws.append(law)
     groups = _shared(laws[0], laws[1])
     if not groups:
-        return _unknown(kinds, f"no student size and budget is both {first} and {second}")
+        return _unknown(kinds, f"{first} and {second} share no student size and budget")
     found = _at([whole(law) for law in laws], groups)
     assert found is not None
     left = [
@@ -93,7 +93,7 @@ def _compare(
         if (values := _at([without(law, draw) for law in laws], groups)) is not None
     ]
     if len(left) < LEAST_DRAWS:
-        return _unknown(kinds, f"{len(left)} teachers, and intervals need {LEAST_DRAWS}")
+        return _unknown(kinds, f"intervals need {LEAST_DRAWS} teachers, there are {len(left)}")
     spread = Spread(found, np.array(left), settings.confidence)
     rows = [
         ComparedAt(
