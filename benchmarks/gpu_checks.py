@@ -27,7 +27,7 @@ Line = dict[str, object]
 
 
 def device() -> torch.device:
-    """The GPU, or the CPU where there is none."""
+    """The GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -70,7 +70,7 @@ def case(name):
 
 
 def holds(interval, truth):
-    """Whether an interval, open where a limit is None, holds a number."""
+    """Whether an interval, open on a side whose limit is None, holds a number."""
     low = -np.inf if interval.low is None else interval.low
     high = np.inf if interval.high is None else interval.high
     return bool(low <= truth <= high)

@@ -18,22 +18,22 @@ BLAS = ("OPENBLAS", "MKL", "GOTO")  # libraries that NumPy and SciPy come with
 
 
 def main() -> None:
-    """Run `capgap <command> ...`, so that whatever it prints last is its own."""
+    """Run `capgap <command> ...`; errors of the standard streams end it without a traceback."""
     open_streams()
     # Otherwise `python -m` would import a yaml.py of the working folder, which may have been pulled.
     os.environ["PYTHONSAFEPATH"] = "1"
-    # Large tensors in huge pages, where Linux grants them: far fewer page faults. torch reads it once.
+    # Large tensors in huge pages, if Linux grants them: far fewer page faults. torch reads it once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         try:
             dispatch()
-        finally:  # here, where a reader that is gone can still be met; not at the very end
+        finally:  # here a closed pipe can still be handled, unlike at the interpreter's exit
             sys.stdout.flush()
     except KeyboardInterrupt:  # while a command is loaded; later each command prints how to go on
         end_by_signal(signal.SIGINT)
-    except BrokenPipeError:  # of `capgap ... | head`: nobody reads on, and nothing is wrong
+    except BrokenPipeError:  # as by `capgap ... | head`, which is no error
         end_unread()
-    except OSError as error:  # of the output itself; commands report their own
+    except OSError as error:  # of standard output; commands report their own errors
         end_unread(f"error: standard output: {(error.strerror or str(error)).lower()}")
 
 

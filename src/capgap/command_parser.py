@@ -99,7 +99,7 @@ def help_text(parser: CommandParser) -> str:
         break_on_hyphens=False,
     )
     formatter.add_usage(usage.replace("%", "%%"), [], [])
-    text = parser.description.replace("%", "%%")  # without line breaks it has none that matter
+    text = parser.description.replace("%", "%%")  # filled unless it has line breaks of its own
     formatter.add_text(text if "\n" in text else textwrap.fill(text, formatter._width))
     for title, actions in [
         ("needed", [a for a in (*positional, *needed) if a not in optional]),

@@ -34,7 +34,7 @@ class Terminated(CapgapError):
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in main memory."""
+    """Whether an error reports that memory ran out, on a GPU or in main memory."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -52,6 +52,6 @@ def at_most(lines: list[str], most: int) -> list[str]:
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value in a message: at most `limit` characters of it, for a value may be a whole document."""
+    """At most `limit` characters of a value, for a message; the value may be a whole document."""
     text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""GGUF files: read back, and run by llama.cpp itself where it is installed (make test-gguf)."""
+"""GGUF files: read back, and run by llama.cpp itself if it is installed (make test-gguf)."""
 
 import json
 import re

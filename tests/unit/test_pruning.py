@@ -1,4 +1,4 @@
-"""Cutting: equal bits where nothing goes, the silenced model where something does, every family."""
+"""Cutting: equal bits if nothing is removed, else the silenced model, for every family."""
 
 import copy
 import math

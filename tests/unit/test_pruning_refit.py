@@ -1,4 +1,4 @@
-"""Refit of what a cut leaves: exact where the rest can say all, refused by name where unknown."""
+"""Refit of the remaining weights: exact if they can represent the whole model; unsupported tensors are refused."""
 
 import copy
 import tempfile
@@ -118,7 +118,7 @@ def made_redundant(model, kept):
 
 
 def halved(model):
-    """Half of the hidden channels and, where there are several, about half of groups and neurons."""
+    """Half of the hidden channels and, if there are several, about half of groups and neurons."""
     sizes = sizes_of(model)
     groups = max(1, sizes.full.groups * 2 // 3)
     hidden = HIDDEN // 2

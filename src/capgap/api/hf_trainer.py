@@ -30,7 +30,7 @@ PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # of accelerate's mixed pr
 
 
 if TYPE_CHECKING:
-    _TrainerLike = Trainer  # what the mixin stands before
+    _TrainerLike = Trainer  # the base class that follows the mixin
 else:
     _TrainerLike = object
 
@@ -93,7 +93,7 @@ class DistillationMixin(_TrainerLike):
         self._parts = {mode: torch.zeros(3, device=self.args.device) for mode in ("train", "eval")}
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        """A step whose passes forward and backward use the same products, as checkpointing needs."""
+        """A step whose forward and backward pass use the same matmuls, as checkpointing needs."""
         with use_onednn():
             return super().training_step(*arguments, **named)
 
@@ -139,7 +139,7 @@ class DistillationMixin(_TrainerLike):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
-        """Log with the parts of the loss beside it, means since the last time."""
+        """Log the loss with its parts, means since the last log."""
         for key in [key for key in logs if key == "loss" or key.endswith("_loss")]:
             mode = "train" if key in ("loss", "train_loss") else "eval"
             if key == "train_loss":  # of the whole run, whose parts were logged

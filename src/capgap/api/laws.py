@@ -100,7 +100,7 @@ class FittedLaw:
     def optima(self) -> pd.DataFrame:
         """The best teacher size of every student and budget, with its interval; sizes in parameters.
 
-        place: of T* among the teachers tried. T* and its limits are missing where they are open.
+        place: of T* among the teachers tried. T* and its limits are missing if they are open.
         """
         rows = [
             {

@@ -173,7 +173,7 @@ def prune(
 def cache_teacher(teacher: PathLike, text: Text, *, out: PathLike, **settings: Any) -> Targets:
     """Compute a teacher's probabilities on the training text once, for all its students.
 
-    A call that was interrupted goes on where it was when it is made again.
+    Repeat an interrupted call, and it continues where it was.
 
     Args:
         teacher: model.
@@ -206,7 +206,7 @@ def distill(
 ) -> Trained:
     """Train a student on text and on a teacher's probabilities for it.
 
-    Prints its progress. A call that was interrupted goes on where it was when it is made again.
+    Prints its progress. Repeat an interrupted call, and it continues where it was.
 
     Args:
         student: model to start from.
@@ -216,7 +216,7 @@ def distill(
         out: folder to fill with model/, curve.csv and train.json.
         tokens: budget, 2_500_000 or "2.5M".
         seed: of the order of the data.
-        targets: what `cache_teacher` returned for this teacher and text; it stands for the teacher.
+        targets: what `cache_teacher` returned for this teacher and text; it replaces the teacher.
         teacher_text: the same text as token streams of a teacher with another tokenizer; needed only
             if `text` is token streams.
         checkpoint_seconds: between saved states.

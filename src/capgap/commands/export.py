@@ -172,7 +172,7 @@ def _required(licence: str | None, what: str, source: str) -> str:
 
 
 def tasks_of_card(study: Study) -> str:
-    """A section of the card: the student beside its teachers on the tasks that were measured."""
+    """A section of the card: the student and its teachers on the tasks that were measured."""
     if not (study.harness and study.harness.final):
         return ""
     draws = run_grid.measured_on_tasks(study)

@@ -33,7 +33,7 @@ from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import Lineage
 from capgap.stages import cache_teacher
 
-LARGEST_PARAMS = 50_000_000  # of a model that is measured; larger ones go by the matrix product
+LARGEST_PARAMS = 50_000_000  # of a measured model; larger ones go by the matmul rate
 SECONDS_PER_POINT = 1.2
 
 # FLOPs per token, CPU seconds per token

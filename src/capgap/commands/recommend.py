@@ -42,7 +42,7 @@ def law_paths(args: argparse.Namespace) -> tuple[str, str, str]:
     own = Path(args.study or DEFAULT)
     if own.is_file():
         study = load_study(own).study
-        # saved results can be pulled, and the error says how
+        # saved results can be pulled, and the error names the command
         saved = Path("dvc.lock").is_file() or not published().is_dir()
         if args.study or saved or Path(paths.LAW.format(study=study)).is_file():
             return result_of(study, paths.LAW), result_of(study, paths.RUNS_TABLE), ""

@@ -155,7 +155,7 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
 
 
 def _terminated(*_) -> None:
-    """End with a word; Snakemake and its jobs end with this process."""
+    """Print a note and end; Snakemake and its jobs end with this process."""
     sys.exit("terminated; run again to go on: finished jobs are kept")
 
 

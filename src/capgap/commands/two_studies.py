@@ -84,7 +84,7 @@ def _side(name: str, law_file: Path, table_file: Path) -> Side:
 
 
 def _located(path: Path) -> tuple[Path | None, Path, str]:
-    """Law, table and name of the study that a path stands for."""
+    """Law, table and name of the study that a path names."""
     if path.is_file():
         name = _name(path)
         if path.suffix == ".json":

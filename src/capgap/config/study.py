@@ -304,7 +304,7 @@ class Study(Section):
     def round_stage(self) -> Distill:
         """Settings of the training between two cuts: those of `distill`, with a cosine schedule.
 
-        Nothing goes on from there, so that there is no trunk to keep.
+        No larger budget continues from there, so there is no trunk to keep.
         """
         return self.distill.model_copy(update={"schedule": "cosine"})
 

@@ -106,7 +106,7 @@ def host_mb(
         return base + round(held.total / MEGA)
     processes = sizes.study.plan.processes_per_node
     if not on_device:
-        # processes that share a model save copies of their parts, while training goes on
+        # processes that shard a model save copies of their parts while training continues
         copied = (
             held.weights + held.optimizer if held.optimizer and sizes.study.plan.shards > 1 else 0
         )

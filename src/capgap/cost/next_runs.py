@@ -50,7 +50,7 @@ def assumed(study: Study, outputs: list[str]) -> str:
 def price(study: Study, experiment: Experiment, cost: Cost = assumed) -> str:
     """'add students of 6.5k and 40k (31 jobs, 5.0 min)', with values that the plan accepts.
 
-    If it accepts none, the step names what stands in the way instead of a price.
+    If it accepts none, the step names the reason instead of a price.
     """
     values, data = experiment.values, _settings(study)
     if experiment.adds == "teachers":

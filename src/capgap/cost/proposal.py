@@ -3,8 +3,8 @@ Propose a study for a text, a student and a time: its teachers, students, tokens
 
 The rules are those of the default study, whose law excludes an exponent of 0 (docs/findings.md): students
 around the one that is asked about, teachers from just above it to 13 times its size, each trained on as
-many tokens as the longest distillation, three budgets of one stable phase, and two replicas. Where the
-time does not allow that, runs are left out in the order in which the law misses them least
+many tokens as the longest distillation, three budgets of one stable phase, and two replicas. If the time
+does not allow that, runs are left out, first those that matter least for the law
 (`benchmarks/thinning.py`). Sizes are parameters without embeddings.
 """
 
@@ -34,7 +34,7 @@ READINGS = 4
 STEPS = 200  # of the optimizer, at least, in the shortest distillation
 LEAST_VOCABULARY = 512  # 256 bytes, and as many merges
 BYTES_PER_ENTRY = 400  # of text, for an entry of a trained vocabulary to be seen often enough
-HELD_OUT_BYTES = 120_000  # of a split, where the text has enough
+HELD_OUT_BYTES = 120_000  # of a split, if the text has enough
 NARROW = 100  # channels, up to which init_std 0.1 learns faster
 LAYER_WIDTHS = 10  # parameters of a layer over its squared width: 4 of attention, 6 of the MLP
 

@@ -106,7 +106,7 @@ BACKWARD = {"bfloat16": Counts(294, 58, 18, 65, 14), "float32": Counts(252, 64, 
 COMPILED_FORWARD = {"bfloat16": Counts(24, 4, 6, 6, 0), "float32": Counts(32, 8, 12, 6, 0)}
 COMPILED_BACKWARD = {"bfloat16": Counts(32, 4, 12, 10, 0), "float32": Counts(48, 8, 24, 10, 0)}
 # bytes an entry of the logits in bfloat16, and launches a chunk, of PyTorch's operations; float32 takes
-# 16 bytes less, for nothing is widened
+# 16 bytes less, because nothing is widened
 LOSS = {
     "soft_ce": (64, 29), "forward_kl": (84, 35), "reverse_kl": (104, 40), "jensen_shannon": (148, 46),
     "data": (38, 19), "cached": (46, 29),

@@ -208,7 +208,7 @@ class StudySizes:
         return device_memory.by_classes(held, model, taught_by, self.study.distill, self.on_gpu)
 
     def on_disk(self, model: Model, precision: str) -> bool:
-        """Whether passes over text read a model's layers from disk, for the device cannot hold it."""
+        """Whether passes over text read a model's layers from disk, because the device cannot hold it."""
         device = self.study.plan.device
         if device == CPU:  # how much is free is known when a job begins
             return False

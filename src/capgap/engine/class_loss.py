@@ -52,7 +52,7 @@ class Term(NamedTuple):
     """The part of the loss that has the weight of the teacher, for some tokens."""
 
     value: torch.Tensor  # the teacher's term, summed over tokens
-    rest: torch.Tensor  # what is learnt from the data beside it (R), summed over tokens
+    rest: torch.Tensor  # what is learnt from the data in addition (R), summed over tokens
     grad_MV: torch.Tensor  # of both for the student's logits
 
 

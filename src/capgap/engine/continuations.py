@@ -3,8 +3,8 @@ What a teacher predicts inside one of its entries.
 
 A token of the student may begin inside an entry of the teacher: "un" + "ion" against "union". Before the
 entry the teacher gave every entry a probability. Those that the student writes with other tokens than the
-text has had since then are ruled out, and so are those that end here, for the text's entry goes on. Each of
-the others goes on with one certain token of the student, so the teacher's probability of the student's next
+text has had since then are ruled out, and so are those that end here, because the text's entry continues. Each of
+the others continues with one particular token of the student, so the teacher's probability of the student's next
 token is the sum over the entries that go on with it, divided by the sum over all that are left. If the
 entries and merges of the student's vocabulary are among the teacher's, this is exact, but for entries in a
 row that its tokenizer never writes (arXiv 2412.03719 treats such sums for characters).

@@ -61,7 +61,7 @@ def has_wide_products(device: torch.device) -> bool:
 
 
 def add_product_(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
-    """Add the product of two rounded matrices to a float32 one, in float32 where there is such."""
+    """Add the product of two rounded matrices to a float32 one, in float32 if the device can."""
     if has_wide_products(total.device):
         torch.addmm(total, first, second, out_dtype=torch.float32, out=total)
     else:

@@ -4,7 +4,7 @@ Classes of entries in which two vocabularies can be compared.
 At a common boundary both models predict what follows the same text, each in its own entries. The
 entry of one that the text goes on with occurs together with some entry of the other, which is a part
 of it, its beginning, or the same. An entry and the one that it occurs with most often are put into one
-class, and so are all that hang together in this way. "The text goes on with an entry of this class" is
+class, and so are all entries that are linked in this way. "The text goes on with an entry of this class" is
 then the same event for both models, up to the rare pairs whose classes differ (`split_share`), and the
 probability of a class is the sum of those of its entries. Of one tokenizer every entry is a class; if
 the entries and merges of one vocabulary are among those of the other, every entry of the smaller one

@@ -4,7 +4,7 @@ What a loss needs of a model's forward pass: what enters the output head, and ho
 The model's own forward pass is run and what enters its head is taken from it, so whatever lies before
 the head is computed by the model itself. What lies behind the head is found once a model by a probe:
 the head's output is replaced by known numbers, and the logits are compared with a scale and a soft
-cap of them. Where they are that, losses are computed from hidden states by chunks; where not, from
+cap of them. If they agree, losses are computed from hidden states by chunks; if not, from
 the logits of the whole forward pass, which takes tokens x vocabulary of memory.
 """
 
@@ -111,7 +111,7 @@ def _fitted(known: torch.Tensor, answer: torch.Tensor) -> OutputForm | None:
 
 
 def _plain_logits(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
-    """Logits of the whole forward pass; CapgapError where there are none."""
+    """Logits of the whole forward pass; CapgapError if there are none."""
     name = type(model).__name__
     try:
         logits = _logits_of(model, ids_BT)
@@ -134,7 +134,7 @@ def _plain_logits(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
 
 
 def _check_causal(model: PreTrainedModel, logits_BTV: torch.Tensor) -> None:
-    """Raise CapgapError where logits depend on the last token, in which two sequences differ."""
+    """Raise CapgapError if logits depend on the last token, in which two sequences differ."""
     before_BTV = logits_BTV[:, :-1].float()
     bound = 10 * TOLERANCE.get(logits_BTV.dtype, 1e-4)
     if before_BTV.isfinite().all() and _error(before_BTV[0], before_BTV[1]) > bound:
@@ -155,7 +155,7 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
 def unpacked() -> Iterator[None]:
     """Within this context transformers does not look for several sequences in one row of positions.
 
-    We pass no positions, so there is one; to look waits for the GPU in every forward pass.
+    No positions are passed, so there is one; looking would wait for the GPU in every forward pass.
     """
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None

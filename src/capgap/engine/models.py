@@ -215,7 +215,7 @@ def _check_finite(folder: Path, model: PreTrainedModel) -> None:
 
 
 def _stored_type(weights: Weights) -> torch.dtype:
-    """The one type of all a folder's weights; float32 where there are several."""
+    """The one type of all a folder's weights; float32 if there are several."""
     types = {tensor.dtype for tensor in weights.tensors.values()}
     small = {"F16": torch.float16, "BF16": torch.bfloat16}
     return small.get(*types, torch.float32) if len(types) == 1 else torch.float32
@@ -354,7 +354,7 @@ def read_lineage(path: str | Path, model: PreTrainedModel) -> Lineage:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a folder; CapgapError where it has none that can be read."""
+    """The tokenizer of a folder; CapgapError if it has none that can be read."""
     check_folder(folder)
     if not (folder / "tokenizer.json").is_file():
         refuse_sentencepiece(folder)
@@ -396,9 +396,9 @@ def refuse_sentencepiece(folder: Path) -> None:
 def check_reads(
     model: PreTrainedModel, folder: Path, text: TokenStreams, *, sequence_length: int, setting: str
 ) -> None:
-    """Raise CapgapError where a model cannot read token streams in sequences of this length.
+    """Raise CapgapError if a model cannot read token streams in sequences of this length.
 
-    folder: of the model; where it has a tokenizer, it must be the one of the streams. text: what
+    folder: of the model; if it has a tokenizer, it must be the one of the streams. text: what
     the streams are. setting: the key that `sequence_length` comes from.
     """
     if (folder / TOKENIZER_FILES[0]).is_file() and tokenizer_digest(

@@ -3,7 +3,7 @@ The objectives that a training step minimises: the data alone, or a mixture of d
 
 An objective maps (model, inputs B x T, labels (B T), starts B, scale) to a loss to differentiate
 and the sums of its parts in nats; starts are the places of the sequences in the training stream.
-The loop uses nothing else of it. An objective that holds a model has `on(dist)`, which moves it to
+The loop needs nothing else of it. An objective that holds a model has `on(dist)`, which moves it to
 the devices of the job's processes.
 """
 

@@ -271,7 +271,7 @@ NO_INTERFACE = ("Unable to find address for", "no socket interface found")
 
 
 def _cause(error: str, backend: str, minutes: float, lost: bool) -> str | None:
-    """What an error says about the other processes of the job; None if nothing.
+    """What an error shows about the other processes of the job; None if nothing.
 
     lost: whether the library that exchanges has raised it, which it also does for a process that ended.
     """

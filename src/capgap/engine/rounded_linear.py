@@ -79,7 +79,7 @@ def round_products(model: torch.nn.Module, precision: str) -> Rounding:
     """Give the linear layers of a model on a GPU rounded copies of their weights.
 
     None in float32, on a CPU, and for sharded models, which FSDP gathers in bfloat16. The output head
-    keeps its own, for a loss reads its weights.
+    keeps its own, because a loss reads its weights.
     """
     first = next(model.parameters())
     if precision == "float32" or by_cache(first) or hasattr(first, "full_tensor"):

@@ -164,7 +164,7 @@ class Saves:
             with naming_full_disk(path):
                 save_file(copies, path)
                 sync(path)
-            with open(path, "rb") as file:  # not by the cache of digests, for nobody else reads it
+            with open(path, "rb") as file:  # uncached, because nobody else reads it
                 digests += hashlib.file_digest(file, "sha256").digest()
         return digests
 

@@ -1,9 +1,9 @@
 """
-Load a model that processes will share, so that none of them ever holds it whole.
+Load a model that will be sharded over processes, so that none of them ever holds it whole.
 
-The model is made without memory for its weights. Its logits are probed with the tables and one layer in
-memory, which are given up again. When it has been cut among the processes (FSDP2), each reads the rows
-that it holds from the files.
+The model is made without memory for its weights. Its logits are probed with the embeddings, the head and one
+layer in memory, which are then released. When it has been sharded (FSDP2), each process reads the rows that
+it holds from the files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def load_to_share(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
-    """A model in float32 whose weights are read when it has been cut.
+    """A model in float32 whose weights are read when it has been sharded.
 
     If its tensors cannot be read one by one (as those in 8 bits), or it cannot be probed so, it is loaded whole, with this
     dtype (see `load_model`). Raises CapgapError as `load_model` does, except that numbers are checked
@@ -63,9 +63,9 @@ def _whole_tables(model: PreTrainedModel, stored: StoredTensors) -> Iterator[Non
 
 @torch.no_grad()
 def read_own(whole: torch.nn.Module, model: torch.nn.Module, device: torch.device) -> None:
-    """Read what this process holds of a model that was cut, if its weights are not read yet.
+    """Read what this process holds of a model that was sharded, if its weights are not read yet.
 
-    whole: the wrapper that was cut. Raises CapgapError if a number is NaN or infinite.
+    whole: the wrapper that was sharded. Raises CapgapError if a number is NaN or infinite.
     """
     stored = _UNREAD.pop(model, None)
     if stored is None:

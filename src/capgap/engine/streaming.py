@@ -392,7 +392,7 @@ def ready(
 def load_frozen(
     folder: Path, precision: str, *, stream: bool = False, scratch: Path | None = None
 ) -> PreTrainedModel:
-    """A model that will not learn, held as its precision computes, where this process computes.
+    """A model that will not learn, on this process's device and in its precision (`hold_frozen`).
 
     stream: leave its layers on disk; else they are left there if the model does not fit into the
     memory that is free. scratch: folder for what passes between layers, the temporary one if None.

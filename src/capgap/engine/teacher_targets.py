@@ -1,5 +1,5 @@
 """
-What a teacher says about the training text, computed once and kept on disk.
+A teacher's soft targets on the training text, computed once and kept on disk.
 
 For a token the whole distribution would be V numbers. Kept is one of
 
@@ -13,8 +13,8 @@ under a target is linear in it, so the expected gradient is the exact one. Draws
 uniform number moves K equidistant points over the cumulated probabilities, so a token of mass m
 comes floor(Km) or ceil(Km) times.
 
-Windows lie at the fixed places of `lattice`, in ascending order, in shards of safetensors. Targets
-belongs to one teacher, one token stream and one temperature, and its record says which.
+Windows lie at the fixed places of `lattice`, in ascending order, in shards of safetensors. Targets belong
+to one teacher, one token stream and one temperature, which their record names.
 """
 
 # B sequences, T tokens, N tokens of a batch, C tokens of a chunk, K kept or drawn, V vocabulary

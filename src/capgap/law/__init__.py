@@ -1,7 +1,7 @@
 """
 The statistics: from a table of runs to the law T* ~ S^a D^b, its verdicts and a choice of teacher.
 
-From the bottom to the top; nothing imports from what stands below it in this list:
+From the bottom to the top; no module imports from one below it in this list:
 
 law_record   what law.json holds
 number_text  sizes, budgets and intervals as text

@@ -222,7 +222,7 @@ FALCON = Family(
         for tensor in ("weight", "bias")
     }
     | {
-        # query heads, key and value of one group adjoin
+        # query heads, key and value of one group lie side by side
         "self_attention.query_key_value.weight": "groups hidden",
         "self_attention.query_key_value.bias": "groups",
         "self_attention.dense.weight": "hidden groups",

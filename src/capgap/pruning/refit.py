@@ -13,10 +13,10 @@ and its targets are the outputs of the whole model:
             whole model's after it, so that a write also corrects errors of the writes before
 
 B maps the stream to that of the pruned model: principal components of the norms' inputs, absorbed into
-embeddings, readers and writers (residual_basis.py). Gains of single channels cannot be turned, so the
-readers take them over, and their norm gets one gain for all channels, at most 1, such that the readers are
-no smaller than in the whole model. If embeddings and output head are tied, the last norm is refitted channel by channel
-instead of the head. Shapes and architecture are those of the plain cut.
+embeddings, readers and writers (residual_basis.py). Gains of single channels cannot be rotated, so they are
+multiplied into the readers, and their norm gets one gain for all channels, at most 1, such that the readers
+are no smaller than in the whole model. If embeddings and output head are tied, the last norm is refitted
+channel by channel instead of the head. Shapes and architecture are those of the plain cut.
 
 Sources. Least squares on a layer's outputs after structured pruning: OSSCAR (arXiv 2403.12983),
 SlimGPT (arXiv 2412.18110), MoDeGPT (arXiv 2408.09632). Whole outputs as targets of pruned inputs:

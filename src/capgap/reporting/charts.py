@@ -154,9 +154,9 @@ def _curve_rows(
 def controls(runs: list[RunRow], axis: str = PLAIN_LOSS) -> Figure | None:
     """All arms against teacher size, a panel for each student size and budget.
 
-    None if there is no arm that `curves` does not show already.
-    A run without a teacher stands at the size of the teacher its start was pruned from; the
-    random start without a teacher has no size and is a rule across the panel.
+    None if there is no arm that `curves` does not show already. A run without a teacher is drawn at the
+    size of the teacher that its init was pruned from; the random init without a teacher has no size and is
+    a rule across the panel.
     """
     if {run.arm for run in runs} <= {"main", "no_teacher"}:
         return None

@@ -294,7 +294,7 @@ def worse_teachers(law: LawRecord) -> str:
 
 
 def sentence(text: str) -> str:
-    """A text as the begin of a sentence; a name like t64k keeps its small letter."""
+    """A text as the beginning of a sentence; a name like t64k keeps its small letter."""
     return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
 
 

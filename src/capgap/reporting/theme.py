@@ -112,7 +112,7 @@ def limits(estimate: Interval) -> dict:
 
 
 def close_ends(row: dict, least: float, most: float) -> dict:
-    """End an interval that is open on one side where the figure ends; leave none where none is."""
+    """Cut an interval that is open on one side at the figure's edge; a missing one stays missing."""
     low, high = row.get("params_low"), row.get("params_high")
     if (low is None) == (high is None):
         return row

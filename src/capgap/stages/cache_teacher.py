@@ -127,7 +127,7 @@ def run(
 
 
 def _load(settings: TargetsStage, teacher: Path, streams: Streams, stream: bool) -> torch.nn.Module:
-    """The teacher where it computes, as its precision computes."""
+    """The teacher on its device, in its precision."""
     model = load_frozen(teacher, settings.precision, stream=stream)
     check_reads(
         model,

@@ -6,7 +6,7 @@ A teacher with another tokenizer teaches by classes of entries (engine/class_los
 IN   init folder, teacher folder (none for the control without a teacher), token streams; the same text
      in the teacher's tokens if its tokenizer is another one; the teacher's targets unless
      `teacher_targets` is online; with schedule wsd the trunk of the next smaller budget, if there is one
-OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets go on
+OUT  model/, curve.csv, train.json; with schedule wsd trunk/, from which larger budgets continue
 """
 
 from __future__ import annotations

@@ -80,12 +80,11 @@ def run(
 ) -> tuple[Sizes, Solution]:
     """Prune a model to the target and publish it.
 
-    tokens_folder: token streams to refit on, needed if the settings ask for a refit.
-    shape_like: model whose shape at the target is taken, by default the one that is pruned.
-    rounds_left: cuts in which the target is reached, of which this is the first.
-    name: of the student size, by default written from its parameters. init: name of the start, by
-    default pruned-<name of the model>. seed: of the text that the importance was measured on, for
-    the record. Returns the sizes of the model and what was kept of them.
+    tokens_folder: token streams to refit on, needed if the settings ask for a refit. shape_like: model
+    whose shape at the target is taken, by default the one that is pruned. rounds_left: cuts in which the
+    target is reached, of which this is the first. name: of the student size, by default written from its
+    parameters. init: name of the init, by default pruned-<name of the model>. seed: of the text that the
+    importance was measured on, for the record. Returns the sizes of the model and what was kept of them.
     """
     folder = open_folder(model_folder)
     model = load_unread(folder)
@@ -121,7 +120,7 @@ def _refitted(
     tokens_folder: Path | None,
     scratch: Path,
 ) -> PreTrainedModel:
-    """A student whose weights are fitted to what the model in a folder says of its calibration text."""
+    """A student whose weights are fitted to the outputs of the model in a folder on calibration text."""
     if tokens_folder is None:
         raise CapgapError(
             "refit is least_squares, so text is needed to refit on: name token streams (--tokens) or a "
@@ -163,7 +162,7 @@ def find_model(name: str, revision: str | None) -> Path:
 
 
 def init_of_hub(name: str, folder: Path) -> str | None:
-    """Name of the start pruned from a model of the hub, whose folder is named by its commit; None for
+    """Name of the init pruned from a model of the hub, whose folder is named by its commit; None for
     a model in a folder of its own."""
     return None if folder == folder_of(name) else pruned_from(name.rpartition("/")[2])
 

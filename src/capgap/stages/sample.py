@@ -1,11 +1,11 @@
 """
 Continue held-out text with the final student, its alternatives and the chosen teacher.
 
-All models see the same prompts and the same random numbers. How good a model is follows from its loss;
-the continuations show what such a loss reads like.
+All models see the same prompts and the same random numbers. The loss measures how good a model is; the
+continuations show what text of such a loss looks like.
 
 IN   model folders, the corpus, token streams
-OUT  samples.json: the prompts, what the text itself goes on with, and each model's continuations
+OUT  samples.json: the prompts, how the text itself continues, and each model's continuations
 """
 
 from __future__ import annotations

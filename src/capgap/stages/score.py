@@ -65,7 +65,7 @@ def calibration(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sequences that a model is run on for pruning: inputs and labels, both B x T.
 
-    Raises CapgapError where the model cannot read them, or there are too few tokens.
+    Raises CapgapError if the model cannot read them, or if there are too few tokens.
     """
     check_reads(
         model,

@@ -146,7 +146,7 @@ def send(remote: private.Remote, cache: Cache, oids: Iterable[str]) -> tuple[lis
         if remote.fs.protocol in ATOMIC:
             remote.fs.put_file(str(cache.path(oid).absolute()), target)
         else:
-            # a name of its own, for two users may push the same object at once
+            # a name of its own, because two users may push the same object at once
             temporary = f"{target.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
             remote.fs.put_file(str(cache.path(oid).absolute()), temporary)
             remote.fs.move(temporary, target)

@@ -1,7 +1,7 @@
 """
 The power law without each draw of a teacher in turn, and intervals from it.
 
-All runs of a draw share its luck, so a draw is left out as a whole: under all laws that are compared,
+All runs of a draw share its random effect, so a draw is left out as a whole: under all laws that are compared,
 with the noise as it is (cluster-robust variance CR3; MacKinnon, Nielsen and Webb 2023, arXiv
 2205.03285). Limits are those of t with draws less one. Used for what is no weighted sum of the law's
 parameters, and for what several laws share teachers in.

@@ -1,5 +1,5 @@
 """
-The laws of the loss beside the laws of T*: their fits, how they are scored, and which one leads.
+The laws of the loss and those of T*: their fits, how they are scored, and which one leads.
 
 Laws of the loss are refitted from their fit to all cells, because that takes milliseconds.
 """

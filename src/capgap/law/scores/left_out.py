@@ -325,7 +325,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _by_kind(answers: list[_Answer], confidence: float) -> list[LeftOut]:
-    """Mean regret by what was left out, then over all of it, every kind alike."""
+    """Mean regret by what was left out, then over all of it, with equal weight for each kind."""
     found = []
     for kind in (*KINDS, "all"):
         some = [answer for answer in answers if kind in (answer.kind, "all")]

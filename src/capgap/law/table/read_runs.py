@@ -442,7 +442,7 @@ def _check_rows(
 def _check_names(
     kind: str, names: pd.Series, values: pd.Series, most: float | None, problems: Problems
 ) -> None:
-    """A name stands for one model: its values differ by a factor of `most` at most (None: equal)."""
+    """Check that a name is one model: its values differ by a factor of at most `most` (None: equal)."""
     for name, same in values.dropna().groupby(names):
         low, high = same.idxmin(), same.idxmax()
         if same[high] == same[low] or (most is not None and same[high] <= most * same[low]):

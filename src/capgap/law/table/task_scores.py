@@ -13,8 +13,9 @@ SHARES = ("acc", "acc_norm", "acc_mutual_info", "exact_match", "em", "f1", "mc1"
 def task_outcome(record: HarnessRecord, asked: str) -> tuple[str, float | None]:
     """Header and value of a task's score as an outcome; None if the harness gave no number.
 
-    asked: task, task/metric or task/metric/filter. A share of n documents is (right + 0.5) / (n + 1), so
-    that none and all have a logit. Raises CapgapError if the task has no such score, or several.
+    asked: task, task/metric or task/metric/filter. A share of n documents is (right + 0.5) / (n + 1),
+    so that shares of 0 and 1 have a finite logit. Raises CapgapError if the task has no such score, or
+    several.
     """
     task, *rest = asked.split("/")
     scores = [score for score in record.scores if score.task == task]

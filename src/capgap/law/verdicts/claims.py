@@ -5,7 +5,7 @@ A quantity is *equal* to a reference if its whole interval lies within a margin 
 whole interval lies outside, and *not_told_apart* otherwise. The interval that decides on *different* is
 widened for all claims, and for all students and budgets of a ratio (Bonferroni).
 
-  interior      the best teacher stands inside its ladder in more than half of the groups
+  interior      the best teacher lies inside its ladder in more than half of the groups
   grows         T* grows with S, at equal tokens or else at equal tokens per parameter
   proportional  T* grows as S^1 at equal tokens per parameter (at equal tokens with one budget)
   ratio         T*/S is the published one for the smallest and the largest student of every budget

@@ -4,8 +4,8 @@ by what one measures of a student? All are called kinds below; docs/method.md ha
 
 For every student and budget of both, T* is compared as a ratio, within the teachers tried under both: a T*
 beyond them counts as the last of them, but the width of its interval is that of T* up to a factor of BEYOND
-outside, because a number that stops at an end would seem to be known. Both kinds learned from the same
-teachers, so intervals leave out each draw under both kinds at once (teacher_jackknife.py).
+outside, because a value that stops at an end would look certain. Both kinds learned from the same teachers,
+so intervals leave out each draw under both kinds at once (teacher_jackknife.py).
 
 Shapes: G students and budgets, K draws of teachers.
 """
@@ -74,7 +74,7 @@ def _compare(
     called: str,
     units: tuple[str, str] | None = None,
 ) -> LawComparison:
-    """called: how to speak of a kind, with {} for its name. units: of costs, those of the metric if None."""
+    """called: phrase for a kind, with {} for its name. units: of costs, those of the metric if None."""
     first, second = kinds
     laws = []
     for kind in kinds:
@@ -152,7 +152,7 @@ class _Group:
     high: float
 
     def place(self, log_star: float) -> str:
-        """Where a T* stands among the teachers."""
+        """The position of a T* among the teachers."""
         if log_star <= self.low + SAME_END:
             return "smallest"
         return "largest" if log_star >= self.high - SAME_END else "inside"

@@ -5,7 +5,7 @@ The interval of a difference is made of the two intervals by the method of varia
 (Zou and Donner, Statistics in Medicine 27, 2008): d - sqrt((x - x_low)^2 + (y_high - y)^2) to
 d + sqrt((x_high - x)^2 + (y - y_low)^2), ratios and sizes in logarithms. It takes the two estimates as
 independent. Two studies with common teachers or text are not: their errors go the same way, so the
-interval is too wide, and a difference that it shows stands all the more.
+interval is too wide, and a difference that it shows is all the more certain.
 """
 
 from __future__ import annotations
