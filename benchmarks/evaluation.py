@@ -1,5 +1,5 @@
 """
-How fast is our held-out loss beside lm-evaluation-harness, on the same model, text and windows?
+How fast is the held-out loss compared with lm-evaluation-harness, on the same model, text and windows?
 
 Both give the loss of one text in windows of tokens that do not overlap, from the text on; they must
 agree to 1e-4 nats per token. Time is CPU seconds of one thread, the median of --repeats in turn;

@@ -1,5 +1,5 @@
 """
-Parts of `gpu_session.py` that say whether the rest of the engine is right on a GPU: the tests that need
+Parts of `gpu_session.py` that check whether the rest of the engine is right on a GPU: the tests that need
 one, sharding, saved states, and a model that is read layer by layer.
 """
 

@@ -7,8 +7,8 @@ What would a step take on a GPU? A roofline of the real step, without a GPU.
 The engine's own step is run on tensors that have shapes and no memory, and every operation that it
 starts is counted: it takes the longest of its launch, its bytes at the memory's speed and its FLOPs at
 the speed of its kind. The speeds are ASSUMPTIONS (`ASSUMED` in src/capgap/cost/roofline.py), nothing
-here was measured on a GPU. Beside it is printed what `capgap plan` counts with, a formula by layers
-for the same step: the two should agree. MFU is that of the plan's FLOPs (student three times, teacher
+here was measured on a GPU. The formula by layers that `capgap plan` uses for the same step is printed
+as well: the two should agree. MFU is that of the plan's FLOPs (student three times, teacher
 once, head and attention included) at the device's peak.
 """
 

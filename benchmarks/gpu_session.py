@@ -1,5 +1,5 @@
 """
-A quarter of an hour on one GPU: is what was built without one right, and how fast is it?
+A quarter of an hour on one GPU: is the code that was built without one right, and how fast is it?
 
     python benchmarks/gpu_session.py --out gpu.jsonl           # then: capgap plan --device ...
     python benchmarks/gpu_session.py --tiny                    # all parts on a CPU, in a minute
@@ -7,7 +7,7 @@ A quarter of an hour on one GPU: is what was built without one right, and how fa
 Parts run one after another, the most informative first, each in a process of its own with its own time
 limit, so that one that fails or hangs leaves the others alone. Each prints lines of JSON, which also go
 to --out. From the rates of kernels and the seconds of a real step a calibration is written,
-scratch/gpu-calibration.json, by which `capgap plan` counts for that device from then on. The bars that
+scratch/gpu-calibration.json, which `capgap plan` uses for that device from then on. The bars that
 a line names are those of the roofline (benchmarks/gpu_roofline.py); the exit status is 1 if a part failed.
 """
 

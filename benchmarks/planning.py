@@ -67,7 +67,7 @@ def snakemake(folder: Path, *options: str, program: str = SNAKEMAKE) -> tuple[fl
 
 
 def outputs(folder: Path) -> list[str]:
-    """Every output that Snakemake knows of."""
+    """Every output in Snakemake's graph."""
     rows = [line.split("\t") for line in snakemake(folder, "--summary")[1].splitlines()]
     return [row[0] for row in rows[1:] if len(row) == 6]
 

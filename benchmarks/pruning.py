@@ -14,7 +14,7 @@ calibration nor distillation has seen. --draws repeats every cell with other cal
 Some 15 CPU seconds a cell with the defaults, some 100 more with a refit, and the distillation. All cells
 are cut before the first is distilled, and the smallest budget comes first. Every finished cell lies in
 --out as JSON, beside the cut models (up to 350 MB each) and the teacher's hidden states, so a later run
-takes up where the first stopped, adds budgets, and prints the tables of all cells.
+continues where the first stopped, adds budgets, and prints the tables of all cells.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 Cosine against a constant rate with a fall at the end (wsd): loss at each budget, and CPU time.
 
 With cosine every budget is a run of its own; with wsd the budgets of one student share a trunk. Run
-in the folder of a study whose teachers and starts are made:
+in the folder of a study whose teachers and inits are made:
 
     python benchmarks/schedules.py --pairs 13k:t41k 20k:t64k --budgets 250k 500k 1M --seeds 1 2
 

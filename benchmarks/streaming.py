@@ -5,8 +5,8 @@ A random Llama of about 3 B parameters in bfloat16 (6 GB on disk) is evaluated, 
 student, and its targets are cached: first without a limit, then under a hard limit on anonymous memory
 (RLIMIT_DATA, which counts private memory that may be written, whether used or not). Each run is a
 process of its own. Printed: seconds of each by the clock and of CPU, their ratios, highest anonymous
-memory, and whether the results are equal. On cores that are shared with other work the clock tells
-little. Linux only.
+memory, and whether the results are equal. On cores that are shared with other work wall time
+means little. Linux only.
 
     python benchmarks/streaming.py
     python benchmarks/streaming.py --layers 4 --sequences 2   # quick

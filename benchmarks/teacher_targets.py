@@ -2,7 +2,7 @@
 Cached targets of a teacher against the teacher itself: loss of the students, CPU time, disk.
 
 Every run sees the same windows of text in the same order for every kind of targets, so that
-differences are of the targets alone. In the folder of a study whose teachers and starts are made:
+differences are of the targets alone. In the folder of a study whose teachers and inits are made:
 
     python benchmarks/teacher_targets.py --pairs 13k:t41k 20k:t126k --tokens 500k --seeds 1 2 3
     python benchmarks/teacher_targets.py --study configs/smollm2.yaml --pairs 24M:smollm2-135m \

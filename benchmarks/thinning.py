@@ -1,5 +1,5 @@
 """
-Which part of the default study does its law miss least?
+Which parts of the default study matter least for its law?
 
 Takes parts out of the published table of runs, fits the law to the rest, and prints the exponents with
 their 95 % intervals beside the cost that the plan gives for the thinned study, as markdown. `capgap init`

@@ -1,4 +1,4 @@
-"""Small models of every family that pruning knows, and the same models with units silenced."""
+"""Small models of every family that pruning supports, and the same models with units silenced."""
 
 import copy
 

@@ -104,7 +104,7 @@ def make_runs(tokens=(TOKENS,), seeds=(0, 1), arms=("no_teacher",), ratio=RATIO)
 
 
 def make_law(runs: list[RunRow]) -> LawRecord:
-    """What the regression says about those runs."""
+    """The law's record of those runs."""
     table = pd.DataFrame([run.model_dump() for run in runs])
     return law_record(table, Law())
 

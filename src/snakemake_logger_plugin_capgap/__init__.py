@@ -51,7 +51,7 @@ COMMAND_ERROR = re.compile(
     re.DOTALL,
 )
 MISSING_OUTPUT = re.compile(r"MissingOutputException.*\nJob (?P<jobid>\d+) ")
-# What Snakemake says of its routine, and what this module says in its own words.
+# Routine messages of Snakemake, and those that this module words itself.
 ROUTINE = re.compile(
     "Assuming unrestricted shared|Building DAG|Complete log|Conda environments: ignored|"
     "DAG of jobs will be updated|Elapsed time|Exiting because a job execution failed|"
@@ -234,7 +234,7 @@ class LogHandler(LogHandlerBase):
         return self.progress.draw(time.time(), self.console.height)
 
     def beat(self) -> None:
-        """Say once a minute what the running jobs do, until the end."""
+        """Print once a minute what the running jobs do, until the end."""
         while not self.closed.wait(HEARTBEAT_S):
             self.say(self.progress.heartbeat(time.time()))
 
@@ -249,7 +249,7 @@ class LogHandler(LogHandlerBase):
         super().close()
 
     def sum_up(self) -> None:
-        """Say how the run ended."""
+        """Print how the run ended."""
         if self.live:
             self.live.stop()
         if self.options.dryrun and "CAPGAP_PLANNED" in os.environ:

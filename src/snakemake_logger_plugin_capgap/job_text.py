@@ -73,7 +73,7 @@ def log_tail(path: str, max_lines: int | None) -> list[str]:
 
 
 def error_lines(paths: list[str]) -> list[str]:
-    """What the logs of a failed job say from their last line on that starts with `error:`."""
+    """The logs of a failed job from their last line that starts with `error:`."""
     for path in paths:
         lines = log_tail(path, None)
         starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]

@@ -24,7 +24,7 @@ class Job:
     identity: str
     logs: list[str]
     started: float
-    error: str = ""  # why it failed, in its own words
+    error: str = ""  # the job's own message
 
     def __str__(self) -> str:
         return f"{self.rule} {self.identity}".rstrip()
@@ -75,7 +75,7 @@ class Progress:
         return work * remaining / timed / max(1, len(active))
 
     def status(self, now: float) -> list[str]:
-        """Say how far the study is."""
+        """How far the study is, in parts of a line."""
         left = self.seconds_left(now)
         return [
             f"{self.done}/{self.total} done",
@@ -85,7 +85,7 @@ class Progress:
         ]
 
     def heartbeat(self, now: float) -> str:
-        """Say in one line how far the study is and what the running jobs do."""
+        """Return one line: how far the study is and what the running jobs do."""
         active = list(self.running.values())
         jobs = [
             ": ".join(filter(None, [str(job), job.last_line()])) for job in active[:HEARTBEAT_JOBS]

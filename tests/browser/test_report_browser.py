@@ -72,7 +72,7 @@ def browse(tmp_path):
 
 
 def figures(dom):
-    """Markup of every figure's box by its name, with the state it says it is in."""
+    """Markup of every figure's box by its name, with the state in its attributes."""
     boxes = re.findall(r'<div class="chart[^"]*"([^>]*)>(.*?)<figcaption>', dom, re.DOTALL)
     return {
         re.search(r'data-chart="(\w+)"', attributes)[1]: (

@@ -79,7 +79,7 @@ def test_two_nodes_of_two_processes_end_as_one_process_through_a_drain_and_a_los
     assert found == dict.fromkeys(places, "4")
     assert {e["SLURM_JOB_ID"] for e in workers if "RANK" in e} == {job}
 
-    # one node is drained, and its jobs are told to end
+    # one node is drained, and its jobs get SIGTERM
     slurm.ask("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
     slurm.ask("scancel", "--signal=TERM", job)
     wait_for(lambda: job not in slurm.running("distill_student"), login)

@@ -1,4 +1,4 @@
-"""The answer: which teacher, what another one costs, what is not known and what would tell."""
+"""The answer: which teacher to take, what another one costs, what is open and what would settle it."""
 
 import pytest
 from report_records import make_final, make_law, make_runs

@@ -222,7 +222,7 @@ def test_a_student_inside_entries_learns_what_the_teacher_predicts(objective):
         loss, _ = class_loss(ModelOutput(logits, None), label, teacher, row, nodes, made, settings)
         grads.append(torch.autograd.grad(share * loss, logits)[0])
     torch.testing.assert_close(grads[0], -grads[1], rtol=0, atol=1e-7)
-    assert grads[0].abs().max() > 0.01  # neither alone says what the teacher predicts
+    assert grads[0].abs().max() > 0.01  # neither part alone gives the teacher's prediction
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])

@@ -1,4 +1,4 @@
-"""The digest sees what a stage runs, and nothing else."""
+"""The digest covers what a stage runs, and nothing else."""
 
 import json
 

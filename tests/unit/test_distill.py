@@ -178,7 +178,7 @@ def test_a_targets_that_keeps_all_gives_the_student_of_the_online_teacher(world,
 def test_killed_and_resumed_with_a_rounded_teacher_ends_in_the_same_bytes(
     world, tmp_path, monkeypatch, kind
 ):
-    """The teacher in bfloat16, online and from disk: batches and targets go on where they were."""
+    """The teacher in bfloat16, online and from disk: batches and targets continue where they were."""
     chosen = {"teacher_precision": "bfloat16", "unique_tokens": 320, "teacher_targets": kind}
     kept = None
     if kind != "online":

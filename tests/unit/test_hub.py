@@ -1,4 +1,4 @@
-"""The hub through its real client, asked of a server that speaks its protocol."""
+"""The hub's real client against a local server with the hub's protocol."""
 
 import io
 import json

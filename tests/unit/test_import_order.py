@@ -40,7 +40,7 @@ def imported(path):
 
 
 def upward(root, level, order):
-    """Imports of something that stands above the importer; level: of the names in `order`."""
+    """Imports of something above the importer; level: of the names in `order`."""
     found = []
     for path in sorted(root.rglob("*.py")):
         here = path.relative_to(SOURCE).with_suffix("").parts

@@ -23,7 +23,7 @@ def bounds(students=(), limits=(), above=()):
 
 @pytest.mark.parametrize("none", [bounds(), bounds([6.0], [-1e4], [True])], ids=["no", "idle"])
 def test_without_a_bound_that_bites_it_is_least_squares_with_the_t_interval(none):
-    """By the closed formula, and by the profile likelihood where the bound is met by far."""
+    """By the closed formula, and by the profile likelihood if the bound is met by far."""
     fit = fit_censored(design(STUDENTS), VALUES, none)
     model = sm.OLS(VALUES, design(STUDENTS)).fit()
     np.testing.assert_allclose(fit.coefficient_P, model.params, rtol=1e-8)

@@ -159,7 +159,7 @@ def test_students_beyond_the_ladder_enter_the_line_as_bounds():
 
 
 def test_the_line_is_never_narrower_than_noise_makes_it():
-    """Three optima on a line by luck."""
+    """Three optima on a line by chance."""
     widths = []
     for seed in range(12):
         fit = fit_law(simulate(seed, ladder=LADDER), QUICK)

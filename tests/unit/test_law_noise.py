@@ -57,7 +57,7 @@ def test_a_component_without_draws_of_its_own_belongs_to_another():
 
 
 def test_components_are_found_from_replicas():
-    """Means over ten studies, of medians; the priors would say 1.6 and 1 times the order's."""
+    """Means over ten studies, of medians; the priors alone would give 1.6 and 1 times the order's."""
     found = [
         fit_power_law(
             group_runs(study(seed, replicas=(0, 1), teacher_sd=0.02, init_sd=0.002, order_sd=0.004))

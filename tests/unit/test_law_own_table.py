@@ -114,7 +114,7 @@ DAMAGE, HELP = 0.08, 0.2
 
 @pytest.fixture(scope="module")
 def armed(tmp_path_factory):
-    """A mechanism whose optimum the start makes (`simulate_study`), at ten thousand times its size."""
+    """A mechanism whose optimum comes from the init (`simulate_study`), at ten thousand times its size."""
     rng, units = np.random.default_rng(7), 10_000
     students, ladder = np.array(STUDENTS) / units, np.geomspace(40e3, 2.5e6, 8)
     budgets = tuple(tokens // units for tokens in BUDGETS)

@@ -224,7 +224,7 @@ def test_heads_padded_beyond_the_tokenizer_may_be_cut_to_its_size(objective, bet
 @pytest.mark.parametrize(("objective", "beta"), [*OBJECTIVES, (None, None)])
 def test_padding_counts_in_neither_part(objective, beta):
     hidden, head, labels, targets = problem(**SEVERAL)
-    if objective is None:  # what a cached targets says
+    if objective is None:  # cached targets
         targets, objective = (
             PartialTargets(torch.randint(0, 1124, (300, 4)), torch.rand(300, 4)),
             "soft_ce",
@@ -340,7 +340,7 @@ def test_masses_are_a_target_of_the_cross_entropy(weight, temperature):
     ids = torch.randint(0, 1124, (300, 8))  # some repeat
     masses = torch.softmax(torch.randn(300, 8), 1)
     target = torch.zeros(300, 1124).scatter_add_(1, ids, masses)
-    teacher_logits = target.clamp_min(1e-30).log() * temperature  # a teacher that says exactly this
+    teacher_logits = target.clamp_min(1e-30).log() * temperature  # whose softmax is the target
     expected = dense(hidden, head, labels, teacher_logits, "soft_ce", None, weight, temperature)
     loss, parts = mixture_loss(
         *(hidden, head, labels, PartialTargets(ids, masses)), weight=weight, temperature=temperature

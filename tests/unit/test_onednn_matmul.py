@@ -1,4 +1,4 @@
-"""oneDNN instead of MKL: where, with which precision, and attention by whole products."""
+"""oneDNN instead of MKL: when it is used, its precision, and attention by whole matmuls."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_products_keep_float32(shape, turned):
 
 
 def permissions():
-    """What PyTorch may round, of all that it tells apart."""
+    """PyTorch's settings of what it may round in float32 matmuls."""
     backends = torch.backends.mkldnn, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
     return [torch.backends.fp32_precision, *(backend.fp32_precision for backend in backends)]
 

@@ -42,7 +42,7 @@ def dying(plan, step):
         os.kill(os.getpid(), signal.SIGTERM)
     if mine and step == 3 and last == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if mine and step == 3 and last == "pause":  # long enough to be told to end
+    if mine and step == 3 and last == "pause":  # long enough to get SIGTERM
         print("pausing", flush=True)
         time.sleep(5)
     return rate(plan, step)
@@ -105,7 +105,7 @@ def job(token_streams, tokenizer_file, tiny_model, tmp_path):
 
 
 def check_equal(first, second):
-    """Two finished runs tell the same to float tolerance, and hold the same model."""
+    """Two finished runs have the same records to float tolerance, and the same model."""
     curves = [
         np.genfromtxt(folder / "curve.csv", delimiter=",", skip_header=1, filling_values=0.0)
         for folder in (first, second)
@@ -131,7 +131,7 @@ def test_two_processes_with_copies_follow_the_curve_of_one(job):
     done, both = job("both", processes=2)
     assert done.returncode == 0, done.stderr
     check_equal(alone, both)
-    assert done.stdout.count("step 8/8") == 1  # the first process alone speaks
+    assert done.stdout.count("step 8/8") == 1  # only the first process prints
     assert done.stdout.count("validation loss") == 1
 
 

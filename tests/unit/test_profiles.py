@@ -48,7 +48,7 @@ while not end.exists():
 
 @pytest.fixture
 def job(tmp_path):
-    """Function that starts a job on N of the shared devices; it tells which, and ends when told."""
+    """Function that starts a job on N of the shared devices; it prints which, and ends on request."""
     started = []
     (tmp_path / "toy.py").write_text(TOY)
 

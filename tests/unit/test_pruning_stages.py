@@ -1,4 +1,4 @@
-"""The stages score, prune, randomise and trim: same bytes, plain Hugging Face folders, refusals."""
+"""The stages score, prune, random-init and trim: same bytes, plain Hugging Face folders, refusals."""
 
 import copy
 from pathlib import Path

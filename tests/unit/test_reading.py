@@ -1,4 +1,4 @@
-"""Whatever stands where a small file should be, one message names it; nothing hangs."""
+"""Anything that is not a readable small file gives one message that names it; nothing hangs."""
 
 import os
 

@@ -89,7 +89,7 @@ def test_teachers_are_ranked_by_what_the_truth_says_they_cost(pilot):
 
 
 def test_three_optima_near_one_teacher_choose_it(write):
-    """A line through them hardly says anything about 18k; the power law does, and is used."""
+    """A line through them hardly determines T* at 18k; the power law does, and is used."""
     sizes = {"t23k": 23_256, "t41k": 41_248, "t64k": 64_360, "t126k": 125_944}
     losses = {  # of a study that was run, two seeds
         13_000: [(4.045, 4.046), (4.031, 4.027), (4.035, 4.036), (4.077, 4.075)],

@@ -1,4 +1,4 @@
-"""What jobs ask of Snakemake: memory, time and devices, by the plan and the attempt."""
+"""Resources that jobs request from Snakemake: memory, time and devices, by the plan and the attempt."""
 
 import math
 from pathlib import Path

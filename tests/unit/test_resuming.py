@@ -1,4 +1,4 @@
-"""What a saved state is named by, what goes on from it, and what is collected."""
+"""Saved states: their names, what continues from them, and which are removed."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Models that processes share: each reads and holds its own rows, and the numbers are those of the file."""
+"""Sharded models: each process reads and holds its own rows, and the numbers are those of the file."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""States of a model that processes share: written in parts, resumed to the same bits, never half."""
+"""States of a sharded model: written in parts, resumed to the same bits, never half."""
 
 import json
 import shutil

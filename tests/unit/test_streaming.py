@@ -1,4 +1,4 @@
-"""A model that is run layer by layer from disk: the numbers of the whole model, one layer in memory."""
+"""A model that is run layer by layer from disk: the numbers of the whole model, with one layer in memory."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""What `make` ends with."""
+"""The summary that `make` ends with."""
 
 import re
 from pathlib import Path

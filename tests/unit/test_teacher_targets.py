@@ -1,4 +1,4 @@
-"""The teacher's targets on disk: what is kept, for whom it is good, and what is refused."""
+"""The teacher's targets on disk: what is kept, which runs may use it, and what is refused."""
 
 import os
 import shutil

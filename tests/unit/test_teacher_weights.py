@@ -154,7 +154,7 @@ def test_tables_are_checked():
     runs = weighted(1.0)
     same = runs.assign(teacher_weight=0.4)
     with pytest.raises(CapgapError, match="occurs twice"):
-        read_table(same)  # a constant weight tells no runs apart
+        read_table(same)  # a constant weight distinguishes no runs
     once = runs[runs["teacher_weight"] == 0.3]
     assert "teacher_weight" not in read_table(once).runs
     with pytest.raises(CapgapError, match="a weight of the teacher's term is above 0"):

@@ -1,4 +1,4 @@
-"""Whatever stands at the other end of a command's output, the last word is the command's own."""
+"""Closed, broken or full standard streams: a command still ends with one message of its own."""
 
 import os
 import signal

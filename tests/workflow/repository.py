@@ -99,7 +99,7 @@ class Repository:
         path.write_text(yaml.safe_dump(data, sort_keys=False))
 
     def replace(self, name: str, before: str, after: str) -> None:
-        """Replace a text that stands once in a file."""
+        """Replace a text that occurs once in a file."""
         text = (self / name).read_text()
         assert text.count(before) == 1, (name, before, text.count(before))
         (self / name).write_text(text.replace(before, after))

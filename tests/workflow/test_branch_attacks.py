@@ -1,4 +1,4 @@
-"""What somebody's branch or folder holds beside the study file runs nothing and leads nowhere."""
+"""Other files in somebody's branch or folder run nothing and lead nowhere outside."""
 
 import os
 import shutil

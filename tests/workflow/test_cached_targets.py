@@ -1,4 +1,4 @@
-"""A teacher's targets is kept once for all its students, and is a job like any other."""
+"""A teacher's targets are kept once for all its students, by a job like any other."""
 
 import json
 
@@ -13,7 +13,7 @@ FINAL = {"compare_final final", "sample_final final", "write_metrics .", "write_
 
 
 def runs(student, tokens, seeds, *, random=False):
-    """Jobs of the runs of one student from both teachers, and from a random start and no teacher."""
+    """Jobs of the runs of one student from both teachers, and from a random init and no teacher."""
     pairs = [(f"pruned-{name}", name) for name in TEACHERS]
     if random:
         pairs += [("random", name) for name in (*TEACHERS, "none")]

@@ -1,4 +1,4 @@
-"""Random faults of a finished study's files: each is found, and by whom; none passes in silence."""
+"""Random faults of a finished study's files: each is found, and by which command; none passes silently."""
 
 import json
 import os

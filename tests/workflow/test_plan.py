@@ -1,4 +1,4 @@
-"""The plan knows the jobs that Snakemake knows; what cannot fit is refused before anything starts."""
+"""The plan has the same jobs as Snakemake; what cannot fit is refused before anything starts."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Pull, push, save, accept and DVC's checkout, killed: the next command works and tells the truth."""
+"""Pull, push, save, accept and DVC's checkout, killed: the next command works and reports the true state."""
 
 import json
 import random
