@@ -54,7 +54,7 @@ class Grid(Section):
     tokens_per_param: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=list,
         description="distillation budgets in proportion to the student, tokens per parameter "
-        "without embeddings; beside those of tokens",
+        "without embeddings; in addition to tokens",
     )
     teachers: dict[Size, list[str] | dict[Size, list[str]]] | None = Field(
         None,
@@ -82,7 +82,7 @@ class Grid(Section):
         "text that pruning is calibrated on, random inits and the data order",
     )
     arms: list[Literal["no_teacher", "random_init", "cross_teacher"]] = Field(
-        default_factory=list, description="ablation arms (control runs) beside the main one"
+        default_factory=list, description="ablation arms (control runs) in addition to the main arm"
     )
     arm_seeds: list[Seed] | None = Field(
         None, min_length=1, description="seeds, or replicas, of the control arms, if not all"

@@ -35,10 +35,10 @@ class Law(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of every interval")
     metric: Annotated[str | list[str] | None, BeforeValidator(_names)] = Field(
         None,
-        description="what measures the runs: loss, test, a text of evaluate.texts or a task of the "
+        description="metric of the runs: loss, test, a text of evaluate.texts or a task of the "
         "harness; of a table, loss, perplexity, error, accuracy, bits_per_byte, higher, lower or the name "
-        "of a column. The first of several comes first, the others are compared with it; with one, or if "
-        "not set, all others that were measured are",
+        "of a column. The first of several leads and the others are compared with it; with one, or if "
+        "not set, all others that were measured are compared",
     )
     exclude: Annotated[list[dict[str, str | int | float]], BeforeValidator(_from_text)] = Field(
         default_factory=list,

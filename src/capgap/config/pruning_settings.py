@@ -34,7 +34,7 @@ class Score(Calibration):
         "magnitude (norm of their weights), random",
     )
     precision: Precision = Field(
-        "float32", description="of the model's products and logits when units are scored"
+        "float32", description="of the model's matmuls and logits when units are scored"
     )
 
 

@@ -22,14 +22,14 @@ class SampleStage(Section):
         0.7, ge=0, description="of the probabilities; 0 takes the most probable token each time"
     )
     seed: Seed = Field(0, description="of the random numbers, which all models share")
-    precision: Precision = Field("float32", description="of matrix products and logits")
+    precision: Precision = Field("float32", description="of matmuls and logits")
 
 
 class Sample(SampleStage):
     """The section `sample` of a study."""
 
     teacher: bool = Field(
-        True, description="whether the chosen teacher continues the prompts beside its students"
+        True, description="whether the chosen teacher continues the prompts as well"
     )
 
     def stage(self) -> SampleStage:

@@ -51,7 +51,7 @@ class Evaluate(Section):
 
     sequence_length: int = Field(128, ge=2, description="tokens of context at most")
     batch_tokens: Count = Field(16384, gt=0, description="tokens per forward pass")
-    precision: Precision = Field("float32", description="of matrix products and logits")
+    precision: Precision = Field("float32", description="of matmuls and logits")
     loss_on: LossOn = Field("all", description=LOSS_ON)
 
 
@@ -76,8 +76,8 @@ class Final(Section):
     tokens: Count = Field(gt=0, description="distillation tokens")
     init: Literal["pruned", "random", "given"] | None = Field(
         None,
-        description="what it starts from, by whose law its teacher is chosen; the first of grid.inits if "
-        "not set. A given one is the given student of this size",
+        description="kind of init, whose law chooses the teacher; the first of grid.inits if not set. With "
+        "given it is the given student of this size",
     )
     seeds: list[Seed] | None = Field(
         None, min_length=1, description="seeds of the data order, one run each; 0 if not set"
@@ -111,7 +111,7 @@ class Plan(Section):
     processes: int = Field(
         1,
         gt=0,
-        description="processes of one training job, each with a device where one is named; results "
+        description="processes of one training job, each with a device if plan.device names one; results "
         "differ by rounding alone",
     )
     nodes: int = Field(
@@ -121,8 +121,8 @@ class Plan(Section):
     )
     shard: bool = Field(
         False,
-        description="whether these share weights, gradients, optimizer and teacher (FSDP2) instead of "
-        "having a copy each (DDP); on several nodes, those of a node do",
+        description="whether these processes shard weights, gradients, optimizer and teacher (FSDP2) instead "
+        "of having a copy each (DDP); on several nodes, they shard within a node",
     )
     max_runtime: int | None = Field(
         None,
@@ -148,7 +148,7 @@ class Plan(Section):
         description="image that jobs run in with --sdm apptainer, like capgap.sif or docker://owner/capgap",
     )
     corpus_bytes: Count | None = Field(
-        None, gt=0, description="UTF-8 bytes of text of a corpus that is not here"
+        None, gt=0, description="UTF-8 bytes of text of a corpus that is not on this machine"
     )
     test_bytes: Count = Field(
         1_300_000,
@@ -157,7 +157,7 @@ class Plan(Section):
         "default is WikiText-2's",
     )
     corpus_download_bytes: Count | None = Field(
-        None, gt=0, description="bytes to download for it, if not 0.6 of its text"
+        None, gt=0, description="bytes to download for that corpus; 0.6 of its text if not set"
     )
     shapes: dict[str, ModelShape] = Field(
         default_factory=dict, description="shapes of fetched teachers by name"

@@ -54,7 +54,7 @@ class TeacherShape(Section):
 
 
 class PretrainedTeacher(TeacherShape):
-    """A model trained here from a random start."""
+    """A model trained here from a random init."""
 
     source: Literal["pretrain"]
     tokens: Count | None = Field(

@@ -13,7 +13,7 @@ from capgap.config.teacher_settings import TeacherShape
 LossOn = Literal["all", "completions"]
 Objective = Literal["soft_ce", "forward_kl", "reverse_kl", "jensen_shannon"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-LOSS_ON = "tokens that count in the loss: all, or of conversations the completions"
+LOSS_ON = "tokens that count in the loss: all, or only the completions of conversations"
 
 
 def _names(value: Any) -> Any:
@@ -208,7 +208,7 @@ class Distill(Training):
         None,
         gt=0,
         lt=1,
-        description="jensen_shannon: the teacher's share in the middle distribution; towards 0 it "
+        description="jensen_shannon: the teacher's share in the mixture distribution; towards 0 it "
         "acts like forward_kl, towards 1 like reverse_kl",
     )
     teacher_weight: Share = Field(
