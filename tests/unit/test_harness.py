@@ -110,7 +110,7 @@ def tasks(tmp_path_factory):
 
 
 def log_probability(model, prompt, continuation):
-    """Of a continuation's ids after a prompt's, nats."""
+    """Log likelihood of a continuation's ids after a prompt's, nats."""
     with torch.no_grad():
         log_p = model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(continuation) - 1)

@@ -30,7 +30,7 @@ def in_rounds(sizes, end, rounds):
 
 
 def wide_sizes():
-    """Of a model whose widths are so many that any ratio is nearly met."""
+    """A model with so many possible widths that any ratio is nearly met."""
     shape = load_study(yaml.safe_load(TINY.read_text())).teachers["t16k"]
     shape = shape.model_copy(
         update={"layers": 64, "hidden": 6400, "heads": 100, "intermediate": 16000}

@@ -153,7 +153,7 @@ def build_random(model):
 @pytest.mark.parametrize("multiple", [8, 16, 24])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 def test_widths_are_multiples(multiple, share):
-    """Of a model of 48 channels, heads of 8 and 20 neurons, made wider."""
+    """A model of 48 channels, heads of 8 and 20 neurons, made wider."""
     from pruning_models import llama
 
     model = llama(kv_heads=3, intermediate_size=240)

@@ -174,7 +174,7 @@ class AlignedText:
     ) -> np.ndarray:
         """The same nodes with those of tokens that begin inside a teacher's entry and are taught there.
 
-        around: the teacher's tokens in which the student's begin, from token `start`. Not taught are
+        around: the teacher's tokens in which the student's begin, from token `start`. Excluded are
         tokens of an entry of which the first byte is not counted, and those with which the text goes
         on otherwise than the entry, because a token also holds what follows the entry.
         """
@@ -195,7 +195,7 @@ class AlignedText:
     def check_windows(self, length: int) -> None:
         """Raise CapgapError for windows of the student that the teacher cannot read at once.
 
-        Looked at are those of the first LOOKED_AT tokens; `window` refuses any other.
+        Those of the first LOOKED_AT tokens are checked; `window` refuses any other.
         """
         end = min(len(self.student.tokens), LOOKED_AT)
         for start in range(0, end if self.positions else 0, BLOCK):

@@ -165,7 +165,7 @@ class Inside:
 
 
 def _ranges(start_I: torch.Tensor, stop_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers from each start to before its stop, beside each other, and which places have none."""
+    """A row with the numbers from each start up to its stop, and the mask of the padding."""
     places = torch.arange(int((stop_I - start_I).max()), device=start_I.device)
     absent = places >= (stop_I - start_I)[:, None]
     return (start_I[:, None] + places).masked_fill_(absent, 0), absent
@@ -208,7 +208,7 @@ class Pools:
 
     @classmethod
     def of(cls, classes: EntryClasses, vocab: int, teacher_vocab: int) -> Pools:
-        """Of two vocabularies, as far as the heads have rows for their entries."""
+        """The pools of two vocabularies, limited to entries for which the heads have rows."""
         sides = (classes.student[:vocab], classes.teacher[:teacher_vocab])
         both = np.intersect1d(*sides)
         names = np.full(classes.count + 1, NO_CLASS)

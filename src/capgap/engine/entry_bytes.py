@@ -1,7 +1,7 @@
 """
 The bytes of text that each entry of a vocabulary stands for.
 
-Known are byte-level tokenizers, whose pieces spell bytes by 256 printable characters (GPT-2, Llama 3,
+Supported are byte-level tokenizers, whose pieces spell bytes by 256 printable characters (GPT-2, Llama 3,
 Qwen), and those that write a space as U+2581, with or without byte fallback (SentencePiece).
 """
 

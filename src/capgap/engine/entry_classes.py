@@ -6,7 +6,7 @@ entry of one that the text goes on with occurs together with some entry of the o
 of it, its beginning, or the same. An entry and the one that it occurs with most often are put into one
 class, and so are all entries that are linked in this way. "The text goes on with an entry of this class" is
 then the same event for both models, up to the rare pairs whose classes differ (`split_share`), and the
-probability of a class is the sum of those of its entries. Of one tokenizer every entry is a class; if
+probability of a class is the sum of those of its entries. With one tokenizer every entry is a class; if
 the entries and merges of one vocabulary are among those of the other, every entry of the smaller one
 is, and no pair is split.
 """

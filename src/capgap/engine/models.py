@@ -100,7 +100,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     """Load a folder (checked against its manifest if it has one), ready to evaluate.
 
     dtype: of the weights; None keeps that of the file, so that they stay mapped from it until they
-    are used. Of a folder with a language model and other parts, the language model is loaded.
+    are used. If the folder has other parts besides a language model, only the language model is loaded.
     Raises CapgapError naming the file for weights that config.json does not ask for, that are
     missing, or that are not numbers.
     """
@@ -109,12 +109,12 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
     config = _configure(folder, found, weights)
     for file in weights.ignored:
         print(f"{file}: not read, for it is not part of the model", flush=True)
-    with tempfile.TemporaryDirectory() as view:  # what lies beside the weights must not be seen
+    with tempfile.TemporaryDirectory() as view:  # without other files, which must not be read
         for file in [*weights.files, *(folder / name for name in BESIDE_WEIGHTS)]:
             if file.is_file():
                 (Path(view) / file.name).symlink_to(file.resolve())
         try:
-            if not (folder / GENERATION).is_file():  # transformers looks for one, and fails without
+            if not (folder / GENERATION).is_file():  # transformers fails without one
                 GenerationConfig.from_model_config(config).save_pretrained(view)
             model, report = found.architecture.from_pretrained(
                 view,

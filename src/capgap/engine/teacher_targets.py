@@ -1,7 +1,7 @@
 """
 A teacher's soft targets on the training text, computed once and kept on disk.
 
-For a token the whole distribution would be V numbers. Kept is one of
+The whole distribution of a token would be V numbers. One of two kinds of sparse targets is kept instead:
 
   sampled  K tokens drawn from the distribution, each for a mass of 1 / K (random sampling
            distillation, arXiv 2503.16870, with the distribution itself as its proposal)

@@ -43,6 +43,6 @@ Elsewhere: rules name a folder by its manifest alone (paths.py), artifacts appea
 when opened (artifacts.py), a stage refuses source that changed after planning (stages/base.py), `rule
 all` names every result (Snakefile), and dvc.yaml keeps the outputs of a rerun in place (persist).
 
-Not covered are versions of libraries, which requirements.lock pins. Parent-death signals exist on
+Versions of libraries are not covered; requirements.lock pins them. Parent-death signals exist on
 Linux only; elsewhere, and on a cluster where jobs outlive the workflow, each output has a lock.
 """

@@ -2,8 +2,8 @@
 Read a table of runs, from `capgap collect` or elsewhere, and report everything that is wrong with it.
 
 docs/tables.md describes the columns, their synonyms (`column_names.py`) and defaults; `run_records.RunRow`
-lists them. Needed are sizes of students and teachers (columns, or names like 7B), tokens, and an
-outcome (`metric.py`), beside which there may be others. Without the column `init` it is 'unstated', and every run with a teacher is of the main
+lists them. A table needs sizes of students and teachers (columns, or names like 7B), tokens, and an
+outcome (`metric.py`), and may have other outcomes. Without the column `init` it is 'unstated', and every run with a teacher is of the main
 arm. A row of means (mean, sd or se, n) stays one row.
 """
 
