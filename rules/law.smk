@@ -39,7 +39,7 @@ rule collect_runs:
 
 
 rule fit_law:
-    """Find the optimum of every student size and fit T* = a + b S."""
+    """Fit the law T* ~ S^a D^b and its rivals to the table of runs."""
     input:
         paths.RUNS_TABLE,
     output:
