@@ -316,7 +316,10 @@ def test_without_a_study_the_published_one_answers_and_says_how_far_it_reaches(
         (Path(__file__).parents[1] / "tiny/config.yaml").read_text()
     )
     main(["--student", "16k"])
-    assert "study tiny has no law yet, so the published study" in capsys.readouterr().out
+    assert (
+        "study tiny has no law yet, so this is the law of the published study"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_published_law_is_that_of_its_table():
@@ -351,10 +354,15 @@ def test_the_inverse_on_the_command_line(pilot, capsys):
 def test_every_answer_of_the_published_study_has_its_note(question, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(question)
-    assert "\nNote: there is no study here, so the published study" in capsys.readouterr().out
+    assert (
+        "\nNote: there is no study here, so this is the law of the published study"
+        in capsys.readouterr().out
+    )
     main([*question, "--json", "--out", "answer.json"])
     answer = json.loads(capsys.readouterr().out)
-    assert answer["notes"][0].startswith("there is no study here, so the published study")
+    assert answer["notes"][0].startswith(
+        "there is no study here, so this is the law of the published"
+    )
     assert answer == json.loads((tmp_path / "answer.json").read_text())
 
 
