@@ -237,7 +237,7 @@ def ours_kept(pair: dict, folder: Path) -> list[float]:
 
 
 def tuned(run: Callable[..., list[float]], pair: dict, folder: Path) -> list[float]:
-    """A peer whose products and attention are computed as ours are."""
+    """A peer whose matmuls and attention are computed as those of capgap."""
     from capgap.engine.onednn_matmul import use_onednn
 
     with use_onednn():

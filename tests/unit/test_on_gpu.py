@@ -1,4 +1,4 @@
-"""What only a GPU can show: kernels, products, compiled layers and the loop, against the CPU."""
+"""What only a GPU can show: kernels, matmuls, compiled layers and the loop, against the CPU."""
 
 import pytest
 import torch

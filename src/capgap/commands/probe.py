@@ -95,7 +95,7 @@ def calibrate(study: Study) -> Calibration:
 
 @use_onednn()
 def matmul_gflops() -> float:
-    """GFLOP/s of one thread in a float32 matrix product."""
+    """GFLOP/s of one thread in a float32 matmul."""
     width = 1024
     a, b = torch.randn(width, width), torch.randn(width, width)
     torch.mm(a, b)

@@ -47,7 +47,7 @@ class LlamaShape:
 def forward_flops_per_token(
     params_matmul: int, layers: int, attention_width: int, context: int
 ) -> int:
-    """FLOPs of one token's forward pass: 2 per weight used in a matrix product, plus attention.
+    """FLOPs of one token's forward pass: 2 per weight used in a matmul, plus attention.
 
     params_matmul: weights of the layers and of the output head (the input embedding is a look-up).
     attention_width: heads x head dimension. context: tokens of the sequence; with a causal mask a
@@ -79,7 +79,7 @@ def chunk_tokens(vocab: int) -> int:
     """Tokens whose logits a loss holds at once.
 
     Few enough that the logits fit a core's cache if the vocabulary is small, and are small compared
-    with the model if it is large; enough for efficient matrix products.
+    with the model if it is large; enough for efficient matmuls.
     """
     return max(176, min(256, 2**22 // vocab // 32 * 32))
 

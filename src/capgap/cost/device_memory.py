@@ -58,7 +58,7 @@ def saved_bytes(
 ) -> int:
     """Bytes per token that the backward pass needs, without those of the loss; see `saved_channels`.
 
-    In bfloat16 the residual stream and its norms stay float32; products keep their own inputs, each a
+    In bfloat16 the residual stream and its norms stay float32; matmuls keep their own inputs, each a
     rounded copy, and all else that a layer keeps is rounded.
     """
     if precision == "float32":
@@ -79,7 +79,7 @@ def saved_bytes(
     return model.layers * layer + outside
 
 
-ROUNDED_INPUTS = {"opt": 4}  # copies of the stream for products: each of query, key, value and MLP
+ROUNDED_INPUTS = {"opt": 4}  # copies of the stream for matmuls: each of query, key, value and MLP
 
 
 def _layer_channels(model: Model) -> tuple[int, int]:

@@ -31,7 +31,7 @@ class Job:
     work: tuple[Work, ...] = ()
     device: Memory | None = None  # on each device; None for a job that needs none
     processes: int = 1  # which share the job, each with a device
-    precision: str = "float32"  # of its matrix products
+    precision: str = "float32"  # of its matmuls
     teacher_precision: str = "float32"  # of the teacher's, in distillation
     host_mb: int = 0  # peak main memory, of each machine
     disk_bytes: int = 0

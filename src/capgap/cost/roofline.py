@@ -60,7 +60,7 @@ class Rates(NamedTuple):
         *,
         compiled: bool = False,
     ) -> Rates:
-        """The rates of a device for products in a precision."""
+        """The rates of a device for matmuls in a precision."""
         half = precision == "bfloat16" and device.peak_tflops_bfloat16 > device.peak_tflops_float32
         peak = 1e12 * (device.peak_tflops_bfloat16 if half else device.peak_tflops_float32)
         return cls(
@@ -90,7 +90,7 @@ class Shape(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a layer does for each token besides matrix products and attention."""
+    """What a layer does for each token besides matmuls and attention."""
 
     stream: float  # bytes a channel of the residual stream
     heads: float  # bytes a channel of queries and of keys
@@ -102,7 +102,7 @@ class Counts(NamedTuple):
 # by precision, counted in the operations of the real step on FakeTensors
 FORWARD = {"bfloat16": Counts(106, 36, 10, 33, 8), "float32": Counts(80, 40, 20, 26, 8)}
 BACKWARD = {"bfloat16": Counts(294, 58, 18, 65, 14), "float32": Counts(252, 64, 36, 52, 14)}
-# ASSUMED of compiled layers: all between two products is one kernel, which reads and writes once
+# ASSUMED of compiled layers: all between two matmuls is one kernel, which reads and writes once
 COMPILED_FORWARD = {"bfloat16": Counts(24, 4, 6, 6, 0), "float32": Counts(32, 8, 12, 6, 0)}
 COMPILED_BACKWARD = {"bfloat16": Counts(32, 4, 12, 10, 0), "float32": Counts(48, 8, 24, 10, 0)}
 # bytes an entry of the logits in bfloat16, and launches a chunk, of PyTorch's operations; float32 takes
@@ -129,7 +129,7 @@ def _matrices(model: Model) -> list[tuple[int, int]]:
 
 
 def _products(model: Model, tokens: int, rates: Rates, width: int, *, backward: bool) -> float:
-    """Seconds of a layer's products; the backward ones are by the input and, in float32, by the weight."""
+    """Seconds of a layer's matmuls; the backward ones are by the input and, in float32, by the weight."""
     total = 0.0
     for inputs, outputs in _matrices(model):
         flops, passing = 2 * tokens * inputs * outputs, width * tokens * (inputs + outputs)

@@ -1,5 +1,5 @@
 """
-Causal attention on a CPU by full matrix products, for short sequences.
+Causal attention on a CPU by full matmuls, for short sequences.
 
 PyTorch's CPU kernel works on tiles that are too small for oneDNN (see `onednn_matmul`). Up to some
 hundred tokens it is faster to multiply all queries of a head by all its keys at once, although half

@@ -212,7 +212,7 @@ def model_output(
 ) -> ModelOutput:
     """What a loss is computed from, of (B T) tokens: exactly the logits of the model's forward pass.
 
-    precision: float32, or bfloat16 or float16 for mixed precision: matrix products of the forward
+    precision: float32, or bfloat16 or float16 for mixed precision: matmuls of the forward
     pass, hidden states and head. vocab: size of the tokenizer; further rows of the head, which makers
     add to get a round number, are no tokens and left out. wrapper: a module whose forward pass is
     the model's, like DDP's. others: further inputs of the model, like attention_mask.
@@ -257,7 +257,7 @@ def through_head(
 def hold_frozen(model: torch.nn.Module, precision: str) -> None:
     """Hold the weights of a model, or of a part, that will not learn, as its precision computes.
 
-    float32: all in float32. bfloat16: the matrices of products, which autocast would round anew for
+    float32: all in float32. bfloat16: the matrices of matmuls, which autocast would round anew for
     every pass, rounded once. Embeddings, norms and buffers, and so what passes from layer to layer,
     are float32 in both.
     """

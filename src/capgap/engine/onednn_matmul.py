@@ -1,8 +1,8 @@
 """
-Use oneDNN for float32 matrix products on CPUs on which it is faster.
+Use oneDNN for float32 matmuls on CPUs on which it is faster.
 
 PyTorch uses MKL, which uses AVX-512 on Intel processors only. oneDNN, in the same build, uses it on
-all, and is 2.2 times as fast on an AMD EPYC of 2024. PyTorch passes float32 products to oneDNN only
+all, and is 2.2 times as fast on an AMD EPYC of 2024. PyTorch passes float32 matmuls to oneDNN only
 if rounding factors to bfloat16 is allowed, which oneDNN does only on processors with AMX. So oneDNN
 is used on processors with AVX-512 that are not Intel's and have no AMX, after a test product with
 factors that rounding would change has come out exact. Results stay float32, summed in another order.
@@ -34,7 +34,7 @@ def use_onednn() -> Iterator[None]:
     if _in_use or not onednn_is_better():
         yield
         return
-    from capgap.engine.attention import whole_attention  # which is computed by these products
+    from capgap.engine.attention import whole_attention  # which uses these matmuls
 
     _in_use = True
     try:
@@ -82,7 +82,7 @@ def onednn_is_better() -> bool:
 
 
 def keeps_float32() -> bool:
-    """Whether oneDNN's products keep the 24 bits of float32 factors on both sides."""
+    """Whether oneDNN's matmuls keep the 24 bits of float32 factors on both sides."""
     cpu = torch.device("cpu")
     factor = torch.rand(64, 64, generator=torch.Generator().manual_seed(0), device=cpu)
     one = torch.eye(64, device=cpu)

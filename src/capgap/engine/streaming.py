@@ -344,7 +344,7 @@ def is_streamed(model: torch.nn.Module) -> bool:
 
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
-    """Inside, matrix products are computed in this precision."""
+    """Inside, matmuls are computed in this precision."""
     enabled = precision == "bfloat16"
     return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
 

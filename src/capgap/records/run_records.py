@@ -292,7 +292,7 @@ class Calibration(Record):
 class Reached(Record):
     """What kernels reach: shares of the data sheet, and seconds of one launch (`capgap.cost.roofline`)."""
 
-    products: float = Field(gt=0)  # of the peak, in matrix products of thousands of rows
+    products: float = Field(gt=0)  # of the peak, in matmuls of thousands of rows
     attention: float = Field(gt=0)  # of the peak in bfloat16, in FlashAttention-2
     attention_backward: float = Field(gt=0)
     bandwidth: float = Field(gt=0)  # of the memory
