@@ -118,7 +118,7 @@ def training(
 ) -> Memory:
     """Peak of one process of a training job with AdamW; `teacher` in distillation.
 
-    scores: see `saved_channels`. shards: processes that share a model (FSDP), of which each gathers a
+    scores: see `saved_channels`. shards: processes over which a model is sharded (FSDP), of which each gathers a
     layer at a time, embeddings and output head. on_gpu: the loss takes larger chunks, by PyTorch's
     operations in float32 (the kernel of Triton takes less).
     """
@@ -175,7 +175,7 @@ def by_classes(
 
 
 def _held(model: Model, precision: str, shards: int = 1) -> int:
-    """Bytes of a frozen model's weights on one of the processes that share it.
+    """Bytes of a frozen model's weights on one of the processes over which it is sharded.
 
     While it runs, a process also gathers the embeddings, the current layer and the next one.
     """

@@ -40,7 +40,7 @@ def host_mb(
     """Peak main memory of a job, MB of 10^6 bytes, given the wildcards of its rule.
 
     On a device, main memory holds only the weights as they are in files, once for all processes, and
-    in training the checkpoint that is being written, of which processes that share a model have parts.
+    in training the checkpoint that is being written, of which processes that shard a model have parts.
     """
     base, on_device = base_mb(rule), sizes.study.plan.device != CPU
     if on_device and rule not in TEXT_RULES + OF_TEXTS + LAW_RULES:

@@ -2,7 +2,7 @@
 Checkpoints of an unfinished training run: written atomically, verified when read, few in number.
 
 A checkpoint is a folder artifact `step-<n>` with model and optimizer state as safetensors, by parameter
-name. Processes that share a model write the parts that they hold (engine/saving.py). Any number of
+name. Processes that hold shards of a model write the parts that they hold (engine/saving.py). Any number of
 processes can read a state. A torn one does not match its manifest and is skipped for the one before it.
 """
 
@@ -134,7 +134,7 @@ def write(
 ) -> None:
     """Write the state after `step` steps as one folder artifact; only the first process writes.
 
-    The model must not be shared among processes (see engine/saving.py).
+    The model must not be sharded (see engine/saving.py).
     """
     if not is_first_process():
         return

@@ -73,14 +73,14 @@ class DistContext:
 
     @property
     def sharers(self) -> int:
-        """Processes that share one copy of a model: those of a node, or all if each has a node."""
+        """Processes over which one copy of a model is sharded: those of a node, or all if each has a node."""
         each = self.size // self.nodes
         return each if each > 1 else self.size
 
     def mesh(self) -> DeviceMesh:
         """The processes as FSDP2 wants them: nodes x processes of a node, or all in one row.
 
-        With one process a node there is nobody to share with but the other nodes.
+        With one process a node a model can only be sharded over the nodes.
         """
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -155,7 +155,7 @@ class DistContext:
     def deal(self, items: Iterable[Item]) -> Iterator[Item]:
         """This process's items, every `size`-th one.
 
-        Processes that share a model have to run it together, so all get as many: those that would have
+        Processes that hold shards of a model have to run it together, so all get as many: those that would have
         fewer get the last item once more.
         """
         count, item = 0, None
@@ -210,7 +210,7 @@ ONE_PROCESS = DistContext()
 
 
 def will_share(shard: bool) -> bool:
-    """Whether this job has several processes, which will share models if `shard` is set."""
+    """Whether this job has several processes, which will shard models if `shard` is set."""
     return shard and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 

@@ -1,7 +1,7 @@
 """
 Save the states of a run, so that training waits as little as it can.
 
-If processes share a model (FSDP2), each copies the rows that it holds to main memory and writes them, in
+If a model is sharded (FSDP2), each process copies the rows that it holds to main memory and writes them, in
 a thread, into files of its own while training goes on. No process ever holds, sends or reads a whole
 state. When all have written, which they tell each other at the end of a step, the first one publishes
 the folder with everybody's checksums: a kill at any moment leaves this state or the one before. Of
@@ -140,7 +140,7 @@ class Saves:
         self.step = step if folder == checkpoints.folder_of(self.scratch, step) else None
 
     def _copy(self) -> None:
-        """Copy what this process holds to main memory; the first one, what is not shared as well."""
+        """Copy what this process holds to main memory; the first one, what is not sharded as well."""
         for kind, tensors in checkpoints.state(self.model, self.optimizer).items():
             copies = self.copies[kind]
             for name, tensor in tensors.items():

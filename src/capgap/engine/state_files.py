@@ -1,7 +1,7 @@
 """
 Tensors of a saved state in safetensors files, whole or in parts.
 
-A part holds rows (along the first dimension) of the tensors that are shared among processes, and the
+A part holds rows (along the first dimension) of the tensors that are sharded over processes, and the
 first one whatever else there is. Rows of all parts, one after another, are the whole tensor, so nothing
 else has to be known to read them, and any number of processes can.
 """
@@ -89,7 +89,7 @@ class StateFiles:
             before += count
 
     def like(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
-        """A tensor of the parameter's shape, shared as it is, or one of another shape as it is."""
+        """A tensor of the parameter's shape, sharded like it, or one of another shape as it is."""
         shape = self.pieces[name][0].get_slice(name).get_shape()
         if len(shape) != parameter.ndim:
             return self.pieces[name][0].get_tensor(name).to(parameter.device)
