@@ -105,7 +105,7 @@ def _fixes(study: Study, job: Job, limit_gib: float, held_with: Callable[..., di
         shards = next((n for n in SHARDS if held_with(shards=n)[job.output] <= limit), None)
         if shards:
             processes = shards * study.plan.nodes
-            yield f"share it among {shards} devices (FSDP: plan.processes {processes}, plan.shard true)"
+            yield f"shard it over {shards} devices (FSDP: plan.processes {processes}, plan.shard true)"
     else:
         yield from _smaller_batch(study, job, limit)
     larger = [name for name, d in DEVICES.items() if held.total / GIB <= d.memory_gib * USABLE]
