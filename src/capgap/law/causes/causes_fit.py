@@ -222,7 +222,7 @@ def _judge(fitted: TwoCauses, cells: CauseCells) -> tuple[str, str]:
     if k < 3:
         return (
             "not_identifiable",
-            f"{cells.draw_NK.shape[1]} teachers, and intervals need three: add a teacher",
+            f"intervals need three teachers, there are {cells.draw_NK.shape[1]}: add a teacher",
         )
     _, half_P = fitted.interval(lambda theta_P: theta_P)
     if 2 * half_P[0] > MOST_WIDE:
