@@ -76,7 +76,7 @@ def _table(students: Sequence[float], ladder: Sequence[float], budgets, **runs) 
 DEFAULT = _table((13e3, 16e3, 20e3), (23e3, 41e3, 64e3, 126e3), (5e5,), seeds=(0, 1))
 BUDGETS = _table((13e3, 17e3, 22e3), (23e3, 41e3, 92e3, 164e3), (25e4, 5e5, 1e6))
 DESIGNS = {
-    "default study": DEFAULT,
+    "one budget, 4 teachers": DEFAULT,
     "three budgets": BUDGETS,
     "three budgets, 2 replicas": dataclasses.replace(BUDGETS, replicas=(0, 1)),
     "tokens per parameter": _per_param(THREE, COARSE, 4),
@@ -112,7 +112,7 @@ VERDICTS = {
     ),
 }
 UNSEEN = {
-    "default study": (18e3, 5e5),
+    "one budget, 4 teachers": (18e3, 5e5),
     "three budgets": (19e3, 7e5),
     "tokens per parameter": (17e3, 4.2e5),
 }
