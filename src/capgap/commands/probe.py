@@ -357,14 +357,15 @@ class _Probe:
 
     def _counted_mb(self, job: Job, teacher: str) -> float:
         """Counted memory of the job that was run, MB, without the base of its rule."""
-        held = host_mb(
-            self.cost,
+        student = min(self.study.grid.sizes(run_grid.given_sizes(self.study)))
+        counted = self.cost.job(
             job.rule,
             teacher=teacher,
-            student=format_count(min(self.study.grid.sizes(run_grid.given_sizes(self.study)))),
+            student=format_count(student),
             init=run_grid.pruned_from(teacher),
+            tokens=format_count(min(self.study.grid.budgets(student))),
         )
-        return held - BASE_MB["torch"]
+        return counted.host_mb - BASE_MB["torch"]
 
     def _published(self, model, kind: str, name: str) -> Path:
         """A model folder as a stage reads it."""

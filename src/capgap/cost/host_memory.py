@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from capgap.config import run_grid
-from capgap.config.devices import CPU
-from capgap.cost import device_memory
-from capgap.cost.device_memory import FLOAT, Memory
+from capgap.cost.device_memory import Memory
 from capgap.cost.study_sizes import StudySizes
 
 MEGA = 10**6
@@ -34,78 +29,26 @@ def base_mb(rule: str) -> int:
     ]
 
 
-def host_mb(
-    sizes: StudySizes, rule: str, *, student="", init="", teacher="", number=0, **_: str | int
-) -> int:
-    """Peak main memory of a job, MB of 10^6 bytes, given the wildcards of its rule.
+def host_mb(sizes: StudySizes, rule: str, held: Memory | None = None) -> int:
+    """Peak main memory of a rule's job, MB of 10^6 bytes. held: by its process, None without a model.
 
     On a device, main memory holds only the weights as they are in files, once for all processes, and
     in training the checkpoint that is being written, of which processes that shard a model have parts.
     """
-    base, on_device = base_mb(rule), sizes.study.plan.device != CPU
-    if on_device and rule not in TEXT_RULES + OF_TEXTS + LAW_RULES:
-        base += CUDA_MB
+    base = base_mb(rule)
     if rule in TEXT_RULES:
         held_mb = round(TEXT_COPIES[rule] * sizes.corpus_bytes / MEGA)
         return base + min(held_mb, TEXT_MOST_MB[rule])
     if rule in OF_TEXTS:
         return base + max(TEXT_MOST_MB["prepare_corpus"], TEXT_MOST_MB["pack_tokens"])
-    match rule:
-        case "pretrain_teacher":
-            settings = sizes.study.pretrain_stage(teacher)
-            model = sizes.architecture(teacher).whole()
-            held = sizes.training_memory(model, settings, alone=on_device)
-        case "fetch_teacher":
-            held = Memory(weights=2 * FLOAT * sizes.architecture(teacher).whole().params)
-        case "evaluate_teacher" | "evaluate_teacher_text":
-            model = sizes.architecture(teacher).whole()
-            held = sizes.evaluation_memory(model, sizes.study.evaluate)
-        case "cache_teacher":
-            model = sizes.architecture(teacher).whole()
-            held = sizes.evaluation_memory(model, sizes.study.distill.targets_stage())
-        case "score_importance":
-            model = sizes.architecture(teacher).whole()
-            held = sizes.scoring_memory(model)
-        case "prune_student" | "cut_round":
-            models = sizes.cuts(student, init or run_grid.pruned_from(teacher))
-            number = int(number) or sizes.study.prune.rounds
-            whole, cut = models[number - 1], models[number]
-            held = device_memory.cutting(whole, cut)
-            if sizes.study.prune.refit != "none":
-                refit = sizes.refit_memory(cut, whole)
-                held = max(held, refit, key=lambda memory: memory.total)
-        case "random_init_student":
-            like = sizes.shape_teacher[student]
-            cut = sizes.student(student, run_grid.RANDOM)
-            held = device_memory.cutting(sizes.architecture(like).whole(), cut)
-        case "given_student":
-            model = sizes.student(student, init)
-            held = Memory(weights=2 * FLOAT * model.params)
-        case "score_round":
-            held = sizes.scoring_memory(sizes.cuts(student, init)[int(number)])
-        case "distill_student" | "distill_round":
-            cuts = sizes.cuts(student, init) if rule == "distill_round" else ()
-            model = cuts[int(number)] if cuts else sizes.student(student, init)
-            held = sizes.distill_memory(model, teacher, alone=on_device)
-            if on_device and held.teacher:  # in its file, all weights are float32
-                model = sizes.architecture(teacher).whole()
-                held = replace(held, teacher=FLOAT * model.params)
-        case "harness_teacher" | "harness_final":
-            held = sizes.harness_memory(teacher)
-        case "sample_final":
-            held = sizes.sampling_memory(teacher)
-        case "harness_student":
-            model = sizes.student(student, init)
-            held = device_memory.tasks(model, sizes.study.harness.batch_size)
-        case "evaluate_student" | "evaluate_student_text":
-            model = sizes.student(student, init)
-            held = sizes.evaluation_memory(model, sizes.study.evaluate)
-        case _:
-            return base
+    if sizes.on_gpu and rule not in LAW_RULES:
+        base += CUDA_MB
+    if held is None:
+        return base
     if not held.optimizer and rule not in SHARED:
         return base + round(held.total / MEGA)
     processes = sizes.study.plan.processes_per_node
-    if not on_device:
+    if not sizes.on_gpu:
         # processes that shard a model save copies of their parts while training continues
         copied = (
             held.weights + held.optimizer if held.optimizer and sizes.study.plan.shards > 1 else 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from capgap.config import Training, run_grid
 from capgap.cost import device_memory, passes
 from capgap.cost.architectures import Model
-from capgap.cost.device_memory import FLOAT
+from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
 from capgap.cost.one_job import Job, Work
 from capgap.cost.roofline import Pass
@@ -36,19 +38,22 @@ class InitCosts(StudySizes):
         """The job that makes an init."""
         if run_grid.init_kind(init) == "pruned":
             return self._cut(student, init, level, self.study.prune.rounds)
+        model = self.student(student, init)
         if init == run_grid.RANDOM:
             rule, teacher = "random_init_student", self.shape_teacher[student]
+            held = device_memory.cutting(self.architecture(teacher).whole(), model)
             own = self.study.teacher_tokenizer(teacher)
             others = (self.path(paths.TOKENIZER),) if own else ()
         else:
             rule, teacher = "given_student", init.removeprefix(run_grid.GIVEN)
+            held = Memory(weights=2 * FLOAT * model.params)
             others = (self.path(paths.TOKENIZER),)
         return Job(
             rule,
             self.path(paths.INIT_MODEL, student=student, init=init, replica=level),
             (self.teacher_path(paths.TEACHER_MODEL, teacher, level), *others),
-            host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher),
-            disk_bytes=FLOAT * self.student(student, init).params,
+            host_mb=host_mb(self, rule, held),
+            disk_bytes=FLOAT * model.params,
         )
 
     def _cut(self, student: str, init: str, level: str, number: int) -> Job:
@@ -64,20 +69,22 @@ class InitCosts(StudySizes):
             needs.append(self.path(paths.ROUND_IMPORTANCE, **before))
         if prune.one_shape and lends != teacher:
             needs.append(self.teacher_path(paths.TEACHER_MODEL, lends, level))
-        last, refits = number == prune.rounds, prune.refit != "none"
+        last, held = number == prune.rounds, device_memory.cutting(whole, cut)
+        refit = self.refit_memory(cut, whole) if prune.refit != "none" else None
         rule = "prune_student" if last else "cut_round"
         path = paths.INIT_MODEL if last else paths.ROUND_CUT
-        if refits:
+        if refit:
             needs.append(self.path(paths.TOKENS))
+            held = max(held, refit, key=lambda memory: memory.total)
         return Job(
             rule,
             self.path(path, number=number, **names),
             tuple(needs),
-            work=(self._refit(cut, whole),) if refits else (),
-            device=self.refit_memory(cut, whole) if refits else None,
-            host_mb=host_mb(self, rule, student=student, init=init, teacher=teacher, number=number),
+            work=(self._refit(cut, whole),) if refit else (),
+            device=refit,
+            host_mb=host_mb(self, rule, held),
             disk_bytes=FLOAT * cut.params,
-            scratch_bytes=self._refit_scratch(cut, whole) if refits else 0,
+            scratch_bytes=self._refit_scratch(cut, whole) if refit else 0,
         )
 
     def _round(self, place: run_grid.Round) -> list[Job]:
@@ -116,16 +123,23 @@ class InitCosts(StudySizes):
             processes=self.study.plan.processes,
             precision=settings.precision,
             teacher_precision=settings.precision_of_teacher,
-            host_mb=host_mb(self, "distill_round", **names | {"teacher": teacher}),
+            host_mb=self._distill_mb("distill_round", model, teacher),
             disk_bytes=FLOAT * model.params,
             scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
         )
         cut = self._cut(place.student, place.init, place.replica, place.number)
         output = self.path(paths.ROUND_IMPORTANCE, **names)
-        return [cut, trained, self._scoring("score_round", output, trained.output, model, **names)]
+        return [cut, trained, self._scoring("score_round", output, trained.output, model)]
 
-    def _scoring(self, rule: str, output: str, source: str, model: Model, **ids) -> Job:
-        settings = self.study.prune
+    def _distill_mb(self, rule: str, model: Model, teacher: str) -> int:
+        """Main memory of a distillation, MB of 10^6 bytes."""
+        held = self.distill_memory(model, teacher, alone=self.on_gpu)
+        if self.on_gpu and held.teacher:  # in its file, all weights are float32
+            held = replace(held, teacher=FLOAT * self.architecture(teacher).whole().params)
+        return host_mb(self, rule, held)
+
+    def _scoring(self, rule: str, output: str, source: str, model: Model) -> Job:
+        settings, held = self.study.prune, self.scoring_memory(model)
         tokens = settings.calibration_sequences * settings.sequence_length
         flops = 3 * tokens * model.forward_flops(settings.sequence_length)
         through = passes.scored(model, settings, device_memory.SCORE_TOKENS)
@@ -135,10 +149,10 @@ class InitCosts(StudySizes):
             output,
             (source, self.path(paths.TOKENS)),
             work=(Work("score", tokens, flops, through=through),),
-            device=self.scoring_memory(model),
+            device=held,
             processes=self.study.plan.processes_per_node,
             precision=settings.precision,
-            host_mb=host_mb(self, rule, **ids),
+            host_mb=host_mb(self, rule, held),
             read_bytes=self.read_bytes(model, tokens, settings.precision, passes=2),
             disk_bytes=FLOAT * units,
         )

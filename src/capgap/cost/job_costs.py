@@ -18,7 +18,7 @@ from capgap.config import HubTeacher, PackageTeacher, PretrainedTeacher, Teacher
 from capgap.config.counts import parse_count
 from capgap.cost import device_memory, own_tokenizers, passes
 from capgap.cost.architectures import Model, architecture
-from capgap.cost.device_memory import FLOAT
+from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
 from capgap.cost.init_costs import CHECKPOINTS, InitCosts, training_passes
 from capgap.cost.metric_jobs import metric_jobs, student_tasks, task_tokens, text_job
@@ -232,6 +232,7 @@ class StudyCost(InitCosts):
             flops = (
                 training_passes(settings) * model.forward_flops(settings.sequence_length) * tokens
             )
+            held = self.training_memory(model, settings, alone=self.on_gpu)
             return Job(
                 "pretrain_teacher",
                 output,
@@ -243,7 +244,7 @@ class StudyCost(InitCosts):
                 device=self.training_memory(model, settings),
                 processes=self.study.plan.processes,
                 precision=settings.precision,
-                host_mb=host_mb(self, "pretrain_teacher", teacher=name),
+                host_mb=host_mb(self, "pretrain_teacher", held),
                 disk_bytes=FLOAT * model.params,
                 scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
             )
@@ -255,7 +256,7 @@ class StudyCost(InitCosts):
             "fetch_teacher",
             output,
             (self.path(paths.CORPUS),) if trims else (),
-            host_mb=host_mb(self, "fetch_teacher", teacher=name),
+            host_mb=host_mb(self, "fetch_teacher", Memory(weights=2 * FLOAT * model.params)),
             disk_bytes=each * model.params,
             download_bytes=each * architecture(shape).whole().params if on_hub else 0,
         )
@@ -267,11 +268,14 @@ class StudyCost(InitCosts):
         source: str,
         model: Model,
         *,
+        teacher: str = "",
         text: tuple[str, int] | None = None,
-        **ids: str,
     ) -> Job:
-        """Evaluation of a model on the held-out splits, or on a text: its token stream and tokens."""
-        settings, teacher = self.study.evaluate, ids.get("teacher", "")
+        """Evaluation of a model on the held-out splits, or on a text: its token stream and tokens.
+
+        teacher: its name, if the model is one.
+        """
+        settings, held = self.study.evaluate, self.evaluation_memory(model, self.study.evaluate)
         tokens = round(self.held_out_tokens() * self.teacher_tokens(teacher))
         stream, _ = self._text_of(teacher)
         if text is not None:
@@ -283,10 +287,10 @@ class StudyCost(InitCosts):
             output,
             (source, stream),
             work=(Work("evaluate", tokens, tokens * model.forward_flops(length), through=through),),
-            device=self.evaluation_memory(model, settings),
+            device=held,
             processes=self.study.plan.processes_per_node,
             precision=settings.precision,
-            host_mb=host_mb(self, rule, **ids),
+            host_mb=host_mb(self, rule, held),
             read_bytes=self.read_bytes(model, tokens, settings.precision),
         )
 
@@ -305,24 +309,23 @@ class StudyCost(InitCosts):
             self.path(paths.TEACHER_IMPORTANCE, teacher=name, replica=level),
             self.teacher_path(paths.TEACHER_MODEL, name, level),
             self.architecture(name).whole(),
-            teacher=name,
         )
 
     def _targets(self, name: str, level: str) -> Job:
         settings, model = self.study.distill.targets_stage(), self.architecture(name).whole()
         tokens = settings.unique_tokens
         flops = tokens * model.forward_flops(settings.sequence_length)
-        through = passes.measured(model, settings)
+        through, held = passes.measured(model, settings), self.evaluation_memory(model, settings)
         return Job(
             "cache_teacher",
             self.teacher_path(paths.TEACHER_TARGETS, name, level),
             (self.teacher_path(paths.TEACHER_MODEL, name, level), self.path(paths.TOKENS)),
             work=(Work("targets", tokens, flops, through=through),),
-            device=self.evaluation_memory(model, settings),
+            device=held,
             processes=self.study.plan.processes_per_node,
             precision=settings.precision,
             read_bytes=self.read_bytes(model, tokens, settings.precision),
-            host_mb=host_mb(self, "cache_teacher", teacher=name),
+            host_mb=host_mb(self, "cache_teacher", held),
             disk_bytes=tokens * settings.bytes_per_token(self.vocab),
         )
 
@@ -337,7 +340,7 @@ class StudyCost(InitCosts):
         rule = "harness_teacher" if teacher else "harness_final"
         source = paths.TEACHER_MODEL if teacher else paths.FINAL  # made together with its model
         settings, model = self.study.harness, self.harness_model(teacher)
-        tokens = task_tokens(settings)
+        tokens, held = task_tokens(settings), device_memory.tasks(model, settings.batch_size)
         return Job(
             rule,
             paths.harness(self.study.study, teacher, level),
@@ -345,8 +348,8 @@ class StudyCost(InitCosts):
             work=(
                 Work("evaluate", tokens, tokens * model.forward_flops(device_memory.TASK_CONTEXT)),
             ),
-            device=device_memory.tasks(model, settings.batch_size),
-            host_mb=host_mb(self, rule, teacher=teacher),
+            device=held,
+            host_mb=host_mb(self, rule, held),
         )
 
     def _sample(self, runs: list[run_grid.Run]) -> Job:
@@ -362,6 +365,7 @@ class StudyCost(InitCosts):
         models += [self.architecture(name).whole() for name, _ in chosen]
         length = settings.prompt_tokens + settings.new_tokens
         tokens = settings.prompts * sum(range(settings.prompt_tokens, length))  # of one model
+        held = self.sampling_memory(largest)
         needs = [self.path(paths.RUN_MODEL, **run._asdict()) for run in runs]
         needs += [self.path(paths.TEACHER_MODEL, teacher=n, replica=level) for n, level in chosen]
         return Job(
@@ -371,12 +375,12 @@ class StudyCost(InitCosts):
             work=tuple(
                 Work("evaluate", tokens, tokens * model.forward_flops(length)) for model in models
             ),
-            device=self.sampling_memory(largest),
+            device=held,
             precision=settings.precision,
             read_bytes=self.read_bytes(
                 self.harness_model(largest), tokens, settings.precision, passes=settings.new_tokens
             ),
-            host_mb=host_mb(self, "sample_final", teacher=largest),
+            host_mb=host_mb(self, "sample_final", held),
         )
 
     def _trunk_tokens(self, run: run_grid.Run) -> int:
@@ -430,19 +434,12 @@ class StudyCost(InitCosts):
             processes=self.study.plan.processes,
             precision=settings.precision,
             teacher_precision=settings.precision_of_teacher,
-            host_mb=host_mb(self, "distill_student", **names),
+            host_mb=self._distill_mb("distill_student", model, run.teacher),
             disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
             scratch_bytes=CHECKPOINTS * state,
         )
-        measured = self.evaluation(
-            "evaluate_student",
-            self.path(paths.RUN_METRICS, **names),
-            trained.output,
-            model,
-            student=run.student,
-            init=run.init,
-        )
-        return [trained, measured]
+        output = self.path(paths.RUN_METRICS, **names)
+        return [trained, self.evaluation("evaluate_student", output, trained.output, model)]
 
 
 def _inits(runs: list[run_grid.Run]) -> list[tuple[str, str, str]]:

@@ -89,8 +89,6 @@ def text_job(cost: StudyCost, rule: str, text: str, run: run_grid.Run | None = N
         cost.path(paths.RUN_MODEL, **run._asdict()),
         cost.student(run.student, run.init),
         text=(packed, tokens),
-        student=run.student,
-        init=run.init,
     )
 
 
@@ -108,13 +106,13 @@ def text_bytes(cost: StudyCost, text: str) -> int:
 def student_tasks(cost: StudyCost, run: run_grid.Run) -> Job:
     """One student of the grid on the tasks of the law."""
     settings, model = cost.study.student_harness(), cost.student(run.student, run.init)
-    tokens = task_tokens(settings)
+    tokens, held = task_tokens(settings), device_memory.tasks(model, settings.batch_size)
     flops = tokens * model.forward_flops(device_memory.TASK_CONTEXT)
     return Job(
         "harness_student",
         cost.path(paths.RUN_HARNESS, **run._asdict()),
         (cost.path(paths.RUN_MODEL, **run._asdict()),),
         work=(Work("evaluate", tokens, flops),),
-        device=device_memory.tasks(model, settings.batch_size),
-        host_mb=host_mb(cost, "harness_student", student=run.student, init=run.init),
+        device=held,
+        host_mb=host_mb(cost, "harness_student", held),
     )

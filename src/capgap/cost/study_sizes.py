@@ -281,10 +281,6 @@ class StudySizes:
         size = format_count(self.study.final.student)
         return self.student(size, run_grid.final_init(self.study, self.shape_teacher[size]))
 
-    def harness_memory(self, teacher: str) -> Memory:
-        """Memory of measuring a teacher or the final student on tasks."""
-        return device_memory.tasks(self.harness_model(teacher), self.study.harness.batch_size)
-
     def sampling_memory(self, teacher: str) -> Memory:
         """Memory of continuing a prompt with a teacher, or without a name with the final student."""
         settings, model = self.study.sample, self.harness_model(teacher)
