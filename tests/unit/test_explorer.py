@@ -5,7 +5,7 @@ import pytest
 from report_records import TEACHERS, TOKENS, make_law, make_runs
 
 from capgap.law.answers.ask import refit
-from capgap.law.answers.leading_law_answer import by_leading
+from capgap.law.answers.leading_law_answer import LeadingLaw
 from capgap.law.answers.power_law_answer import recommend
 from capgap.law.table.run_means import cell_table
 from capgap.reporting.explorer import explorer
@@ -53,7 +53,7 @@ def test_the_explorer_and_the_recommendation_ask_the_law_that_leads(fitted):
     size = found["students"][5]
     larger = {name: params for name, params in TEACHERS.items() if params > size}
     power = recommend(fit, law, larger, size, TOKENS, 0.0)
-    expected = by_leading(power, law, cells)
+    expected = LeadingLaw(law, cells).answer(power)
     assert expected.basis == "two_causes"
     shown = [(row[0], row[2][0]) for row in found["answers"][5][0]["ranked"]]
     assert shown == [

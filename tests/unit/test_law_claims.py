@@ -19,7 +19,6 @@ from capgap.law.optimum_records import optima_of
 from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.simulate import simulate_study
 from capgap.law.table.grouped_runs import group_runs
-from capgap.law.verdicts import claims
 from capgap.law.verdicts.claims import overall_of
 from capgap.law.verdicts.control_arms import effects_of
 from capgap.law.verdicts.flatness import is_flat, pooled_differences
@@ -41,13 +40,13 @@ def interval(value, low, high):
 
 def test_equal_different_and_neither():
     inside, across, outside = interval(1, 0.9, 1.1), interval(1, 0.8, 1.3), interval(1.5, 1.3, 1.9)
-    assert claims.equal(inside, 0.85, 1.15)
-    assert not claims.equal(across, 0.85, 1.15)
-    assert not claims.beyond(across, 0.85, 1.15)
-    assert claims.beyond(outside, 0.85, 1.15)
-    assert not claims.equal(interval(1, None, 1.1), 0.85, 1.15)
-    assert not claims.beyond(interval(1, None, 1.3), 0.85, 1.15)
-    assert claims.beyond(interval(0.3, None, 0.8), 0.85, 1.15)
+    assert inside.within(0.85, 1.15)
+    assert not across.within(0.85, 1.15)
+    assert not across.beyond(0.85, 1.15)
+    assert outside.beyond(0.85, 1.15)
+    assert not interval(1, None, 1.1).within(0.85, 1.15)
+    assert not interval(1, None, 1.3).beyond(0.85, 1.15)
+    assert interval(0.3, None, 0.8).beyond(0.85, 1.15)
 
 
 def test_the_published_law_is_supported():

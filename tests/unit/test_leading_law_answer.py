@@ -6,7 +6,7 @@ import pytest
 
 from capgap.config import Law
 from capgap.law.answers.ask import open_law
-from capgap.law.answers.leading_law_answer import by_leading
+from capgap.law.answers.leading_law_answer import LeadingLaw
 from capgap.law.law_record import LawRecord
 from capgap.law.table.read_runs import read_table
 from capgap.law.table.run_means import cell_table
@@ -86,9 +86,10 @@ def test_a_rival_that_leads_is_used_without_intervals(fitted):
     answer = open_law(path, TABLE).teachers_for(20_000, 700_000)
     runs = read_table(TABLE, exclude=[BAD_RUN]).runs
     led = law.model_copy(update={"leading": "busbridge"})
-    by_rival = by_leading(answer, led, cell_table(runs))
+    by_rival = LeadingLaw(led, cell_table(runs)).answer(answer)
     assert by_rival.basis == "busbridge"
     regrets = [one.predicted_regret for one in by_rival.ranked]
     assert [r.value for r in regrets] == sorted(r.value for r in regrets)
     assert {r.low for r in regrets} == {None}
-    assert by_leading(answer, law.model_copy(update={"leading": "power_law"}), None) == answer
+    by_power_law = LeadingLaw(law.model_copy(update={"leading": "power_law"}), None)
+    assert by_power_law.answer(answer) == answer

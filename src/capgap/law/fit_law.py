@@ -55,11 +55,9 @@ def fit_law(runs: pd.DataFrame, settings: Law) -> Fit:
 
 def _why_not(runs: GroupedRuns, settings: Law) -> str:
     """Why no power law can be fitted; empty if one can."""
-    groups = len(runs.first_G)
-    most = max(len(set(runs.teacher_size_N[runs.group_N == g])) for g in range(groups))
-    if most < 3:
-        return f"at most {most} teacher size(s) a student; a minimum needs three"
-    free = len(runs.loss_N) - groups - axes_of(runs).basis_3Q.shape[1] - 1
+    if runs.most_sizes < 3:
+        return f"at most {runs.most_sizes} teacher size(s) a student; a minimum needs three"
+    free = len(runs.loss_N) - len(runs.first_G) - axes_of(runs).basis_3Q.shape[1] - 1
     known = settings.noise_sd is not None or np.isfinite(runs.stated_sd_N).any()
     if free < 1 and not known:
         return "no degree of freedom is left for the noise; add seeds, or state law.noise_sd"

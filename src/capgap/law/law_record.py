@@ -44,6 +44,15 @@ class Interval(Record):
         """Distance of the ends, infinite if one is open."""
         return math.inf if self.low is None or self.high is None else self.high - self.low
 
+    def within(self, low: float, high: float) -> bool:
+        """Whether all of it lies between two values."""
+        return None not in (self.low, self.high) and low <= self.low and self.high <= high
+
+    def beyond(self, low: float, high: float) -> bool:
+        """Whether all of it lies below the first of two values, or above the second."""
+        below = self.high is not None and self.high < low
+        return below or (self.low is not None and self.low > high)
+
     def apply(self, function: Callable[[float], float]) -> Interval:
         """The interval of an increasing function of the estimated number."""
         low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))

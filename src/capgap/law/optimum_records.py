@@ -65,8 +65,7 @@ def _place(star: Interval | None, sizes: np.ndarray) -> str:
         return "below"
     if star.low is not None and star.low > sizes[-1]:
         return "above"
-    inside = None not in (star.low, star.high) and sizes[0] <= star.low and star.high <= sizes[-1]
-    return "inside" if inside else "open"
+    return "inside" if star.within(sizes[0], sizes[-1]) else "open"
 
 
 def _teachers(place: Located, law: PowerLaw | None, settings: Law) -> list[TeacherMean]:

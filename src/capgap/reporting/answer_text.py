@@ -17,7 +17,6 @@ from capgap.law.law_record import Claim, LawRecord, Optimum
 from capgap.law.number_text import about, bracketed, budget, listed, two_digits
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
-from capgap.law.verdicts.claims import beyond
 from capgap.reporting.causes_text import effects, leads
 from capgap.reporting.report_text import nats, size, worse_teachers
 
@@ -392,7 +391,7 @@ def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
         question, counts = f"how strongly the best teacher shrinks with {of}", f"-{claim.margin:g}"
     else:
         return f"whether the best teacher grows with {of} ({known})"
-    if beyond(found, -claim.margin, claim.margin):
+    if found.beyond(-claim.margin, claim.margin):
         return f"{question} ({known}; widened for the four claims, it reaches {counts})"
     return f"{question} ({known}, where an exponent between 0 and {counts} would count as none)"
 

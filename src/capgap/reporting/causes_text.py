@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from capgap.law.law_record import CausesOptimum, Interval, LawRecord, LeftOut, TeacherCauses
 from capgap.law.number_text import LAW_NAMES, about, bracketed, budget, listed
+from capgap.law.scores.left_out import KINDS
 from capgap.law.table.metric import METRICS
 from capgap.reporting.report_text import number, sentence
-
-KINDS = {"students": "students", "budgets": "budgets", "teachers": "teachers"}
 
 
 class DamageRow(NamedTuple):

@@ -17,7 +17,7 @@ from capgap.errors import CapgapError
 from capgap.law.answers.answer_records import ComputeAnswer, Recommendation, StudentAnswer
 from capgap.law.answers.equal_compute import at_compute
 from capgap.law.answers.extrapolation import too_far_for
-from capgap.law.answers.leading_law_answer import by_leading
+from capgap.law.answers.leading_law_answer import LeadingLaw
 from capgap.law.answers.power_law_answer import recommend, student_for
 from capgap.law.fit_law import Fit, fit_law
 from capgap.law.law_record import LawRecord
@@ -50,7 +50,7 @@ class OpenLaw:
         cells = cell_table(self.runs, self.law.size)
         slope = self.law.lines[0].published_slope
         found = recommend(self.fit, self.law, larger, student, tokens, spent_flops(cells), slope)
-        return by_leading(found, self.law, cells)
+        return LeadingLaw(self.law, cells).answer(found)
 
     def at_compute(
         self, student: int, flops: float, shared_by: int = 1, teachers: list[str] | None = None

@@ -30,20 +30,12 @@ from capgap.law.table.metric import METRICS
 AT_END = 1.1  # times beyond an end of the family that still has its loss
 
 
-def by_leading(answer: Recommendation, law: LawRecord, cells: pd.DataFrame) -> Recommendation:
-    """The answer of the power law, or the one of the law that leads.
-
-    cells: `run_means.cell_table` of the table that the law was fitted on.
-    """
-    return LeadingLaw(law, cells).answer(answer)
-
-
 @dataclass(frozen=True)
 class LeadingLaw:
     """The law that leads, refitted at the first answer that needs it."""
 
     law: LawRecord
-    cells: pd.DataFrame
+    cells: pd.DataFrame  # `run_means.cell_table` of the table that the law was fitted on
 
     @property
     def of_losses(self) -> bool:

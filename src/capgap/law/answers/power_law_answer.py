@@ -202,9 +202,8 @@ def level_of(fit: Fit, student: float, tokens: float, confidence: float) -> Inte
     if law is None:
         return None
     runs = law.runs
-    floor_N = runs.loss_N - law.curves.evaluate(law.x_P[None])[0][0]
     group_N = runs.group_N
-    floor_G = group_means(floor_N, group_N)
+    floor_G = group_means(law.floor_N, group_N)
     size_G, tokens_G = runs.size_N[runs.first_G], runs.tokens_N[runs.first_G]
     t = stats.t.ppf((1 + confidence) / 2, law.noise_df)
     same = np.flatnonzero((np.abs(np.log(size_G / student)) < SAME_LOG_SIZE) & (tokens_G == tokens))

@@ -51,10 +51,9 @@ def left_out_residuals(law: PowerLaw) -> tuple[np.ndarray, np.ndarray]:
     NaN for a run that nothing else predicts.
     """
     p_NN = precision_without_fit(law, law.noise_NN)
-    residual_N = law.runs.loss_N - law.curves.evaluate(law.x_P[None])[0][0]
     weight_N = p_NN.diagonal().copy()
     weight_N[weight_N < 1e-9 * weight_N.max()] = np.nan
-    return p_NN @ residual_N / weight_N, 1 / np.sqrt(weight_N)
+    return p_NN @ law.floor_N / weight_N, 1 / np.sqrt(weight_N)
 
 
 def outlier_in(law: PowerLaw, settings: Law) -> None:
@@ -67,7 +66,9 @@ def outlier_in(law: PowerLaw, settings: Law) -> None:
     for run in suspects:
         keep_N = np.arange(len(law.runs.loss_N)) != run
         rest = law.runs.select(keep_N)
-        if len(rest.first_G) < len(law.runs.first_G) or _too_few(rest):
+        groups = len(rest.first_G)
+        lost = groups < len(law.runs.first_G)
+        if lost or rest.most_sizes < 3 or len(rest.loss_N) - groups < 4:
             continue
         without = fit_power_law(rest, settings.noise_sd)
         distance, df = _distance(law, without, run)
@@ -86,11 +87,6 @@ def outlier_in(law: PowerLaw, settings: Law) -> None:
             )
 
 
-def _too_few(runs) -> bool:
-    sizes = [len(set(runs.teacher_size_N[runs.group_N == g])) for g in range(len(runs.first_G))]
-    return max(sizes) < 3 or len(runs.loss_N) - len(runs.first_G) < 4
-
-
 def _distance(law: PowerLaw, without: PowerLaw, run: int) -> tuple[float, float]:
     """Studentized residual of a run by the law fitted without it, and its degrees of freedom."""
     components = dataclasses.replace(
@@ -102,8 +98,7 @@ def _distance(law: PowerLaw, without: PowerLaw, run: int) -> tuple[float, float]
     variance_J = components.variances(without.mode_J[None])[0]
     moved = dataclasses.replace(law, x_P=without.x_P, components=components, near=near)
     p_NN = precision_without_fit(moved, np.tensordot(variance_J, near.part_JNN, axes=1))
-    residual_N = law.runs.loss_N - law.curves.evaluate(without.x_P[None])[0][0]
-    return float((p_NN @ residual_N)[run] / np.sqrt(p_NN[run, run])), without.noise_df
+    return float((p_NN @ moved.floor_N)[run] / np.sqrt(p_NN[run, run])), without.noise_df
 
 
 def misfit_of(law: PowerLaw) -> Misfit:
@@ -155,11 +150,10 @@ def teacher_effects(law: PowerLaw) -> list[TeacherEffect]:
     index_N = law.components.index.get("teacher")
     if index_N is None:
         return []
-    residual_N = law.runs.loss_N - law.curves.evaluate(law.x_P[None])[0][0]
     p_NN = precision_without_fit(law, law.noise_NN)
     variance = law.component_variances["teacher"]
     own_NT = (index_N[:, None] == np.arange(index_N.max() + 1)).astype(float)
-    effect_T = variance * own_NT.T @ p_NN @ residual_N
+    effect_T = variance * own_NT.T @ p_NN @ law.floor_N
     left_T = variance - variance**2 * np.einsum("nt,nm,mt->t", own_NT, p_NN, own_NT)
     half_T = stats.norm.ppf((1 + OFF_FAMILY) / 2) * np.sqrt(np.maximum(left_T, 0))
     several = len(set(law.runs.teacher_draw_N)) > len(set(law.runs.teacher_N))

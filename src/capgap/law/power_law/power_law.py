@@ -143,6 +143,11 @@ class PowerLaw:
         return dict(zip(self.components.names, variance_J.tolist(), strict=True))
 
     @cached_property
+    def floor_N(self) -> np.ndarray:
+        """Losses of the runs without the fitted curve: the level of each run's group, with its error."""
+        return self.runs.loss_N - self.curves.evaluate(self.x_P[None])[0][0]
+
+    @cached_property
     def noise_NN(self) -> np.ndarray:
         """Covariance of the runs at the most likely noise, nats^2."""
         variance_J = self.components.variances(self.mode_J[None])[0]

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from capgap.law.rivals.loss_laws import LossLaw, absent, rival_record
+from capgap.law.rivals.loss_laws import LossLaw, absent, rival_law
 from capgap.law.rivals.robust_fit import Fitted, fit_logs, logadd, softplus
 
 SUPERVISED = {"E": 1.220, "A": 3355.0, "B": 18186.0, "a": 0.408, "b": 0.431, "g": 0.452}
@@ -127,11 +127,8 @@ def fit_busbridge(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
     use = cells[cells["arm"] == "main"]
     if "teacher_loss" not in use or use["teacher_loss"].isna().any():
         return absent("busbridge", "the table has no losses of the teachers")
-    free = free_constants(
-        use["student"].nunique(), use["tokens"].nunique(), use["teacher"].nunique(), len(use)
-    )
-    if near is not None:
-        free = list(near.free)
+    counts = (use[name].nunique() for name in ("student", "tokens", "teacher"))
+    free = free_constants(*counts, len(use)) if near is None else list(near.free)
     columns = ("teacher_loss", "student_params", "tokens", "loss")
     constants, free, fitted = fit_distilled(
         *(use[name].to_numpy(float) for name in columns),
@@ -146,5 +143,6 @@ def fit_busbridge(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
 
     held = [name for name in DISTILLED if name not in free]
     note = "E, A, B, a, b and g are held as published"
-    record = rival_record("busbridge", fitted, constants | SUPERVISED, free, held, len(use), note)
-    return LossLaw(record, predict, tuple(free), fitted.theta_P)
+    return rival_law(
+        "busbridge", fitted, predict, constants | SUPERVISED, free, held, len(use), note
+    )

@@ -11,13 +11,15 @@ import pandas as pd
 from capgap.law.law_record import RivalFit
 from capgap.law.rivals.robust_fit import Fitted
 
+Predicted = Callable[[pd.DataFrame], np.ndarray]  # cells -> log loss
+
 
 @dataclass(frozen=True)
 class LossLaw:
     """A rival fitted to a table of cells (`run_means.cell_table`)."""
 
     record: RivalFit
-    predict: Callable[[pd.DataFrame], np.ndarray] | None = None  # cells -> log loss; None: no fit
+    predict: Predicted | None = None  # None: no fit
     free: tuple[str, ...] = ()  # names of the fitted constants
     theta_P: np.ndarray | None = None  # their values as fitted, from which a refit starts
 
@@ -27,16 +29,17 @@ def absent(law: str, reason: str) -> LossLaw:
     return LossLaw(RivalFit(law=law, status="not_available", reason=reason))
 
 
-def rival_record(
+def rival_law(
     law: str,
     fitted: Fitted,
+    predict: Predicted,
     constants: dict[str, float],
     free: list[str],
     held: list[str],
     n_cells: int,
     note: str,
-) -> RivalFit:
-    """The record of a fit. held: constants that were not fitted. note: which runs were used."""
+) -> LossLaw:
+    """A law by its fit. held: constants that were not fitted. note: which runs were used."""
     status, reason = "identified" if not held else "not_identifiable", note
     if held:
         reason += f"; the runs cannot determine {', '.join(held)}, which are held"
@@ -47,7 +50,7 @@ def rival_record(
         )
     if fitted.status != "converged":
         status, reason = "failed", f"{reason}; the solver did not converge: {fitted.message}"
-    return RivalFit(
+    record = RivalFit(
         law=law,
         status=status,
         reason=f"{reason}; starts that agree on the lowest point: {fitted.agreeing}",
@@ -57,3 +60,4 @@ def rival_record(
         n_cells=n_cells,
         rms_log_loss=fitted.rms_log,
     )
+    return LossLaw(record, predict, tuple(free), fitted.theta_P)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from capgap.law.rivals.loss_laws import LossLaw, absent, rival_record
+from capgap.law.rivals.loss_laws import LossLaw, absent, rival_law
 from capgap.law.rivals.robust_fit import Fitted, fit_logs, logadd
 
 NAMES = ("gamma", "delta", "E", "Dc", "beta", "Nc", "alpha")
@@ -114,11 +114,8 @@ def fit_p2(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
     use["source_loss"] = use["init"].map(models["teacher_loss"])
     if use["source_loss"].isna().any() or (use["source_params"] <= use["student_params"]).any():
         return absent("p2", "sizes or losses of the models that were pruned are not known")
-    free = free_constants(
-        use["student"].nunique(), use["tokens"].nunique(), use["init"].nunique(), len(use)
-    )
-    if near is not None:
-        free = list(near.free)
+    counts = (use[name].nunique() for name in ("student", "tokens", "init"))
+    free = free_constants(*counts, len(use)) if near is None else list(near.free)
     columns = ("source_loss", "source_params", "student_params", "tokens", "loss")
     constants, fitted = fit_pruned(
         *(use[name].to_numpy(float) for name in columns), free, near and near.theta_P
@@ -130,5 +127,4 @@ def fit_p2(cells: pd.DataFrame, near: LossLaw | None = None) -> LossLaw:
 
     held = [name for name in NAMES if name not in free]
     note = f"fitted to runs {'without a teacher' if enough else 'of the main arm'}"
-    record = rival_record("p2", fitted, constants, free, held, len(use), note)
-    return LossLaw(record, predict, tuple(free), fitted.theta_P)
+    return rival_law("p2", fitted, predict, constants, free, held, len(use), note)

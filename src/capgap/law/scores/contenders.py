@@ -125,11 +125,8 @@ def _power_law_contender(settings: Law) -> Contender:
         if main.empty:
             return "nothing is left to fit to"
         grouped = group_runs(averaged(main), settings.size)  # fewer rows: the fit goes with N^3
-        groups = len(grouped.first_G)
-        pairs = np.unique(np.column_stack([grouped.group_N, grouped.teacher_size_N]), axis=0)
-        most = int(np.bincount(pairs[:, 0].astype(int)).max())
-        # one curve has a minimum only with three sizes; alpha, a, b, c are found beside the levels
-        if most < 3 or len(grouped.loss_N) - groups - 4 < 1:
+        # alpha, a, b and c are found beside the levels of the groups
+        if grouped.most_sizes < 3 or len(grouped.loss_N) - len(grouped.first_G) - 4 < 1:
             return "the runs that are left do not determine the law"
         law = fit_power_law(grouped, settings.noise_sd)
 

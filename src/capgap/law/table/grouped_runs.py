@@ -58,6 +58,13 @@ class GroupedRuns:
         """First run of every group."""
         return np.unique(self.group_N, return_index=True)[1]
 
+    @property
+    def most_sizes(self) -> int:
+        """Teacher sizes of the group that has most; its curve has a minimum only with three."""
+        return max(
+            len(set(self.teacher_size_N[self.group_N == g])) for g in range(len(self.first_G))
+        )
+
     @cached_property
     def log_ratio_N(self) -> np.ndarray:
         """log(T / S)."""

@@ -68,19 +68,6 @@ def overall_of(
     return Overall(status=status, reason=reason, claims=claims, cause=cause, cause_reason=why)
 
 
-def equal(limits: Interval, low: float, high: float) -> bool:
-    """Whether an interval lies wholly between two values."""
-    if limits.low is None or limits.high is None:
-        return False
-    return low <= limits.low and limits.high <= high
-
-
-def beyond(limits: Interval, low: float, high: float) -> bool:
-    """Whether an interval lies wholly below or above two values."""
-    below = limits.high is not None and limits.high < low
-    return below or (limits.low is not None and limits.low > high)
-
-
 def _strict(settings: Law, tests: int = 1) -> float:
     """The level of an interval that decides that something differs."""
     return 1 - (1 - settings.confidence) / CLAIMS_JUDGED / tests
@@ -181,9 +168,9 @@ def _compared(
     """A number against a reference; yes if equal."""
     ends = reference - margin, reference + margin
     answer, verdict = "unknown", "not_told_apart"
-    if equal(limits, *ends):
+    if limits.within(*ends):
         answer, verdict = "yes", "equal"
-    elif beyond(strict, *ends):
+    elif strict.beyond(*ends):
         answer, verdict = "no", "different"
     return Claim(
         name=name,
@@ -211,8 +198,8 @@ def _ratio(law: PowerLaw, settings: Law) -> Claim:
     found = [case for case in found if case[0] is not None]
     if not found:
         return _unknown("ratio", "no T* is determined")
-    away = [(limits, c) for limits, strict, c in found if beyond(strict, *ends)]
-    same = all(equal(limits, *ends) for limits, _, _ in found)
+    away = [(limits, c) for limits, strict, c in found if strict.beyond(*ends)]
+    same = all(limits.within(*ends) for limits, _, _ in found)
     answer, verdict = ("no", "different") if away else ("unknown", "not_told_apart")
     if same:
         answer, verdict = "yes", "equal"

@@ -216,8 +216,6 @@ def _judge(
 ) -> tuple[str, str]:
     first, second = kinds
     margin = 1 + settings.ratio_margin
-    assert ratio.low is not None
-    assert ratio.high is not None
     one = rows[len(rows) // 2]
     text = (
         f"T* for {called.format(first)} is {bracketed(ratio)} times that for {called.format(second)}, over "
@@ -238,8 +236,8 @@ def _judge(
     text += f"the best teacher of the other costs {costs}"
     if len(same_end) == len(rows):
         return "not_told_apart", text
-    if 1 / margin <= ratio.low and ratio.high <= margin:
+    if ratio.within(1 / margin, margin):
         return "equal", text
-    if ratio.high < 1 / margin or ratio.low > margin:
+    if ratio.beyond(1 / margin, margin):
         return "different", text
     return "not_told_apart", text

@@ -189,13 +189,12 @@ def verdict(difference: Interval | None, margin: float, as_ratio: bool) -> Verdi
     """What an interval of a difference shows, see `Quantity`; a ratio within 1/(1 + m) to 1 + m is equal."""
     if difference is None:
         return "not_known"
-    low, high = difference.low, difference.high
     zero, below, above = (1.0, 1 / (1 + margin), 1 + margin) if as_ratio else (0.0, -margin, margin)
-    if low is not None and high is not None and below <= low and high <= above:
+    if difference.within(below, above):
         return "equal"
-    if (low is not None and low > above) or (high is not None and high < below):
+    if difference.beyond(below, above):
         return "different"
-    if (low is not None and low > zero) or (high is not None and high < zero):
+    if difference.beyond(zero, zero):
         return "different_within_margin"
     return "not_told_apart"
 
