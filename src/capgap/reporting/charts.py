@@ -54,9 +54,9 @@ from capgap.reporting.theme import (
     of_kind,
     round_ticks,
     size_axis,
-    size_x,
     student_colour,
     table,
+    teacher_x,
     tips,
     titled,
 )
@@ -78,8 +78,8 @@ def curves(runs: list[RunRow], law: LawRecord) -> Figure:
         "panel student tokens kind teacher teacher_params seed loss_nats_per_token loss_low "
         "loss_high params_low params_high",
     )
-    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
-    x_low = size_x("params_low", "Teacher size, parameters", data.teacher_params)
+    x = teacher_x(data)
+    x_low = teacher_x(data, "params_low")
     y = loss_y()
     hover = tips("kind teacher seed", loss="loss_nats_per_token")
     layers = [
@@ -184,7 +184,7 @@ def controls(runs: list[RunRow], axis: str = PLAIN_LOSS) -> Figure | None:
     data = table(
         rows, "panel student tokens kind arm init teacher teacher_params seed loss_nats_per_token"
     )
-    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
+    x = teacher_x(data)
     colour, shape = arm_scales(run.arm for run in runs)
     hover = tips("arm init teacher seed", loss="loss_nats_per_token")
     base = of_kind(data, "run").encode(x=x, y=loss_y(), color=colour)
@@ -420,7 +420,7 @@ def teacher_family(teachers: list[Metrics]) -> Figure | None:
         )
     ]
     data = table(rows, "kind teacher teacher_params tokens loss_nats_per_token")
-    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
+    x = teacher_x(data)
     base = alt.Chart(data).encode(x=x, y=loss_y())
     chart = alt.layer(
         base.mark_line(color=BLUE, strokeWidth=2),

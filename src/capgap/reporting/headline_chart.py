@@ -16,9 +16,9 @@ from capgap.reporting.theme import (
     facet,
     limits,
     of_kind,
-    size_x,
     student_colour,
     table,
+    teacher_x,
     tips,
     titled,
 )
@@ -67,8 +67,8 @@ def headline(law: LawRecord) -> Figure:
         "panel kind student student_params tokens teacher teacher_params params_low params_high "
         "regret_nats row",
     )
-    x = size_x("teacher_params", "Teacher size, parameters", data.teacher_params)
-    x_low = size_x("params_low", "Teacher size, parameters", data.teacher_params)
+    x = teacher_x(data)
+    x_low = teacher_x(data, "params_low")
     scale = alt.Scale(domain=[-STRIP * most * (len(students) + 0.7), most * 1.05], nice=False)
     axis = alt.Axis(values=_ticks(most), format="~f")
     y = alt.Y("regret_nats:Q", title=None, scale=scale, axis=axis)

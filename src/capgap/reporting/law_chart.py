@@ -42,15 +42,21 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
     """
     optima = ordered(law.optima)
     names = level_names(optima)
-    rows = [row for found in optima for row in _rows(found, names[found.tokens, found.student])]
     sizes = [one.teacher_params_non_embedding for found in optima for one in found.teachers]
     students = [found.student_params_non_embedding for found in optima]
-    star = final.choice.teacher_params_star if final else None
-    if star:
-        student = final.choice.student_params_non_embedding
-        students.append(student)
+    choice = final.choice if final and final.choice.teacher_params_star else None
+    students += [choice.student_params_non_embedding] if choice else []
+    left, right = min(students) / ROOM, max(students) * ROOM
+    slope = law.lines[0].published_slope
+    known = [*sizes, slope * left, slope * right]
+    bottom, top = min(known) / ROOM, max(known) * ROOM
+    rows = []
+    for found in optima:
+        rows += _rows(found, names[found.tokens, found.student], (bottom, top))
+    if choice:
+        student = choice.student_params_non_embedding
         at = {"kind": "final", "student": f"final {size(student)}", "student_params": student}
-        rows.append(at | limits(star))
+        rows.append(at | limits(choice.teacher_params_star, (bottom, top)))
     rows += [
         {
             "kind": RIVALS[score.law],
@@ -62,19 +68,12 @@ def law_chart(law: LawRecord, final: FinalRecord | None) -> Figure:
         if score.law in RIVALS
         for pick in score.picks
     ]
-    left, right = min(students) / ROOM, max(students) * ROOM
-    slope = law.lines[0].published_slope
-    known = [*sizes, slope * left, slope * right]
-    bottom, top = min(known) / ROOM, max(known) * ROOM
     published = f"published: {slope:g} × S"
     rows += [
         {"kind": published, "student_params": s, "teacher_params": slope * s}
         for s in np.geomspace(left, right, 21).tolist()
     ]
-    data = table(
-        [_closed(row, bottom, top) for row in rows],
-        "kind level student student_params teacher_params params_low params_high",
-    )
+    data = table(rows, "kind level student student_params teacher_params params_low params_high")
     x = _axis(alt.X, "student_params", "Student size S, parameters", [left, right])
     y = _axis(alt.Y, "teacher_params", None, [bottom, top])
     y_low = _axis(alt.Y, "params_low", None, [bottom, top])
@@ -143,8 +142,8 @@ def level_names(optima: list[Optimum]) -> dict[tuple[int, str], str]:
     }
 
 
-def _rows(found: Optimum, level: str) -> list[dict]:
-    """The teachers tried, T* of the power law, and that of the curve by itself."""
+def _rows(found: Optimum, level: str, ends: tuple[float, float]) -> list[dict]:
+    """The teachers tried, T* of the power law, and that of the curve by itself. ends: of the figure."""
     at = {
         "level": level,
         "student": found.student,
@@ -153,21 +152,10 @@ def _rows(found: Optimum, level: str) -> list[dict]:
     tried = sorted({one.teacher_params_non_embedding for one in found.teachers})
     rows = [at | {"kind": "tried", "teacher_params": teacher} for teacher in tried]
     if found.teacher_params is not None:
-        rows.append(at | {"kind": "power law"} | limits(found.teacher_params))
+        rows.append(at | {"kind": "power law"} | limits(found.teacher_params, ends))
     if found.own_teacher_params is not None:
-        rows.append(at | {"kind": "own curve"} | limits(found.own_teacher_params))
+        rows.append(at | {"kind": "own curve"} | limits(found.own_teacher_params, ends))
     return rows
-
-
-def _closed(row: dict, bottom: float, top: float) -> dict:
-    """Ends without a limit, and those beyond the figure, end with the figure."""
-    if "params_low" not in row:
-        return row
-    low, high = row["params_low"], row["params_high"]
-    return row | {
-        "params_low": bottom if low is None else max(low, bottom),
-        "params_high": top if high is None else min(high, top),
-    }
 
 
 def _axis(channel: type, field: str, title: str | None, domain: list[float]):

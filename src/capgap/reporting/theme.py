@@ -102,13 +102,10 @@ def case(student: str | None, tokens: int, several: bool) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def limits(estimate: Interval) -> dict:
-    """An estimate of a teacher size as columns of a figure's table."""
-    return {
-        "teacher_params": estimate.value,
-        "params_low": estimate.low,
-        "params_high": estimate.high,
-    }
+def limits(estimate: Interval, ends: tuple[float, float] | None = None) -> dict:
+    """An estimate of a teacher size as columns of a figure's table; ends: see `clipped`."""
+    low, high = clipped(estimate, *ends) if ends else (estimate.low, estimate.high)
+    return {"teacher_params": estimate.value, "params_low": low, "params_high": high}
 
 
 def close_ends(row: dict, least: float, most: float) -> dict:
@@ -145,11 +142,11 @@ def log_scale(low: float, high: float) -> alt.Scale:
     return alt.Scale(type="log", domain=[low, high], nice=False)
 
 
-def size_x(field: str, title: str, sizes: pd.Series) -> alt.X:
-    """Logarithmic axis of sizes with a little room on either side."""
-    known = [float(value) for value in sizes.dropna()] or [1e5, 1e6]
-    scale = log_scale(min(known) / 1.2, max(known) * 1.2)
-    return alt.X(f"{field}:Q", title=title, scale=scale, axis=size_axis(known))
+def teacher_x(data: pd.DataFrame, field: str = "teacher_params") -> alt.X:
+    """Logarithmic axis of the teachers' sizes with a little room on either side."""
+    known = [float(value) for value in data.teacher_params.dropna()] or [1e5, 1e6]
+    scale, axis = log_scale(min(known) / 1.2, max(known) * 1.2), size_axis(known)
+    return alt.X(f"{field}:Q", title="Teacher size, parameters", scale=scale, axis=axis)
 
 
 def loss_y(field: str = "loss_nats_per_token:Q") -> alt.Y:
