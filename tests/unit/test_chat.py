@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from model_folders import byte_level_bpe
+from transformers import AutoTokenizer
 
 from capgap.config import Evaluate, FilesCorpus, Training
 from capgap.data.chat import ChatEncoder
@@ -38,12 +38,11 @@ TALK = [
 
 
 def make_tokenizer(folder, template, eos="<|endoftext|>"):
-    bpe = ByteLevelBPETokenizer()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    bpe.train_from_iterator(["user assistant small now"], 280, special_tokens=special)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token=eos, extra_special_tokens=special
-    )
+    tokenizer = byte_level_bpe(
+        ["user assistant small now"], 280, special=special, bos_token=None, eos_token=eos,
+        extra_special_tokens=special,
+    )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)

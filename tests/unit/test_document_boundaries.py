@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from model_folders import byte_level_bpe, publish_model
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -16,11 +16,9 @@ from capgap.config import Evaluate, FilesCorpus, Prune
 from capgap.data.boundaries import boundaries, vocabulary_size
 from capgap.data.token_streams import Streams, evaluation_windows, training_batch
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, load_tokenizer, save_model
+from capgap.engine.models import load_model, load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.solver import Target
-from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import Lineage
 from capgap.stages import corpus, evaluate, fetch, pack, prune, score
 
 torch.set_num_threads(1)
@@ -30,16 +28,14 @@ BOS, EOS = "<s>", "</s>"
 
 
 def make_tokenizer(folder, template=None, vocab=300, extra=()):
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        TEXTS, vocab_size=vocab, min_frequency=1, special_tokens=[BOS, EOS], show_progress=False
+    special = [BOS, EOS]
+    tokenizer = byte_level_bpe(
+        TEXTS, vocab, special=special, min_frequency=1, bos_token=BOS, eos_token=EOS
     )
     if template:
-        pairs = [(token, bpe.token_to_id(token)) for token in (BOS, EOS)]
-        bpe._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=pairs)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=BOS, eos_token=EOS
-    )
+        pairs = [(token, tokenizer.convert_tokens_to_ids(token)) for token in special]
+        processor = TemplateProcessing(single=template, special_tokens=pairs)
+        tokenizer.backend_tokenizer.post_processor = processor
     if extra:
         tokenizer.add_tokens(list(extra))
     folder.mkdir(exist_ok=True)
@@ -70,9 +66,7 @@ def make_model(folder, rows, tokenizer, seed=0):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    lineage = Lineage(kind="teacher", name="t", params=count_params(model))
-    with publish_folder(folder) as made:
-        save_model(model, made, lineage, tokenizer)
+    publish_model(model, folder, tokenizer)
     return model
 
 

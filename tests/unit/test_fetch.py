@@ -9,10 +9,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from model_folders import byte_level_bpe
 from pruning_models import HEAD_DIM, HEADS, HIDDEN, LAYERS, NEURONS, build, logits, token_ids
 from safetensors.torch import load_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capgap.data import packages
 from capgap.engine.counting import count_params
@@ -30,13 +30,7 @@ TEXT = "the state of the union is strong and the union of the states is strong "
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        [TEXT, "some other words that no one uses"], vocab_size=VOCAB, min_frequency=1,
-        special_tokens=["<|endoftext|>"], show_progress=False,
-    )  # fmt: skip
-    end = "<|endoftext|>"
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end)
+    return byte_level_bpe([TEXT, "some other words that no one uses"], VOCAB, min_frequency=1)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, normalizers, trainers
+from model_folders import byte_level_bpe
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 from transformers import PreTrainedTokenizerFast
 
@@ -35,12 +36,7 @@ runtime = pytest.mark.skipif(
 
 
 def bytes_tokenizer():
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        [TEXT, "the union of all citizens"], 320, special_tokens=["<|endoftext|>"]
-    )
-    end = "<|endoftext|>"
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end)
+    return byte_level_bpe([TEXT, "the union of all citizens"], 320)
 
 
 def pieces_tokenizer():

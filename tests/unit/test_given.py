@@ -6,33 +6,24 @@ import json
 import numpy as np
 import pytest
 import torch
+from model_folders import END, byte_level_bpe, publish_model
 from pruning_models import build, logits
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
 
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, load_tokenizer, read_lineage, save_model
+from capgap.engine.models import load_model, load_tokenizer, read_lineage
 from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import trim
 from capgap.pruning.vocabulary_mapping import rows_by_entry, with_tokenizer
-from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import Lineage
 from capgap.stages import given
 
 torch.set_num_threads(1)
 
 TEXTS = ["the state of the union is strong", "we will build the roads of the nation together"]
-END = "<|endoftext|>"
 
 
 def tokenizer_at(folder, texts=TEXTS, entries=300):
     """A byte-level BPE tokenizer in a folder."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=entries, min_frequency=1, special_tokens=[END], show_progress=False
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END)
-    fast.save_pretrained(folder)
+    byte_level_bpe(texts, entries, min_frequency=1).save_pretrained(folder)
     return folder
 
 
@@ -168,9 +159,7 @@ def test_a_vocabulary_of_another_text_is_refused(words, tmp_path):
 
 def test_the_stage_writes_an_init_and_checks_its_size(words, tmp_path):
     model = model_for("llama-mha-tied", words)
-    with publish_folder(tmp_path / "model") as folder:
-        lineage = Lineage(kind="teacher", name="x", seed=3, params=count_params(model))
-        save_model(model, folder, lineage, words)
+    publish_model(model, tmp_path / "model", words, name="x", seed=3)
     size = str(count_params(model).non_embedding)
     with pytest.raises(CapgapError, match="the study counts on 5"):
         given.run(tmp_path / "model", words, "mine", "5", tmp_path / "wrong")

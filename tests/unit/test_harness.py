@@ -10,21 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from model_folders import byte_level_bpe, publish_model
 
 from capgap.commands.export import tasks_of_card
 from capgap.config import Harness, HarnessStage
 from capgap.config.shapes import LlamaShape
 from capgap.config.study_file import load_study
 from capgap.data.packages import package_folder
-from capgap.engine.counting import count_params
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.models import llama_config, load_model, load_tokenizer, new_model, save_model
+from capgap.engine.models import llama_config, load_model, load_tokenizer, new_model
 from capgap.errors import CapgapError
-from capgap.records.artifacts import publish_folder
 from capgap.records.paths import harness as harness_path
-from capgap.records.run_records import HarnessRecord, Lineage
+from capgap.records.run_records import HarnessRecord
 from capgap.reporting.report_text import harness_name, harness_rows
 from capgap.stages import harness
 
@@ -32,7 +29,6 @@ torch.set_num_threads(1)
 THERE = importlib.util.find_spec("lm_eval") is not None
 needs_lm_eval = pytest.mark.skipif(not THERE, reason="lm-eval is not installed: make lm-eval")
 CONTEXT = 64
-END = "<|endoftext|>"
 
 
 def sotu(count):
@@ -48,19 +44,14 @@ def sotu(count):
 def model(tmp_path_factory):
     """Folder of a small random model with a tokenizer of the corpus."""
     root = tmp_path_factory.mktemp("model")
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(sotu(200), vocab_size=400, special_tokens=[END], show_progress=False)
-    words = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END)
+    words = byte_level_bpe(sotu(200), 400)
     words.save_pretrained(root / "words")
     shape = LlamaShape(2, 32, 4, 2, 8, 64, vocab=len(words), tied=True)
     made = new_model(llama_config(shape, max_positions=CONTEXT, bos_id=0, eos_id=0), seed=0)
     with torch.no_grad():
         for parameter in made.parameters():  # so that no answer is as likely as another
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
-    with publish_folder(root / "model") as folder:
-        lineage = Lineage(kind="teacher", name="t", params=count_params(made))
-        save_model(made, folder, lineage, root / "words")
-    return root / "model"
+    return publish_model(made, root / "model", root / "words")
 
 
 @pytest.fixture(scope="module")

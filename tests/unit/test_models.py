@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
+from model_folders import publish_model
 from transformers import AutoModelForCausalLM
 
 from capgap.config.shapes import LlamaShape, forward_flops_per_token, training_flops
 from capgap.data.token_streams import Streams
 from capgap.engine.counting import count_params, forward_flops
 from capgap.engine.evaluation import bits_per_byte, mean_loss
-from capgap.engine.models import compute_device, llama_config, load_model, new_model, save_model
+from capgap.engine.models import compute_device, llama_config, load_model, new_model
 from capgap.errors import CapgapError
-from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import Lineage, ParamGroups
+from capgap.records.run_records import ParamGroups
 
 SHAPE = LlamaShape(
     layers=2, hidden=12, heads=4, kv_heads=2, head_dim=4, intermediate=20, vocab=50, tied=True
@@ -60,9 +60,7 @@ def test_flops_by_hand():
 
 def test_saved_model_loads_with_plain_transformers_and_ours(tiny_model, tmp_path):
     model = tiny_model()
-    lineage = Lineage(kind="teacher", name="t", params=count_params(model))
-    with publish_folder(tmp_path / "m") as folder:
-        save_model(model, folder, lineage, tmp_path)
+    publish_model(model, tmp_path / "m", tmp_path)
     ids = torch.tensor([[1, 2, 3]])
     expected = model.eval()(ids).logits
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_folders import publish_model
 from pruning_models import (
     HIDDEN,
     LAYERS,
@@ -28,7 +29,6 @@ from capgap.engine.models import (
     load_model,
     load_tokenizer,
     read_lineage,
-    save_model,
     tokenizer_digest,
 )
 from capgap.errors import CapgapError
@@ -36,7 +36,7 @@ from capgap.pruning.solver import Target
 from capgap.pruning.store import weights_digest
 from capgap.pruning.surgery import cut, sizes_of
 from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import Lineage, TokenStreams
+from capgap.records.run_records import TokenStreams
 from capgap.stages import prune, random_init, score
 
 torch.set_num_threads(1)
@@ -55,9 +55,7 @@ def study(tmp_path_factory):
         tokenizer.save_pretrained(folder)
     for name, seed in (("big", 0), ("other", 1)):
         model = build("llama-gqa-untied", seed)
-        lineage = Lineage(kind="teacher", name=name, params=count_params(model))
-        with publish_folder(root / name) as folder:
-            save_model(model, folder, lineage, root / "tokenizer")
+        publish_model(model, root / name, root / "tokenizer", name=name)
     with publish_folder(root / "tokens") as folder:
         np.save(folder / "train.npy", token_ids(1, 400)[0].numpy().astype(np.uint16))
         ones = dict.fromkeys(["train"], 1)
@@ -141,9 +139,7 @@ def test_pruning_to_the_full_size_changes_no_weight(study, tmp_path):
 def test_weights_of_half_precision_give_the_bytes_of_their_float32_copy(study, tmp_path, kind):
     half = load_model(study / "big").to(kind)
     for name, model in (("half", half), ("full", copy.deepcopy(half).float())):
-        lineage = Lineage(kind="teacher", name="big", params=count_params(model))
-        with publish_folder(tmp_path / name) as folder:
-            save_model(model, folder, lineage, study / "tokenizer")
+        publish_model(model, tmp_path / name, study / "tokenizer", name="big")
         how = Score(calibration_sequences=5, sequence_length=16)
         score.run(how, tmp_path / name, study / "tokens", tmp_path / f"scores-{name}")
         target, out = Target("params", 8000), tmp_path / f"cut-{name}"
@@ -181,9 +177,7 @@ def test_refit_of_half_precision_gives_the_bytes_of_the_float32_copy(study, tmp_
     half = load_model(study / "big").to(torch.bfloat16)
     how = Cut(calibration_sequences=20, sequence_length=16, refit="least_squares")
     for name, model in (("half", half), ("full", copy.deepcopy(half).float())):
-        lineage = Lineage(kind="teacher", name="big", params=count_params(model))
-        with publish_folder(tmp_path / name) as folder:
-            save_model(model, folder, lineage, study / "tokenizer")
+        publish_model(model, tmp_path / name, study / "tokenizer", name="big")
         scoring, scores = Score(calibration_sequences=5, sequence_length=16), tmp_path / f"s-{name}"
         score.run(scoring, tmp_path / name, study / "tokens", scores)
         tokens, out = study / "tokens", tmp_path / f"cut-{name}"
@@ -419,9 +413,8 @@ def test_pruned_folder_is_accepted_by_an_independent_evaluator(study, tmp_path, 
     groups = max(1, sizes.full.groups - 1)
     hidden = groups * sizes.heads_per_group * sizes.head_dim
     student = cut(model, kept_some(model, groups, 13, hidden))
-    lineage = Lineage(kind="init", name="x", init="pruned-y", params=count_params(student))
-    with publish_folder(tmp_path / "init") as folder:
-        save_model(student, folder, lineage, study / "tokenizer")
+    about = {"kind": "init", "name": "x", "init": "pruned-y"}
+    publish_model(student, tmp_path / "init", study / "tokenizer", **about)
     evaluator = evaluators.HFLM(
         pretrained=str(tmp_path / "init"),
         tokenizer=load_tokenizer(tmp_path / "init"),

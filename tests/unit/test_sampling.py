@@ -6,24 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from model_folders import END, byte_level_bpe, publish_model
 
 from capgap.config import FilesCorpus, SampleStage
 from capgap.config.shapes import LlamaShape
 from capgap.data.boundaries import boundaries
 from capgap.data.encoding import Encoder
 from capgap.data.prompts import prompts
-from capgap.engine.counting import count_params
-from capgap.engine.models import llama_config, load_tokenizer, new_model, save_model
+from capgap.engine.models import llama_config, load_tokenizer, new_model
 from capgap.engine.sampling import continuations, pick
 from capgap.engine.streaming import load_frozen
 from capgap.errors import CapgapError
-from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import Lineage
 from capgap.stages import corpus, pack, sample
 
-END = "<|endoftext|>"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -78,11 +73,9 @@ def test_rows_of_the_head_that_are_no_tokens_are_never_chosen():
 
 
 def make_words(folder, template=None):
-    bpe = ByteLevelBPETokenizer()
     special = [END, "<|im_start|>", "<|im_end|>"]
-    bpe.train_from_iterator(SENTENCES, 300, special_tokens=special, show_progress=False)
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token=END, extra_special_tokens=special
+    words = byte_level_bpe(
+        SENTENCES, 300, special=special, bos_token=None, extra_special_tokens=special
     )
     if template:
         words.chat_template = template
@@ -118,9 +111,7 @@ def world(tmp_path_factory):
         shape = LlamaShape(1, 16, 2, 2, 8, 32, vocab=len(words), tied=True)
         end = words.eos_token_id
         model = new_model(llama_config(shape, max_positions=128, bos_id=end, eos_id=end), seed=seed)
-        lineage = Lineage(kind="teacher", name=f"t{seed}", params=count_params(model))
-        with publish_folder(root / f"model-{seed}") as folder:
-            save_model(model, folder, lineage, root / "words")
+        publish_model(model, root / f"model-{seed}", root / "words", name=f"t{seed}")
     return root
 
 

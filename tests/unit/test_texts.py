@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from model_folders import byte_level_bpe, publish_model
 
 from capgap.config import CollectStage, Evaluate, FilesText
 from capgap.config.run_grid import NONE, collect_stage, runs_of
@@ -17,18 +16,15 @@ from capgap.config.shapes import LlamaShape
 from capgap.config.study_file import load_study
 from capgap.cost.job_costs import StudyCost
 from capgap.data.token_streams import Streams
-from capgap.engine.counting import count_params
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.models import llama_config, load_model, new_model, save_model
+from capgap.engine.models import llama_config, load_model, new_model
 from capgap.errors import CapgapError
 from capgap.law.table.task_scores import task_outcome
-from capgap.records.artifacts import publish_folder
-from capgap.records.run_records import HarnessRecord, Lineage, TextLoss
+from capgap.records.run_records import HarnessRecord, TextLoss
 from capgap.stages import evaluate, pack, text
 
 torch.set_num_threads(1)
 TINY = Path(__file__).parents[1] / "tiny/config.yaml"
-END = "<|endoftext|>"
 PARAMS = {"embedding": 1, "attention": 1, "mlp": 1, "norm": 0, "non_embedding": 2, "total": 3}
 
 
@@ -36,17 +32,11 @@ PARAMS = {"embedding": 1, "attention": 1, "mlp": 1, "norm": 0, "non_embedding": 
 def model(tmp_path_factory):
     """Folder of a small random model with a tokenizer."""
     root = tmp_path_factory.mktemp("model")
-    bpe = ByteLevelBPETokenizer()
-    lines = ["the river and the stone"] * 20
-    bpe.train_from_iterator(lines, vocab_size=300, special_tokens=[END], show_progress=False)
-    words = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END)
+    words = byte_level_bpe(["the river and the stone"] * 20, 300)
     words.save_pretrained(root / "words")
     shape = LlamaShape(1, 16, 2, 2, 8, 32, vocab=len(words), tied=True)
     made = new_model(llama_config(shape, max_positions=32, bos_id=0, eos_id=0), seed=0)
-    with publish_folder(root / "model") as folder:
-        lineage = Lineage(kind="teacher", name="t", params=count_params(made))
-        save_model(made, folder, lineage, root / "words")
-    return root / "model"
+    return publish_model(made, root / "model", root / "words")
 
 
 @pytest.fixture

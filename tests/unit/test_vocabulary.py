@@ -6,16 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from model_folders import byte_level_bpe, publish_model
 from pruning_models import build, logits
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capgap.commands import trim as trim_stage
 from capgap.engine.counting import count_params
-from capgap.engine.models import load_model, load_tokenizer, save_model
+from capgap.engine.models import load_model, load_tokenizer
 from capgap.errors import CapgapError
 from capgap.pruning.vocabulary import kept_entries, trim
-from capgap.records.artifacts import publish_folder
 from capgap.records.run_records import Lineage
 
 torch.set_num_threads(1)
@@ -32,17 +31,8 @@ STRANGE = "Ünïcode ☃ \t\n zwölf 数字 and <|endoftext|> the union"
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """A byte-level BPE tokenizer of about 330 entries."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        TEXTS, vocab_size=330, min_frequency=1, special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )  # fmt: skip
-    end = "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end
-    )
     folder = tmp_path_factory.mktemp("words")
-    tokenizer.save_pretrained(folder)
+    byte_level_bpe(TEXTS, 330, min_frequency=1).save_pretrained(folder)
     return folder
 
 
@@ -151,9 +141,7 @@ def test_special_tokens_in_processors_and_padding_move_with_their_entries(words,
 def test_trim_stage_publishes_a_folder_like_every_other(words, tmp_path, capsys):
     model = model_for("llama-gqa-untied", 340)
     model.generation_config.pad_token_id = None
-    with publish_folder(tmp_path / "big") as folder:
-        lineage = Lineage(kind="teacher", name="big", params=count_params(model))
-        save_model(model, folder, lineage, words)
+    publish_model(model, tmp_path / "big", words, name="big")
     text = tmp_path / "text.txt"
     text.write_text("\n".join(USED), encoding="utf-8")
     args = [tmp_path / "big", "--text", text, "--entries", "300", "--out"]

@@ -3,17 +3,15 @@
 import csv
 import json
 
+from model_folders import byte_level_bpe
 from repository import RESULTS, WORDS
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def bring(folder):
     """A random model with a tokenizer of its own, as one downloads them."""
-    made = ByteLevelBPETokenizer()
     text = [" ".join(reversed(WORDS))] * 9
-    made.train_from_iterator(text, vocab_size=290, special_tokens=["<eos>"], show_progress=False)
-    words = PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<eos>")
+    words = byte_level_bpe(text, 290, special=["<eos>"], bos_token=None, eos_token="<eos>")
     words.save_pretrained(folder)
     shape = {"hidden_size": 24, "intermediate_size": 64, "num_hidden_layers": 2}
     config = LlamaConfig(vocab_size=290, num_attention_heads=4, **shape)

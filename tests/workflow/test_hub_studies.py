@@ -14,14 +14,13 @@ import torch
 import yaml
 from hub_configs import MODELS
 from hub_server import hub_server
+from model_folders import byte_level_bpe
 from repository import SOURCE, WORDS, write_study
-from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
-    PreTrainedTokenizerFast,
 )
 
 from capgap.cost.architectures import shape_of_config
@@ -29,7 +28,6 @@ from capgap.engine.counting import count_params
 
 pytestmark = pytest.mark.slow
 
-END = "<|endoftext|>"
 ENTRIES, PADDED, POSITIONS = 300, 304, 64
 SIZES = {"small": (2, 24, 3, 1), "large": (3, 48, 6, 2)}  # layers, hidden, heads, grouped kv_heads
 
@@ -81,13 +79,7 @@ def data_set(name: str, split: str, rows: list[str]) -> dict[str, bytes]:
 
 
 def tokenizer_files(path) -> None:
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        documents(50, 9), vocab_size=ENTRIES, special_tokens=[END], show_progress=False
-    )
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, model_max_length=POSITIONS
-    )
+    words = byte_level_bpe(documents(50, 9), ENTRIES, model_max_length=POSITIONS)
     words.save_pretrained(path)
 
 
