@@ -89,54 +89,72 @@ class InitCosts(StudySizes):
 
     def _round(self, place: run_grid.Round) -> list[Job]:
         """A cut that is not the last, the training after it and the scores for the next cut."""
-        names, settings = place._asdict(), self.study.round_stage()
+        names, settings = place._asdict(), self.study.distill
         teacher = place.init.removeprefix(run_grid.pruned_from(""))
         model = self.cuts(place.student, place.init)[place.number]
         tokens = self.study.prune.round_tokens // settings.batch_tokens * settings.batch_tokens
-        needs = [
-            self.path(paths.ROUND_CUT, **names),
-            self.path(paths.TOKENS),
-            self.teacher_path(paths.TEACHER_MODEL, teacher, place.replica),
-        ]
-        of_teacher, online = 0, None
-        if self.caches_targets:
-            needs.append(self.teacher_path(paths.TEACHER_TARGETS, teacher, place.replica))
-        else:
-            online = self.architecture(teacher).whole()
-            of_teacher = online.forward_flops(settings.sequence_length)
-        own = training_passes(settings) * model.forward_flops(settings.sequence_length)
-        trained = Job(
-            "distill_round",
-            self.path(paths.ROUND_MODEL, **names),
-            tuple(needs),
-            work=(
-                Work(
-                    "distill",
-                    tokens,
-                    tokens * (own + of_teacher),
-                    tokens * of_teacher,
-                    through=self._training(settings, model, online),
-                ),
-                self._validation(model, settings),
-            ),
-            device=self.distill_memory(model, teacher),
-            processes=self.study.plan.processes,
-            precision=settings.precision,
-            teacher_precision=settings.precision_of_teacher,
-            host_mb=self._distill_mb("distill_round", model, teacher),
-            disk_bytes=FLOAT * model.params,
-            scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
-        )
+        needs = [self.path(paths.ROUND_CUT, **names), self.path(paths.TOKENS)]
+        output = self.path(paths.ROUND_MODEL, **names)
+        run = run_grid.Run(place.student, place.init, teacher, "", 0, place.replica)
+        trained = self._distilling("distill_round", output, needs, run, model, tokens)
         cut = self._cut(place.student, place.init, place.replica, place.number)
         output = self.path(paths.ROUND_IMPORTANCE, **names)
         return [cut, trained, self._scoring("score_round", output, trained.output, model)]
 
-    def _distill_mb(self, rule: str, model: Model, teacher: str) -> int:
-        """Main memory of a distillation, MB of 10^6 bytes."""
-        held = self.distill_memory(model, teacher, alone=self.on_gpu)
+    def _distilling(
+        self, rule: str, output: str, needs: list[str], run: run_grid.Run, model: Model, tokens: int
+    ) -> Job:
+        """The training of a student on some tokens, by a run's teacher or by the text alone.
+
+        needs: outputs besides those of the teacher.
+        """
+        settings, length = self.study.distill, self.study.distill.sequence_length
+        foreign = self.study.teacher_tokenizer(run.teacher)
+        kind, of_teacher, online = "train", 0, None
+        if run.teacher != run_grid.NONE:
+            kind = "distill"
+            needs = [*needs, self.teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica)]
+            if self.caches_targets:
+                needs.append(self.teacher_path(paths.TEACHER_TARGETS, run.teacher, run.replica))
+            else:
+                online = self.architecture(run.teacher).whole()
+                forward = online.forward_flops(length)
+                of_teacher = round(self.teacher_tokens(run.teacher) * forward)
+            if foreign:
+                needs.append(self._text_of(foreign)[0])
+        own = training_passes(settings) * model.forward_flops(length)
+        work = Work(
+            kind,
+            tokens,
+            tokens * (own + of_teacher),
+            tokens * of_teacher,
+            # the roofline has no teacher that reads other tokens; its FLOPs are counted above
+            through=None if foreign else self._training(settings, model, online),
+        )
+        held = self.distill_memory(model, run.teacher, alone=self.on_gpu)
         if self.on_gpu and held.teacher:  # in its file, all weights are float32
-            held = replace(held, teacher=FLOAT * self.architecture(teacher).whole().params)
-        return host_mb(self, rule, held)
+            whole = self.architecture(run.teacher).whole()
+            held = replace(held, teacher=FLOAT * whole.params)
+        return Job(
+            rule,
+            output,
+            tuple(needs),
+            work=(work, self._validation(model, settings)),
+            device=self.distill_memory(model, run.teacher),
+            processes=self.study.plan.processes,
+            precision=settings.precision,
+            teacher_precision=settings.precision_of_teacher,
+            host_mb=host_mb(self, rule, held),
+            disk_bytes=FLOAT * model.params,
+            scratch_bytes=CHECKPOINTS * 3 * FLOAT * model.params,
+        )
+
+    def _text_of(self, own: str) -> tuple[str, str]:
+        """Paths of the tokens of a tokenizer of teacher_tokenizers, '' for the students', and of itself."""
+        if own:
+            names = {"tokenizer": own}
+            return self.path(paths.OWN_TOKENS, **names), self.path(paths.OWN_TOKENIZER, **names)
+        return self.path(paths.TOKENS), self.path(paths.TOKENIZER)
 
     def _scoring(self, rule: str, output: str, source: str, model: Model) -> Job:
         settings, held = self.study.prune, self.scoring_memory(model)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from capgap.config import HubTeacher, PackageTeacher, PretrainedTeacher, TeacherTokenizer, run_grid
 from capgap.config.counts import parse_count
-from capgap.cost import device_memory, own_tokenizers, passes
+from capgap.cost import passes
 from capgap.cost.architectures import Model, architecture
 from capgap.cost.device_memory import FLOAT, Memory
 from capgap.cost.host_memory import host_mb
 from capgap.cost.init_costs import CHECKPOINTS, InitCosts, training_passes
-from capgap.cost.metric_jobs import metric_jobs, student_tasks, task_tokens, text_job
+from capgap.cost.metric_jobs import metric_jobs, student_tasks, task_job, text_job
 from capgap.cost.one_job import COMPRESSED, Job, Work
 from capgap.engine.run_plan import plan_run
 from capgap.law.answers.answer_records import Choice
@@ -59,12 +59,10 @@ class StudyCost(InitCosts):
         match rule:
             case "prepare_corpus":
                 return self._corpus()
-            case "make_tokenizer":
-                return self._tokenizer()
-            case "pack_tokens":
-                return self._pack()
-            case "make_own_tokenizer" | "pack_own_tokens":
-                return next(j for j in self._own_tokenizer(at["tokenizer"]) if j.rule == rule)
+            case "make_tokenizer" | "make_own_tokenizer":
+                return self._tokenizer(at["tokenizer"])
+            case "pack_tokens" | "pack_own_tokens":
+                return self._pack(at["tokenizer"])
             case "pretrain_teacher" | "fetch_teacher":
                 return self._teacher(teacher, replica)
             case "evaluate_teacher":
@@ -115,9 +113,13 @@ class StudyCost(InitCosts):
         teachers = [self._teacher(*draw) for draw in [*draws, *run_grid.student_draws(study)]]
         fetched = [job for job in teachers if job.rule == "fetch_teacher"]
         jobs += [*fetched, self._tokenizer(), self._pack()]
-        for name in study.teacher_tokenizers:
-            jobs += self._own_tokenizer(name)
-            self.notes.append(own_tokenizers.note(self, name))
+        for name, tokenizer in study.teacher_tokenizers.items():
+            jobs += [self._tokenizer(name), self._pack(name)]
+            self.notes.append(
+                f"{', '.join(tokenizer.names())}: tokenizer {name} of {self.vocab_of(name):,} entries, "
+                f"the students have another one of {self.vocab:,}; students are taught by classes of "
+                "entries where token boundaries meet"
+            )
         jobs += [job for job in teachers if job.rule != "fetch_teacher"]
         jobs += [self._evaluate_teacher(*draw) for draw in draws]
         runs = [*grid, *final]
@@ -157,10 +159,12 @@ class StudyCost(InitCosts):
             metrics = [self.path(paths.RUN_METRICS, **run._asdict()) for run in final]
             jobs.append(light("compare_final", final_json, [choice, *metrics]))
             jobs.append(self._sample(final))
+        if study.harness:
+            self.notes.append("tokens of the harness's tasks are rough")
         ends = [final_json] if study.final else []
         shown = [*ends, *([self.path(paths.SAMPLES)] if study.final else [])]
         jobs += [
-            *self._harnesses(),
+            *(self._harness(*draw) for draw in run_grid.measured_on_tasks(study)),
             light("write_metrics", self.path(paths.STUDY_METRICS), [law, *ends]),
             light("write_report", self.path(paths.REPORT), [table, law, *shown]),
         ]
@@ -183,44 +187,36 @@ class StudyCost(InitCosts):
             else 0,
         )
 
-    def _tokenizer(self) -> Job:
-        tokenizer = self.study.tokenizer
-        own = not isinstance(tokenizer, TeacherTokenizer)
-        source = (
-            self.path(paths.CORPUS)
-            if own
-            else self.path(paths.TEACHER_MODEL, teacher=tokenizer.teacher)
-        )
+    def _tokenizer(self, own: str = "") -> Job:
+        """The job of the students' tokenizer, or of one of teacher_tokenizers by its name."""
+        tokenizer = self.study.teacher_tokenizers[own] if own else self.study.tokenizer
+        source, size = self.path(paths.CORPUS), self.corpus_bytes
+        if isinstance(tokenizer, TeacherTokenizer):
+            source, size = self.path(paths.TEACHER_MODEL, teacher=tokenizer.teacher), 0
         return Job(
-            "make_tokenizer",
-            self.path(paths.TOKENIZER),
+            "make_own_tokenizer" if own else "make_tokenizer",
+            self._text_of(own)[1],
             (source,),
-            work=(Work("text", self.corpus_bytes if own else 0, 0),),
+            work=(Work("text", size, 0),),
             host_mb=host_mb(self, "make_tokenizer"),
-            disk_bytes=40 * self.vocab,
+            disk_bytes=40 * self.vocab_of(own),
         )
 
-    def _pack(self) -> Job:
-        width = 2 if self.vocab <= 2**16 else 4
+    def _pack(self, own: str = "") -> Job:
+        """The job of the text in tokens; own: as in `_tokenizer`."""
+        tokens = self.corpus_bytes / self.bytes_per_token
+        if own:
+            tokens *= self.teacher_tokens(self.study.teacher_tokenizers[own].names()[0])
+        width = 2 if self.vocab_of(own) <= 2**16 else 4
+        output, tokenizer = self._text_of(own)
         return Job(
-            "pack_tokens",
-            self.path(paths.TOKENS),
-            (self.path(paths.CORPUS), self.path(paths.TOKENIZER)),
+            "pack_own_tokens" if own else "pack_tokens",
+            output,
+            (self.path(paths.CORPUS), tokenizer),
             work=(Work("text", self.corpus_bytes, 0),),
             host_mb=host_mb(self, "pack_tokens"),
-            disk_bytes=round(width * self.corpus_bytes / self.bytes_per_token),
+            disk_bytes=round(width * tokens),
         )
-
-    def _own_tokenizer(self, name: str) -> list[Job]:
-        return own_tokenizers.jobs(self, name, self._tokenizer(), self._pack())
-
-    def _text_of(self, teacher: str) -> tuple[str, str]:
-        """Paths of the tokens that a teacher reads and of their tokenizer."""
-        own = self.study.teacher_tokenizer(teacher)
-        if own:
-            wanted = (paths.OWN_TOKENS, paths.OWN_TOKENIZER)
-            return tuple(self.path(path, tokenizer=own) for path in wanted)
-        return self.path(paths.TOKENS), self.path(paths.TOKENIZER)
 
     def _teacher(self, name: str, level: str) -> Job:
         teacher = self.study.models[name]
@@ -236,7 +232,7 @@ class StudyCost(InitCosts):
             return Job(
                 "pretrain_teacher",
                 output,
-                self._text_of(name),
+                self._text_of(self.study.teacher_tokenizer(name)),
                 work=(
                     Work("pretrain", tokens, flops, through=self._training(settings, model)),
                     self._validation(model, settings),
@@ -261,32 +257,23 @@ class StudyCost(InitCosts):
             download_bytes=each * architecture(shape).whole().params if on_hub else 0,
         )
 
-    def evaluation(
-        self,
-        rule: str,
-        output: str,
-        source: str,
-        model: Model,
-        *,
-        teacher: str = "",
-        text: tuple[str, int] | None = None,
-    ) -> Job:
-        """Evaluation of a model on the held-out splits, or on a text: its token stream and tokens.
-
-        teacher: its name, if the model is one.
-        """
-        settings, held = self.study.evaluate, self.evaluation_memory(model, self.study.evaluate)
+    def _held_out(self, teacher: str = "") -> tuple[str, int]:
+        """Token stream of the held-out splits, and their tokens, as students or a teacher read them."""
         tokens = round(self.held_out_tokens() * self.teacher_tokens(teacher))
-        stream, _ = self._text_of(teacher)
-        if text is not None:
-            stream, tokens = text
-        length = settings.sequence_length
-        through = passes.measured(model, settings)
+        return self._text_of(self.study.teacher_tokenizer(teacher))[0], tokens
+
+    def evaluation(
+        self, rule: str, output: str, source: str, model: Model, text: tuple[str, int]
+    ) -> Job:
+        """Evaluation of a model on a text: its token stream and tokens."""
+        settings, (stream, tokens) = self.study.evaluate, text
+        held, through = self.evaluation_memory(model, settings), passes.measured(model, settings)
+        flops = tokens * model.forward_flops(settings.sequence_length)
         return Job(
             rule,
             output,
             (source, stream),
-            work=(Work("evaluate", tokens, tokens * model.forward_flops(length), through=through),),
+            work=(Work("evaluate", tokens, flops, through=through),),
             device=held,
             processes=self.study.plan.processes_per_node,
             precision=settings.precision,
@@ -300,7 +287,7 @@ class StudyCost(InitCosts):
             self.teacher_path(paths.TEACHER_METRICS, name, level),
             self.teacher_path(paths.TEACHER_MODEL, name, level),
             self.architecture(name).whole(),
-            teacher=name,
+            self._held_out(name),
         )
 
     def _score(self, name: str, level: str) -> Job:
@@ -329,28 +316,14 @@ class StudyCost(InitCosts):
             disk_bytes=tokens * settings.bytes_per_token(self.vocab),
         )
 
-    def _harnesses(self) -> list[Job]:
-        if self.study.harness is None:
-            return []
-        self.notes.append("tokens of the harness's tasks are rough")
-        return [self._harness(*draw) for draw in run_grid.measured_on_tasks(self.study)]
-
     def _harness(self, teacher: str, level: str) -> Job:
         """A teacher on the tasks; without a name the final student."""
         rule = "harness_teacher" if teacher else "harness_final"
         source = paths.TEACHER_MODEL if teacher else paths.FINAL  # made together with its model
-        settings, model = self.study.harness, self.harness_model(teacher)
-        tokens, held = task_tokens(settings), device_memory.tasks(model, settings.batch_size)
-        return Job(
-            rule,
-            paths.harness(self.study.study, teacher, level),
-            (self.path(source, teacher=teacher, replica=level),),
-            work=(
-                Work("evaluate", tokens, tokens * model.forward_flops(device_memory.TASK_CONTEXT)),
-            ),
-            device=held,
-            host_mb=host_mb(self, rule, held),
-        )
+        source = self.path(source, teacher=teacher, replica=level)
+        output = paths.harness(self.study.study, teacher, level)
+        model = self.harness_model(teacher)
+        return task_job(self, rule, output, source, model, self.study.harness)
 
     def _sample(self, runs: list[run_grid.Run]) -> Job:
         """Continuations by the final students and the chosen teacher, each token from the whole text.
@@ -393,53 +366,18 @@ class StudyCost(InitCosts):
         model = self.student(run.student, run.init)
         tokens = parse_count(run.tokens) // settings.batch_tokens * settings.batch_tokens
         shorter = run_grid.next_smaller(run, self.budgets) if settings.schedule == "wsd" else None
-        flops = training_passes(settings) * model.forward_flops(settings.sequence_length)
         needs = [self.path(paths.INIT_MODEL, **names), self.path(paths.TOKENS), *after]
-        kind, of_teacher, teacher = "train", 0, None
-        if run.teacher != run_grid.NONE:
-            kind = "distill"
-            needs.append(self.teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica))
-            if self.caches_targets:
-                needs.append(self.teacher_path(paths.TEACHER_TARGETS, run.teacher, run.replica))
-            else:
-                teacher = self.architecture(run.teacher).whole()
-                of_teacher = round(
-                    self.teacher_tokens(run.teacher)
-                    * teacher.forward_flops(settings.sequence_length)
-                )
-                if self.study.teacher_tokenizer(run.teacher):
-                    needs.append(self._text_of(run.teacher)[0])
         if shorter:
             needs.append(self.path(paths.RUN_MODEL, **shorter._asdict()))
             tokens -= self._trunk_tokens(shorter)
-        state = 3 * FLOAT * model.params  # weights and both moments
-        trained = Job(
-            "distill_student",
-            self.path(paths.RUN_MODEL, **names),
-            tuple(needs),
-            work=(
-                Work(
-                    kind,
-                    tokens,
-                    tokens * (flops + of_teacher),
-                    tokens * of_teacher,
-                    # the roofline has no teacher that reads other tokens; its FLOPs are counted above
-                    through=None
-                    if self.study.teacher_tokenizer(run.teacher)
-                    else self._training(settings, model, teacher),
-                ),
-                self._validation(model, settings),
-            ),
-            device=self.distill_memory(model, run.teacher),
-            processes=self.study.plan.processes,
-            precision=settings.precision,
-            teacher_precision=settings.precision_of_teacher,
-            host_mb=self._distill_mb("distill_student", model, run.teacher),
-            disk_bytes=FLOAT * model.params + (state if self._trunk_tokens(run) else 0),
-            scratch_bytes=CHECKPOINTS * state,
-        )
+        output = self.path(paths.RUN_MODEL, **names)
+        trained = self._distilling("distill_student", output, needs, run, model, tokens)
+        if self._trunk_tokens(run):  # is kept with both moments
+            kept = trained.disk_bytes + 3 * FLOAT * model.params
+            trained = replace(trained, disk_bytes=kept)
         output = self.path(paths.RUN_METRICS, **names)
-        return [trained, self.evaluation("evaluate_student", output, trained.output, model)]
+        text = self._held_out()
+        return [trained, self.evaluation("evaluate_student", output, trained.output, model, text)]
 
 
 def _inits(runs: list[run_grid.Run]) -> list[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from capgap.config import FilesText, HarnessStage, PackageText, run_grid
 from capgap.cost import device_memory
+from capgap.cost.architectures import Model
 from capgap.cost.host_memory import host_mb
 from capgap.cost.one_job import COMPRESSED, Job, Work
 from capgap.data.packages import files_in_package
@@ -80,15 +81,14 @@ def text_job(cost: StudyCost, rule: str, text: str, run: run_grid.Run | None = N
             cost.teacher_path(paths.TEACHER_ON_TEXT, run.teacher, run.replica, text=text),
             cost.teacher_path(paths.TEACHER_MODEL, run.teacher, run.replica),
             cost.architecture(run.teacher).whole(),
-            text=(packed, tokens),
-            teacher=run.teacher,
+            (packed, tokens),
         )
     return cost.evaluation(
         rule,
         cost.path(paths.RUN_ON_TEXT, text=text, **run._asdict()),
         cost.path(paths.RUN_MODEL, **run._asdict()),
         cost.student(run.student, run.init),
-        text=(packed, tokens),
+        (packed, tokens),
     )
 
 
@@ -105,14 +105,18 @@ def text_bytes(cost: StudyCost, text: str) -> int:
 
 def student_tasks(cost: StudyCost, run: run_grid.Run) -> Job:
     """One student of the grid on the tasks of the law."""
-    settings, model = cost.study.student_harness(), cost.student(run.student, run.init)
+    output, source = (
+        cost.path(path, **run._asdict()) for path in (paths.RUN_HARNESS, paths.RUN_MODEL)
+    )
+    model, settings = cost.student(run.student, run.init), cost.study.student_harness()
+    return task_job(cost, "harness_student", output, source, model, settings)
+
+
+def task_job(
+    cost: StudyCost, rule: str, output: str, source: str, model: Model, settings: HarnessStage
+) -> Job:
+    """A model on tasks."""
     tokens, held = task_tokens(settings), device_memory.tasks(model, settings.batch_size)
     flops = tokens * model.forward_flops(device_memory.TASK_CONTEXT)
-    return Job(
-        "harness_student",
-        cost.path(paths.RUN_HARNESS, **run._asdict()),
-        (cost.path(paths.RUN_MODEL, **run._asdict()),),
-        work=(Work("evaluate", tokens, flops),),
-        device=held,
-        host_mb=host_mb(cost, "harness_student", held),
-    )
+    work, memory_mb = Work("evaluate", tokens, flops), host_mb(cost, rule, held)
+    return Job(rule, output, (source,), work=(work,), device=held, host_mb=memory_mb)

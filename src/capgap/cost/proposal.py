@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from capgap.config.devices import CPU, DEVICES
 from capgap.config.shapes import LlamaShape
 from capgap.errors import CapgapError
+from capgap.law.number_text import two_digits
 
 STUDENTS = (0.6, 1.4, 2.5)  # sizes of the student that is asked about, which the law has not seen
 TEACHERS = (1.45, 2.6, 4.0, 5.8, 9.0, 13.0)  # the same
@@ -133,7 +134,9 @@ def propose(wish: Wish, price: Callable[[dict], float]) -> Proposal:
         )
     student = wish.student
     if student is None and given:
-        student = _round(wish.student_share * given[-1] if wish.student_share else _among(given))
+        student = two_digits(
+            wish.student_share * given[-1] if wish.student_share else _among(given)
+        )
     elif student is None and wish.seconds is None:
         student = 16_000 if wish.device == CPU else 2_000_000
     if given and student >= given[-1]:
@@ -204,8 +207,8 @@ def _largest(fits: Callable[[int], bool], least: int, most: int) -> int:
     low, high = least, most
     while high / low > 1.03:
         middle = int((low * high) ** 0.5)
-        low, high = (middle, high) if fits(_round(middle)) else (low, middle)
-    return _round(low)
+        low, high = (middle, high) if fits(two_digits(middle)) else (low, middle)
+    return two_digits(low)
 
 
 def _study(wish: Wish, student: int, tokens: int, design: Design = DESIGNS[0]) -> dict[str, Any]:
@@ -213,7 +216,7 @@ def _study(wish: Wish, student: int, tokens: int, design: Design = DESIGNS[0]) -
     targets = _targets(wish, student, design)
     largest = max(targets)
     scale = _scale(largest)
-    budgets = sorted({_round(share * tokens) for share in design.budgets})
+    budgets = sorted({two_digits(share * tokens) for share in design.budgets})
     length, batch = scale.sequence_length, _batch(scale, budgets[0])
     shared = {
         "sequence_length": length,
@@ -229,7 +232,7 @@ def _study(wish: Wish, student: int, tokens: int, design: Design = DESIGNS[0]) -
     if wish.fetched:
         sizes, rate = wish.fetched_sizes, 0.001 if batch < 8192 else 0.0003
         smallest = min(sizes, key=lambda name: (sizes[name], name))
-        students = [_round(ratio * student) for ratio in STUDENTS if ratio * student < largest]
+        students = [two_digits(ratio * student) for ratio in STUDENTS if ratio * student < largest]
         study |= {
             "tokenizer": {"source": "teacher", "teacher": smallest},
             "teachers": wish.fetched,
@@ -267,7 +270,7 @@ def _study(wish: Wish, student: int, tokens: int, design: Design = DESIGNS[0]) -
             "temperature": 1.0,
             "learning_rate": rate,
             "schedule": "wsd",
-            "warmup_tokens": max(batch, _round(WARMUP_SHARE * budgets[0])),
+            "warmup_tokens": max(batch, two_digits(WARMUP_SHARE * budgets[0])),
             **shared,
             **watched,
         },
@@ -349,7 +352,7 @@ class Family:
 
     def nearest(self, target: float) -> int:
         """Size of the member nearest to a size, two significant digits."""
-        return _round(self.member(target)[0])
+        return two_digits(self.member(target)[0])
 
     def ladder(self, targets: list[float]) -> dict[int, dict[str, int]]:
         """Shapes by size, near the targets, smallest first."""
@@ -396,11 +399,6 @@ def _repeats(wish: Wish, student: int, tokens: int) -> list[str]:
         f"training reads the text about {readings:.0f} times; repeated text teaches less, so more "
         "text, or a smaller student, is better"
     ]
-
-
-def _round(number: float) -> int:
-    """Two significant digits."""
-    return int(float(f"{number:.2g}"))
 
 
 def _label(size: int) -> str:

@@ -17,6 +17,7 @@ from capgap.config import (
     Study,
     TargetsStage,
     TeacherTokenizer,
+    Tokenizer,
     Training,
     run_grid,
 )
@@ -84,22 +85,23 @@ class StudySizes:
     @cached_property
     def vocab(self) -> int:
         """Entries of the vocabulary that text is packed with."""
-        tokenizer = self.study.tokenizer
-        if isinstance(tokenizer, TeacherTokenizer):
-            return self._architecture(tokenizer.teacher).vocab  # `architectures` may need it
-        return tokenizer.vocab_size
+        return self._entries(self.study.tokenizer)
 
     def own_streams(self, tokenizer: str) -> TokenStreams | None:
         """Counts of the text packed with a tokenizer of teacher_tokenizers; None before."""
         meta = Path(self.path(paths.OWN_TOKENS, tokenizer=tokenizer)).with_name("meta.json")
         return TokenStreams.read(meta) if meta.is_file() else None
 
-    def own_vocab(self, tokenizer: str) -> int:
-        """Entries of a tokenizer of teacher_tokenizers."""
-        made = self.study.teacher_tokenizers[tokenizer]
-        if isinstance(made, TeacherTokenizer):
-            return self._architecture(made.teacher).vocab
-        return made.vocab_size
+    def vocab_of(self, tokenizer: str) -> int:
+        """Entries of a tokenizer of teacher_tokenizers, '' for the students'."""
+        if not tokenizer:
+            return self.vocab
+        return self._entries(self.study.teacher_tokenizers[tokenizer])
+
+    def _entries(self, tokenizer: Tokenizer) -> int:
+        if isinstance(tokenizer, TeacherTokenizer):
+            return self._architecture(tokenizer.teacher).vocab  # `architectures` may need it
+        return tokenizer.vocab_size
 
     def teacher_tokens(self, teacher: str) -> float:
         """Tokens that a teacher reads for one of the student's; 1 for one with the same tokenizer.
@@ -112,7 +114,7 @@ class StudySizes:
         packed = self.own_streams(own)
         if packed and self.streams:
             return sum(packed.tokens.values()) / sum(self.streams.tokens.values())
-        return math.log(self.vocab) / math.log(self.own_vocab(own))
+        return math.log(self.vocab) / math.log(self.vocab_of(own))
 
     def held_out_tokens(self) -> int:
         """Tokens of the validation and the test split."""
@@ -138,8 +140,8 @@ class StudySizes:
     def _architecture(self, name: str) -> Architecture:
         teacher = self.study.models[name]
         if isinstance(teacher, PretrainedTeacher):
-            own = self.study.teacher_tokenizer(name)
-            return pretrained_architecture(teacher, self.own_vocab(own) if own else self.vocab)
+            vocab = self.vocab_of(self.study.teacher_tokenizer(name))
+            return pretrained_architecture(teacher, vocab)
         shape = self._shape(name, teacher)
         entries = teacher.trim_vocabulary
         if entries and entries is not True:
