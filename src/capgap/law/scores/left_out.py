@@ -278,50 +278,31 @@ def _score(law: str, answers: list[_Answer], cells: pd.DataFrame, settings: Law)
         empty = _empty(law, reasons[0] if reasons else "no student has two teachers")
         return empty.model_copy(update={"left_out": left_out})
     students = [a for a in answers if a.kind == "students"]
-    tie, picks, pilot, chosen, chance, inside = settings.tie_nats, [], [], [], [], []
-    for answer in given:
-        case, row = answer.case, answer.case.teachers.iloc[answer.choice]
-        chance.append(float((_above(case) <= tie).mean()))
-        chosen.append(float(row["flops"]))
-        pilot.append(_pilot(law, case, cells))
-        if answer.interval is not None and case.own is not None:
-            inside.append(holds(answer.interval, case.own))
-        picks.append(
-            Pick(
-                student=case.student,
-                student_params_non_embedding=case.size,
-                tokens=case.tokens,
-                teacher=str(row["teacher"]),
-                teacher_params_non_embedding=int(row["teacher_params"]),
-                regret_nats=answer.regret,
-            )
-        )
-    regrets = [pick.regret_nats for pick in picks]
-    exhaustive = [float(answer.case.teachers["flops"].sum()) for answer in given]
     reason = f"{len(given)} of {len(students)} students and budgets"
     if reasons:
         reason += f"; in the others: {reasons[0]}"
-    return Score(
-        law=law,
-        status="scored",
-        reason=reason,
-        n_cases=len(given),
-        mean_regret_nats=_mean(regrets),
-        max_regret_nats=max(regrets),
-        hit_rate=_mean([regret <= tie for regret in regrets]),
-        chance_hit_rate=_mean(chance),
-        interval_coverage=_mean(inside),
-        n_intervals=len(inside),
-        pilot_flops=_mean(pilot),
-        choice_flops=_mean(chosen),
-        exhaustive_flops=_mean(exhaustive),
-        picks=picks,
-        left_out=_by_kind(answers, settings.confidence),
-    )
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    cases, rows = [a.case for a in given], [a.case.teachers.iloc[a.choice] for a in given]
+    regrets, flops = [np.array([a.regret]) for a in given], [row["flops"] for row in rows]
+    inside = [holds(a.interval, a.case.own) for a in given if a.interval and a.case.own]
+    picks = [
+        Pick(
+            student=case.student,
+            student_params_non_embedding=case.size,
+            tokens=case.tokens,
+            teacher=str(row["teacher"]),
+            teacher_params_non_embedding=int(row["teacher_params"]),
+            regret_nats=answer.regret,
+        )
+        for answer, case, row in zip(given, cases, rows, strict=True)
+    ]
+    found = {
+        "interval_coverage": float(np.mean(inside)) if inside else None,
+        "n_intervals": len(inside),
+        "pilot_flops": float(np.mean([_pilot(law, case, cells) for case in cases])),
+        "picks": picks,
+        "left_out": _by_kind(answers, settings.confidence),
+    }
+    return _expected(law, reason, cases, regrets, flops, settings).model_copy(update=found)
 
 
 def _by_kind(answers: list[_Answer], confidence: float) -> list[LeftOut]:
@@ -412,7 +393,7 @@ def _expected(
     flops: list[float],
     settings: Law,
 ) -> Score:
-    """The score of a rule that names no teacher. above: nats, of the outcomes it can have in each case."""
+    """The score of a law or rule by its regrets. above: nats, of the outcomes it can have in each case."""
 
     def hits(regrets: list[np.ndarray]) -> float:
         return float(np.mean([(r <= settings.tie_nats).mean() for r in regrets]))
