@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 from capgap.config.run_grid import NONE, pruned_from
 from capgap.law.answers.answer_records import FinalRecord, Recommendation
 from capgap.law.law_record import Interval, LawRecord, Optimum, RivalFit, RivalName, Score
-from capgap.law.number_text import LAW_NAMES, about, listed
+from capgap.law.number_text import LAW_NAMES, about, bracketed, listed
 from capgap.law.table.metric import METRICS
 from capgap.records.run_records import HarnessRecord, HarnessScore, RunRow
 
@@ -108,14 +108,12 @@ def interval(estimate: Interval, as_size: bool = False) -> str:
     else:
         decimals = max(0, 1 - math.floor(math.log10(high - low)))
 
-    def text(value: float | None) -> str:
-        if value is None:
-            return "no limit"
+    def text(value: float) -> str:
         return size(value) if as_size else number(value, decimals)
 
     if low is None and high is None:
         return f"{text(estimate.value)} [no interval]"
-    return f"{text(estimate.value)} [{text(low)}, {text(high)}]"
+    return bracketed(estimate, text)
 
 
 def optimum(found: Optimum) -> str:
@@ -177,10 +175,9 @@ def nats_interval(found: Interval | None) -> str:
     """A predicted loss with its interval: '3.512 [3.498, 3.526]'."""
     if found is None:
         return "unknown"
-    ends = "no interval"
-    if found.low is not None and found.high is not None:
-        ends = f"{nats(found.low)}, {nats(found.high)}"
-    return f"{nats(found.value)} [{ends}]"
+    if None in (found.low, found.high):
+        return f"{nats(found.value)} [no interval]"
+    return bracketed(found, nats)
 
 
 def ordered(optima: list[Optimum]) -> list[Optimum]:

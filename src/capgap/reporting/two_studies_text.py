@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from capgap.law.number_text import listed
+from capgap.law.number_text import bracketed, listed
 from capgap.law.verdicts.study_difference import Comparison, Quantity, Shared
 from capgap.reporting.report_text import interval, number, sentence
 
@@ -89,8 +89,7 @@ def difference(quantity: Quantity) -> str:
     if found.low == found.high and found.low is not None:
         text = number(found.value, 2)
     elif quantity.as_ratio:
-        low, high = ("no limit" if x is None else f"{x:.2g}" for x in (found.low, found.high))
-        text = f"{found.value:.2g} [{low}, {high}]"
+        text = bracketed(found, "{:.2g}".format)
     else:
         text = interval(found)
     return f"× {text}" if quantity.as_ratio else text
