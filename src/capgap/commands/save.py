@@ -7,7 +7,6 @@ refused; `dvc commit` alone would accept it. An interrupted save leaves dvc.lock
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from capgap.commands.verify import check, results_of
 from capgap.config.study_file import load_study
 from capgap.errors import CapgapError
 from capgap.records import checksums
+from capgap.records.artifacts import disk_is_full
 from capgap.terminal import die_with_parent
 from capgap.workflow import remote
 from capgap.workflow.leftovers import remove_temporary
@@ -96,16 +96,9 @@ def _errors_of(process: subprocess.Popen[str]) -> str:
     while True:
         with suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=1)[1]
-        looks_full = looks_full + 1 if _disk_full() else 0
+        looks_full = looks_full + 1 if disk_is_full(remote.LOCK) else 0
         if looks_full == FULL_S:
             raise CapgapError("nothing was saved: the disk is full; free some space and run again")
-
-
-def _disk_full() -> bool:
-    """Whether the disk of the working folder lacks the room for a small database, or for a file."""
-    disk = os.statvfs(".")
-    no_file = disk.f_files > 0 and disk.f_favail == 0  # some file systems do not count files
-    return no_file or disk.f_bavail * disk.f_frsize < 2**16
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,6 @@ fork.
 
 from __future__ import annotations
 
-import array
 import gc
 import importlib
 import json
@@ -144,11 +143,7 @@ class Host:
             if not wish:
                 self.ready.unregister(connection)
             return
-        size = array.array("i").itemsize
-        data, ancillary, _, _ = connection.recvmsg(LARGEST_REQUEST, socket.CMSG_SPACE(2 * size))
-        files = array.array("i")
-        for _, _, content in ancillary:
-            files.frombytes(content[: len(content) // size * size])
+        data, files, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 2)
         request = json.loads(data) if data else {}
         if not request or request["prefix"] != sys.prefix or len(files) != 2:
             self.ready.unregister(connection)
@@ -163,7 +158,7 @@ class Host:
         for file in files:
             os.close(file)
 
-    def _run_job(self, request: dict, files: array.array) -> None:
+    def _run_job(self, request: dict, files: list[int]) -> None:
         """Run the job in the fork. Never returns."""
         status = 1
         try:
