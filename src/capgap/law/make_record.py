@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,10 +125,10 @@ def _record_of(
 ) -> LawRecord:
     """The law of one kind of init, on the table in which it is the main arm."""
     law, cells = fit.power_law, cell_table(runs, settings.size)
-    exponents, optima = exponents_of(law, settings), optima_of(fit, settings)
+    found = _found(fit, fit.why_not, settings)
     lines = [describe_line(level, fitted, settings) for level, fitted in fit.lines]
     effects = effects_of(runs, law, settings)
-    overall = overall_of(law, fit.why_not, optima, effects, settings)
+    overall = overall_of(law, fit.why_not, found["optima"], effects, settings)
     return LawRecord(
         init=kind,
         n_runs=len(fit.runs.loss_N),
@@ -137,21 +138,16 @@ def _record_of(
         exponent_margin=settings.exponent_margin,
         size=settings.size,
         noise_sd=settings.noise_sd,
-        status=_fitted(law, settings),
-        reason=_over(fit),
-        exponents=exponents,
-        ratio_at_25_tokens_per_param=_ratio_at(law, settings),
+        **found,
         published_ratio_at_tokens_per_param=_published_at(law, settings),
         curve=None if law is None else _curve(law),
-        noise=[] if law is None else noise_of(law),
         noise_df=None if law is None else law.noise_df,
         misfit=None if law is None else misfit_of(law),
         teacher_effects=[] if law is None else teacher_effects(law),
         sizes=[] if law is None else size_counts(runs, settings),
-        optima=optima,
         lines=lines,
         teacher_losses=teacher_losses(runs),
-        verdict=_verdict(exponents, fit.why_not),
+        verdict=_verdict(found["exponents"], fit.why_not),
         overall=overall,
         **scores_of(runs, cells, own_optima(fit), settings),
         effects=effects,
@@ -203,32 +199,33 @@ def _law_of_outcome(
             why_not = fit.why_not
         except CapgapError as error:
             why_not = str(error)
-    law = None if fit is None else fit.power_law
     record = MetricLaw(
         name=name,
         title=title(metric, name),
         metric=metric.name,
         tie=margin,
         n_runs=len(main_arm(table)) - missing,
-        status=_fitted(law, own),
-        reason=_over(fit) if fit is not None else why_not,
-        exponents=exponents_of(law, own),
-        ratio_at_25_tokens_per_param=_ratio_at(law, own),
-        noise=[] if law is None else noise_of(law),
-        optima=[] if fit is None else optima_of(fit, own, own=False),
+        **_found(fit, why_not, own, own=False),
     )
-    return law, why_not, record
+    return None if fit is None else fit.power_law, why_not, record
 
 
-def _fitted(law: PowerLaw | None, settings: Law) -> str:
-    if law is None:
-        return "not_identifiable"
-    return "flat" if is_flat(law, settings) else "fitted"
+def _found(fit: Fit | None, why_not: str, settings: Law, own: bool = True) -> dict[str, Any]:
+    """What is recorded of a law by any outcome. why_not: why there is none. own: see `optima_of`."""
+    law, status = None if fit is None else fit.power_law, "not_identifiable"
+    if law is not None:
+        status = "flat" if is_flat(law, settings) else "fitted"
+    return {
+        "status": status,
+        "reason": why_not if law is None else _over(fit),
+        "exponents": exponents_of(law, settings),
+        "ratio_at_25_tokens_per_param": _ratio_at(law, settings),
+        "noise": [] if law is None else noise_of(law),
+        "optima": [] if fit is None else optima_of(fit, settings, own),
+    }
 
 
 def _over(fit: Fit) -> str:
-    if fit.power_law is None:
-        return fit.why_not
     runs = fit.runs
     students, budgets = len(set(runs.student_N)), len(set(runs.tokens_N.tolist()))
     return (
