@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,22 @@ TABLE = "CAPGAP_CHAOS_TABLE"  # file for the tables of a campaign; its trials go
 def sizes(small: int, large: int):
     """Parametrise a test by its number of trials: few in `make test`, many in `make test-chaos`."""
     return pytest.mark.parametrize("trials", [small, pytest.param(large, marks=pytest.mark.chaos)])
+
+
+def mount(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Mount a file system in memory, or, with the option remount, change its limits."""
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def mounted(folder: Path, limits: str) -> Iterator[Path]:
+    """A file system of its own with these limits, for a fixture; skips where none can be mounted."""
+    folder.mkdir()
+    result = mount(folder, limits)
+    if result.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {result.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def draw_of(trials: int, small: int) -> random.Random:

@@ -3,10 +3,9 @@ once there is space."""
 
 import os
 import shutil
-import subprocess
 
 import pytest
-from chaos_tool import Table, draw_of, outcome, sizes
+from chaos_tool import Table, draw_of, mount, mounted, outcome, sizes
 from chaos_world import COMMANDS, MAINS
 
 from capgap.records.artifacts import differences
@@ -16,21 +15,10 @@ ROOM_KB, INODES = 20_000, 10_000
 ROOM = f"size={ROOM_KB}k,nr_inodes={INODES}"
 
 
-def mount(folder, *options):
-    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A small file system of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    result = mount(folder, ROOM)
-    if result.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {result.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    yield from mounted(tmp_path / "disk", ROOM)
 
 
 @sizes(SMALL, 100)

@@ -1,5 +1,7 @@
 """One small finished study, made once a session by the real rules; each test works on a copy."""
 
+import shutil
+
 import pytest
 from repository import SECRET, Repository, write_study
 
@@ -20,3 +22,11 @@ def finished(tmp_path_factory) -> Repository:
 def study(finished, tmp_path) -> Repository:
     """A copy of the finished repository to work in."""
     return finished.copy(tmp_path / "study")
+
+
+@pytest.fixture
+def remote(study, finished, tmp_path):
+    """Folder of the study's remote: a copy, which somebody else can write."""
+    folder = shutil.copytree(finished.path.parent / "storage", tmp_path / "storage")
+    study.dvc("remote", "modify", "--local", "storage", "url", folder)
+    return folder

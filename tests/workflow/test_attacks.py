@@ -16,14 +16,6 @@ from capgap.workflow import private
 RECORDS = str(private.RECORDS)
 
 
-@pytest.fixture
-def remote(study, finished, tmp_path):
-    """The study with a copy of the remote, which somebody else can write."""
-    folder = shutil.copytree(finished.path.parent / "storage", tmp_path / "storage")
-    study.dvc("remote", "modify", "--local", "storage", "url", folder)
-    return folder
-
-
 def refused(result, *words):
     """A command ended in one message of ours that holds some words."""
     text = result.stdout + result.stderr

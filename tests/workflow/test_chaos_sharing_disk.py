@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import subprocess
 
 import pytest
-from chaos_tool import Table, draw_of, sizes
+from chaos_tool import Table, draw_of, mount, mounted, sizes
 from forked import forked, load
 from repository import RESULTS
 from test_chaos_commands import COMMANDS, stored
@@ -15,21 +14,10 @@ ROOM_KB, INODES = 200_000, 50_000
 NAMES = ["save"]
 
 
-def mount(folder, *options):
-    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A small file system of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    result = mount(folder, f"size={ROOM_KB}k,nr_inodes={INODES}")
-    if result.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {result.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    yield from mounted(tmp_path / "disk", f"size={ROOM_KB}k,nr_inodes={INODES}")
 
 
 @sizes(SMALL, 6)

@@ -41,13 +41,6 @@ def killed(study, tmp_path):
     return run
 
 
-@pytest.fixture
-def remote(study, finished, tmp_path):
-    folder = shutil.copytree(finished.path.parent / "storage", tmp_path / "storage")
-    study.dvc("remote", "modify", "--local", "storage", "url", folder)
-    return folder
-
-
 def forget(study, *parts):
     for part in parts:
         shutil.rmtree(study / part)
