@@ -53,6 +53,7 @@ from capgap.workflow import job_host
 SAMPLE_BYTES = 3 * MEGA
 TOKENIZER_SAMPLE_BYTES = 20 * MEGA
 LIKE = {  # rules that start as another one does
+    "evaluate_student": "evaluate_teacher",
     "random_init_student": "prune_student",
     "given_student": "prune_student",
     "cut_round": "prune_student",
@@ -305,8 +306,6 @@ class _Probe:
             "evaluate_teacher", "evaluate", "--model", teacher, *tokens,
             "--out", self.folder / "metrics.json", settings=study.evaluate, evaluate=2 * length,
         )  # fmt: skip
-        startup["evaluate_student"] = startup["evaluate_teacher"]
-        base["evaluate_student"] = base["evaluate_teacher"]
         targets = []
         if self.cost.caches_targets:
             targets = ["--targets", self.folder / "targets"]

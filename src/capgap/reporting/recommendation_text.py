@@ -25,11 +25,8 @@ def text(answer: Recommendation, law: LawRecord) -> str:
             f"What is known: {answer.basis_note}.",
         ]
     else:
-        first = answer.ranked[0]
         lines = [
-            f"For a {law.init} student of {size} at {tokens}: {first.teacher}."
-            if law.init != "pruned"
-            else f"For a student of {size} at {tokens}: {first.teacher}.",
+            f"For {_who(law)} of {size} at {tokens}: {answer.ranked[0].teacher}.",
             f"Basis: {answer.basis_note}.",
         ]
     if answer.teacher_params_star is not None:
@@ -86,8 +83,7 @@ def _compute(answer: Recommendation) -> str:
 def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
     """The answer at equal compute: a few sentences and a table."""
     size = about(answer.student_params_non_embedding)
-    who = "a student" if law.init == "pruned" else f"a {law.init} student"
-    what = f"{who} of {size} at {answer.flops:.3g} FLOPs"
+    what = f"{_who(law)} of {size} at {answer.flops:.3g} FLOPs"
     if answer.status == "abstains":
         lines = [f"No recommendation for {what}: {answer.reason}."]
     else:
@@ -125,6 +121,10 @@ def compute_text(answer: ComputeAnswer, law: LawRecord) -> str:
         f"A token costs three forward passes of the student and one of the teacher; {shared}.",
     ]
     return "\n".join([*lines, *_notes(answer.notes)])
+
+
+def _who(law: LawRecord) -> str:
+    return "a student" if law.init == "pruned" else f"a {law.init} student"
 
 
 def student_text(answer: StudentAnswer, _: LawRecord) -> str:

@@ -16,6 +16,7 @@ Shapes: G groups, K teachers, I sizes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,30 +74,20 @@ def token_flops_of(runs: pd.DataFrame) -> TokenFlops:
     return TokenFlops(known if len(known) == len(SIDES) else {})
 
 
-@dataclass(frozen=True)
-class _Level:
-    """Lowest loss over all teachers by student and budget: a plane, perhaps with a square."""
+def _level_of(law: Refitted, use: np.ndarray) -> Callable[[float, np.ndarray], np.ndarray]:
+    """Lowest loss over all teachers by student size and tokens, nats: a plane, perhaps with a square.
 
-    centre: np.ndarray
-    use: np.ndarray  # of s, d and d^2
-    coefficient: np.ndarray
-
-    def at(self, size: float, tokens: np.ndarray) -> np.ndarray:
-        """Nats per token."""
-        columns = _columns(self.centre, np.full_like(tokens, size), tokens, self.use)
-        return columns @ self.coefficient
-
-
-def _columns(centre: np.ndarray, size: np.ndarray, tokens: np.ndarray, use: np.ndarray):
-    s, d = np.log(size) - centre[0], np.log(tokens) - centre[1]
-    return np.column_stack([np.ones_like(s), np.stack([s, d, d**2], axis=1)[:, use]])
-
-
-def _level_of(law: Refitted, use: np.ndarray) -> _Level:
-    size_G, tokens_G, floor_G = law.floor_G()
+    use: of log S, log D and its square.
+    """
     centre = law.law.axes.centre
-    columns = _columns(centre, size_G, tokens_G, use)
-    return _Level(centre, use, np.linalg.lstsq(columns, floor_G, rcond=1e-8)[0])
+
+    def columns(size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        s, d = np.log(size) - centre[0], np.log(tokens) - centre[1]
+        return np.column_stack([np.ones_like(s), np.stack([s, d, d**2], axis=1)[:, use]])
+
+    size_G, tokens_G, floor_G = law.floor_G()
+    coefficient = np.linalg.lstsq(columns(size_G, tokens_G), floor_G, rcond=1e-8)[0]
+    return lambda size, tokens: columns(np.full_like(tokens, size), tokens) @ coefficient
 
 
 def _terms(law: PowerLaw) -> np.ndarray | str:
@@ -133,9 +124,8 @@ class _Question:
     def losses(self, law: Refitted, log_teacher: np.ndarray) -> np.ndarray:
         """Losses of students of some teachers, nats."""
         tokens = self.tokens(np.exp(log_teacher))
-        return _level_of(law, self.use).at(self.size, tokens) + law.excess(
-            log_teacher, self.size, tokens
-        )
+        level = _level_of(law, self.use)(self.size, tokens)
+        return level + law.excess(log_teacher, self.size, tokens)
 
     def log_star(self, law: Refitted) -> float:
         """log T* at this compute, within the teachers."""

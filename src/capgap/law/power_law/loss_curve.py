@@ -27,6 +27,11 @@ def bowl(x: np.ndarray, k: np.ndarray) -> np.ndarray:
     return x**2 * _phi2(k * x)
 
 
+def above_lowest(x: np.ndarray, lean: np.ndarray, log_c: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """f, nats; lean: u* - u0."""
+    return np.exp(np.clip(log_c + k * lean, -60, 30)) * bowl(x, k)
+
+
 def bowl_by_k(x: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Derivative of E_k(x) by k."""
     return x**3 * _phi2_slope(k * x)

@@ -21,7 +21,7 @@ from scipy import optimize, special
 
 from capgap.law.law_record import Interval
 from capgap.law.power_law import curve_fit, noise
-from capgap.law.power_law.loss_curve import bowl
+from capgap.law.power_law.loss_curve import above_lowest
 from capgap.law.table.grouped_runs import GroupedRuns
 
 TURNS = 4  # alternations of noise and fit
@@ -289,9 +289,9 @@ class PowerLaw:
         weight_Q = self.axes.basis_3Q.T @ self.weights(size, tokens)
         x_RP = self.parameter_draws[0] if draws else self.x_P[None]
         star_R1 = (x_RP[:, : self.curves.q] @ weight_Q + shift_R)[:, None]
-        log_c, k = x_RP[:, -2, None], x_RP[:, -1, None]
-        scale = np.exp(np.clip(log_c + k * (star_R1 - self.axes.middle), -60, 30))
-        return scale * bowl(np.log(np.asarray(teacher_size_K, dtype=float) / size) - star_R1, k)
+        away_RK = np.log(np.asarray(teacher_size_K, dtype=float) / size) - star_R1
+        lean_R1 = star_R1 - self.axes.middle
+        return above_lowest(away_RK, lean_R1, x_RP[:, -2, None], x_RP[:, -1, None])
 
 
 def mixture_quantile(mean_R: np.ndarray, sd_R: np.ndarray, weight_R: np.ndarray, p: float) -> float:

@@ -19,7 +19,7 @@ from scipy import stats
 from capgap.law.law_record import Interval
 from capgap.law.loss_plane import group_means
 from capgap.law.power_law import curve_fit
-from capgap.law.power_law.loss_curve import bowl
+from capgap.law.power_law.loss_curve import above_lowest
 from capgap.law.power_law.power_law import PowerLaw
 from capgap.law.table.grouped_runs import GroupedRuns
 
@@ -44,11 +44,9 @@ class Refitted:
         self, log_teacher: np.ndarray, size: float, tokens: float | np.ndarray
     ) -> np.ndarray:
         """Loss above the lowest point of a student's curve, nats; teachers and budgets broadcast."""
-        log_c, k = self.x_P[-2], self.x_P[-1]
         star = self.log_star(size, tokens)
         lean = star - np.log(size) - self.law.axes.middle
-        scale = np.exp(np.clip(log_c + k * lean, -60, 30))
-        return scale * bowl(log_teacher - star, np.float64(k))
+        return above_lowest(log_teacher - star, lean, *self.x_P[-2:])
 
     def floor_G(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Student sizes, tokens and lowest losses over all teachers of the groups, (G,) each."""

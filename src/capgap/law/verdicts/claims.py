@@ -102,11 +102,19 @@ def _misses(optimum: Optimum, published_slope: float) -> bool:
     return optimum.place in ("below", "above") and min(sizes) < expected < max(sizes)
 
 
-def _by_size(law: PowerLaw, confidence: float) -> tuple[Interval | None, str]:
-    found = law.exponent(1, 0, confidence)
-    if found is not None:
-        return found, "at equal tokens"
-    return law.exponent(1, 1, confidence), "at equal tokens per parameter"
+def _by_size(
+    law: PowerLaw, confidence: float, *, per_param: bool = False
+) -> tuple[Interval | None, str]:
+    """Exponent of S at equal tokens, or at equal tokens per parameter if that one is not determined.
+
+    per_param: the other way round.
+    """
+    ways = [((1, 0), "at equal tokens"), ((1, 1), "at equal tokens per parameter")]
+    for weights, how in reversed(ways) if per_param else ways:
+        found = law.exponent(*weights, confidence)
+        if found is not None:
+            return found, how
+    return None, ""
 
 
 def _growth_reason(limits: Interval, how: str) -> str:
@@ -135,14 +143,10 @@ def _grows(law: PowerLaw, settings: Law) -> Claim:
 
 
 def _proportional(law: PowerLaw, settings: Law) -> Claim:
-    limits, how = law.exponent(1, 1, settings.confidence), "at equal tokens per parameter"
-    weights = (1, 1)
-    if limits is None:
-        limits, how = law.exponent(1, 0, settings.confidence), "at equal tokens"
-        weights = (1, 0)
+    limits, how = _by_size(law, settings.confidence, per_param=True)
     if limits is None:
         return _unknown("proportional", "one student size was tried")
-    strict = law.exponent(*weights, _strict(settings))
+    strict = _by_size(law, _strict(settings), per_param=True)[0]
     reason = _growth_reason(limits, how)
     return _compared("proportional", limits, strict, 1.0, settings.exponent_margin, reason)
 
