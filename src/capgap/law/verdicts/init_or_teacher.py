@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from statsmodels.regression.linear_model import OLS
 
 from capgap.law.law_record import InitExplains
-from capgap.law.loss_plane import group_means
+
+TINY = 1e-12  # what does not vary beyond rounding explains nothing
 
 
 def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
@@ -27,42 +28,32 @@ def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
     if "init_loss" not in cells:
         return None
     use = cells.dropna(subset=["init_loss", "teacher_params"])
-    group_N = use.groupby(["student", "tokens"]).ngroup().to_numpy()
-    groups = len(np.unique(group_N))
-    if len(use) - groups - 4 < 3:
+    group_NG = pd.get_dummies(use.groupby(["student", "tokens"]).ngroup(), dtype=float).to_numpy()
+    if len(use) - group_NG.shape[1] - 4 < 3:
         return None
-
-    def within(values) -> np.ndarray:
-        values = np.asarray(values, dtype=float)
-        return values - group_means(values, group_N)[group_N]
-
     log_size = np.log((use["teacher_params"] / use["student_params"]).to_numpy(float))
-    loss_N = within(use["loss"])
-    start = np.stack([within(use["init_loss"]), within(use["init_loss"] ** 2)], axis=1)
-    teacher = np.stack([within(log_size), within(log_size**2)], axis=1)
 
-    def rss(columns: np.ndarray) -> tuple[float, int]:
-        fit, _, rank, _ = np.linalg.lstsq(columns / np.linalg.norm(columns, axis=0), loss_N)
-        return float(np.sum((loss_N - columns / np.linalg.norm(columns, axis=0) @ fit) ** 2)), rank
+    def fitted(*explaining):
+        columns = [centred**power for centred in explaining for power in (1, 2)]
+        return OLS(use["loss"].to_numpy(float), np.column_stack([group_NG, *columns])).fit()
 
-    total = float(loss_N @ loss_N)
-    if total == 0 or np.linalg.norm(start[:, 0]) == 0 or np.linalg.norm(teacher[:, 0]) == 0:
+    start, teacher = (x - x.mean() for x in (use["init_loss"].to_numpy(float), log_size))
+    groups, by_start, by_teacher = fitted(), fitted(start), fitted(teacher)
+    both = fitted(start, teacher)
+    if groups.ssr < TINY or min(np.ptp(start), np.ptp(teacher)) < TINY:
         return None
-    both, rank = rss(np.hstack([start, teacher]))
-    df = len(use) - groups - rank
 
-    def p_of(smaller: float, rank_smaller: int) -> float:
-        more = rank - rank_smaller
-        if more == 0 or df <= 0:
+    def p_of(smaller) -> float:
+        """P value of what the fit with both explains beyond a smaller one."""
+        if both.df_model == smaller.df_model:
             return 1.0
-        return float(stats.f.sf((smaller - both) / more / max(both / df, 1e-300), more, df))
+        return float(both.compare_f_test(smaller)[1])
 
-    by_start, by_teacher = rss(start), rss(teacher)
     return InitExplains(
         n_cells=len(use),
-        r_squared_init=1 - by_start[0] / total,
-        r_squared_teacher=1 - by_teacher[0] / total,
-        r_squared_both=1 - both / total,
-        p_teacher=p_of(*by_start),
-        p_init=p_of(*by_teacher),
+        r_squared_init=1 - by_start.ssr / groups.ssr,
+        r_squared_teacher=1 - by_teacher.ssr / groups.ssr,
+        r_squared_both=1 - both.ssr / groups.ssr,
+        p_teacher=p_of(by_start),
+        p_init=p_of(by_teacher),
     )
