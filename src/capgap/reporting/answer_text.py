@@ -346,15 +346,18 @@ def experiments(law: LawRecord) -> list[Experiment]:
     students = sorted({o.student_params_non_embedding for o in law.optima})
     budgets = sorted({o.tokens for o in law.optima})
     teachers = sorted({c.teacher_params_non_embedding for o in law.optima for c in o.teachers})
-    found = []
-    beyond = [o for o in law.optima if o.place in ("below", "above")]
-    if beyond:
-        above = [o for o in beyond if o.place == "above"]
-        side = above or beyond
-        size = two_digits(teachers[-1] * 2 if above else teachers[0] / 2)
-        where = listed(f"{o.student} at {budget(o.tokens)}" for o in side[:3])
-        question = f"how large the best teacher of {where} is, which lies beyond the teachers tried"
-        found.append(Experiment(question, "teachers", [size]))
+    found: list[Experiment] = []
+    for side in ("above", "below"):
+        beyond = [o for o in law.optima if o.place == side]
+        sizes = [new for o in beyond if (new := _teacher_beyond(o)) is not None]
+        if sizes:
+            where = listed(f"{o.student} at {budget(o.tokens)}" for o in beyond[:3])
+            question = (
+                f"how large the best teacher of {where} is, which lies {side} the teachers tried"
+            )
+            size = max(sizes) if side == "above" else min(sizes)
+            found.append(Experiment(question, "teachers", [size]))
+            break
     if claims["grows"].answer == "unknown":
         low, high = two_digits(students[0] / 2), two_digits(students[-1] * 2)
         if high > teachers[-1] / 1.3:
@@ -373,6 +376,15 @@ def experiments(law: LawRecord) -> list[Experiment]:
         )
         found.append(Experiment(question, "replicas", []))
     return found
+
+
+def _teacher_beyond(found: Optimum) -> int | None:
+    """A teacher to add where T* lies beyond those tried, parameters; None if none fits above the student."""
+    tried = [one.teacher_params_non_embedding for one in found.teachers]
+    if found.place == "above":
+        return two_digits(max(tried) * 2)
+    smaller = max(min(tried) / 2, math.sqrt(min(tried) * found.student_params_non_embedding))
+    return two_digits(smaller) if smaller < min(tried) / 1.1 else None
 
 
 def _open_exponent(claim: Claim, symbol: str, of: str) -> str:
