@@ -383,6 +383,11 @@ def _teacher_beyond(found: Optimum) -> int | None:
     tried = [one.teacher_params_non_embedding for one in found.teachers]
     if found.place == "above":
         return two_digits(max(tried) * 2)
+    if (
+        found.teacher_params is None
+        or found.teacher_params.value < found.student_params_non_embedding
+    ):
+        return None  # no teacher above the student is small enough
     smaller = max(min(tried) / 2, math.sqrt(min(tried) * found.student_params_non_embedding))
     return two_digits(smaller) if smaller < min(tried) / 1.1 else None
 
