@@ -87,7 +87,7 @@ def test_a_power_law_with_skewed_curves_is_recovered(record):
 
 
 def test_the_default_study_as_published(record):
-    """Losses of docs/findings.md: an exponent within 0.35 and T*(18k) within 15 %."""
+    """Losses of docs/studies.md: an exponent within 0.35 and T*(18k) within 15 %."""
     law = record("published_default")
     growth = law.exponents.by_size
     assert growth.value == pytest.approx(0.29, abs=0.05)

@@ -1,7 +1,7 @@
 """
 Propose a study for a text, a student and a time: its teachers, students, tokens and recipe.
 
-The rules are those of the default study, whose law excludes an exponent of 0 (docs/findings.md): students
+The rules are those of the default study, whose law excludes an exponent of 0 (docs/studies.md): students
 around the one that is asked about, teachers from just above it to 13 times its size, each trained on as
 many tokens as the longest distillation, three budgets of one stable phase, and two replicas. If the time
 does not allow that, runs are left out, first those that matter least for the law
