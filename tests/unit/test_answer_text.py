@@ -4,8 +4,8 @@ import pytest
 from report_records import make_final, make_law, make_runs
 
 from capgap.law.answers.extrapolation import nearest
-from capgap.law.law_record import Exponents, Interval, NoiseComponent
-from capgap.reporting.answer_text import answer_of, costs, experiments, growth, noise_sd
+from capgap.law.law_record import ArmEffects, Exponents, Interval, NoiseComponent
+from capgap.reporting.answer_text import alone, answer_of, costs, experiments, growth, noise_sd
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,21 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
         "Measured for the student 60k at 1.5M tokens, the loss is 0.012 nats per token higher with the "
         "next best teacher, c, and 0.030 higher with the worst, a."
     )
+
+
+def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budget(law):
+    def effect(student, tokens, value, low):
+        gain = Interval(value=value, low=low, high=2 * value - low)
+        spans = dict.fromkeys(("init_nats", "teacher_nats", "noise_nats", "gain_nats"))
+        return ArmEffects(student=student, tokens=tokens, alone=gain, fixed_init_shapes={}, **spans)
+
+    near = law.optima[0]
+    name = near.student
+    effects = [effect(name, near.tokens, 0.02, -0.01), effect(name, near.tokens // 2, 0.1, 0.05)]
+    text = alone(law.model_copy(update={"effects": effects}), near)
+    assert f"by 0.020 [−0.010, 0.050] for {name}; after" in text
+    assert f"by 0.100 for {name}. For {name} a teacher is not shown to help" in text
+    assert alone(law.model_copy(update={"effects": []}), near) == ""
 
 
 def test_noise_of_one_run_adds_the_squares_of_what_is_drawn(law):

@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     advice: str  # what to do
     costs: str  # what another teacher costs, as measured; '' if nothing was measured nearby
     growth: str  # how the best size moves with student and tokens
-    alone: str  # what training without a teacher costs, as measured; '' without such runs
+    alone: str  # what the best teacher gains over none, as measured; '' without such runs
     caution: str  # teachers that are no better models than smaller ones; '' without
     causes: str  # what a better teacher gains and a heavier cut costs; '' without that law
     leads: str  # which law predicts best and why; '' if none was scored
@@ -223,7 +223,7 @@ def _predicted_costs(law: LawRecord, choice: Choice | None) -> str:
 
 
 def alone(law: LawRecord, near: Optimum) -> str:
-    """What training without a teacher costs at the nearest budget that was measured."""
+    """What the best teacher gains over none at the nearest budget that was measured, and at the smallest."""
     size_of = {o.student: o.student_params_non_embedding for o in law.optima}
     known = sorted(
         (e for e in law.effects if e.alone is not None and e.student in size_of),
@@ -234,17 +234,19 @@ def alone(law: LawRecord, near: Optimum) -> str:
         return ""
     each = listed(f"{bracketed(e.alone, nats)} for {e.student}" for e in here)
     text = (
-        f"Without a teacher, from the same init and on the same {budget(near.tokens)}, the loss is above that "
-        f"with the best teacher by {each}."
+        f"Against the same init trained on the data alone, the best teacher lowers the loss after "
+        f"{budget(near.tokens)} by {each}"
     )
-    doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
-    if doubtful:
-        text += f" For {listed(doubtful)} a teacher is not shown to help."
     first = [e for e in known if e.tokens == known[0].tokens]
     if known[0].tokens < near.tokens:
-        gains = listed(nats(e.alone.value) for e in first)
-        text += f" After {budget(first[0].tokens)} it was {gains}."
-    return text
+        gains = listed(f"{nats(e.alone.value)} for {e.student}" for e in first)
+        text += f"; after {budget(first[0].tokens)} by {gains}"
+    doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
+    if doubtful:
+        text += (
+            f". For {listed(doubtful)} a teacher is not shown to help after {budget(near.tokens)}"
+        )
+    return f"{text}."
 
 
 def caution(law: LawRecord) -> str:
