@@ -66,6 +66,11 @@ def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budg
     text = alone(law.model_copy(update={"effects": effects}), near)
     assert f"by 0.020 [−0.010, 0.050] for {name}; after" in text
     assert f"by 0.100 for {name}. For {name} a teacher is not shown to help" in text
+    worse = alone(
+        law.model_copy(update={"effects": [effect(name, near.tokens, -0.05, -0.08)]}), near
+    )
+    assert f"For {name} training without a teacher is better there." in worse
+    assert "not shown" not in worse
     assert alone(law.model_copy(update={"effects": []}), near) == ""
 
 

@@ -241,7 +241,11 @@ def alone(law: LawRecord, near: Optimum) -> str:
     if known[0].tokens < near.tokens:
         gains = listed(f"{nats(e.alone.value)} for {e.student}" for e in first)
         text += f"; after {budget(first[0].tokens)} by {gains}"
+    harmed = [e.student for e in here if e.alone.high is not None and e.alone.high < 0]
     doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
+    doubtful = [name for name in doubtful if name not in harmed]
+    if harmed:
+        text += f". For {listed(harmed)} training without a teacher is better there"
     if doubtful:
         text += (
             f". For {listed(doubtful)} a teacher is not shown to help after {budget(near.tokens)}"
