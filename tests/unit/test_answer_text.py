@@ -70,6 +70,11 @@ def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budg
         law.model_copy(update={"effects": [effect(name, near.tokens, -0.05, -0.08)]}), near
     )
     assert f"For {name} training without a teacher is better there." in worse
+    best = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
+    harmed = effect(best.student, best.tokens, -0.05, -0.08)
+    headline = answer_of(law.model_copy(update={"effects": [harmed]})).headline
+    assert headline.endswith(f"but without a teacher the student {best.student} did better")
+    assert "without" not in answer_of(law).headline
     assert "not shown" not in worse
     assert alone(law.model_copy(update={"effects": []}), near) == ""
 

@@ -180,3 +180,15 @@ def test_the_start_explains_a_world_that_it_made_and_the_teacher_one_that_it_mad
     assert teacher.r_squared_teacher > 0.9
     assert teacher.p_init > 0.01
     assert teacher.p_teacher < 1e-6
+
+
+def test_alike_inits_or_sizes_within_the_groups_explain_nothing():
+    runs = simulate_study(np.random.default_rng(1), STUDENTS, LADDER, budgets=[10**6])
+    cells = cell_table(runs[runs["arm"] == "main"])
+    assert init_against_teacher(cells) is not None
+    student = cells.groupby("student")
+    for column in ("init_loss", "teacher_params", "loss"):
+        assert (
+            init_against_teacher(cells.assign(**{column: student[column].transform("mean")}))
+            is None
+        )

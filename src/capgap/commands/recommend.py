@@ -132,7 +132,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             answer, written = asked.teachers_for(args.student, args.tokens, teachers), text
     except CapgapError as error:
-        raise CapgapError(f"{error} ({note})" if note else str(error)) from error
+        if not note:
+            raise
+        raise CapgapError(f"{error} ({note})") from error
     if note:
         answer = answer.model_copy(update={"notes": [note, *answer.notes]})
     if args.out:

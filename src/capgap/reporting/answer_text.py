@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from capgap.law.answers.answer_records import Choice, FinalRecord, Recommendation
 from capgap.law.answers.extrapolation import nearest
-from capgap.law.law_record import Claim, LawRecord, Optimum
+from capgap.law.law_record import ArmEffects, Claim, LawRecord, Optimum
 from capgap.law.number_text import about, bracketed, budget, listed, two_digits
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
@@ -66,7 +66,7 @@ def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
     student, tokens = subject(law, final)
     near = nearest(law, student, tokens)
     return Answer(
-        headline=_headline(law, choice, student, tokens, near),
+        headline=_headline(law, choice, student, tokens, near) + _or_none(law, near),
         advice=_advice(law, choice, student, tokens, near),
         costs=costs(law, near, choice),
         growth=growth(law),
@@ -102,6 +102,18 @@ def _headline(
     text = f"For {who}, take the teacher {choice.chosen}"
     cheaper = _cheaper(choice.recommendation)
     return f"{text}, or {cheaper}, which is as good and cheaper" if cheaper else text
+
+
+def _or_none(law: LawRecord, near: Optimum) -> str:
+    """What the headline adds if the nearest student that was measured did better without a teacher."""
+    for effect in law.effects:
+        if (effect.student, effect.tokens) == (near.student, near.tokens) and _harmed(effect):
+            return f" – but without a teacher the student {near.student} did better"
+    return ""
+
+
+def _harmed(effect: ArmEffects) -> bool:
+    return effect.alone is not None and effect.alone.high is not None and effect.alone.high < 0
 
 
 def _cheaper(answer: Recommendation | None) -> str | None:
@@ -199,10 +211,8 @@ def costs(law: LawRecord, near: Optimum, choice: Choice | None) -> str:
     noise = noise_sd(law)
     if noise is not None:
         runs = max(1, min(one.n_runs for one in near.teachers))
-        text += (
-            f" Drawing both teachers anew would move such a difference by "
-            f"{noise * math.sqrt(2 / runs):.3f} (standard deviation)."
-        )
+        text += f" One run varies by {noise:.3f} (standard deviation) if everything is drawn anew"
+        text += f"; these are means of {runs} runs." if runs > 1 else "."
     return text
 
 
@@ -241,7 +251,7 @@ def alone(law: LawRecord, near: Optimum) -> str:
     if known[0].tokens < near.tokens:
         gains = listed(f"{nats(e.alone.value)} for {e.student}" for e in first)
         text += f"; after {budget(first[0].tokens)} by {gains}"
-    harmed = [e.student for e in here if e.alone.high is not None and e.alone.high < 0]
+    harmed = [e.student for e in here if _harmed(e)]
     doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
     doubtful = [name for name in doubtful if name not in harmed]
     if harmed:
@@ -270,9 +280,7 @@ class TeacherCost(NamedTuple):
     # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
     perplexity: str
     share: float  # of the largest cost, from 0 to 1
-    predicted: (
-        str  # loss above the best that the law expects for the student asked for; '' if unknown
-    )
+    predicted: str  # loss above the best that the law expects for the student asked; '' if unknown
 
 
 class TeacherCosts(NamedTuple):

@@ -41,7 +41,7 @@ from capgap.records.artifacts import publish_folder
 from capgap.records.reading import read_text
 from capgap.records.run_records import CurveRow, HarnessRecord, Metrics, RunRow, SamplesRecord
 from capgap.reporting import causes_text, comparison_text, glossary, report_text
-from capgap.reporting.answer_text import Experiment, answer_of, noise_sd, subject, teacher_costs
+from capgap.reporting.answer_text import Experiment, answer_of, subject, teacher_costs
 from capgap.reporting.charts import all_figures
 from capgap.reporting.citation import citation
 from capgap.reporting.explorer import explorer
@@ -121,7 +121,6 @@ def run(
                 final=final,
                 answer=answer,
                 steps=[_step(studied, experiment) for experiment in answer.experiments],
-                noise_sd=noise_sd(law) or 0.0,
                 teachers=teachers,
                 harness=harness,
                 settings=report_text.settings_rows(settings),

@@ -16,7 +16,7 @@ from statsmodels.regression.linear_model import OLS
 
 from capgap.law.law_record import InitExplains
 
-TINY = 1e-12  # what does not vary beyond rounding explains nothing
+TINY = 1e-12  # sum of squares that is only rounding, nats^2
 
 
 def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
@@ -40,12 +40,12 @@ def init_against_teacher(cells: pd.DataFrame) -> InitExplains | None:
     start, teacher = (x - x.mean() for x in (use["init_loss"].to_numpy(float), log_size))
     groups, by_start, by_teacher = fitted(), fitted(start), fitted(teacher)
     both = fitted(start, teacher)
-    if groups.ssr < TINY or min(np.ptp(start), np.ptp(teacher)) < TINY:
-        return None
+    if groups.ssr < TINY or groups.df_model in (by_start.df_model, by_teacher.df_model):
+        return None  # within the groups the losses, the inits or the sizes are all alike
 
     def p_of(smaller) -> float:
         """P value of what the fit with both explains beyond a smaller one."""
-        if both.df_model == smaller.df_model:
+        if both.df_model == smaller.df_model or smaller.ssr < TINY:
             return 1.0
         return float(both.compare_f_test(smaller)[1])
 
