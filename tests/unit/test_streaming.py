@@ -1,8 +1,11 @@
 """A model that is run layer by layer from disk: the numbers of the whole model, with one layer in memory."""
 
 import json
+import platform
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -217,6 +220,34 @@ def test_limits_of_a_process_and_of_its_group_count(monkeypatch, tmp_path):
     )
     assert memory_limit.available_bytes(cpu) == 450_000
     shutil.rmtree(own)
+
+
+# a large tensor that is freed first, then layers that come and go with something small between them
+LAYERS_PASS = """
+import torch
+from capgap.engine.memory_limit import _fields, map_large_tensors
+from pathlib import Path
+if {mapped}:
+    map_large_tensors()
+torch.ones(5 * 2**20)
+before = _fields(Path("/proc/self/status"))["RssAnon"]
+layers = [(torch.ones(2**19), torch.ones(100)) for _ in range(50)]  # 2 MiB and little
+small = [kept for _, kept in layers]
+del layers
+print(_fields(Path("/proc/self/status"))["RssAnon"] - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators")
+@pytest.mark.parametrize(("mapped", "left_mib"), [(True, (-20, 5)), (False, (80, 110))])
+def test_freed_layers_go_back_to_the_system(mapped, left_mib):
+    done = subprocess.run(
+        [sys.executable, "-c", LAYERS_PASS.format(mapped=mapped)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert left_mib[0] <= int(done.stdout) / 2**20 <= left_mib[1]
 
 
 def test_loading_whole_is_as_ever(tmp_path):

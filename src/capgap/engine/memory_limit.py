@@ -1,7 +1,11 @@
-"""How much memory this process may still take: on a device, or in main memory under any limit."""
+"""
+How much memory this process may still take, on a device or in main memory under any limit, and how
+what it frees goes back to the system.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 KIB = 1024
+MAPPED_BYTES = 2**20  # a tensor of this size or more is mapped
+M_MMAP_THRESHOLD = -3  # number of the setting in glibc's malloc.h
 
 
 def available_bytes(device: torch.device) -> int:
@@ -26,6 +32,19 @@ def available_bytes(device: torch.device) -> int:
         if most != resource.RLIM_INFINITY:
             found.append(max(0, most - status.get(used, 0)))
     return min([*found, *_group_limits()], default=2**62)
+
+
+def map_large_tensors() -> None:
+    """From now on give every large tensor of this process pages of its own (glibc; else nothing).
+
+    They go back to the system when the tensor is freed. By default glibc takes tensors of up to 32 MiB
+    from its heap once some have been freed, and layers that come and go leave holes there: a heap for
+    two layers grew by half after 27. Each tensor's pages are new ones, which costs time where tensors
+    are small or many, as in training.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _fields(path: Path) -> dict[str, int]:
