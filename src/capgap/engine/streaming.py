@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from capgap.config.devices import FITS_SHARE, STREAMS_SHARE
 from capgap.engine.forward import decoder_layers, hold_frozen, output_form
-from capgap.engine.memory_limit import available_bytes, map_large_tensors
+from capgap.engine.memory_limit import available_bytes
 from capgap.engine.models import NotOneByOne, compute_device, load_hollow, load_model, load_shape
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.stored_tensors import StoredTensors
@@ -70,9 +70,8 @@ class _Reached(Exception):
 class LayerByLayer:
     """A model whose layers are run one at a time.
 
-    stored: where the layers' tensors are read from; None if they are in memory. Layers that come and
-    go change how this process allocates memory (`map_large_tensors`). scratch: folder for what a pass
-    has to keep of all layers.
+    stored: where the layers' tensors are read from; None if they are in memory. scratch: folder for
+    what a pass has to keep of all layers.
     """
 
     def __init__(
@@ -85,8 +84,6 @@ class LayerByLayer:
     ):
         self.model, self.stored, self.precision = model, stored, precision
         self.scratch = scratch
-        if stored is not None:
-            map_large_tensors()
         self.list = decoder_layers(model)
         self.layers = list(self.list)
         prefix = next(name for name, module in model.named_modules() if module is self.list)
