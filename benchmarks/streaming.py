@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=27)
+    parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--sequences", type=int, default=4, help=f"of {LENGTH} tokens")
     parser.add_argument("--limit-gb", type=float, default=2.5, help="of anonymous memory")
     parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS, help="prune needs score")

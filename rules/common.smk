@@ -20,19 +20,21 @@ from capgap.workflow import job_host, launch, rule_params
 
 rule_params.prepare_environment()
 
+CORES_PER_GPU = None
 try:
     if workflow.is_main_process:
         # Without --configfile the study is config.yaml; values of --config replace top-level keys.
         STUDY = open_study(config if workflow.configfiles else Path("config.yaml"))
         rule_params.hand_down(STUDY)
         if workflow.local_exec and "gpu" in workflow.global_resources:
-            launch.share_out(workflow.global_resources["gpu"].value)
+            launch.share_out(gpus := workflow.global_resources["gpu"].value)
+            CORES_PER_GPU = workflow.cores // max(1, gpus)
     else:  # a job on a cluster parses this file again
         STUDY = rule_params.handed_down()
 except CapgapError as error:
     raise WorkflowError(str(error))
 
-NEEDS = Requests(STUDY)  # memory, time and devices of every job
+NEEDS = Requests(STUDY, CORES_PER_GPU)  # memory, time and devices of every job
 OWN_TEXTS = rule_params.own_texts(workflow)
 RESUMABLE = NEEDS.on_slurm(OWN_TEXTS)
 TRAINING = NEEDS.on_slurm_nodes(OWN_TEXTS)

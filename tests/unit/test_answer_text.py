@@ -4,7 +4,13 @@ import pytest
 from report_records import make_final, make_law, make_runs
 
 from capgap.law.answers.extrapolation import nearest
-from capgap.law.law_record import ArmEffects, Exponents, Interval, NoiseComponent
+from capgap.law.law_record import (
+    ArmEffects,
+    Exponents,
+    Interval,
+    NoiseComponent,
+    WorthAtEqualCompute,
+)
 from capgap.reporting.answer_text import alone, answer_of, costs, experiments, growth, noise_sd
 
 
@@ -48,7 +54,7 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
     ]
     near = near.model_copy(update={"teachers": cells, "best_teacher": "b"})
     law = law.model_copy(update={"noise": []})
-    assert costs(law, near, None) == (
+    assert costs(law, near, None).full == (
         "Measured for the student 60k at 1.5M tokens, the loss is 0.012 nats per token higher with the "
         "next best teacher, c, and 0.030 higher with the worst, a."
     )
@@ -64,19 +70,50 @@ def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budg
     name = near.student
     effects = [effect(name, near.tokens, 0.02, -0.01), effect(name, near.tokens // 2, 0.1, 0.05)]
     text = alone(law.model_copy(update={"effects": effects}), near)
-    assert f"by 0.020 [−0.010, 0.050] for {name}; after" in text
-    assert f"by 0.100 for {name}. For {name} a teacher is not shown to help" in text
+    assert f"by 0.020 [−0.010, 0.050] for {name}. For {name} a teacher is not shown" in text.short
+    assert text.rest.endswith(f" it lowers the loss by 0.100 for {name}.")
     worse = alone(
         law.model_copy(update={"effects": [effect(name, near.tokens, -0.05, -0.08)]}), near
     )
-    assert f"For {name} training without a teacher is better there." in worse
+    assert f"For {name} training without a teacher is better there." in worse.short
     best = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
     harmed = effect(best.student, best.tokens, -0.05, -0.08)
-    headline = answer_of(law.model_copy(update={"effects": [harmed]})).headline
-    assert headline.endswith(f"but without a teacher the student {best.student} did better")
+    answer = answer_of(law.model_copy(update={"effects": [harmed]}))
+    assert answer.headline == "For a student of 159k at 1.5M tokens, train without a teacher"
+    assert (
+        f"the student {best.student} did better without one, by 0.050 [0.020, 0.080] nats per token. "
+        f"Of the teachers tried, {best.best_teacher} was the best for it."
+    ) in answer.advice.short
+    assert answer_of(law).advice.short in answer.advice.rest
     assert "without" not in answer_of(law).headline
-    assert "not shown" not in worse
-    assert alone(law.model_copy(update={"effects": []}), near) == ""
+    assert "not shown" not in worse.short
+    assert alone(law.model_copy(update={"effects": []}), near).full == ""
+
+
+def test_worth_for_its_compute_is_told_at_the_first_and_the_last_budget(law):
+    near = law.optima[0]
+
+    def effect(tokens, value):
+        gain = Interval(value=value, low=value - 0.01, high=value + 0.01)
+        worth = WorthAtEqualCompute(teacher="t", tokens_alone=2 * tokens, gain=gain)
+        spans = dict.fromkeys(("init_nats", "teacher_nats", "noise_nats", "gain_nats"))
+        return ArmEffects(
+            student=near.student,
+            tokens=tokens,
+            alone=gain,
+            fixed_init_shapes={},
+            at_equal_compute=worth,
+            **spans,
+        )
+
+    budgets = [near.tokens // 4, near.tokens // 2, near.tokens]
+    effects = [
+        effect(tokens, gain) for tokens, gain in zip(budgets, (0.1, 0.04, -0.02), strict=True)
+    ]
+    text = alone(law.model_copy(update={"effects": effects}), near).short
+    assert f"lowers the loss of {near.student} by 0.100 [0.090, 0.110] after" in text
+    assert "and −0.020 [−0.030, −0.010] after" in text
+    assert "0.040" not in text
 
 
 def test_noise_of_one_run_adds_the_squares_of_what_is_drawn(law):

@@ -10,12 +10,13 @@ from law_worlds import holds, two_kinds
 
 from capgap.commands import recommend
 from capgap.config import Law
-from capgap.law.answers.equal_compute import at_compute, equal_compute, token_flops_of
+from capgap.law.answers.equal_compute import at_compute, equal_compute
 from capgap.law.make_record import law_record
 from capgap.law.power_law.loss_curve import bowl
 from capgap.law.power_law.power_law import fit_power_law
 from capgap.law.table.grouped_runs import group_runs
 from capgap.law.table.read_runs import read_runs, teacher_sizes
+from capgap.law.table.token_flops import token_flops_of
 
 LADDER = (20e3, 40e3, 80e3, 160e3, 320e3)
 STUDENTS = (8e3, 12e3)

@@ -257,6 +257,7 @@ def test_worth_of_a_teacher_compares_runs_that_share_init_and_order():
     runs = pd.DataFrame(rows, columns=columns).assign(student="s", tokens=1000)
     runs["init_seed"] = runs["seed"]
     runs["teacher_params_non_embedding"] = runs["teacher"].map({"a": 100, "b": 200})
+    runs["student_params_non_embedding"] = 60
     (found,) = effects_of(runs, None, Law())
     assert found.gain_nats == pytest.approx(0.02)
     # 3.05 + 0.02 for the init of a without a teacher, less 2.93 with b; below any control's own loss
@@ -265,6 +266,42 @@ def test_worth_of_a_teacher_compares_runs_that_share_init_and_order():
     (found,) = effects_of(runs, law, Law())
     half = 2.2281 * ((2 * 1e-4 + 2e-4) + 2 * (1e-4 + 2e-4) / 2) ** 0.5
     assert found.alone.high - found.alone.value == pytest.approx(half, rel=1e-4)
+
+
+def test_worth_for_its_compute_is_against_a_student_that_saw_more_tokens():
+    """S = 100, teachers of 100 and 200: their passes buy 4/3 and 5/3 of the tokens (6 S + 2 T)."""
+    alone = {1000: 3.0, 2000: 2.8, 4000: 2.7}
+    taught = {1000: (2.90, 2.95), 2000: (2.72, 2.66), 4000: (2.65, 2.60)}
+    rows = [("no_teacher", "pruned-a", "none", tokens, loss) for tokens, loss in alone.items()]
+    for tokens, losses in taught.items():
+        rows += [
+            ("main", f"pruned-{name}", name, tokens, loss)
+            for name, loss in zip("ab", losses, strict=True)
+        ]
+    columns = ["arm", "init", "teacher", "tokens", "val_loss_nats_per_token"]
+    runs = pd.DataFrame(rows, columns=columns).assign(student="s", seed=1, init_seed=1)
+    runs["student_params_non_embedding"] = 100
+    runs["teacher_params_non_embedding"] = runs["teacher"].map({"a": 100, "b": 200})
+    small, middle, large = effects_of(runs, None, Law())
+    assert small.at_equal_compute.teacher == "a"
+    assert small.at_equal_compute.tokens_alone == pytest.approx(4000 / 3)
+    expected = 3.0 - 0.2 * np.log2(4 / 3) - 2.90
+    assert small.at_equal_compute.gain.value == pytest.approx(expected)
+    assert middle.at_equal_compute.teacher == "b"
+    expected = 2.8 - 0.1 * np.log2(5 / 3) - 2.66
+    assert middle.at_equal_compute.gain.value == pytest.approx(expected)
+    assert middle.at_equal_compute.gain.low is None  # the noise is not known
+    assert large.at_equal_compute is None  # no budget lies beyond 4000 tokens
+    law = SimpleNamespace(component_variances={"order": 1e-4, "teacher": 2e-4}, noise_df=10)
+    small = effects_of(runs, law, Law())[0]
+    half = 2.2281 * (2 * (1e-4 + 2e-4)) ** 0.5
+    gain = small.at_equal_compute.gain
+    assert gain.high - gain.value == pytest.approx(half, rel=1e-4)
+    # the best teacher within reach is the last one within reach: a larger one may be worth more
+    runs.loc[
+        (runs["tokens"] == 2000) & (runs["teacher"] == "b"), "teacher_params_non_embedding"
+    ] = 400
+    assert effects_of(runs, None, Law())[1].at_equal_compute is None
 
 
 def test_order_of_rows_does_not_matter():

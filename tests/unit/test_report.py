@@ -241,11 +241,11 @@ def test_page_gives_the_answer_first_then_what_is_not_known(report):
         text.index(part)
         for part in (
             answer.headline,
-            answer.advice,
+            answer.advice.full,
             "What another teacher costs",
             "The lowest point of a line is that student’s best teacher",
             answer.growth,
-            report_text.verdict(law),
+            report_text.verdict(law).full,
             "Does the law hold?",
         )
     ]
@@ -259,7 +259,7 @@ def test_page_gives_the_answer_first_then_what_is_not_known(report):
 def test_page_says_that_the_init_makes_the_optimum(tmp_path):
     runs = make_runs()
     law = make_law(runs)
-    assert "the pruned init makes it" not in report_text.verdict(law)
+    assert "the pruned init makes it" not in report_text.verdict(law).full
     overall = law.overall.model_copy(update={"cause": "init", "cause_reason": "0 of 3 curves"})
     law = law.model_copy(update={"overall": overall})
     run(runs, law, make_final(), make_teachers(), "pocket", {}, tmp_path / "out")

@@ -35,18 +35,40 @@ def test_headline_holds_every_cost_and_a_row_of_optima_below_zero(law):
     assert (stars.teacher_params <= stars.params_high).all()
 
 
-def test_prices_are_those_of_the_nearest_student_that_was_measured(law):
+def test_prices_are_predicted_for_the_student_asked_and_measured_for_the_nearest(law):
     final = make_final()  # 131k at 3M tokens: 160k at 1.5M is nearer than 100k
     found = teacher_costs(law, final)
     assert (found.student, found.tokens) == ("160k", "1.5M tokens")
+    assert found.asked == "131k at 3M tokens"
     near = next(o for o in law.optima if (o.student, o.tokens) == ("160k", TOKENS))
+    ranked = {row.teacher: row.predicted_regret for row in final.choice.recommendation.ranked}
+    measured = {cell.teacher: cell.regret_nats for cell in near.teachers}
+    assert {row.teacher for row in found.rows} == ranked.keys() | measured.keys()
+    for row in found.rows:
+        regret = ranked.get(row.teacher)
+        if regret is None:
+            assert (row.cost, row.interval, row.perplexity) == ("–", "", "")
+        elif regret.value == 0:
+            assert (row.cost, row.interval, row.share) == ("best", "", 0)
+        else:
+            assert row.cost == f"{regret.value:.3f}"
+            assert row.interval == f"[{regret.low:.3f}, {regret.high:.3f}]"
+        expected = f"{measured[row.teacher]:.3f}" if row.teacher in measured else ""
+        assert row.measured == expected
+    assert max(row.share for row in found.rows) == 1
+
+
+def test_prices_are_measured_if_no_law_predicts(law):
+    found = teacher_costs(law, None)
+    near = next(o for o in law.optima if (o.student, o.tokens) == (found.student, TOKENS))
     assert [row.teacher for row in found.rows] == [
         cell.teacher
         for cell in sorted(near.teachers, key=lambda cell: cell.teacher_params_non_embedding)
     ]
     (best,) = [row for row in found.rows if row.cost == "best"]
     assert (best.teacher, best.perplexity, best.share) == (near.best_teacher, "", 0)
-    assert max(row.share for row in found.rows) == 1
+    assert {row.measured for row in found.rows} == {""}
+    assert found.asked == ""
 
 
 def test_the_change_of_perplexity_is_the_exponential_of_the_loss(law):

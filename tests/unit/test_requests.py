@@ -92,6 +92,11 @@ def test_what_slurm_is_asked_for_a_job_on_several_nodes():
     assert alone == {"slurm_extra": "--signal=TERM@120"}  # and the plugin's own srun
 
 
+@pytest.mark.parametrize(("cores_per_gpu", "cores"), [(None, 6), (10, 6), (3, 3), (0, 1)])
+def test_the_jobs_of_all_gpus_share_the_cores_of_a_machine(cores_per_gpu, cores):
+    assert Requests(real("pythia"), cores_per_gpu).cores == cores
+
+
 def test_several_nodes_need_slurm():
     study = real("pythia")
     spread = study.model_copy(

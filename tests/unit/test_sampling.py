@@ -195,9 +195,13 @@ def test_a_model_whose_layers_lie_on_disk_writes_the_same(world, tmp_path):
     assert [len(ids) for ids in written[0]] == [6, 6]
 
 
-def test_a_text_longer_than_the_model_reads_is_refused(world):
-    with pytest.raises(CapgapError, match=r"sample\.new_tokens: 138 is longer than the 128"):
-        run(world, new_tokens=130)
+def test_a_model_writes_until_its_positions_end(world):
+    first = run(world, new_tokens=130)
+    assert first.models == run(world, new_tokens=120).models  # 8 + 120 are all that there are
+    shorter = run(world, new_tokens=119)
+    assert [m.texts for m in shorter.models] != [m.texts for m in first.models]
+    with pytest.raises(CapgapError, match=r"sample\.prompt_tokens: 129 is longer than the 128"):
+        run(world, prompt_tokens=128)
 
 
 def test_conversations_are_continued_by_the_template(tmp_path):

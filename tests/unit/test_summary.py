@@ -15,6 +15,7 @@ from capgap.cost.next_runs import price
 from capgap.records import paths
 from capgap.records.artifacts import write_text
 from capgap.reporting.answer_text import Experiment
+from capgap.reporting.report_text import Passage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,13 +35,13 @@ def shown(tmp_path, monkeypatch, study):
     """Function that writes a study's records and returns its summary as one line of words."""
     monkeypatch.chdir(tmp_path)
 
-    def summary(law, final=None):
+    def summary(law, final=None, *, everything=True, file="config.yaml"):
         final = final or make_final()
         for path, record in ((paths.LAW, law), (paths.FINAL, final)):
             write_text(path.format(study=study.study), record.to_json())
         console = Console(width=4000)
         with console.capture() as captured:
-            run(study, console)
+            run(study, Path(file), console, everything=everything)
         return " ".join(captured.get().split())
 
     return summary
@@ -56,10 +57,22 @@ def test_the_answer_comes_first_then_costs_verdict_and_report(shown, law):
     assert "t340k" in text
 
 
+def test_the_first_summary_is_the_beginning_of_each_part_and_names_the_rest(shown, law):
+    text = shown(law, everything=False)
+    for label in ("answer", "cost of another", "how it grows", "final student", "published law"):
+        assert label in text
+    for label in ("two causes", "which law", "by init"):
+        assert label not in text
+    assert "more capgap summary --all │" in text
+    assert "capgap summary --all --study mine.yaml │" in shown(
+        law, everything=False, file="mine.yaml"
+    )
+
+
 def test_what_stands_in_brackets_is_shown(shown, law, monkeypatch):
     """rich would take "[no interval]" for the name of a style and leave it out."""
     words = "T* is 3.1 [no interval] times S [or so]"
-    monkeypatch.setattr("capgap.reporting.report_text.verdict", lambda law: words)
+    monkeypatch.setattr("capgap.reporting.report_text.verdict", lambda law: Passage(words))
     assert words in shown(law)
 
 

@@ -93,8 +93,7 @@ def test_shipped_studies_dry_run_offline(fresh, study, unit):
     assert "this was a dry run" in result.stdout + result.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("targets", ["online", "sampled"])
+@pytest.mark.parametrize("targets", [pytest.param("online", marks=pytest.mark.slow), "sampled"])
 def test_a_calibration_measures_what_the_study_does(fresh, targets):
     def keeping(study):
         study["distill"].update(teacher_targets=targets, teacher_precision="bfloat16")

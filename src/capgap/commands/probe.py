@@ -304,7 +304,8 @@ class _Probe:
         length = len(Streams(self.streams_folder)["test"])
         stage(
             "evaluate_teacher", "evaluate", "--model", teacher, *tokens,
-            "--out", self.folder / "metrics.json", settings=study.evaluate, evaluate=2 * length,
+            "--out", self.folder / "metrics.json", settings=study.evaluate.stage(),
+            evaluate=2 * length,
         )  # fmt: skip
         targets = []
         if self.cost.caches_targets:

@@ -22,7 +22,7 @@ from capgap.data.token_streams import Streams, calibration_batch
 from capgap.engine import training
 from capgap.engine.counting import count_params
 from capgap.engine.evaluation import mean_loss
-from capgap.engine.forward import hold_frozen, model_output
+from capgap.engine.forward import hold_frozen, model_output, output_form
 from capgap.engine.models import llama_config, new_model, save_model
 from capgap.engine.objectives import Distillation, data_objective
 from capgap.engine.resuming import RunPaths
@@ -148,6 +148,7 @@ class Rates:
 
     def _targets(self, model: Model) -> Rate:
         settings, built = self.study.distill.targets_stage(), random_model(model).eval()
+        output_form(built)  # probed while all its weights have one type
         hold_frozen(built, settings.precision)
         length, stream = settings.sequence_length, self.streams["train"]
         rows = max(1, min(settings.batch_tokens, settings.unique_tokens) // length)

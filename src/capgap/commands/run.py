@@ -144,7 +144,7 @@ def run(study_file: Path, snakemake_options: list[str]) -> int:
             f"{root}: no space left on the disk; free some and run again: finished jobs are kept"
         )
     if whole:
-        print_summary(study, Console())
+        print_summary(study, study_file, Console())
     if status == 0 and planned:
         note = saved_work(study, dict.fromkeys(planned))
         if note:

@@ -30,13 +30,17 @@ CORES_PER_DEVICE = 6  # launching, the backward pass, communication and loading 
 
 
 class Requests:
-    """Resources of the rules of one study, as functions for Snakemake."""
+    """Resources of the rules of one study, as functions for Snakemake.
 
-    def __init__(self, study: Study):
+    cores_per_device: that the machine has for each of its GPUs; None on a cluster, whose nodes are not known.
+    """
+
+    def __init__(self, study: Study, cores_per_device: int | None = None):
         self.study, self.cost = study, StudyCost(study)
         self.speed = planned(study, study.plan.device)
         self.devices = 0 if study.plan.device == CPU else 1  # of a job that can use one
-        self.cores = CORES_PER_DEVICE if self.devices else 1  # of a process
+        most = CORES_PER_DEVICE if cores_per_device is None else max(1, cores_per_device)
+        self.cores = min(CORES_PER_DEVICE, most) if self.devices else 1  # of a process
         self.processes, self.nodes = study.plan.processes, study.plan.nodes  # of a training job
         self.measuring = study.plan.processes_per_node  # of one that measures a model, on one node
         self.threads = self.cores * study.plan.processes_per_node  # of it on each node

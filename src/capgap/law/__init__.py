@@ -8,7 +8,7 @@ number_text  sizes, budgets and intervals as text
 table/       read_runs reads and checks a table of runs; delimited_text is its file format,
              column_names the synonyms of its columns, metric the scale of the fit, init_kinds the
              runs of one kind of init or weight, run_means means over seeds, grouped_runs the runs as
-             arrays; task_scores scores of lm-eval as outcomes of runs
+             arrays; task_scores scores of lm-eval as outcomes of runs; token_flops the cost of a token
 loss_plane   means of groups of runs, and a plane in log size and log tokens through them
 power_law/   power_law alternates curve_fit (all runs at once) and noise (variance components);
              loss_curve is the curve over teacher sizes. teacher_jackknife leaves teachers out;
@@ -25,6 +25,7 @@ scores/      left_out: how well a law chooses for what it has not seen; contende
              that are scored, and which one leads
 verdicts/    claims: the verdict on the published law; flatness: whether teacher size matters at all;
              control_arms, init_or_teacher: the effect of the init against that of the teacher;
+             teacher_worth: a teacher against none, at equal tokens and at equal compute;
              law_comparison: two kinds of init, weights of the teacher or metrics; study_difference: two studies
 answers/     ask: which teacher to take; by the power law (power_law_answer), by the law that leads
              (leading_law_answer), within what was measured (extrapolation), at equal compute

@@ -333,6 +333,14 @@ class EqualCompute(Record):
     at_equal_tokens: float  # T* there, within the teachers tried
 
 
+class WorthAtEqualCompute(Record):
+    """What a teacher is worth for its compute; capgap.law.verdicts.teacher_worth."""
+
+    teacher: str  # that is worth most
+    tokens_alone: float  # that its compute buys a student without a teacher
+    gain: Interval  # loss without a teacher there above that with it; below 0 none is better
+
+
 class ArmEffects(Record):
     """Effects of init and teacher at one student size and budget, nats per token."""
 
@@ -346,6 +354,7 @@ class ArmEffects(Record):
     alone: Interval | None = (
         None  # loss without a teacher above that with the best; below 0 is better
     )
+    at_equal_compute: WorthAtEqualCompute | None = None
 
 
 class Claim(Record):

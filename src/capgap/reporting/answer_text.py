@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 from capgap.law.answers.answer_records import Choice, FinalRecord, Recommendation
 from capgap.law.answers.extrapolation import nearest
-from capgap.law.law_record import ArmEffects, Claim, LawRecord, Optimum
+from capgap.law.law_record import ArmEffects, Claim, Interval, LawRecord, Optimum
 from capgap.law.number_text import about, bracketed, budget, listed, two_digits
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
 from capgap.reporting.causes_text import effects, leads
-from capgap.reporting.report_text import nats, size, worse_teachers
+from capgap.reporting.report_text import Passage, nats, size, worse_teachers
 
 
 class Experiment(NamedTuple):
@@ -49,10 +49,10 @@ class Answer(NamedTuple):
     """The answer in sentences, the most useful one first."""
 
     headline: str  # the advice in a few words
-    advice: str  # what to do
-    costs: str  # what another teacher costs, as measured; '' if nothing was measured nearby
+    advice: Passage  # what to do
+    costs: Passage  # what another teacher costs, by the law and as measured; '' if neither is known
     growth: str  # how the best size moves with student and tokens
-    alone: str  # what the best teacher gains over none, as measured; '' without such runs
+    alone: Passage  # what the best teacher gains over none, as measured; '' without such runs
     caution: str  # teachers that are no better models than smaller ones; '' without
     causes: str  # what a better teacher gains and a heavier cut costs; '' without that law
     leads: str  # which law predicts best and why; '' if none was scored
@@ -65,9 +65,15 @@ def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
     choice = None if final is None else final.choice
     student, tokens = subject(law, final)
     near = nearest(law, student, tokens)
+    headline = _headline(law, choice, student, tokens, near)
+    advice = _advice(law, choice, student, tokens, near)
+    harm = _harm(law, near)
+    if harm is not None:
+        headline = f"For a student of {about(student)} at {budget(tokens)}, train without a teacher"
+        advice = _none_better(law, harm, near, student, tokens, advice)
     return Answer(
-        headline=_headline(law, choice, student, tokens, near) + _or_none(law, near),
-        advice=_advice(law, choice, student, tokens, near),
+        headline=headline,
+        advice=advice,
         costs=costs(law, near, choice),
         growth=growth(law),
         alone=alone(law, near),
@@ -104,12 +110,28 @@ def _headline(
     return f"{text}, or {cheaper}, which is as good and cheaper" if cheaper else text
 
 
-def _or_none(law: LawRecord, near: Optimum) -> str:
-    """What the headline adds if the nearest student that was measured did better without a teacher."""
+def _harm(law: LawRecord, near: Optimum) -> Interval | None:
+    """How much lower the loss of the nearest student that was measured is without a teacher, if it is."""
     for effect in law.effects:
-        if (effect.student, effect.tokens) == (near.student, near.tokens) and _harmed(effect):
-            return f" – but without a teacher the student {near.student} did better"
-    return ""
+        gain = effect.alone
+        if gain is None or (effect.student, effect.tokens) != (near.student, near.tokens):
+            continue
+        if _harmed(effect):
+            low, high = (None if end is None else -end for end in (gain.high, gain.low))
+            return Interval(value=-gain.value, low=low, high=high)
+    return None
+
+
+def _none_better(
+    law: LawRecord, harm: Interval, near: Optimum, student: float, tokens: int, advice: Passage
+) -> Passage:
+    """The advice where no teacher is better than any; what it says of teachers follows."""
+    return Passage(
+        f"For a student of {about(student)} parameters trained on {budget(tokens)}, take no teacher: from "
+        f"the same init, the student {near.student} did better without one, by {bracketed(harm, nats)} "
+        f"{METRICS[law.metric].unit}. Of the teachers tried, {near.best_teacher} was the best for it.",
+        advice.full,
+    )
 
 
 def _harmed(effect: ArmEffects) -> bool:
@@ -127,11 +149,11 @@ def _cheaper(answer: Recommendation | None) -> str | None:
 
 def _advice(
     law: LawRecord, choice: Choice | None, student: float, tokens: int, near: Optimum
-) -> str:
+) -> Passage:
     who = f"a student of {about(student)} parameters distilled on {budget(tokens)}"
     if law.status == "flat":
         cheapest = min(near.teachers, key=lambda one: one.teacher_params_non_embedding)
-        return (
+        return Passage(
             f"Teacher size makes no difference beyond noise here: for {who}, take {cheapest.teacher}, "
             "the smallest and cheapest."
         )
@@ -142,20 +164,21 @@ def _advice(
             f"{about(one.teacher_params_non_embedding)} parameters, {ratio:.1f} times the student"
         )
         if law.status == "not_identifiable":
-            return (
+            return Passage(
                 f"These runs give no law ({law.reason}). For {who}, the best of the {len(near.teachers)} "
                 f"teachers tried was {one.teacher}: {size}."
             )
-        return (
+        return Passage(
             f"For {who}, take the teacher {one.teacher}, the best of the {len(near.teachers)} that were "
-            f"tried: {size}." + _agreeing(law, near, one.teacher)
+            f"tried: {size}.",
+            _agreeing(law, near, one.teacher),
         )
     answer = choice.recommendation
     best = answer.ranked[0]
     params = about(best.teacher_params_non_embedding)
     size = f"{params} parameters, {best.ratio:.1f} times the student"
     if answer.status == "abstains":
-        return (
+        return Passage(
             f"The runs do not settle which teacher is best for {who} ({answer.reason}). The best "
             f"guess is {best.teacher} ({size})."
         )
@@ -164,10 +187,6 @@ def _advice(
         row.teacher for row in others if row.teacher in answer.within_tie or row.within_tie is None
     ]
     text = f"For {who}, take the teacher {best.teacher}: {size}."
-    text += _agreeing(law, near, best.teacher)
-    star = answer.teacher_params_star
-    if star is not None:
-        text += f" The law puts the best size, T*, at {bracketed(star, about)}."
     if seconds:
         many, cheaper = len(seconds) > 1, _cheaper(answer)
         text += (
@@ -177,7 +196,9 @@ def _advice(
         if cheaper:
             text += f"; {cheaper} is the cheapest" if many else " and is cheaper"
         text += "."
-    return text
+    star = answer.teacher_params_star
+    by_law = f"The law puts the best size, T*, at {bracketed(star, about)}." if star else ""
+    return Passage(text, f"{_agreeing(law, near, best.teacher)} {by_law}".strip())
 
 
 def _agreeing(law: LawRecord, near: Optimum, teacher: str) -> str:
@@ -189,31 +210,44 @@ def _agreeing(law: LawRecord, near: Optimum, teacher: str) -> str:
     ]
     if near.student not in same or len(same) < 2:
         return ""
-    return (
-        f" At {budget(near.tokens)} it was the best one measured for the students {listed(same)}."
-    )
+    return f"At {budget(near.tokens)} it was the best one measured for the students {listed(same)}."
 
 
-def costs(law: LawRecord, near: Optimum, choice: Choice | None) -> str:
-    """What the next best teacher and the worst cost: predicted for the answer, measured nearby."""
-    predicted = _predicted_costs(law, choice)
+def costs(law: LawRecord, near: Optimum, choice: Choice | None) -> Passage:
+    """What the next best teacher and the worst cost: predicted for the answer, then measured nearby."""
+    found = [_predicted_costs(law, choice), _measured_costs(law, near), _noise(law, near)]
+    return Passage(*_begun(found))
+
+
+def _begun(sentences: list[str]) -> tuple[str, str]:
+    """The first of these that is not empty, and the others."""
+    short, *rest = [text for text in sentences if text] or [""]
+    return short, " ".join(rest)
+
+
+def _measured_costs(law: LawRecord, near: Optimum) -> str:
+    """What the next best teacher and the worst cost in the nearest runs; '' without others."""
     _, *others = sorted(near.teachers, key=lambda one: (one.regret_nats, one.teacher))
     if not others or law.status == "flat":
-        return predicted
-    text = predicted + (
+        return ""
+    text = (
         f"Measured for the student {near.student} at {budget(near.tokens)}, the loss is "
         f"{others[0].regret_nats:.3f} {METRICS[law.metric].unit} higher with the next best teacher, "
         f"{others[0].teacher}"
     )
     if len(others) > 1:
         text += f", and {others[-1].regret_nats:.3f} higher with the worst, {others[-1].teacher}"
-    text += "."
+    return f"{text}."
+
+
+def _noise(law: LawRecord, near: Optimum) -> str:
+    """How much a run varies, and how many stand behind a mean; '' if unknown or of no use."""
     noise = noise_sd(law)
-    if noise is not None:
-        runs = max(1, min(one.n_runs for one in near.teachers))
-        text += f" One run varies by {noise:.3f} (standard deviation) if everything is drawn anew"
-        text += f"; these are means of {runs} runs." if runs > 1 else "."
-    return text
+    if noise is None or len(near.teachers) < 2 or law.status == "flat":
+        return ""
+    text = f"One run varies by {noise:.3f} (standard deviation) if everything is drawn anew"
+    runs = max(1, min(one.n_runs for one in near.teachers))
+    return f"{text}; these are means of {runs} runs." if runs > 1 else f"{text}."
 
 
 def _predicted_costs(law: LawRecord, choice: Choice | None) -> str:
@@ -229,10 +263,10 @@ def _predicted_costs(law: LawRecord, choice: Choice | None) -> str:
     )
     if worst != second:
         text += f" and by {bracketed(far_cost, nats)} with the worst, {worst}"
-    return f"{text}. "
+    return f"{text}."
 
 
-def alone(law: LawRecord, near: Optimum) -> str:
+def alone(law: LawRecord, near: Optimum) -> Passage:
     """What the best teacher gains over none at the nearest budget that was measured, and at the smallest."""
     size_of = {o.student: o.student_params_non_embedding for o in law.optima}
     known = sorted(
@@ -241,26 +275,46 @@ def alone(law: LawRecord, near: Optimum) -> str:
     )
     here = [e for e in known if e.tokens == near.tokens]
     if not here:
-        return ""
+        return Passage("")
+    after = f"after {budget(near.tokens)}"
     each = listed(f"{bracketed(e.alone, nats)} for {e.student}" for e in here)
     text = (
-        f"Against the same init trained on the data alone, the best teacher lowers the loss after "
-        f"{budget(near.tokens)} by {each}"
+        "Against the same init trained on the data alone, the best teacher lowers the loss "
+        f"{after} by {each}."
     )
-    first = [e for e in known if e.tokens == known[0].tokens]
-    if known[0].tokens < near.tokens:
-        gains = listed(f"{nats(e.alone.value)} for {e.student}" for e in first)
-        text += f"; after {budget(first[0].tokens)} by {gains}"
     harmed = [e.student for e in here if _harmed(e)]
     doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
     doubtful = [name for name in doubtful if name not in harmed]
     if harmed:
-        text += f". For {listed(harmed)} training without a teacher is better there"
+        text += f" For {listed(harmed)} training without a teacher is better there."
     if doubtful:
-        text += (
-            f". For {listed(doubtful)} a teacher is not shown to help after {budget(near.tokens)}"
-        )
-    return f"{text}."
+        text += f" For {listed(doubtful)} a teacher is not shown to help {after}."
+    text += _for_its_compute(law, near.student)
+    early = ""
+    if (first := known[0].tokens) < near.tokens:
+        gains = [f"{nats(e.alone.value)} for {e.student}" for e in known if e.tokens == first]
+        early = f"After {budget(first)} it lowers the loss by {listed(gains)}."
+    return Passage(text, early)
+
+
+def _for_its_compute(law: LawRecord, student: str) -> str:
+    """What a teacher gains at equal compute, at the first and the last budget where it is known."""
+    known = sorted(
+        (e for e in law.effects if e.student == student and e.at_equal_compute is not None),
+        key=lambda e: e.tokens,
+    )
+    if not known:
+        return ""
+    ends = dict.fromkeys((known[0].tokens, known[-1].tokens))
+    gains = listed(
+        f"{bracketed(e.at_equal_compute.gain, nats)} after {budget(e.tokens)}"
+        for e in known
+        if e.tokens in ends and e.at_equal_compute is not None
+    )
+    return (
+        " At equal compute, where a student without a teacher sees more tokens, a teacher lowers the loss "
+        f"of {student} by {gains}."
+    )
 
 
 def caution(law: LawRecord) -> str:
@@ -276,48 +330,58 @@ class TeacherCost(NamedTuple):
 
     teacher: str
     size: str  # parameters, in words
-    cost: str  # loss above the best, or 'best'
+    cost: str  # loss above the best, 'best', or '–' if no law can tell
+    interval: str  # of a predicted cost, '[0.001, 0.006]'; '' if it was measured
     # the same as a change of perplexity: '+2.4 %'; '' for other metrics and the best
     perplexity: str
     share: float  # of the largest cost, from 0 to 1
-    predicted: str  # loss above the best that the law expects for the student asked; '' if unknown
+    measured: str  # beside a prediction, what the nearest student paid; '' without one
 
 
 class TeacherCosts(NamedTuple):
-    """What every teacher costs one student at one budget that was measured."""
+    """What every teacher costs: predicted for the student asked for if a law does, else measured."""
 
-    student: str
-    tokens: str
+    student: str  # the nearest one that was measured
+    tokens: str  # its budget
     tokens_seen: int  # the same as a number
     rows: list[TeacherCost]  # from the smallest teacher to the largest
     asked: str  # student and budget of the predictions; '' without one
 
 
 def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
-    """Measured costs at the student and budget of the grid that are nearest to the answer's.
+    """Costs at the answer's student and budget, and at those of the grid that are nearest to them.
 
-    Costs are mean losses above that of the best teacher, on the scale of the law's metric.
+    Costs are losses above that of the best teacher, on the scale of the law's metric.
     """
     near = nearest(law, *subject(law, final))
-    worst = max(one.regret_nats for one in near.teachers) or 1.0
-    in_nats = METRICS[law.metric].unit == "nats per token"
     answer = None if final is None else final.choice.recommendation
-    expected = {row.teacher: row.predicted_regret for row in answer.ranked} if answer else {}
-    rows = [
-        TeacherCost(
-            teacher=one.teacher,
-            size=size(one.teacher_params_non_embedding),
-            cost="best" if one.teacher == near.best_teacher else nats(one.regret_nats),
-            perplexity=f"+{100 * math.expm1(one.regret_nats):.1f} %"
-            if in_nats and one.teacher != near.best_teacher
-            else "",
-            share=one.regret_nats / worst,
-            predicted=bracketed(expected[one.teacher], nats) if expected.get(one.teacher) else "",
+    params = {one.teacher: one.teacher_params_non_embedding for one in near.teachers}
+    measured = {one.teacher: one.regret_nats for one in near.teachers}
+    expected: dict[str, Interval] = {}
+    for row in [] if answer is None else answer.ranked:
+        if row.predicted_regret is not None:
+            expected[row.teacher] = row.predicted_regret
+            params[row.teacher] = row.teacher_params_non_embedding
+    costs = {name: found.value for name, found in expected.items()} or measured
+    worst = max(costs.values()) or 1.0
+    in_nats = METRICS[law.metric].unit == "nats per token"
+    rows = []
+    for name in sorted(params, key=lambda name: (params[name], name)):
+        cost, predicted = costs.get(name), expected.get(name)
+        text = "–" if cost is None else nats(cost) if cost > 0 else "best"
+        rows.append(
+            TeacherCost(
+                teacher=name,
+                size=size(params[name]),
+                cost=text,
+                interval=bracketed(predicted, nats).partition(" ")[2] if predicted and cost else "",
+                perplexity=f"+{100 * math.expm1(cost):.1f} %" if cost and in_nats else "",
+                share=(cost or 0.0) / worst,
+                measured=nats(measured[name]) if expected and name in measured else "",
+            )
         )
-        for one in sorted(near.teachers, key=lambda c: (c.teacher_params_non_embedding, c.teacher))
-    ]
     asked = ""
-    if any(row.predicted for row in rows):
+    if answer is not None and expected:
         asked = f"{about(answer.student_params_non_embedding)} at {budget(answer.tokens)}"
     return TeacherCosts(near.student, budget(near.tokens), near.tokens, rows, asked)
 
@@ -346,9 +410,10 @@ def growth(law: LawRecord) -> str:
             parts.append(f"{times} times as large for {what}")
     text = f"The best teacher is {listed(parts)}." if parts else ""
     ratio = law.ratio_at_25_tokens_per_param
-    if parts and ratio is not None:
+    if parts and ratio is not None and law.curve is not None:
         times = bracketed(ratio, two_figures)
-        text += f" At 25 tokens per student parameter it is {times} times the student."
+        student = about(law.curve.central_student_params)
+        text += f" At 25 tokens per parameter it is {times} times a student of {student}."
     return text
 
 

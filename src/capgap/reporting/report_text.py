@@ -68,6 +68,18 @@ NOISE_SOURCES = {
 }
 
 
+class Passage(NamedTuple):
+    """A paragraph of the report, of which the terminal shows the beginning."""
+
+    short: str
+    rest: str = ""
+
+    @property
+    def full(self) -> str:
+        """All of it."""
+        return f"{self.short} {self.rest}".strip()
+
+
 def arm_name(arm: str) -> str:
     """Name of an arm for a reader; unknown arms keep theirs."""
     return ARMS.get(arm, arm.replace("_", " "))
@@ -139,17 +151,17 @@ def on_ladder(found: Optimum) -> bool:
 # --- what was found -----------------------------------------------------------------------------
 
 
-def verdict(law: LawRecord) -> str:
-    """The verdict on the published law with its reason, in a sentence or two."""
+def verdict(law: LawRecord) -> Passage:
+    """The verdict on the published law, then its reason."""
     status = {
         "supported": "These runs support",
         "contradicted": "These runs contradict",
         "inconclusive": "These runs do not settle",
     }[law.overall.status]
-    text = f"{status} T* = {law.lines[0].published_slope:g} S: {law.overall.reason}."
+    text = f"{status} T* = {law.lines[0].published_slope:g} S."
     if law.overall.cause == "init":
         text += " If there is a best size, the pruned init makes it, not the teacher."
-    return text
+    return Passage(text, f"{sentence(law.overall.reason)}.")
 
 
 def rivals_drawn(law: LawRecord) -> bool:

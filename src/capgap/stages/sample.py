@@ -10,6 +10,7 @@ OUT  samples.json: the prompts, how the text itself continues, and each model's 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def run(
     """Every model's continuations; models in the order given.
 
     The corpus's text is encoded with the tokenizer of the first model, which all must share. Raises
-    CapgapError for a model that cannot read the streams or is too short for a prompt.
+    CapgapError for a model that cannot read the streams or has no position left behind a prompt. One
+    with fewer positions than `new_tokens` takes writes until they end.
     """
     meta = Streams(tokens_folder).meta
     folders = [open_folder(folder) for folder in model_folders]
@@ -47,7 +49,7 @@ def run(
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
     )
-    longest = max(len(prompt.ids) for prompt in asked) + settings.new_tokens
+    longest = max(len(prompt.ids) for prompt in asked)
 
     def text(ids) -> str:
         return tokenizer.decode([int(i) for i in ids], clean_up_tokenization_spaces=False)
@@ -55,11 +57,14 @@ def run(
     models = []
     for folder in folders:
         model = load_frozen(folder, settings.precision)
-        check_reads(model, folder, meta, sequence_length=longest, setting="sample.new_tokens")
+        check_reads(
+            model, folder, meta, sequence_length=longest + 1, setting="sample.prompt_tokens"
+        )
+        places = getattr(model.config, "max_position_embeddings", None) or math.inf
         written = continuations(
             model,
             [prompt.ids for prompt in asked],
-            new_tokens=settings.new_tokens,
+            new_tokens=min(settings.new_tokens, places - longest),
             temperature=settings.temperature,
             draws=[
                 np.random.Generator(np.random.Philox(key=[settings.seed, number]))

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 
 from capgap.config import Law
-from capgap.config.run_grid import NONE
 from capgap.law.answers.answer_records import ComputeAnswer, ComputeTeacher
 from capgap.law.law_record import EqualCompute, Interval
 from capgap.law.power_law.power_law import PowerLaw
@@ -35,43 +34,12 @@ from capgap.law.power_law.teacher_jackknife import (
     whole,
     without,
 )
+from capgap.law.table.token_flops import TokenFlops, token_flops_of
 
 LAST = 0.5  # steps of the grid
 GRID = 400  # teacher sizes at which the loss is looked at
 REACH = 2.0  # times beyond the budgets tried to which tokens are followed
 SQUARE = 3  # budgets of every student for a square of log D
-SIDES = ("student", "teacher")
-
-
-@dataclass(frozen=True)
-class TokenFlops:
-    """FLOPs of a token's forward pass by the size of a model, (log size, log FLOPs) of known ones."""
-
-    known: dict[str, tuple[np.ndarray, np.ndarray]]  # by side; empty if the table has no FLOPs
-
-    def forward(self, side: str, size: np.ndarray | float) -> np.ndarray:
-        """FLOPs of models of some sizes; beyond those known in proportion to their size."""
-        log = np.log(np.asarray(size, dtype=float))
-        if side not in self.known:
-            return 2 * np.exp(log)
-        sizes, flops = self.known[side]
-        at = np.clip(log, sizes[0], sizes[-1])
-        return np.exp(np.interp(at, sizes, flops) + log - at)
-
-    def per_token(self, student: float, teacher: np.ndarray | float, shared_by: float):
-        """FLOPs of one token of a distillation."""
-        return 3 * self.forward("student", student) + self.forward("teacher", teacher) / shared_by
-
-
-def token_flops_of(runs: pd.DataFrame) -> TokenFlops:
-    """FLOPs by the columns of a table (`read_runs`), if they are there for all its runs."""
-    known, taught = {}, runs[runs["teacher"] != NONE]
-    for side in SIDES:
-        columns = [f"{side}_params_non_embedding", f"{side}_forward_flops_per_token"]
-        if columns[1] in taught and taught[columns[1]].notna().all():
-            means = taught[columns].astype(float).groupby(columns[0]).mean()
-            known[side] = np.log(means.index.to_numpy(float)), np.log(means[columns[1]].to_numpy())
-    return TokenFlops(known if len(known) == len(SIDES) else {})
 
 
 def _level_of(law: Refitted, use: np.ndarray) -> Callable[[float, np.ndarray], np.ndarray]:
