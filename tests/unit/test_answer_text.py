@@ -112,7 +112,7 @@ def test_worth_for_its_compute_is_told_at_the_first_and_the_last_budget(law):
     ]
     text = alone(law.model_copy(update={"effects": effects}), near).short
     assert f"lowers the loss of {near.student} by 0.100 [0.090, 0.110] after" in text
-    assert "and −0.020 [−0.030, −0.010] after" in text
+    assert "and raises it by 0.020 [0.010, 0.030] after" in text
     assert "0.040" not in text
 
 

@@ -117,9 +117,13 @@ def _harm(law: LawRecord, near: Optimum) -> Interval | None:
         if gain is None or (effect.student, effect.tokens) != (near.student, near.tokens):
             continue
         if _harmed(effect):
-            low, high = (None if end is None else -end for end in (gain.high, gain.low))
-            return Interval(value=-gain.value, low=low, high=high)
+            return _negative(gain)
     return None
+
+
+def _negative(found: Interval) -> Interval:
+    low, high = (None if end is None else -end for end in (found.high, found.low))
+    return Interval(value=-found.value, low=low, high=high)
 
 
 def _none_better(
@@ -300,20 +304,21 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
 def _for_its_compute(law: LawRecord, student: str) -> str:
     """What a teacher gains at equal compute, at the first and the last budget where it is known."""
     known = sorted(
-        (e for e in law.effects if e.student == student and e.at_equal_compute is not None),
-        key=lambda e: e.tokens,
+        (effect.tokens, effect.at_equal_compute)
+        for effect in law.effects
+        if effect.student == student and effect.at_equal_compute is not None
     )
-    if not known:
+    parts = []
+    for tokens, worth in known[:1] + known[1:][-1:]:
+        gain, after = worth.gain, f"after {budget(tokens)}"
+        moved = ("lowers", gain) if gain.value >= 0 else ("raises", _negative(gain))
+        what = "it" if parts else f"the loss of {student}"
+        parts.append(f"{moved[0]} {what} by {bracketed(moved[1], nats)} {after}")
+    if not parts:
         return ""
-    ends = dict.fromkeys((known[0].tokens, known[-1].tokens))
-    gains = listed(
-        f"{bracketed(e.at_equal_compute.gain, nats)} after {budget(e.tokens)}"
-        for e in known
-        if e.tokens in ends and e.at_equal_compute is not None
-    )
     return (
-        " At equal compute, where a student without a teacher sees more tokens, a teacher lowers the loss "
-        f"of {student} by {gains}."
+        " At equal compute, where a student without a teacher sees more tokens, the teacher that is worth "
+        f"most {listed(parts)}."
     )
 
 
