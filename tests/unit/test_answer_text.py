@@ -71,7 +71,7 @@ def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budg
     effects = [effect(name, near.tokens, 0.02, -0.01), effect(name, near.tokens // 2, 0.1, 0.05)]
     text = alone(law.model_copy(update={"effects": effects}), near)
     assert f"by 0.020 [−0.010, 0.050] for {name}. For {name} a teacher is not shown" in text.short
-    assert text.rest.endswith(f" it lowers the loss by 0.100 for {name}.")
+    assert text.rest.endswith(f" the best lowers it by 0.100 for {name}.")
     worse = alone(
         law.model_copy(update={"effects": [effect(name, near.tokens, -0.05, -0.08)]}), near
     )

@@ -214,7 +214,8 @@ def _agreeing(law: LawRecord, near: Optimum, teacher: str) -> str:
     ]
     if near.student not in same or len(same) < 2:
         return ""
-    return f"At {budget(near.tokens)} it was the best one measured for the students {listed(same)}."
+    at = budget(near.tokens)
+    return f"{teacher} was the best one measured at {at} for the students {listed(same)}."
 
 
 def costs(law: LawRecord, near: Optimum, choice: Choice | None) -> Passage:
@@ -297,7 +298,7 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
     early = ""
     if (first := known[0].tokens) < near.tokens:
         gains = [f"{nats(e.alone.value)} for {e.student}" for e in known if e.tokens == first]
-        early = f"After {budget(first)} it lowers the loss by {listed(gains)}."
+        early = f"At equal tokens, after {budget(first)}, the best lowers it by {listed(gains)}."
     return Passage(text, early)
 
 
