@@ -97,6 +97,7 @@ def test_shipped_studies_dry_run_offline(fresh, study, unit):
 def test_a_calibration_measures_what_the_study_does(fresh, targets):
     def keeping(study):
         study["distill"].update(teacher_targets=targets, teacher_precision="bfloat16")
+        study["distill"].update(schedule="wsd", warmup_tokens="1k")  # longer than what is run here
         if targets != "online":
             study["distill"]["unique_tokens"] = "6k"
 

@@ -152,7 +152,7 @@ def test_s3_reader_may_not_push(on_s3, tmp_path):
 def test_s3_missing_bucket(on_s3, clone, command):
     colleague = clone(on_s3, url="s3://elsewhere/studies")
     result = colleague.capgap(command, check=False)
-    refused(result, "there is no bucket elsewhere", "modify --local storage url")
+    refused(result, "the bucket elsewhere does not exist", "modify --local storage url")
 
 
 @pytest.mark.parametrize("command", ["pull", "push"])

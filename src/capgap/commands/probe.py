@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from capgap.commands.rates import LARGEST_PARAMS, Rates, random_model
+from capgap.commands.rates import LARGEST_PARAMS, Rates, of_few_steps, random_model
 from capgap.config import (
     FilesCorpus,
     PackageCorpus,
@@ -245,7 +245,7 @@ class _Probe:
 
     def law(self) -> dict[str, Run]:
         """The stages after the runs, on simulated losses of the study's own grid, by rule."""
-        study, sizes = self.study, sorted(run_grid.teacher_sizes(self.study).values())
+        study, sizes = self.study, sorted({*run_grid.teacher_sizes(self.study).values()})
         students = study.grid.every_size(run_grid.given_sizes(study))
         table, law = self.folder / "runs.csv", self.folder / "law.json"
         simulate_study(
@@ -258,7 +258,7 @@ class _Probe:
             student, tokens = study.final.student, study.final.tokens
         found = {}
         for rule, words in {
-            "fit_law": ["capgap.stages.fit", "--runs", table, "--out", law, *self._options(study.law)],
+            "fit_law": ["capgap.stages.fit", "--runs", table, "--out", law],  # as by default
             "choose_teacher": [
                 "capgap.stages.choose", "--law", law, "--runs", table, "--student", student,
                 "--tokens", tokens, "--out", self.folder / "choice.json",
@@ -334,12 +334,12 @@ class _Probe:
             stage(
                 "distill_student", "distill", "--init", start, "--teacher", teacher, *targets, *tokens,
                 "--tokens", study.distill.batch_tokens, "--out", self.folder / "run", *state,
-                settings=study.distill, distill=study.distill.batch_tokens,
+                settings=of_few_steps(study.distill), distill=study.distill.batch_tokens,
                 evaluate=self._validated(study.distill, length),
             )  # fmt: skip
         if "pretrain_teacher" in jobs and isinstance(study.teachers[name], PretrainedTeacher):
             settings = study.pretrain_stage(name)
-            settings = settings.model_copy(update={"tokens": study.pretrain.batch_tokens})
+            settings = of_few_steps(settings).model_copy(update={"tokens": settings.batch_tokens})
             stage(
                 "pretrain_teacher", "pretrain", "--name", name, *tokens, "--tokenizer", self.tokenizer,
                 "--out", self.folder / "trained", *state, settings=settings,

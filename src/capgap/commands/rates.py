@@ -123,7 +123,7 @@ class Rates:
         elif teacher:
             objective = Distillation(random_model(teacher).eval(), settings)
             flops += teacher.forward_flops(context)
-        short = settings.model_copy(update={"validations": 1, "validation_tokens": 2 * context})
+        short = of_few_steps(settings).model_copy(update={"validation_tokens": 2 * context})
 
         def steps(count: int) -> None:
             training.train(
@@ -190,6 +190,12 @@ class Rates:
 
         flops = 3 * model.forward_flops(settings.sequence_length)
         return flops, _seconds_each(passes) / inputs.numel()
+
+
+def of_few_steps(settings: Training) -> Training:
+    """The settings for a run that is too short for the warm-up and the fall of its schedule."""
+    constant = {"schedule": "constant", "warmup_tokens": None, "warmup_share": 0.0}
+    return settings.model_copy(update={"validations": 1, **constant})
 
 
 def _seconds_each(repeat: Callable[[int], None]) -> float:
