@@ -8,7 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from capgap.config import Law, SampleStage
-from capgap.law.answers.answer_records import Choice, FinalRecord, FinalRow
+from capgap.law.answers.answer_records import (
+    Choice,
+    FinalRecord,
+    FinalRow,
+    RankedTeacher,
+    Recommendation,
+)
 from capgap.law.law_record import Interval, LawRecord
 from capgap.law.make_record import law_record
 from capgap.records.run_records import (
@@ -267,3 +273,46 @@ def write_study(folder: Path, runs=None, law=None, final=None, teachers=None) ->
         *("--final", str(folder / "final.json"), "--teachers", *map(str, files)),
         *("--study-name", "pocket", "--study-spec", json.dumps(SETTINGS)),
     ]
+
+
+def with_recommendation(final: FinalRecord) -> FinalRecord:
+    """The same final student, with a cost of each teacher that is larger: 0.01 nats a step from t340k."""
+    size = final.choice.student_params_non_embedding
+    larger = {name: params for name, params in TEACHERS.items() if params > size}
+    order = sorted(larger, key=larger.get)
+    steps = {name: abs(order.index(name) - order.index("t340k")) for name in order}
+    ranked = [
+        RankedTeacher(
+            teacher=name,
+            teacher_params_non_embedding=larger[name],
+            ratio=larger[name] / size,
+            predicted_loss=None,
+            predicted_regret=Interval(value=0.01 * step, low=0.008 * step, high=0.02 * step),
+            within_tie=step == 0,
+            train_flops=float(larger[name]),
+        )
+        for name, step in sorted(steps.items(), key=lambda item: item[1])
+    ]
+    answer = Recommendation(
+        student_params_non_embedding=size,
+        tokens=final.choice.tokens,
+        status="recommended",
+        reason=None,
+        basis="power_law",
+        basis_note="",
+        law_tokens=TOKENS,
+        teacher_params_star=final.choice.teacher_params_star,
+        target_params=RATIO * size,
+        ranked=ranked,
+        within_tie=["t340k"],
+        student_extrapolation=1.0,
+        tokens_extrapolation=2.0,
+        teacher_extrapolation=1.0,
+        rules=[],
+        exhaustive_flops=1.0,
+        saved_flops=0.0,
+        pilot_flops=1.0,
+        notes=[],
+    )
+    choice = final.choice.model_copy(update={"recommendation": answer})
+    return final.model_copy(update={"choice": choice})

@@ -1,7 +1,7 @@
 """The answer: which teacher to take, what another one costs, what is open and what would settle it."""
 
 import pytest
-from report_records import make_final, make_law, make_runs
+from report_records import make_final, make_law, make_runs, with_recommendation
 
 from capgap.law.answers.extrapolation import nearest
 from capgap.law.law_record import (
@@ -60,58 +60,111 @@ def test_costs_are_the_measured_losses_above_the_best_in_order(law):
     )
 
 
-def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budget(law):
-    def effect(student, tokens, value, low):
-        gain = Interval(value=value, low=low, high=2 * value - low)
-        spans = dict.fromkeys(("init_nats", "teacher_nats", "noise_nats", "gain_nats"))
-        return ArmEffects(student=student, tokens=tokens, alone=gain, fixed_init_shapes={}, **spans)
+def worth(optimum, tokens, gain, **more):
+    """Effects of one student and budget of which only the worth of a teacher is known."""
+    spans = dict.fromkeys(("init_nats", "teacher_nats", "noise_nats", "gain_nats"))
+    return ArmEffects(
+        student=optimum.student,
+        tokens=tokens,
+        alone=gain,
+        both_ways=(optimum.best_teacher,),
+        fixed_init_shapes={},
+        **spans,
+        **more,
+    )
 
+
+def around(value, half):
+    return Interval(value=value, low=value - half, high=value + half)
+
+
+def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budget(law):
     near = law.optima[0]
     name = near.student
-    effects = [effect(name, near.tokens, 0.02, -0.01), effect(name, near.tokens // 2, 0.1, 0.05)]
+    effects = [
+        worth(near, near.tokens, around(0.02, 0.03)),
+        worth(near, near.tokens // 2, around(0.1, 0.05)),
+    ]
     text = alone(law.model_copy(update={"effects": effects}), near)
-    assert f"by 0.020 [−0.010, 0.050] for {name}. For {name} a teacher is not shown" in text.short
-    assert text.rest.endswith(f" the best lowers it by 0.100 for {name}.")
-    worse = alone(
-        law.model_copy(update={"effects": [effect(name, near.tokens, -0.05, -0.08)]}), near
-    )
-    assert f"For {name} training without a teacher is better there." in worse.short
+    assert f"lowers the loss by 0.020 [−0.010, 0.050] for {name} after" in text.short
+    assert f"For {name} a teacher is not shown to help" in text.short
+    assert text.rest.endswith(f" it lowers the loss by 0.100 [0.050, 0.150] for {name}.")
+    raised = law.model_copy(update={"effects": [worth(near, near.tokens, around(-0.05, 0.03))]})
+    worse = alone(raised, near).short
+    assert f"raises the loss by 0.050 [0.020, 0.080] for {name} after" in worse
+    assert f"For {name} training without a teacher is better there." in worse
+    assert "not shown" not in worse
+    unknown = Interval(value=0.03, low=None, high=None)
+    blind = law.model_copy(update={"effects": [worth(near, near.tokens, unknown)]})
+    text = alone(blind, near).short
+    assert f"by 0.030 (noise unknown) for {name}" in text
+    assert "not shown" not in text
+    assert alone(law.model_copy(update={"effects": []}), near).full == ""
+
+
+def test_where_no_teacher_is_better_the_advice_is_to_take_none(law):
     best = max(law.optima, key=lambda o: (o.student_params_non_embedding, o.tokens))
-    harmed = effect(best.student, best.tokens, -0.05, -0.08)
+    harmed = worth(best, best.tokens, around(-0.05, 0.03))
     answer = answer_of(law.model_copy(update={"effects": [harmed]}))
     assert answer.headline == "For a student of 159k at 1.5M tokens, train without a teacher"
     assert (
         f"the student {best.student} did better without one, by 0.050 [0.020, 0.080] nats per token. "
         f"Of the teachers tried, {best.best_teacher} was the best for it."
     ) in answer.advice.short
-    assert answer_of(law).advice.short in answer.advice.rest
-    assert "without" not in answer_of(law).headline
-    assert "not shown" not in worse.short
-    assert alone(law.model_copy(update={"effects": []}), near).full == ""
+    usual = answer_of(law)
+    assert "without" not in usual.headline
+    assert answer.advice.rest == f"If there must be a teacher: f{usual.advice.full[1:]}"
+    # the init of the best teacher was not trained without one, which might be no better
+    other = harmed.model_copy(update={"both_ways": ("another",)})
+    assert answer_of(law.model_copy(update={"effects": [other]})).headline == usual.headline
+
+
+def test_a_student_that_was_not_measured_is_told_of_the_nearest(law):
+    final = make_final()
+    near = nearest(law, 131_072, 3_000_000)
+    harmed = worth(near, near.tokens, around(-0.05, 0.03))
+    answer = answer_of(law.model_copy(update={"effects": [harmed]}), final)
+    assert "the nearest student measured, 160k at 1.5M tokens, did better" in answer.advice.short
+
+
+def test_a_flat_law_and_one_without_identified_optima_answer_for_the_student_asked(law):
+    final = with_recommendation(make_final())  # 131k
+    flat = answer_of(law.model_copy(update={"status": "flat"}), final)
+    assert "take t180k, the smallest and cheapest." in flat.advice.short  # t80k is smaller than it
+    unknown = answer_of(law.model_copy(update={"status": "not_identifiable"}), final)
+    assert unknown.headline == "For a student of 131k at 3M tokens, take the teacher t340k"
+    assert "take the teacher t340k" in unknown.advice.short
+    assert "T*" not in unknown.advice.full
+    assert "The law puts the best size, T*, at" in answer_of(law, final).advice.rest
+    distant = final.choice.recommendation.model_copy(
+        update={"status": "abstains", "reason": "too far"}
+    )
+    choice = final.choice.model_copy(update={"recommendation": distant})
+    final = final.model_copy(update={"choice": choice})
+    near = nearest(law, 131_072, 3_000_000)
+    harmed = worth(near, near.tokens, around(-0.05, 0.03))
+    answer = answer_of(law.model_copy(update={"effects": [harmed]}), final)
+    assert (
+        answer.headline == "These runs do not settle the teacher for a student of 131k at 3M tokens"
+    )
 
 
 def test_worth_for_its_compute_is_told_at_the_first_and_the_last_budget(law):
     near = law.optima[0]
-
-    def effect(tokens, value):
-        gain = Interval(value=value, low=value - 0.01, high=value + 0.01)
-        worth = WorthAtEqualCompute(teacher="t", tokens_alone=2 * tokens, gain=gain)
-        spans = dict.fromkeys(("init_nats", "teacher_nats", "noise_nats", "gain_nats"))
-        return ArmEffects(
-            student=near.student,
-            tokens=tokens,
-            alone=gain,
-            fixed_init_shapes={},
-            at_equal_compute=worth,
-            **spans,
-        )
-
-    budgets = [near.tokens // 4, near.tokens // 2, near.tokens]
+    budgets = {near.tokens // 4: 0.1, near.tokens // 2: 0.04, near.tokens: -0.02}
     effects = [
-        effect(tokens, gain) for tokens, gain in zip(budgets, (0.1, 0.04, -0.02), strict=True)
+        worth(
+            near,
+            tokens,
+            around(value, 0.01),
+            at_equal_compute=WorthAtEqualCompute(
+                teacher="t", tokens_alone=2 * tokens, gain=around(value, 0.01)
+            ),
+        )
+        for tokens, value in budgets.items()
     ]
     text = alone(law.model_copy(update={"effects": effects}), near).short
-    assert f"lowers the loss of {near.student} by 0.100 [0.090, 0.110] after" in text
+    assert f"most to {near.student} lowers the loss by 0.100 [0.090, 0.110] after" in text
     assert "and raises it by 0.020 [0.010, 0.030] after" in text
     assert "0.040" not in text
 

@@ -252,19 +252,69 @@ def test_worth_of_a_teacher_compares_runs_that_share_init_and_order():
         for name, both in losses.items()
         for draw, loss in enumerate(both, 1)
     ]
-    rows.append(("no_teacher", "pruned-a", "none", 1, 3.02))
+    rows += [
+        ("no_teacher", f"pruned-{name}", "none", 1, loss)
+        for name, loss in (("a", 3.02), ("b", 3.05))
+    ]
     columns = ["arm", "init", "teacher", "seed", "val_loss_nats_per_token"]
     runs = pd.DataFrame(rows, columns=columns).assign(student="s", tokens=1000)
     runs["init_seed"] = runs["seed"]
     runs["teacher_params_non_embedding"] = runs["teacher"].map({"a": 100, "b": 200})
     runs["student_params_non_embedding"] = 60
     (found,) = effects_of(runs, None, Law())
-    assert found.gain_nats == pytest.approx(0.02)
-    # 3.05 + 0.02 for the init of a without a teacher, less 2.93 with b; below any control's own loss
+    assert found.gain_nats == pytest.approx((0.02 + 0.15) / 2)
+    assert found.both_ways == ("a", "b")
+    # 3.05 + 0.02 for the init of a without a teacher, less 2.93 with b; that of b has 2.93 + 0.15
     assert (found.alone.value, found.alone.low) == (pytest.approx(0.14), None)
     law = SimpleNamespace(component_variances={"order": 1e-4, "teacher": 2e-4}, noise_df=10)
     (found,) = effects_of(runs, law, Law())
     half = 2.2281 * ((2 * 1e-4 + 2e-4) + 2 * (1e-4 + 2e-4) / 2) ** 0.5
+    assert found.alone.high - found.alone.value == pytest.approx(half, rel=1e-4)
+    # b's init was trained with b alone: whether it would do better without a teacher is not known
+    (found,) = effects_of(runs[runs["init"].ne("pruned-b") | runs["arm"].eq("main")], law, Law())
+    assert found.both_ways == ("a",)
+    assert found.alone.value == pytest.approx(0.02)
+    assert found.alone.high - found.alone.value == pytest.approx(2.2281 * 4e-4**0.5, rel=1e-4)
+
+
+def test_a_table_of_means_and_the_runs_behind_it_tell_the_same_worth():
+    rng = np.random.default_rng(0)
+    rows = [
+        (arm, "pruned-a", teacher, seed, base + rng.normal(0, 0.01))
+        for arm, teacher, base in (("main", "a", 3.0), ("no_teacher", "none", 3.1))
+        for seed in range(1, 6)
+    ]
+    columns = ["arm", "init", "teacher", "seed", "val_loss_nats_per_token"]
+    runs = pd.DataFrame(rows, columns=columns).assign(student="s", tokens=1000)
+    runs["teacher_params_non_embedding"] = runs["teacher"].map({"a": 100})
+    runs["student_params_non_embedding"] = 60
+    key = [name for name in runs if name not in ("seed", "val_loss_nats_per_token")]
+    means = runs.groupby(key, dropna=False, as_index=False)["val_loss_nats_per_token"].mean()
+    law = SimpleNamespace(component_variances={"order": 1e-4, "teacher": 2e-4}, noise_df=10)
+    (whole,), (mean,) = (
+        effects_of(table, law, Law()) for table in (runs, means.assign(n=5, seed=1))
+    )
+    for one, other in zip(whole.alone, mean.alone, strict=True):
+        assert one[1] == pytest.approx(other[1])
+    assert mean.noise_nats == pytest.approx(whole.noise_nats)
+
+
+def test_one_random_init_of_all_teachers_has_one_loss_without_them():
+    losses = {"a": (3.00, 3.10), "b": (2.90, 2.96)}
+    rows = [
+        ("main", "random", name, seed, loss)
+        for name, both in losses.items()
+        for seed, loss in enumerate(both, 1)
+    ]
+    rows.append(("no_teacher", "random", "none", 1, 3.02))
+    columns = ["arm", "init", "teacher", "seed", "val_loss_nats_per_token"]
+    runs = pd.DataFrame(rows, columns=columns).assign(student="s", tokens=1000)
+    runs["teacher_params_non_embedding"] = runs["teacher"].map({"a": 100, "b": 200})
+    runs["student_params_non_embedding"] = 60
+    law = SimpleNamespace(component_variances={"order": 1e-4, "teacher": 2e-4}, noise_df=10)
+    (found,) = effects_of(runs, law, Law())
+    assert found.alone.value == pytest.approx(3.02 - 2.93)
+    half = 2.2281 * (1e-4 + 3e-4 / 2) ** 0.5  # the control, and two runs with b
     assert found.alone.high - found.alone.value == pytest.approx(half, rel=1e-4)
 
 
@@ -272,7 +322,11 @@ def test_worth_for_its_compute_is_against_a_student_that_saw_more_tokens():
     """S = 100, teachers of 100 and 200: their passes buy 4/3 and 5/3 of the tokens (6 S + 2 T)."""
     alone = {1000: 3.0, 2000: 2.8, 4000: 2.7}
     taught = {1000: (2.90, 2.95), 2000: (2.72, 2.66), 4000: (2.65, 2.60)}
-    rows = [("no_teacher", "pruned-a", "none", tokens, loss) for tokens, loss in alone.items()]
+    rows = [
+        ("no_teacher", f"pruned-{name}", "none", tokens, loss + more)
+        for tokens, loss in alone.items()
+        for name, more in (("a", 0.0), ("b", 0.05))
+    ]
     for tokens, losses in taught.items():
         rows += [
             ("main", f"pruned-{name}", name, tokens, loss)

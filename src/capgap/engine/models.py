@@ -45,7 +45,6 @@ if collects:
 
 from capgap.engine.foreign import attention_of, check_folder, copy_settings  # noqa: E402
 from capgap.engine.forward import output_form  # noqa: E402
-from capgap.engine.memory_limit import map_large_tensors  # noqa: E402
 from capgap.engine.mmap_weights import release  # noqa: E402
 from capgap.engine.model_class import (  # noqa: E402
     IN_WRAPPER,
@@ -251,13 +250,9 @@ class NotOneByOne(CapgapError):
 def load_hollow(path: str | Path) -> tuple[PreTrainedModel, StoredTensors]:
     """A folder's model with all buffers and no weights, and where its weights can be read.
 
-    Its tensors will come and go, so this process gives every large one pages of its own from now on
-    (`map_large_tensors`).
-
     Raises CapgapError as `load_model` does, except that numbers are checked when they are read, and
     NotOneByOne if tensors of the model are put together from several of the folder.
     """
-    map_large_tensors()
     folder, found = _opened(path)
     weights = read_weights(folder)
     config = _configure(folder, found, weights)

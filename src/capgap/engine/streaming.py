@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from capgap.config.devices import FITS_SHARE, STREAMS_SHARE
 from capgap.engine.forward import decoder_layers, hold_frozen, output_form
-from capgap.engine.memory_limit import available_bytes
+from capgap.engine.memory_limit import available_bytes, map_large_tensors
 from capgap.engine.models import NotOneByOne, compute_device, load_hollow, load_model, load_shape
 from capgap.engine.onednn_matmul import use_onednn
 from capgap.engine.stored_tensors import StoredTensors
@@ -354,6 +354,7 @@ def load_unread(folder: Path) -> PreTrainedModel:
 
     Those that transformers puts together from several tensors are loaded, in their stored type.
     """
+    map_large_tensors()
     try:
         model, stored = load_hollow(folder)
     except NotOneByOne:
@@ -415,6 +416,7 @@ def load_frozen(
         output_form(model)  # probed while all its weights have one type
         hold_frozen(model, precision)
         return model.to(device)
+    map_large_tensors()  # before the hollow model, whose parameters have memory for a moment
     return _streamed(
         *load_hollow(folder), precision, device, scratch or Path(tempfile.gettempdir())
     )

@@ -338,7 +338,7 @@ class WorthAtEqualCompute(Record):
 
     teacher: str  # that is worth most
     tokens_alone: float  # that its compute buys a student without a teacher
-    gain: Interval  # loss without a teacher there above that with it; below 0 none is better
+    gain: Interval  # loss without one there above that with it; below 0 none is better
 
 
 class ArmEffects(Record):
@@ -351,9 +351,9 @@ class ArmEffects(Record):
     noise_nats: float | None  # span that noise alone exceeds in 5 % of cases
     fixed_init_shapes: dict[str, str]  # by init
     gain_nats: float | None  # own teacher against none at the same init and order of the data
-    alone: Interval | None = (
-        None  # loss without a teacher above that with the best; below 0 is better
-    )
+    both_ways: tuple[str, ...] = ()  # teachers whose students' inits were also trained without one
+    # of these inits, the lowest loss without a teacher above that with one; below 0 none is better
+    alone: Interval | None = None
     at_equal_compute: WorthAtEqualCompute | None = None
 
 

@@ -67,7 +67,7 @@ def answer_of(law: LawRecord, final: FinalRecord | None = None) -> Answer:
     near = nearest(law, student, tokens)
     headline = _headline(law, choice, student, tokens, near)
     advice = _advice(law, choice, student, tokens, near)
-    harm = _harm(law, near)
+    harm = _harm(law, near, choice)
     if harm is not None:
         headline = f"For a student of {about(student)} at {budget(tokens)}, train without a teacher"
         advice = _none_better(law, harm, near, student, tokens, advice)
@@ -99,25 +99,32 @@ def _headline(
     who = f"a student of {about(student)} at {budget(tokens)}"
     if law.status == "flat":
         return f"For {who}, the size of the teacher hardly matters"
-    if law.status == "not_identifiable":
-        return f"For {who}, these runs give no law; {near.best_teacher} was the best teacher tried"
+    answer = None if choice is None else choice.recommendation
+    if answer is None and law.status == "not_identifiable":
+        best = f"{near.best_teacher} was the best teacher of the student {near.student}"
+        return f"For {who}, these runs give no law; {best}"
     if choice is None:
         return f"For {who}, take the teacher {near.best_teacher}"
-    if choice.recommendation is not None and choice.recommendation.status == "abstains":
+    if answer is not None and answer.status == "abstains":
         return f"These runs do not settle the teacher for {who}"
     text = f"For {who}, take the teacher {choice.chosen}"
     cheaper = _cheaper(choice.recommendation)
     return f"{text}, or {cheaper}, which is as good and cheaper" if cheaper else text
 
 
-def _harm(law: LawRecord, near: Optimum) -> Interval | None:
-    """How much lower the loss of the nearest student that was measured is without a teacher, if it is."""
+def _harm(law: LawRecord, near: Optimum, choice: Choice | None) -> Interval | None:
+    """How much lower the loss of the nearest student measured is without a teacher, if it is shown to be.
+
+    None as well if the init of its best teacher was not trained without one, or if the question lies too
+    far from the runs for an answer.
+    """
+    recommended = None if choice is None else choice.recommendation
+    if recommended is not None and recommended.status == "abstains":
+        return None
     for effect in law.effects:
-        gain = effect.alone
-        if gain is None or (effect.student, effect.tokens) != (near.student, near.tokens):
-            continue
-        if _harmed(effect):
-            return _negative(gain)
+        if (effect.student, effect.tokens) == (near.student, near.tokens) and _harmed(effect):
+            known = effect.alone is not None and near.best_teacher in effect.both_ways
+            return _negative(effect.alone) if known else None
     return None
 
 
@@ -130,11 +137,15 @@ def _none_better(
     law: LawRecord, harm: Interval, near: Optimum, student: float, tokens: int, advice: Passage
 ) -> Passage:
     """The advice where no teacher is better than any; what it says of teachers follows."""
+    asked = (near.student_params_non_embedding, near.tokens) == (student, tokens)
+    who = f"the student {near.student}"
+    if not asked:
+        who = f"the nearest student measured, {near.student} at {budget(near.tokens)},"
     return Passage(
         f"For a student of {about(student)} parameters trained on {budget(tokens)}, take no teacher: from "
-        f"the same init, the student {near.student} did better without one, by {bracketed(harm, nats)} "
+        f"the same inits, {who} did better without one, by {bracketed(harm, nats)} "
         f"{METRICS[law.metric].unit}. Of the teachers tried, {near.best_teacher} was the best for it.",
-        advice.full,
+        f"If there must be a teacher: {advice.full[:1].lower()}{advice.full[1:]}",
     )
 
 
@@ -156,7 +167,11 @@ def _advice(
 ) -> Passage:
     who = f"a student of {about(student)} parameters distilled on {budget(tokens)}"
     if law.status == "flat":
-        cheapest = min(near.teachers, key=lambda one: one.teacher_params_non_embedding)
+        offered = near.teachers
+        if choice is not None and choice.recommendation is not None:
+            offered = choice.recommendation.ranked
+        larger = [one for one in offered if one.teacher_params_non_embedding > student]
+        cheapest = min(larger or offered, key=lambda one: one.teacher_params_non_embedding)
         return Passage(
             f"Teacher size makes no difference beyond noise here: for {who}, take {cheapest.teacher}, "
             "the smallest and cheapest."
@@ -201,7 +216,9 @@ def _advice(
             text += f"; {cheaper} is the cheapest" if many else " and is cheaper"
         text += "."
     star = answer.teacher_params_star
-    by_law = f"The law puts the best size, T*, at {bracketed(star, about)}." if star else ""
+    by_law = ""
+    if star is not None and star.limited and law.status == "fitted":
+        by_law = f"The law puts the best size, T*, at {bracketed(star, about)}."
     return Passage(text, f"{_agreeing(law, near, best.teacher)} {by_law}".strip())
 
 
@@ -282,13 +299,12 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
     if not here:
         return Passage("")
     after = f"after {budget(near.tokens)}"
-    each = listed(f"{bracketed(e.alone, nats)} for {e.student}" for e in here)
     text = (
-        "Against the same init trained on the data alone, the best teacher lowers the loss "
-        f"{after} by {each}."
+        "Against training the same inits on the data alone, the best of their teachers "
+        f"{_moved([(e.alone, f'for {e.student}') for e in here])} {after}."
     )
     harmed = [e.student for e in here if _harmed(e)]
-    doubtful = [e.student for e in here if e.alone.low is None or e.alone.low <= 0]
+    doubtful = [e.student for e in here if e.alone.low is not None and e.alone.low <= 0]
     doubtful = [name for name in doubtful if name not in harmed]
     if harmed:
         text += f" For {listed(harmed)} training without a teacher is better there."
@@ -297,8 +313,8 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
     text += _for_its_compute(law, near.student)
     early = ""
     if (first := known[0].tokens) < near.tokens:
-        gains = [f"{nats(e.alone.value)} for {e.student}" for e in known if e.tokens == first]
-        early = f"At equal tokens, after {budget(first)}, the best lowers it by {listed(gains)}."
+        gains = [(e.alone, f"for {e.student}") for e in known if e.tokens == first]
+        early = f"At equal tokens, after {budget(first)}, it {_moved(gains)}."
     return Passage(text, early)
 
 
@@ -309,18 +325,29 @@ def _for_its_compute(law: LawRecord, student: str) -> str:
         for effect in law.effects
         if effect.student == student and effect.at_equal_compute is not None
     )
-    parts = []
-    for tokens, worth in known[:1] + known[1:][-1:]:
-        gain, after = worth.gain, f"after {budget(tokens)}"
-        moved = ("lowers", gain) if gain.value >= 0 else ("raises", _negative(gain))
-        what = "it" if parts else f"the loss of {student}"
-        parts.append(f"{moved[0]} {what} by {bracketed(moved[1], nats)} {after}")
-    if not parts:
+    if not known:
         return ""
+    ends = known[:1] + known[1:][-1:]
+    gains = [(worth.gain, f"after {budget(tokens)}") for tokens, worth in ends]
     return (
         " At equal compute, where a student without a teacher sees more tokens, the teacher that is worth "
-        f"most {listed(parts)}."
+        f"most to {student} {_moved(gains)}."
     )
+
+
+def _moved(gains: list[tuple[Interval, str]]) -> str:
+    """'lowers the loss by 0.1 [0.05, 0.15] for 6k, and raises it by 0.02 for 52k', by gains and where."""
+    lower = [f"{_amount(gain)} {where}" for gain, where in gains if gain.value >= 0]
+    raised = [f"{_amount(_negative(gain))} {where}" for gain, where in gains if gain.value < 0]
+    parts = [f"lowers the loss by {listed(lower)}"] if lower else []
+    parts += [f"raises {'it' if lower else 'the loss'} by {listed(raised)}"] if raised else []
+    return ", and ".join(parts)
+
+
+def _amount(found: Interval) -> str:
+    if found.low is None and found.high is None:
+        return f"{nats(found.value)} (noise unknown)"
+    return bracketed(found, nats)
 
 
 def caution(law: LawRecord) -> str:
@@ -368,6 +395,8 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
         if row.predicted_regret is not None:
             expected[row.teacher] = row.predicted_regret
             params[row.teacher] = row.teacher_params_non_embedding
+    asked_size = subject(law, final)[0]
+    params = {name: at for name, at in params.items() if at > asked_size} or params
     costs = {name: found.value for name, found in expected.items()} or measured
     worst = max(costs.values()) or 1.0
     in_nats = METRICS[law.metric].unit == "nats per token"
@@ -380,7 +409,9 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
                 teacher=name,
                 size=size(params[name]),
                 cost=text,
-                interval=bracketed(predicted, nats).partition(" ")[2] if predicted and cost else "",
+                interval=bracketed(predicted, nats).partition(" ")[2]
+                if predicted and predicted.limited and cost
+                else "",
                 perplexity=f"+{100 * math.expm1(cost):.1f} %" if cost and in_nats else "",
                 share=(cost or 0.0) / worst,
                 measured=nats(measured[name]) if expected and name in measured else "",

@@ -78,6 +78,7 @@ def _effects(
         noise_nats=_noise_span(group, law, settings.confidence),
         fixed_init_shapes=_shapes(group, law, settings),
         gain_nats=cell.gain,
+        both_ways=tuple(map(str, cell.means.sort_values("params").index)),
         alone=at_equal_tokens(cell, law, settings.confidence),
     )
 
@@ -88,7 +89,12 @@ def _noise_span(group: pd.DataFrame, law: PowerLaw | None, confidence: float) ->
         return None
     teachers = max(2, group.loc[group["teacher"] != NONE, "teacher"].nunique())
     controls = group[group["arm"] != "main"]
-    seeds = controls.groupby(["init", "teacher"])["seed"].nunique().median()
+    seeds = (
+        controls.assign(runs=controls.get("n", 1))
+        .groupby(["init", "teacher"])["runs"]
+        .sum()
+        .median()
+    )
     quantile = stats.studentized_range.ppf(confidence, teachers, law.noise_df)
     own, shared = variances(law)
     return float(quantile * np.sqrt(own / seeds + shared))

@@ -1,8 +1,9 @@
 """
 What a teacher is worth: the loss without one above that with the best, at equal tokens and at equal compute.
 
-Controls often have fewer repetitions, so an init without a teacher is taken at the mean loss with its own
-teacher plus the mean gain of the runs that share init and order of the data. The best init counts.
+Only inits that were trained both ways count, with their own teacher and on the data alone, and the best of
+each. Controls often have fewer repetitions, so a pruned init without a teacher is taken at the mean loss
+with its own teacher plus the mean gain of the runs that share init and order of the data.
 
 At equal compute the FLOPs of the teacher's forward passes buy a student without one more tokens, D (1 +
 f_T / (3 f_S)) instead of D. Its loss there is read off between two of its budgets, on a straight line in
@@ -29,34 +30,65 @@ from capgap.law.table.token_flops import TokenFlops
 class Cell:
     """A student at one budget, with and without a teacher; losses on the scale of the fit.
 
-    means: by teacher, of runs with the pruned init of their own teacher: `mean`, `size`, the number of
-    runs, and `params`, the size of the teacher. alone: the same of each init without a teacher, by the
-    teacher that it was pruned from. gain: of the own teacher, mean over all pairs; None without pairs.
+    means: by teacher whose students' init was also trained without one: `mean`, `size`, the number of
+    runs, and `params`, its size. alone: `mean` and `size` of that init without a teacher. shares_init:
+    whether all teachers teach one init, as random and given ones. gain: of the own teacher over none, mean
+    over all pairs of runs; None without pairs.
     """
 
     means: pd.DataFrame
     alone: pd.DataFrame
+    shares_init: bool
     gain: float | None
 
     @property
+    def best(self) -> str:
+        """The teacher with the lowest loss."""
+        return str(self.means["mean"].idxmin())
+
+    @property
     def own(self) -> str:
-        """The teacher whose pruned init does best without one."""
-        return str(self.alone["mean"].idxmin())
+        """The teacher whose init does best without one; the best one if that is as good."""
+        alone = self.alone["mean"]
+        return self.best if alone[self.best] <= alone.min() else str(alone.idxmin())
 
 
 def cell_of(group: pd.DataFrame) -> Cell:
     """The cell of the runs of one student at one budget (`read_runs`)."""
+    group = group.assign(runs=group.get("n", 1), row=np.arange(len(group)))
     main = group[group["arm"] == "main"]
-    means = main.groupby("teacher").agg(
-        mean=(LOSS, "mean"), size=(LOSS, "size"), params=("teacher_params_non_embedding", "first")
-    )
     without = group[(group["teacher"] == NONE) & group["init"].isin(main["init"])]
     same = [name for name in ("init", "init_seed", "seed") if name in group]
-    both = main.merge(without[[*same, LOSS]], on=same, suffixes=("", "_alone"))
-    gains = both[f"{LOSS}_alone"] - both[LOSS]
-    alone = gains.groupby(both["teacher"]).agg(["mean", "size"])
-    alone["mean"] += means["mean"].reindex(alone.index)
-    return Cell(means, alone, float(gains.mean()) if len(gains) else None)
+    if "teacher_seed" in group and without["teacher_seed"].any():
+        same.append("teacher_seed")
+    both = main.merge(without[[*same, LOSS, "runs", "row"]], on=same, suffixes=("", "_alone"))
+    both["gain"] = both[f"{LOSS}_alone"] - both[LOSS]
+    shares_init = main["init"].nunique() == 1 and main["teacher"].nunique() > 1
+    found = {}
+    for teacher, pairs in both.groupby("teacher", sort=True):
+        taught, pair_runs = (
+            main[main["teacher"] == teacher],
+            pairs[["runs", "runs_alone"]].min(axis=1),
+        )
+        mean = float(np.average(taught[LOSS], weights=taught["runs"]))
+        alone = mean + float(np.average(pairs["gain"], weights=pair_runs))
+        size = min(
+            pairs.drop_duplicates("row")["runs"].sum(),
+            pairs.drop_duplicates("row_alone")["runs_alone"].sum(),
+        )
+        if shares_init:
+            alone = float(np.average(without[LOSS], weights=without["runs"]))
+            size = without["runs"].sum()
+        params = taught["teacher_params_non_embedding"].iloc[0]
+        found[teacher] = mean, taught["runs"].sum(), params, alone, size
+    columns = ["mean", "size", "params", "alone", "alone_size"]
+    cells = pd.DataFrame.from_dict(found, orient="index", columns=columns)
+    return Cell(
+        cells[["mean", "size", "params"]],
+        cells[["alone", "alone_size"]].set_axis(["mean", "size"], axis=1),
+        shares_init,
+        float(both["gain"].mean()) if len(both) else None,
+    )
 
 
 def at_equal_tokens(cell: Cell, law: PowerLaw | None, confidence: float) -> Interval | None:
@@ -67,13 +99,17 @@ def at_equal_tokens(cell: Cell, law: PowerLaw | None, confidence: float) -> Inte
     """
     if not len(cell.alone):
         return None
-    means, own, best = cell.means, cell.own, cell.means["mean"].idxmin()
-    value = float(cell.alone.at[own, "mean"] - means.at[best, "mean"])
+    own, best = cell.own, cell.best
+    alone, means = cell.alone.loc[own], cell.means
+    value = float(alone["mean"] - means.at[best, "mean"])
     if law is None:
         return Interval.around(value, None)
     order, shared = variances(law)
     teacher = law.component_variances.get("teacher", 0.0)  # both have the same init
-    variance = (2 * order + teacher) / cell.alone.at[own, "size"]
+    if cell.shares_init:
+        variance = order / alone["size"] + (order + teacher) / means.at[best, "size"]
+    else:
+        variance = (2 * order + teacher) / alone["size"]
     if own != best:
         variance += sum((order + shared) / means.at[name, "size"] for name in (own, best))
     return _around(value, variance, law, confidence)
@@ -90,7 +126,7 @@ def at_equal_compute(
     """The same for the teacher that is worth most for its compute; its targets are computed online.
 
     cells: of one student by budget. size: of the student, parameters. None if the tokens that the
-    compute of the best one buys, or of a next larger one, lie beyond the budgets without a teacher.
+    compute of the best one buys, or of the next larger one, lie beyond the budgets without a teacher.
     """
     budgets = [budget for budget, cell in sorted(cells.items()) if len(cell.alone)]
     if tokens not in budgets:
