@@ -351,6 +351,16 @@ def test_worth_for_its_compute_is_against_a_student_that_saw_more_tokens():
     half = 2.2281 * (2 * (1e-4 + 2e-4)) ** 0.5
     gain = small.at_equal_compute.gain
     assert gain.high - gain.value == pytest.approx(half, rel=1e-4)
+    # a teacher smaller than the best one has no control, so it may be worth more
+    more = pd.concat([runs, runs[runs["teacher"] == "a"].assign(teacher="c", init="pruned-c")])
+    more.loc[more["teacher"] == "c", "teacher_params_non_embedding"] = 50
+    assert [
+        e.at_equal_compute and e.at_equal_compute.teacher for e in effects_of(more, None, Law())
+    ] == [
+        None,
+        "b",
+        None,
+    ]
     # the best teacher within reach is the last one within reach: a larger one may be worth more
     runs.loc[
         (runs["tokens"] == 2000) & (runs["teacher"] == "b"), "teacher_params_non_embedding"

@@ -310,7 +310,7 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
         text += f" For {listed(harmed)} training without a teacher is better there."
     if doubtful:
         text += f" For {listed(doubtful)} a teacher is not shown to help {after}."
-    text += _for_its_compute(law, near.student)
+    text += _for_its_compute(law, near)
     early = ""
     if (first := known[0].tokens) < near.tokens:
         gains = [(e.alone, f"for {e.student}") for e in known if e.tokens == first]
@@ -318,8 +318,17 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
     return Passage(text, early)
 
 
-def _for_its_compute(law: LawRecord, student: str) -> str:
-    """What a teacher gains at equal compute, at the first and the last budget where it is known."""
+def _for_its_compute(law: LawRecord, near: Optimum) -> str:
+    """What a teacher gains at equal compute, at the first and the last budget where it is known.
+
+    For the student that is nearest in size to this one among those of which it is known.
+    """
+    size_of = {o.student: o.student_params_non_embedding for o in law.optima}
+    student = min(
+        (e.student for e in law.effects if e.at_equal_compute is not None and e.student in size_of),
+        key=lambda name: abs(math.log(size_of[name] / near.student_params_non_embedding)),
+        default=None,
+    )
     known = sorted(
         (effect.tokens, effect.at_equal_compute)
         for effect in law.effects

@@ -31,12 +31,13 @@ class Cell:
     """A student at one budget, with and without a teacher; losses on the scale of the fit.
 
     means: by teacher whose students' init was also trained without one: `mean`, `size`, the number of
-    runs, and `params`, its size. alone: `mean` and `size` of that init without a teacher. shares_init:
+    runs, and `params`, its size; smallest: that of the smallest teacher of all. alone: `mean` and `size` of that init without a teacher. shares_init:
     whether all teachers teach one init, as random and given ones. gain: of the own teacher over none, mean
     over all pairs of runs; None without pairs.
     """
 
     means: pd.DataFrame
+    smallest: float
     alone: pd.DataFrame
     shares_init: bool
     gain: float | None
@@ -85,6 +86,7 @@ def cell_of(group: pd.DataFrame) -> Cell:
     cells = pd.DataFrame.from_dict(found, orient="index", columns=columns)
     return Cell(
         cells[["mean", "size", "params"]],
+        float(main["teacher_params_non_embedding"].min()),
         cells[["alone", "alone_size"]].set_axis(["mean", "size"], axis=1),
         shares_init,
         float(both["gain"].mean()) if len(both) else None,
@@ -126,7 +128,8 @@ def at_equal_compute(
     """The same for the teacher that is worth most for its compute; its targets are computed online.
 
     cells: of one student by budget. size: of the student, parameters. None if the tokens that the
-    compute of the best one buys, or of the next larger one, lie beyond the budgets without a teacher.
+    compute of the best one buys, or of the next larger one, lie beyond the budgets without a teacher; and
+    if it is the smallest that counts, but not the smallest that was tried.
     """
     budgets = [budget for budget, cell in sorted(cells.items()) if len(cell.alone)]
     if tokens not in budgets:
@@ -147,6 +150,8 @@ def at_equal_compute(
     value, name, bought = max(found)
     if name == found[-1][1] and len(found) < len(cells[tokens].means):
         return None  # a larger one may be worth more
+    if name == found[0][1] and cells[tokens].means.at[name, "params"] > cells[tokens].smallest:
+        return None  # or a smaller one, whose init was not trained without it
     gain = Interval.around(value, None)
     if law is not None:
         order, shared = variances(law)
