@@ -115,8 +115,11 @@ def test_where_no_teacher_is_better_the_advice_is_to_take_none(law):
     assert "without" not in usual.headline
     assert answer.advice.rest == f"If there must be a teacher: f{usual.advice.full[1:]}"
     # the init of the best teacher was not trained without one, which might be no better
-    other = harmed.model_copy(update={"both_ways": ("another",)})
-    assert answer_of(law.model_copy(update={"effects": [other]})).headline == usual.headline
+    other = law.model_copy(
+        update={"effects": [harmed.model_copy(update={"both_ways": ("another",)})]}
+    )
+    assert answer_of(other).headline == usual.headline
+    assert f"For {best.student} a teacher is not shown to help" in answer_of(other).alone.short
 
 
 def test_a_student_that_was_not_measured_is_told_of_the_nearest(law):

@@ -115,22 +115,15 @@ def _headline(
 def _harm(law: LawRecord, near: Optimum, choice: Choice | None) -> Interval | None:
     """How much lower the loss of the nearest student measured is without a teacher, if it is shown to be.
 
-    None as well if the init of its best teacher was not trained without one, or if the question lies too
-    far from the runs for an answer.
+    None as well if the question lies too far from the runs for an answer.
     """
     recommended = None if choice is None else choice.recommendation
     if recommended is not None and recommended.status == "abstains":
         return None
     for effect in law.effects:
-        if (effect.student, effect.tokens) == (near.student, near.tokens) and _harmed(effect):
-            known = effect.alone is not None and near.best_teacher in effect.both_ways
-            return _negative(effect.alone) if known else None
+        if (effect.student, effect.tokens) == (near.student, near.tokens) and _harmed(law, effect):
+            return effect.alone and _negative(effect.alone)
     return None
-
-
-def _negative(found: Interval) -> Interval:
-    low, high = (None if end is None else -end for end in (found.high, found.low))
-    return Interval(value=-found.value, low=low, high=high)
 
 
 def _none_better(
@@ -149,7 +142,11 @@ def _none_better(
     )
 
 
-def _harmed(effect: ArmEffects) -> bool:
+def _harmed(law: LawRecord, effect: ArmEffects) -> bool:
+    """Whether no teacher is shown to be better than any, the best one among them."""
+    best = {(o.student, o.tokens): o.best_teacher for o in law.optima}
+    if best.get((effect.student, effect.tokens)) not in effect.both_ways:
+        return False
     return effect.alone is not None and effect.alone.high is not None and effect.alone.high < 0
 
 
@@ -303,7 +300,7 @@ def alone(law: LawRecord, near: Optimum) -> Passage:
         "Against training the same inits on the data alone, the best of their teachers "
         f"{_moved([(e.alone, f'for {e.student}') for e in here])} {after}."
     )
-    harmed = [e.student for e in here if _harmed(e)]
+    harmed = [e.student for e in here if _harmed(law, e)]
     doubtful = [e.student for e in here if e.alone.low is not None and e.alone.low <= 0]
     doubtful = [name for name in doubtful if name not in harmed]
     if harmed:
@@ -351,6 +348,11 @@ def _moved(gains: list[tuple[Interval, str]]) -> str:
     parts = [f"lowers the loss by {listed(lower)}"] if lower else []
     parts += [f"raises {'it' if lower else 'the loss'} by {listed(raised)}"] if raised else []
     return ", and ".join(parts)
+
+
+def _negative(found: Interval) -> Interval:
+    low, high = (None if end is None else -end for end in (found.high, found.low))
+    return Interval(value=-found.value, low=low, high=high)
 
 
 def _amount(found: Interval) -> str:
