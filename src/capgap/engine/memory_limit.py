@@ -6,6 +6,7 @@ what it frees goes back to the system.
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def map_large_tensors() -> None:
     They go back to the system when the tensor is freed. By default glibc takes tensors of up to 32 MiB
     from its heap once some have been freed, and layers that come and go leave holes there: a heap for
     two layers grew by half after 27. Each tensor's pages are new ones, which costs time where tensors
-    are small or many, as in training.
+    are small or many, as in training. Whoever sets MALLOC_MMAP_THRESHOLD_ keeps that.
     """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
