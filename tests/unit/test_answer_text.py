@@ -11,7 +11,8 @@ from capgap.law.law_record import (
     NoiseComponent,
     WorthAtEqualCompute,
 )
-from capgap.reporting.answer_text import alone, answer_of, costs, experiments, growth, noise_sd
+from capgap.reporting.answer_text import answer_of, costs, experiments, growth, noise_sd
+from capgap.reporting.worth_text import alone
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_worth_of_a_teacher_is_told_by_student_at_the_nearest_and_the_first_budg
     text = alone(law.model_copy(update={"effects": effects}), near)
     assert f"lowers the loss by 0.020 [−0.010, 0.050] for {name} after" in text.short
     assert f"For {name} a teacher is not shown to help" in text.short
-    assert text.rest.endswith(f" it lowers the loss by 0.100 [0.050, 0.150] for {name}.")
+    assert text.rest.endswith(f" teachers lowers the loss by 0.100 [0.050, 0.150] for {name}.")
     raised = law.model_copy(update={"effects": [worth(near, near.tokens, around(-0.05, 0.03))]})
     worse = alone(raised, near).short
     assert f"raises the loss by 0.050 [0.020, 0.080] for {name} after" in worse

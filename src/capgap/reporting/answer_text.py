@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 from capgap.law.answers.answer_records import Choice, FinalRecord, Recommendation
 from capgap.law.answers.extrapolation import nearest
-from capgap.law.law_record import ArmEffects, Claim, Interval, LawRecord, Optimum
+from capgap.law.law_record import Claim, Interval, LawRecord, Optimum
 from capgap.law.number_text import about, bracketed, budget, listed, two_digits
 from capgap.law.power_law.noise import FORM
 from capgap.law.table.metric import METRICS
 from capgap.reporting.causes_text import effects, leads
 from capgap.reporting.report_text import Passage, nats, size, worse_teachers
+from capgap.reporting.worth_text import alone, is_harmed, negative
 
 
 class Experiment(NamedTuple):
@@ -121,8 +122,10 @@ def _harm(law: LawRecord, near: Optimum, choice: Choice | None) -> Interval | No
     if recommended is not None and recommended.status == "abstains":
         return None
     for effect in law.effects:
-        if (effect.student, effect.tokens) == (near.student, near.tokens) and _harmed(law, effect):
-            return effect.alone and _negative(effect.alone)
+        if (effect.student, effect.tokens) == (near.student, near.tokens) and is_harmed(
+            law, effect
+        ):
+            return effect.alone and negative(effect.alone)
     return None
 
 
@@ -140,14 +143,6 @@ def _none_better(
         f"{METRICS[law.metric].unit}. Of the teachers tried, {near.best_teacher} was the best for it.",
         f"If there must be a teacher: {advice.full[:1].lower()}{advice.full[1:]}",
     )
-
-
-def _harmed(law: LawRecord, effect: ArmEffects) -> bool:
-    """Whether no teacher is shown to be better than any, the best one among them."""
-    best = {(o.student, o.tokens): o.best_teacher for o in law.optima}
-    if best.get((effect.student, effect.tokens)) not in effect.both_ways:
-        return False
-    return effect.alone is not None and effect.alone.high is not None and effect.alone.high < 0
 
 
 def _cheaper(answer: Recommendation | None) -> str | None:
@@ -285,82 +280,6 @@ def _predicted_costs(law: LawRecord, choice: Choice | None) -> str:
     return f"{text}."
 
 
-def alone(law: LawRecord, near: Optimum) -> Passage:
-    """What the best teacher gains over none at the nearest budget that was measured, and at the smallest."""
-    size_of = {o.student: o.student_params_non_embedding for o in law.optima}
-    known = sorted(
-        (e for e in law.effects if e.alone is not None and e.student in size_of),
-        key=lambda e: (e.tokens, size_of[e.student]),
-    )
-    here = [e for e in known if e.tokens == near.tokens]
-    if not here:
-        return Passage("")
-    after = f"after {budget(near.tokens)}"
-    text = (
-        "Against training the same inits on the data alone, the best of their teachers "
-        f"{_moved([(e.alone, f'for {e.student}') for e in here])} {after}."
-    )
-    harmed = [e.student for e in here if _harmed(law, e)]
-    doubtful = [e.student for e in here if e.alone.low is not None and e.alone.low <= 0]
-    doubtful = [name for name in doubtful if name not in harmed]
-    if harmed:
-        text += f" For {listed(harmed)} training without a teacher is better there."
-    if doubtful:
-        text += f" For {listed(doubtful)} a teacher is not shown to help {after}."
-    text += _for_its_compute(law, near)
-    early = ""
-    if (first := known[0].tokens) < near.tokens:
-        gains = [(e.alone, f"for {e.student}") for e in known if e.tokens == first]
-        early = f"At equal tokens, after {budget(first)}, it {_moved(gains)}."
-    return Passage(text, early)
-
-
-def _for_its_compute(law: LawRecord, near: Optimum) -> str:
-    """What a teacher gains at equal compute, at the first and the last budget where it is known.
-
-    For the student that is nearest in size to this one among those of which it is known.
-    """
-    size_of = {o.student: o.student_params_non_embedding for o in law.optima}
-    student = min(
-        (e.student for e in law.effects if e.at_equal_compute is not None and e.student in size_of),
-        key=lambda name: abs(math.log(size_of[name] / near.student_params_non_embedding)),
-        default=None,
-    )
-    known = sorted(
-        (effect.tokens, effect.at_equal_compute)
-        for effect in law.effects
-        if effect.student == student and effect.at_equal_compute is not None
-    )
-    if not known:
-        return ""
-    ends = known[:1] + known[1:][-1:]
-    gains = [(worth.gain, f"after {budget(tokens)}") for tokens, worth in ends]
-    return (
-        " At equal compute, where a student without a teacher sees more tokens, the teacher that is worth "
-        f"most to {student} {_moved(gains)}."
-    )
-
-
-def _moved(gains: list[tuple[Interval, str]]) -> str:
-    """'lowers the loss by 0.1 [0.05, 0.15] for 6k, and raises it by 0.02 for 52k', by gains and where."""
-    lower = [f"{_amount(gain)} {where}" for gain, where in gains if gain.value >= 0]
-    raised = [f"{_amount(_negative(gain))} {where}" for gain, where in gains if gain.value < 0]
-    parts = [f"lowers the loss by {listed(lower)}"] if lower else []
-    parts += [f"raises {'it' if lower else 'the loss'} by {listed(raised)}"] if raised else []
-    return ", and ".join(parts)
-
-
-def _negative(found: Interval) -> Interval:
-    low, high = (None if end is None else -end for end in (found.high, found.low))
-    return Interval(value=-found.value, low=low, high=high)
-
-
-def _amount(found: Interval) -> str:
-    if found.low is None and found.high is None:
-        return f"{nats(found.value)} (noise unknown)"
-    return bracketed(found, nats)
-
-
 def caution(law: LawRecord) -> str:
     """Why the optimum may be one of how well the teachers are trained."""
     worse = worse_teachers(law)
@@ -397,7 +316,8 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
 
     Costs are losses above that of the best teacher, on the scale of the law's metric.
     """
-    near = nearest(law, *subject(law, final))
+    student, tokens = subject(law, final)
+    near = nearest(law, student, tokens)
     answer = None if final is None else final.choice.recommendation
     params = {one.teacher: one.teacher_params_non_embedding for one in near.teachers}
     measured = {one.teacher: one.regret_nats for one in near.teachers}
@@ -406,8 +326,7 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
         if row.predicted_regret is not None:
             expected[row.teacher] = row.predicted_regret
             params[row.teacher] = row.teacher_params_non_embedding
-    asked_size = subject(law, final)[0]
-    params = {name: at for name, at in params.items() if at > asked_size} or params
+    params = {name: at for name, at in params.items() if at > student} or params
     costs = {name: found.value for name, found in expected.items()} or measured
     worst = max(costs.values()) or 1.0
     in_nats = METRICS[law.metric].unit == "nats per token"
@@ -429,8 +348,8 @@ def teacher_costs(law: LawRecord, final: FinalRecord | None) -> TeacherCosts:
             )
         )
     asked = ""
-    if answer is not None and expected:
-        asked = f"{about(answer.student_params_non_embedding)} at {budget(answer.tokens)}"
+    if expected:
+        asked = f"{about(student)} at {budget(tokens)}"
     return TeacherCosts(near.student, budget(near.tokens), near.tokens, rows, asked)
 
 

@@ -89,15 +89,11 @@ def _noise_span(group: pd.DataFrame, law: PowerLaw | None, confidence: float) ->
         return None
     teachers = max(2, group.loc[group["teacher"] != NONE, "teacher"].nunique())
     controls = group[group["arm"] != "main"]
-    seeds = (
-        controls.assign(runs=controls.get("n", 1))
-        .groupby(["init", "teacher"])["runs"]
-        .sum()
-        .median()
-    )
+    controls = controls.assign(runs=controls.get("n", 1))
+    repeats = controls.groupby(["init", "teacher"])["runs"].sum().median()
     quantile = stats.studentized_range.ppf(confidence, teachers, law.noise_df)
     own, shared = variances(law)
-    return float(quantile * np.sqrt(own / seeds + shared))
+    return float(quantile * np.sqrt(own / repeats + shared))
 
 
 def _shapes(group: pd.DataFrame, law: PowerLaw | None, settings: Law) -> dict[str, Shape]:

@@ -31,14 +31,15 @@ class Cell:
     """A student at one budget, with and without a teacher; losses on the scale of the fit.
 
     means: by teacher whose students' init was also trained without one: `mean`, `size`, the number of
-    runs, and `params`, its size; smallest: that of the smallest teacher of all. alone: `mean` and `size` of that init without a teacher. shares_init:
-    whether all teachers teach one init, as random and given ones. gain: of the own teacher over none, mean
-    over all pairs of runs; None without pairs.
+    runs, and `params`, its size. alone: `mean` and `size` of that init without a teacher. smallest: size of
+    the smallest teacher, whether or not it is among these. shares_init: whether all teachers teach one
+    init, as random and given ones. gain: of the own teacher over none, mean over all pairs of runs; None
+    without pairs.
     """
 
     means: pd.DataFrame
-    smallest: float
     alone: pd.DataFrame
+    smallest: float
     shares_init: bool
     gain: float | None
 
@@ -67,10 +68,8 @@ def cell_of(group: pd.DataFrame) -> Cell:
     shares_init = main["init"].nunique() == 1 and main["teacher"].nunique() > 1
     found = {}
     for teacher, pairs in both.groupby("teacher", sort=True):
-        taught, pair_runs = (
-            main[main["teacher"] == teacher],
-            pairs[["runs", "runs_alone"]].min(axis=1),
-        )
+        taught = main[main["teacher"] == teacher]
+        pair_runs = pairs[["runs", "runs_alone"]].min(axis=1)
         mean = float(np.average(taught[LOSS], weights=taught["runs"]))
         alone = mean + float(np.average(pairs["gain"], weights=pair_runs))
         size = min(
@@ -86,8 +85,8 @@ def cell_of(group: pd.DataFrame) -> Cell:
     cells = pd.DataFrame.from_dict(found, orient="index", columns=columns)
     return Cell(
         cells[["mean", "size", "params"]],
-        float(main["teacher_params_non_embedding"].min()),
         cells[["alone", "alone_size"]].set_axis(["mean", "size"], axis=1),
+        float(main["teacher_params_non_embedding"].min()),
         shares_init,
         float(both["gain"].mean()) if len(both) else None,
     )
